@@ -1,0 +1,3 @@
+"""
+btrfs from Python with nothing but the kernel.
+"""

@@ -1,0 +1,3 @@
+"""
+containerd's snapshotter semantics on btrfs.
+"""
