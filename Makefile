@@ -1,0 +1,23 @@
+# `make setup` makes .venv with everything; the other targets call it first, so each is one command on a fresh clone.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint bench
+
+setup:
+	@PYTHON='$(PYTHON)' tools/setup
+
+demo: setup
+	@$(BIN)/snapshotter demo
+
+test: lint
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks

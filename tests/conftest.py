@@ -1,0 +1,223 @@
+"""
+Real btrfs for every test that asks, a check that no test leaks, and plain words about what did not run.
+"""
+
+import errno
+import itertools
+import os
+import pickle
+import shutil
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybtrfs import image, subvolume, syscall
+
+NOBODY = 65534
+CAP_SYS_ADMIN = 21
+PATIENCE = 10  # seconds for what the kernel releases later than it answers, such as a loop device
+
+
+def _why_no_btrfs() -> str:
+    """
+    What this machine lacks for a btrfs of its own; empty when nothing.
+    """
+    if os.geteuid():
+        return "needs root"
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    if not int(status["CapEff"], 16) >> CAP_SYS_ADMIN & 1:
+        return "needs CAP_SYS_ADMIN, which root lacks here (a container?)"
+    try:
+        syscall.mount("/nonexistent", "/", "btrfs")  # loads the module where there is one
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return "needs a kernel with btrfs"
+    return ""
+
+
+WHY_NO_BTRFS = _why_no_btrfs()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # All temporary files go below one directory, so that the leak check can tell this run's mounts and
+    # loop devices from others'. Not pytest's own directory: that is closed to unprivileged users.
+    scope = tempfile.mkdtemp(prefix="btrfs-snapshotter-tests-")
+    os.chmod(scope, 0o755)
+    os.environ["TMPDIR"] = tempfile.tempdir = scope
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    scope = tempfile.gettempdir()
+    for mount in _mounts_below(scope):
+        syscall.umount2(mount)
+    shutil.rmtree(scope)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if WHY_NO_BTRFS and item.get_closest_marker("btrfs"):
+        pytest.skip(WHY_NO_BTRFS)
+
+
+def _fail_when_skipped(report: Any) -> Any:
+    if report.skipped and not hasattr(report, "wasxfail") and not WHY_NO_BTRFS:
+        report.outcome = "failed"
+        report.longrepr = f"as root on a kernel with btrfs nothing is skipped: {report.longrepr[2]}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    return _fail_when_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    return _fail_when_skipped((yield))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    for reason, count in Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped).items():
+        terminalreporter.write_line(f"did not run: {count} tests: {reason}")
+    if skipped:
+        terminalreporter.write_line("everything runs with `make test` as root on a kernel with btrfs")
+
+
+def _mounts_below(scope: str) -> list[str]:
+    """
+    The mount points below *scope*, the latest first.
+    """
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [point for point in (line.split()[4] for line in reversed(lines)) if point.startswith(scope)]
+
+
+def _held() -> set[str]:
+    """
+    What a test could leave behind, in words.
+    """
+    scope = tempfile.gettempdir()
+    held = {f"thread {thread.name} {thread.ident}" for thread in threading.enumerate()}
+    held.update(f"mount {point}" for point in _mounts_below(scope))
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            held.add(f"fd {fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+        except FileNotFoundError:
+            continue  # the one that listed
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            path = backing.read_text().rstrip("\n")
+        except OSError:
+            continue  # detached since it was listed
+        if path.startswith(scope):
+            held.add(f"{backing.parts[3]} {path}")
+    return held
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """
+    Fails a test that leaves an fd, a thread, a mount or a loop device.
+    """
+    before = _held()
+    yield
+    deadline = time.monotonic() + PATIENCE
+    while leaked := _held() - before:
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: {', '.join(sorted(leaked))}")
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def image_mount() -> Iterator[Callable[..., Path]]:
+    """
+    A function that mounts a fresh btrfs of *size* bytes, gone after the test.
+    """
+    with ExitStack() as stack:
+
+        def mount(size: int = 256 << 20, **options: Any) -> Path:
+            if WHY_NO_BTRFS:
+                pytest.skip(WHY_NO_BTRFS)
+            path = stack.enter_context(image.temporary(size, **options))
+            path.parent.chmod(0o755)
+            return path
+
+        yield mount
+
+
+@pytest.fixture(scope="session")
+def btrfs_image() -> Iterator[Path]:
+    """
+    The mounted btrfs that tests share.
+    """
+    if WHY_NO_BTRFS:
+        pytest.skip(WHY_NO_BTRFS)
+    with image.temporary(8 << 30) as mount:
+        mount.parent.chmod(0o755)
+        yield mount
+
+
+_names = itertools.count()
+
+
+@pytest.fixture
+def btrfs(btrfs_image: Path) -> Iterator[Path]:
+    """
+    An empty directory on btrfs; it and its subvolumes are gone after the test.
+    """
+    path = btrfs_image / str(next(_names))
+    path.mkdir()
+    yield path
+    _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if subvolume.is_subvolume(path):
+        subvolume.delete(path, recursive=True)
+        return
+    for entry in os.scandir(path):
+        if entry.is_dir(follow_symlinks=False):
+            _remove(Path(entry.path))
+        else:
+            os.unlink(entry)
+    path.rmdir()
+
+
+@pytest.fixture
+def unprivileged() -> Callable[..., Any]:
+    """
+    Calls a function in a child process of an ordinary user and gives what it returned or raised.
+    """
+
+    def call(function: Callable[..., Any], *args: Any) -> Any:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                try:
+                    os.setgroups([])
+                    os.setresgid(NOBODY, NOBODY, NOBODY)
+                    os.setresuid(NOBODY, NOBODY, NOBODY)  # drops every capability, too
+                    outcome = (function(*args), None)
+                except BaseException as error:
+                    outcome = (None, error)
+                with os.fdopen(writer, "wb") as pipe:
+                    pickle.dump(outcome, pipe)
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            answer = pipe.read()
+        os.waitpid(child, 0)
+        value, error = pickle.loads(answer)
+        if error is not None:
+            raise error
+        return value
+
+    return call
