@@ -11,9 +11,8 @@ import os
 import stat
 from collections.abc import Iterator
 
-from pybtrfs.items import InlineExtent, InodeItem, Key
-
 from pybtrfs import items, tree_search
+from pybtrfs.items import InlineExtent, InodeItem, Key
 from snapshotter.snapshot import Measured, Usage
 
 _FIRST = Key(items.FIRST_FREE_OBJECTID, 0, 0)

@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from pybtrfs.errors import NotBtrfsError
-
 from pybtrfs import filesystem, ioctl, subvolume, syscall
+from pybtrfs.errors import NotBtrfsError
 from snapshotter import mountinfo, usage
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.mountinfo import MountTable
