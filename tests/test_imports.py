@@ -46,7 +46,7 @@ PURE = {
     "snapshotter.labels",
     "snapshotter.snapshot",
 }
-IO = {"asyncio", "fcntl", "io", "logging", "multiprocessing", "os", "pathlib", "select", "shutil", "socket", "tempfile"}
+IO = {"asyncio", "fcntl", "io", "multiprocessing", "os", "pathlib", "select", "shutil", "socket", "tempfile"}
 IO |= {"subprocess", "threading", "time"}
 
 ONLY = {  # these imports are these modules' alone
