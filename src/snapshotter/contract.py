@@ -288,7 +288,7 @@ class Snapshotter:
         What is wrong with the store: snapshots that cannot be used, and what no record accounts for.
         """
         quarantined = [
-            Problem(snapshot.info.name, snapshot.quarantine, "remove the snapshot, and what rests on it")
+            Problem(snapshot.key, snapshot.quarantine, "remove the snapshot, and what rests on it")
             for snapshot in self._index.snapshots()
             if snapshot.quarantine
         ]
@@ -409,22 +409,23 @@ class Snapshotter:
         """
         check_key(name)
         labels = check_labels(labels)
-        with self._changing(f"commit snapshot {key!r}"), self._index.change(name, key):
-            active = self._index.get(key)
-            self._check_free(name)
-            self._check_active(active)
-            if parent and parent != active.info.parent:
-                raise InvalidArgumentError(
-                    f"cannot change parent of active snapshot {key!r} on commit: it is {active.info.parent!r}, "
-                    f"not {parent!r}"
-                )
-            _check_whole(active)
-            self._check_trusted(active)
-            commitment = Commitment(name, labels, time.time_ns())
-            committed = self._with_space(lambda: self._freeze(active, commitment))
-            self._index.update(active, committed, settled=False)
-        self._worker.destroy(active.id, FS)
-        self._worker.submit(lambda: self._settle(active))
+        with self._changing(f"commit snapshot {key!r}"):
+            with self._index.change(name, key):
+                active = self._index.get(key)
+                self._check_free(name)
+                self._check_active(active)
+                if parent and parent != active.parent_key:
+                    raise InvalidArgumentError(
+                        f"cannot change parent of active snapshot {key!r} on commit: it is {active.parent_key!r}, "
+                        f"not {parent!r}"
+                    )
+                _check_whole(active)
+                self._check_trusted(active)
+                commitment = Commitment(name, labels, time.time_ns())
+                committed = self._with_space(lambda: self._freeze(active, commitment))
+                self._index.update(active, committed, settled=False)
+            self._worker.destroy(active.id, FS)
+            self._worker.submit(lambda: self._settle(active))
 
     def update(self, info: Info, *fieldpaths: str) -> Info:
         """
@@ -468,16 +469,17 @@ class Snapshotter:
                 since any other error would end containerd's garbage collection.
         """
         try:
-            with self._changing(f"remove snapshot {key!r}"), self._index.change(key):
-                snapshot = self._index.get(key)
-                if snapshot.children:
-                    raise FailedPreconditionError(f"cannot remove snapshot {key!r} with child")
-                with contextlib.suppress(FileNotFoundError), self._store.directory(snapshot.id) as directory:
-                    self._mark_removed(snapshot, directory)
-                self._index.remove(snapshot)
+            with self._changing(f"remove snapshot {key!r}"):
+                with self._index.change(key):
+                    snapshot = self._index.get(key)
+                    if snapshot.children:
+                        raise FailedPreconditionError(f"cannot remove snapshot {key!r} with child")
+                    with contextlib.suppress(FileNotFoundError), self._store.directory(snapshot.id) as directory:
+                        self._mark_removed(snapshot, directory)
+                    self._index.remove(snapshot)
+                self._worker.destroy(snapshot.id)
         except (UnavailableError, ResourceExhaustedError, DataLossError) as error:
             raise FailedPreconditionError(str(error)) from error
-        self._worker.destroy(snapshot.id)
 
     def cleanup(self) -> None:
         """
@@ -497,18 +499,20 @@ class Snapshotter:
         for item in recovery.survey(self._store, self._volumes, self._volumes.write_errors() if writing else 0):
             if item.verdict is Verdict.UNKNOWN:
                 self._report(item.name, item.problem)
-                if item.name.isdecimal():
+                if item.id:
                     # Its children are whole, and need a parent to name.
-                    lost = Record(int(item.name), State.COMMITTED, f"(snapshot {item.name}, which has no record)")
-                    by_id[lost.id] = Snapshot(lost, None, quarantine=item.problem)
+                    lost = Record(item.id, State.COMMITTED, f"(snapshot {item.id}, which has no record)")
+                    by_id[item.id] = Snapshot(lost, None, quarantine=item.problem)
             elif item.verdict is Verdict.REMOVED or item.record is None:
                 if writing:
-                    self._worker.destroy(int(item.name))
+                    self._worker.destroy(item.id)
             elif item.record.key in self._index:
                 self._report(item.name, f"its key {item.record.key!r} is another's")
             else:
                 parent = by_id.get(item.record.parent) if item.record.parent else None
-                quarantine = "its subvolume is gone" if item.verdict is Verdict.QUARANTINED else ""
+                quarantine = (
+                    "its subvolume is missing, or not what was committed" if item.verdict is Verdict.QUARANTINED else ""
+                )
                 snapshot = Snapshot(item.record, parent, quarantine, settled=item.record == item.written)
                 self._index.add(snapshot)
                 by_id[snapshot.id] = snapshot
@@ -662,7 +666,7 @@ class Snapshotter:
     def _check_trusted(self, active: Snapshot) -> None:
         if self._verify and self._is_suspect(active):
             raise DataLossError(
-                f"the disk may have refused data of snapshot {active.info.name!r}: mend the disk and make it again"
+                f"the disk may have refused data of snapshot {active.key!r}: mend the disk and make it again"
             )
 
     def _is_suspect(self, active: Snapshot) -> bool:
@@ -691,10 +695,7 @@ class Snapshotter:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 self._restore(directory, snapshot)
                 raise
-            mounts = self._volumes.mounts()
-            for name in (FS, LAYER):
-                self._volumes.destroy(directory, name, mounts)
-            self._store.remove_directory(snapshot.id)
+            self._worker.destroy_now(snapshot.id)
             self._volumes.barrier(directory.fd)
 
     def _settle(self, snapshot: Snapshot) -> None:
@@ -703,7 +704,7 @@ class Snapshotter:
         """
         try:
             usage = self._measure(snapshot) if snapshot.kind is Kind.COMMITTED else None
-            key = snapshot.info.name
+            key = snapshot.key
             with self._index.change(key):
                 if key not in self._index or self._index.get(key) is not snapshot:
                     return
@@ -713,7 +714,7 @@ class Snapshotter:
                         records.write(directory.fd, records.encode(record))
                     self._index.update(snapshot, record, settled=True)
         except (OSError, Error) as error:
-            log.info("record of snapshot %r is not brought up to date: %s", snapshot.info.name, error)
+            log.info("record of snapshot %r is not brought up to date: %s", snapshot.key, error)
 
     # -- asking
 
@@ -737,7 +738,7 @@ class Snapshotter:
 
     def _mounts(self, snapshot: Snapshot) -> tuple[Mount, ...]:
         if snapshot.kind is Kind.COMMITTED:
-            raise FailedPreconditionError(f"requested snapshot {snapshot.info.name!r} not active or view")
+            raise FailedPreconditionError(f"requested snapshot {snapshot.key!r} not active or view")
         _check_whole(snapshot)
         if snapshot.kind is Kind.ACTIVE:
             return (self._volumes.mount(os.path.join(self.root, SNAPSHOTS, str(snapshot.id), FS), read_only=False),)
@@ -755,12 +756,12 @@ class Snapshotter:
     @staticmethod
     def _check_active(snapshot: Snapshot) -> None:
         if snapshot.kind is not Kind.ACTIVE:
-            raise FailedPreconditionError(f"snapshot {snapshot.info.name!r} is not active")
+            raise FailedPreconditionError(f"snapshot {snapshot.key!r} is not active")
 
 
 def _check_whole(snapshot: Snapshot) -> None:
     if snapshot.quarantine:
-        raise DataLossError(f"snapshot {snapshot.info.name!r} cannot be used: {snapshot.quarantine}")
+        raise DataLossError(f"snapshot {snapshot.key!r} cannot be used: {snapshot.quarantine}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -31,6 +31,7 @@ class Recovered(NamedTuple):
     One entry of ``snapshots/``.
 
     Attributes:
+        id: 0 where *name* is none.
         record: What the record should say, unless there is none.
         written: What it says.
         problem: What is wrong with an unknown one.
@@ -38,6 +39,7 @@ class Recovered(NamedTuple):
 
     name: str
     verdict: Verdict
+    id: int = 0
     record: Record | None = None
     written: Record | None = None
     found: Found = Found(False, False, False)
@@ -85,7 +87,7 @@ def survey(store: Store, volumes: Volumes, write_errors: int) -> Iterator[Recove
         except FileNotFoundError:
             continue  # removed by the store's owner while we read
         except NotADirectoryError:
-            yield Recovered(str(snapshot_id), Verdict.UNKNOWN, problem="it is not a directory")
+            yield Recovered(str(snapshot_id), Verdict.UNKNOWN, snapshot_id, problem="it is not a directory")
 
 
 def _recovered(store: Store, volumes: Volumes, snapshot_id: int, write_errors: int) -> Recovered:
@@ -94,11 +96,11 @@ def _recovered(store: Store, volumes: Volumes, snapshot_id: int, write_errors: i
         data = records.read(directory.fd)
         found = volumes.found(directory)
     if data is None:
-        return Recovered(name, judge(None, found), found=found, problem="it has no record")
+        return Recovered(name, judge(None, found), snapshot_id, found=found, problem="it has no record")
     try:
         written = records.decode(data, snapshot_id)
     except records.DamagedError as error:
-        return Recovered(name, Verdict.UNKNOWN, found=found, problem=f"its record is damaged: {error}")
+        return Recovered(name, Verdict.UNKNOWN, snapshot_id, found=found, problem=f"its record is damaged: {error}")
     verdict = judge(written.state, found, refused=write_errors > written.errors)
     record = written
     if verdict is Verdict.ACTIVE:
@@ -106,4 +108,4 @@ def _recovered(store: Store, volumes: Volumes, snapshot_id: int, write_errors: i
         record = replace(written.active(), suspect=written.suspect or (found.layer and written.commitment is not None))
     elif verdict is Verdict.COMMITTED and written.commitment:
         record = written.committed()
-    return Recovered(name, verdict, record, written, found)
+    return Recovered(name, verdict, snapshot_id, record, written, found)
