@@ -1,0 +1,92 @@
+"""
+What is said about a snapshot: its kind, its description, its size, and how to mount it.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+__all__ = ["Info", "Kind", "Measured", "Mount", "Usage"]
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+class Kind(enum.StrEnum):
+    """
+    What a snapshot is; ``str()`` and JSON give containerd's spelling.
+    """
+
+    VIEW = "View"
+    ACTIVE = "Active"
+    COMMITTED = "Committed"
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """
+    The description of one snapshot.
+
+    Args:
+        name: The key of an active snapshot or a view, the name of a committed one.
+        parent: The name of a committed snapshot; ``""`` for none.
+        labels: None of the values is empty.
+        created: When the snapshot was prepared, viewed or committed, in UTC.
+        updated: When its labels last changed, in UTC; *created* at birth.
+    """
+
+    kind: Kind
+    name: str
+    parent: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    created: datetime = _EPOCH
+    updated: datetime = _EPOCH
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """
+    What a snapshot takes on disk, without its parents.
+
+    Args:
+        size: In bytes.
+        inodes: Files, directories and everything else that has an inode.
+    """
+
+    size: int = 0
+    inodes: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(self.size + other.size, self.inodes + other.inodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """
+    The usage of a snapshot by both definitions.
+
+    Args:
+        added: Bytes that it added on disk, and inodes that it made or changed.
+        containerd: What containerd's own snapshotters say: the whole size of every file that differs.
+    """
+
+    added: Usage
+    containerd: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """
+    One mount(2) to be made by the caller.
+
+    Args:
+        type: The filesystem type, or ``"bind"``.
+        source: A device, or a path.
+        target: A path below the mount point; ``""`` for the mount point itself.
+        options: As in fstab: ``"ro"``, ``"subvolid=257"``.
+    """
+
+    type: str
+    source: str
+    target: str = ""
+    options: tuple[str, ...] = ()

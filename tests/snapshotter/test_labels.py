@@ -1,0 +1,137 @@
+"""
+The rules for keys and labels, without a store.
+"""
+
+import dataclasses
+
+import pytest
+
+from snapshotter.errors import InvalidArgumentError
+from snapshotter.labels import MAX_KEY_SIZE, MAX_LABEL_SIZE, MAX_LABELS, apply_fieldpaths, check_key, check_labels
+from snapshotter.snapshot import Info, Kind
+
+
+def info(**labels: str) -> Info:
+    return Info(Kind.ACTIVE, "key", labels=labels)
+
+
+@pytest.mark.parametrize("key", ["k", "default/1/a key", "/", "..", "a\0b", "\n", "é" * (MAX_KEY_SIZE // 2), "\ufffd"])
+def test_any_text_is_a_key(key: str) -> None:
+    """
+    Slashes, NUL and everything else that has a UTF-8 form are legal.
+    """
+    check_key(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("", "the key is empty"),
+        ("x" * (MAX_KEY_SIZE + 1), "32769 bytes, more than 32768"),
+        ("é" * (MAX_KEY_SIZE // 2) + "x", "32769 bytes, more than 32768"),
+        ("a\udc80", r"key 'a\\udc80' cannot be encoded"),
+        (b"bytes", "key b'bytes' is not a string"),
+        (None, "key None is not a string"),
+    ],
+)
+def test_bad_key(key: str, text: str) -> None:
+    """
+    What is wrong is said, and a huge key is not repeated whole.
+    """
+    with pytest.raises(InvalidArgumentError, match=text) as caught:
+        check_key(key)
+    assert len(str(caught.value)) < 500
+
+
+def test_labels_without_value_are_dropped() -> None:
+    """
+    An empty value means no label; no labels at all is an empty mapping.
+    """
+    given = {"a": "1", "b": "", "c": " "}
+    assert check_labels(given) == {"a": "1", "c": " "}
+    assert given == {"a": "1", "b": "", "c": " "}
+    assert check_labels(None) == {}
+
+
+def test_largest_labels() -> None:
+    """
+    The limits themselves are still allowed.
+    """
+    assert check_labels({"k" * 96: "v" * (MAX_LABEL_SIZE - 96)})
+    assert len(check_labels({f"k{n}": "v" for n in range(MAX_LABELS)})) == MAX_LABELS
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ({"": "v"}, "the key of a label is empty"),
+        ({"k": "v" * MAX_LABEL_SIZE}, "label 'k' has 4097 bytes of key and value, more than 4096"),
+        ({"k" * (MAX_LABEL_SIZE + 1): ""}, "label 'kkk.* has 4097 bytes"),
+        ({"é": "é" * (MAX_LABEL_SIZE // 2)}, "4098 bytes"),
+        ({f"k{n}": "v" for n in range(MAX_LABELS + 1)}, "1001 labels are more than 1000"),
+        ({"k": "\ud800"}, "value of label 'k' .*cannot be encoded"),
+        ({"k\ud800": "v"}, "label .*cannot be encoded"),
+        ({"k": 1}, "value of label 'k' 1 is not a string"),
+        ({1: "v"}, "label 1 is not a string"),
+        ([("k", "v")], "labels are a mapping"),
+    ],
+)
+def test_bad_labels(labels: dict[str, str], text: str) -> None:
+    """
+    Each limit is named with the label that broke it.
+    """
+    with pytest.raises(InvalidArgumentError, match=text) as caught:
+        check_labels(labels)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("paths", "given", "left"),
+    [
+        ((), {"n": "3"}, {"n": "3"}),
+        ((), {}, {}),
+        (("labels",), {"n": "3", "e": ""}, {"n": "3"}),
+        (("labels.a",), {"a": "9", "n": "3"}, {"a": "9", "b.c/d": "2"}),
+        (("labels.a",), {}, {"b.c/d": "2"}),
+        (("labels.a",), {"a": ""}, {"b.c/d": "2"}),
+        (("labels.b.c/d", "labels.n"), {"b.c/d": "9", "n": "3"}, {"a": "1", "b.c/d": "9", "n": "3"}),
+        (("labels.absent",), {}, {"a": "1", "b.c/d": "2"}),
+        (("labels.",), {}, {"a": "1", "b.c/d": "2"}),
+        (("labels.a", "labels"), {"n": "3"}, {"n": "3"}),
+        (("labels", "labels.a"), {"n": "3"}, {"n": "3"}),
+        (("labels." + "x" * 5000,), {}, {"a": "1", "b.c/d": "2"}),
+    ],
+)
+def test_fieldpaths(paths: tuple[str, ...], given: dict[str, str], left: dict[str, str]) -> None:
+    """
+    The paths decide what is replaced, set and deleted, one after the other.
+    """
+    current = info(**{"a": "1", "b.c/d": "2"})
+    assert apply_fieldpaths(current, info(**given), paths) == left
+    assert current.labels == {"a": "1", "b.c/d": "2"}
+
+
+@pytest.mark.parametrize("path", ["", "name", "parent", "kind", "Labels", "label.a", " labels", "labelsa", ["labels"]])
+def test_immutable_field(path: str) -> None:
+    """
+    Only labels can be updated, and the error names path and snapshot.
+    """
+    with pytest.raises(InvalidArgumentError, match=r"cannot update .* field on snapshot 'key'"):
+        apply_fieldpaths(info(), info(a="1"), ["labels.a", path])
+
+
+def test_other_fields_are_ignored() -> None:
+    """
+    A changed parent or kind beside the labels is neither an error nor applied.
+    """
+    given = dataclasses.replace(info(a="1"), kind=Kind.VIEW, parent="other")
+    assert apply_fieldpaths(info(b="2"), given, []) == {"a": "1"}
+
+
+@pytest.mark.parametrize("paths", [(), ("labels",), ("labels.k",)])
+def test_updated_labels_are_checked(paths: tuple[str, ...]) -> None:
+    """
+    An update cannot bring in a label that prepare would refuse.
+    """
+    with pytest.raises(InvalidArgumentError, match="4097 bytes"):
+        apply_fieldpaths(info(), info(k="v" * MAX_LABEL_SIZE), paths)
