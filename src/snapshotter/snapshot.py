@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-__all__ = ["Info", "Kind", "Mount", "Usage"]
+__all__ = ["Info", "Kind", "Measured", "Mount", "Usage"]
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -58,6 +58,20 @@ class Usage:
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(self.size + other.size, self.inodes + other.inodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """
+    The usage of a snapshot by both definitions.
+
+    Args:
+        added: Bytes that it added on disk, and inodes that it made or changed.
+        containerd: What containerd's own snapshotters say: the whole size of every file that differs.
+    """
+
+    added: Usage
+    containerd: Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,55 @@
+"""
+Errors of the kernel that its errno alone does not explain. Every other one is the plain `OSError` of its errno.
+"""
+
+import errno
+import os
+from typing import TypeVar
+
+from pybtrfs import ioctl, syscall
+
+_Error = TypeVar("_Error", bound=OSError)
+
+
+class NotBtrfsError(OSError):
+    """
+    The file is not on a btrfs filesystem.
+    """
+
+
+class NotSubvolumeError(OSError):
+    """
+    The file is not the root of a subvolume.
+
+    A snapshot shows a subvolume nested in its source as an empty directory, which is none either.
+    """
+
+
+def explained(error: OSError, fd: int, filename: object) -> OSError:
+    """
+    Return what to raise for *error*, which an ioctl on *fd* met: with *filename*, and of the class that says why.
+    """
+    if error.filename is not None:
+        return error
+    error.filename = filename
+    if error.errno != errno.ENOTTY:
+        return error
+    if syscall.fstatfs_type(fd) != syscall.BTRFS_SUPER_MAGIC:
+        return _noted(NotBtrfsError(errno.ENOTTY, "not a btrfs filesystem", filename), error)
+    if os.fstat(fd).st_ino == ioctl.EMPTY_SUBVOL_DIR_OBJECTID:
+        return not_subvolume(filename, error)
+    error.add_note("this kernel does not have the ioctl")
+    return error
+
+
+def not_subvolume(filename: object, cause: OSError | None = None) -> NotSubvolumeError:
+    """
+    Return the error to raise for a file that is not the root of a subvolume.
+    """
+    return _noted(NotSubvolumeError(errno.EINVAL, "not the root of a subvolume", filename), cause)
+
+
+def _noted(error: _Error, cause: OSError | None) -> _Error:
+    for note in getattr(cause, "__notes__", ()):
+        error.add_note(note)
+    return error

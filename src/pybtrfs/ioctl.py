@@ -1,0 +1,506 @@
+"""
+The ioctls of btrfs, of loop devices and of file attributes: one function each, named as the kernel names it, less the
+prefix. File descriptors and plain values in, plain values out.
+
+Every function issues one ioctl, with the GIL released, through `_ioctl`. A refusal is an `OSError` with a note naming
+the ioctl and, for ``EPERM``, the privilege it needs. Names are bytes and are not checked here: `pybtrfs.path` does.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from pybtrfs._btrfs import ffi, lib
+from pybtrfs.syscall import check
+
+if TYPE_CHECKING:
+    from pybtrfs._btrfs import CData
+
+SUBVOL_RDONLY: int = lib.PYBTRFS_SUBVOL_RDONLY
+FIRST_FREE_OBJECTID: int = lib.PYBTRFS_FIRST_FREE_OBJECTID
+EMPTY_SUBVOL_DIR_OBJECTID: int = lib.PYBTRFS_EMPTY_SUBVOL_DIR_OBJECTID
+VOL_NAME_MAX: int = lib.PYBTRFS_VOL_NAME_MAX
+
+SUBVOL_SYNC_WAIT_FOR_ONE: int = lib.PYBTRFS_SUBVOL_SYNC_WAIT_FOR_ONE
+SUBVOL_SYNC_WAIT_FOR_QUEUED: int = lib.PYBTRFS_SUBVOL_SYNC_WAIT_FOR_QUEUED
+SUBVOL_SYNC_COUNT: int = lib.PYBTRFS_SUBVOL_SYNC_COUNT
+SUBVOL_SYNC_PEEK_FIRST: int = lib.PYBTRFS_SUBVOL_SYNC_PEEK_FIRST
+SUBVOL_SYNC_PEEK_LAST: int = lib.PYBTRFS_SUBVOL_SYNC_PEEK_LAST
+
+DEV_STATS_RESET: int = lib.PYBTRFS_DEV_STATS_RESET
+
+BLOCK_GROUP_DATA: int = lib.PYBTRFS_BLOCK_GROUP_DATA
+BLOCK_GROUP_SYSTEM: int = lib.PYBTRFS_BLOCK_GROUP_SYSTEM
+BLOCK_GROUP_METADATA: int = lib.PYBTRFS_BLOCK_GROUP_METADATA
+BLOCK_GROUP_RAID0: int = lib.PYBTRFS_BLOCK_GROUP_RAID0
+BLOCK_GROUP_RAID1: int = lib.PYBTRFS_BLOCK_GROUP_RAID1
+BLOCK_GROUP_DUP: int = lib.PYBTRFS_BLOCK_GROUP_DUP
+BLOCK_GROUP_RAID10: int = lib.PYBTRFS_BLOCK_GROUP_RAID10
+BLOCK_GROUP_RAID5: int = lib.PYBTRFS_BLOCK_GROUP_RAID5
+BLOCK_GROUP_RAID6: int = lib.PYBTRFS_BLOCK_GROUP_RAID6
+BLOCK_GROUP_RAID1C3: int = lib.PYBTRFS_BLOCK_GROUP_RAID1C3
+BLOCK_GROUP_RAID1C4: int = lib.PYBTRFS_BLOCK_GROUP_RAID1C4
+SPACE_INFO_GLOBAL_RSV: int = lib.PYBTRFS_SPACE_INFO_GLOBAL_RSV
+
+QUOTA_CTL_ENABLE: int = lib.PYBTRFS_QUOTA_CTL_ENABLE
+QUOTA_CTL_DISABLE: int = lib.PYBTRFS_QUOTA_CTL_DISABLE
+QUOTA_CTL_ENABLE_SIMPLE_QUOTA: int = lib.PYBTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA
+
+FS_IMMUTABLE_FL: int = lib.PYBTRFS_FS_IMMUTABLE_FL
+FS_APPEND_FL: int = lib.PYBTRFS_FS_APPEND_FL
+
+LO_FLAGS_READ_ONLY: int = lib.PYBTRFS_LO_FLAGS_READ_ONLY
+LO_FLAGS_AUTOCLEAR: int = lib.PYBTRFS_LO_FLAGS_AUTOCLEAR
+LO_FLAGS_DIRECT_IO: int = lib.PYBTRFS_LO_FLAGS_DIRECT_IO
+
+Limit = tuple[int | None, int | None]
+"""Limits of a qgroup in bytes: of what it references, of what is exclusively its own; None is no limit."""
+
+Inherit = tuple[Sequence[int], Limit | None]
+"""The qgroups a new subvolume joins, and the limits of its own qgroup."""
+
+_DESTROY = (
+    "CAP_SYS_ADMIN, or write permission and the mount option user_subvol_rm_allowed; the default subvolume, one that "
+    "is immutable or append-only, that a send reads or that holds an active swapfile is refused to everybody"
+)
+_OWNER = "ownership of the subvolume, or CAP_FOWNER"
+
+_PRIVILEGES = {
+    "BTRFS_IOC_SNAP_CREATE_V2": _OWNER,
+    "BTRFS_IOC_SUBVOL_SETFLAGS": _OWNER,
+    "BTRFS_IOC_SET_RECEIVED_SUBVOL": _OWNER,
+    "BTRFS_IOC_SNAP_DESTROY": _DESTROY,
+    "BTRFS_IOC_SNAP_DESTROY_V2": _DESTROY,
+    "FS_IOC_SETFLAGS": "ownership, or CAP_FOWNER; CAP_LINUX_IMMUTABLE for immutable and append-only",
+}
+
+
+def _ioctl(fd: int, name: str, argument: CData | int = 0) -> int:
+    pointer = ffi.cast("void *", argument) if isinstance(argument, int) else argument
+    request = _request(name)
+    # Only these waits are interrupted by signals, and only they may be begun again. Signal handlers run in between.
+    while (result := lib.pybtrfs_ioctl(fd, request, pointer)) == -errno.EINTR and name in (
+        "BTRFS_IOC_SUBVOL_SYNC_WAIT",
+        "BTRFS_IOC_QUOTA_RESCAN_WAIT",
+    ):
+        pass
+    return check(result, name, _PRIVILEGES.get(name, "CAP_SYS_ADMIN"))
+
+
+@cache
+def _request(name: str) -> int:
+    return int(getattr(lib, "PYBTRFS_" + name.removeprefix("BTRFS_")))
+
+
+# Subvolumes
+
+
+def subvol_create_v2(dirfd: int, name: bytes, inherit: Inherit | None = None) -> None:
+    arguments = ffi.new("struct pybtrfs_ioctl_vol_args_v2 *", {"name": name})
+    keep = _set_inherit(arguments, inherit)  # noqa: F841 - the struct only points to it
+    _ioctl(dirfd, "BTRFS_IOC_SUBVOL_CREATE_V2", arguments)
+
+
+def snap_create_v2(source_fd: int, dirfd: int, name: bytes, flags: int = 0, inherit: Inherit | None = None) -> None:
+    arguments = ffi.new("struct pybtrfs_ioctl_vol_args_v2 *", {"fd": source_fd, "flags": flags, "name": name})
+    keep = _set_inherit(arguments, inherit)  # noqa: F841 - the struct only points to it
+    _ioctl(dirfd, "BTRFS_IOC_SNAP_CREATE_V2", arguments)
+
+
+def _set_inherit(arguments: CData, inherit: Inherit | None) -> CData | None:
+    if inherit is None:
+        return None
+    groups, limit = inherit
+    value = ffi.new("struct pybtrfs_qgroup_inherit *", {"num_qgroups": len(groups), "qgroups": groups})
+    if limit is not None:
+        value.flags = lib.PYBTRFS_QGROUP_INHERIT_SET_LIMITS
+        _set_limit(value.lim, limit)
+    arguments.flags |= lib.PYBTRFS_SUBVOL_QGROUP_INHERIT
+    arguments.size = ffi.sizeof(value[0])
+    arguments.qgroup_inherit = value
+    return value
+
+
+def _set_limit(target: CData, limit: Limit) -> None:
+    max_rfer, max_excl = limit
+    if max_rfer is not None:
+        target.flags |= lib.PYBTRFS_QGROUP_LIMIT_MAX_RFER
+        target.max_rfer = max_rfer
+    if max_excl is not None:
+        target.flags |= lib.PYBTRFS_QGROUP_LIMIT_MAX_EXCL
+        target.max_excl = max_excl
+
+
+def snap_destroy(dirfd: int, name: bytes) -> None:
+    _ioctl(dirfd, "BTRFS_IOC_SNAP_DESTROY", ffi.new("struct pybtrfs_ioctl_vol_args *", {"name": name}))
+
+
+def snap_destroy_v2_by_id(fd: int, subvolid: int) -> None:
+    arguments = ffi.new("struct pybtrfs_ioctl_vol_args_v2 *", {"flags": lib.PYBTRFS_SUBVOL_SPEC_BY_ID})
+    arguments.subvolid = subvolid
+    _ioctl(fd, "BTRFS_IOC_SNAP_DESTROY_V2", arguments)
+
+
+def subvol_getflags(fd: int) -> int:
+    flags = ffi.new("uint64_t *")
+    _ioctl(fd, "BTRFS_IOC_SUBVOL_GETFLAGS", flags)
+    return int(flags[0])
+
+
+def subvol_setflags(fd: int, flags: int) -> None:
+    _ioctl(fd, "BTRFS_IOC_SUBVOL_SETFLAGS", ffi.new("uint64_t *", flags))
+
+
+def default_subvol(fd: int, subvolid: int) -> None:
+    _ioctl(fd, "BTRFS_IOC_DEFAULT_SUBVOL", ffi.new("uint64_t *", subvolid))
+
+
+class SubvolInfo(NamedTuple):
+    """
+    ``struct btrfs_ioctl_get_subvol_info_args``; times in nanoseconds since 1970.
+    """
+
+    treeid: int
+    name: bytes
+    parent_id: int
+    dirid: int
+    generation: int
+    flags: int
+    uuid: bytes
+    parent_uuid: bytes
+    received_uuid: bytes
+    ctransid: int
+    otransid: int
+    stransid: int
+    rtransid: int
+    ctime: int
+    otime: int
+    stime: int
+    rtime: int
+
+
+def get_subvol_info(fd: int) -> SubvolInfo:
+    info = ffi.new("struct pybtrfs_ioctl_get_subvol_info_args *")
+    _ioctl(fd, "BTRFS_IOC_GET_SUBVOL_INFO", info)
+    return SubvolInfo(
+        info.treeid,
+        ffi.string(info.name),
+        info.parent_id,
+        info.dirid,
+        info.generation,
+        info.flags,
+        bytes(info.uuid),
+        bytes(info.parent_uuid),
+        bytes(info.received_uuid),
+        info.ctransid,
+        info.otransid,
+        info.stransid,
+        info.rtransid,
+        _nanoseconds(info.ctime),
+        _nanoseconds(info.otime),
+        _nanoseconds(info.stime),
+        _nanoseconds(info.rtime),
+    )
+
+
+def _nanoseconds(timespec: CData) -> int:
+    return int(timespec.sec * 1_000_000_000 + timespec.nsec)
+
+
+def get_subvol_rootref(fd: int, min_treeid: int = 0) -> tuple[list[tuple[int, int]], int | None]:
+    """
+    Return (treeid, dirid) of subvolumes directly below, and the *min_treeid* to go on with, or None at the end.
+    """
+    arguments = ffi.new("struct pybtrfs_ioctl_get_subvol_rootref_args *", {"min_treeid": min_treeid})
+    more = None
+    try:
+        _ioctl(fd, "BTRFS_IOC_GET_SUBVOL_ROOTREF", arguments)
+    except OSError as error:
+        if error.errno != errno.EOVERFLOW:
+            raise
+        more = int(arguments.min_treeid)
+    return [(arguments.rootref[i].treeid, arguments.rootref[i].dirid) for i in range(arguments.num_items)], more
+
+
+def set_received_subvol(fd: int, uuid: bytes, stransid: int = 0, stime: int = 0) -> tuple[int, int]:
+    """
+    Return rtransid and rtime as the kernel set them; times in nanoseconds since 1970.
+    """
+    arguments = ffi.new("struct pybtrfs_ioctl_received_subvol_args *", {"uuid": [uuid[i : i + 1] for i in range(16)]})
+    arguments.stransid = stransid
+    arguments.stime.sec, arguments.stime.nsec = divmod(stime, 1_000_000_000)
+    _ioctl(fd, "BTRFS_IOC_SET_RECEIVED_SUBVOL", arguments)
+    return int(arguments.rtransid), _nanoseconds(arguments.rtime)
+
+
+def subvol_sync_wait(fd: int, subvolid: int, mode: int) -> tuple[int, int]:
+    """
+    Return (subvolid, count) as the kernel filled them in, which depends on *mode*.
+    """
+    arguments = ffi.new("struct pybtrfs_ioctl_subvol_wait *", {"subvolid": subvolid, "mode": mode})
+    _ioctl(fd, "BTRFS_IOC_SUBVOL_SYNC_WAIT", arguments)
+    return int(arguments.subvolid), int(arguments.count)
+
+
+# Trees and inodes
+
+
+class SearchKey(NamedTuple):
+    """
+    ``struct btrfs_ioctl_search_key``.
+    """
+
+    tree_id: int
+    min_objectid: int
+    max_objectid: int
+    min_offset: int
+    max_offset: int
+    min_transid: int
+    max_transid: int
+    min_type: int
+    max_type: int
+    nr_items: int
+
+
+def tree_search(fd: int, key: SearchKey) -> tuple[int, bytes]:
+    """
+    Return the number of items, and the buffer of 3,992 bytes with their headers and data.
+    """
+    arguments = ffi.new("struct pybtrfs_ioctl_search_args *", {"key": key})
+    _ioctl(fd, "BTRFS_IOC_TREE_SEARCH", arguments)
+    return int(arguments.key.nr_items), ffi.buffer(arguments.buf)[:]
+
+
+def tree_search_v2(fd: int, key: SearchKey, buf_size: int) -> tuple[int, bytes]:
+    """
+    Return the number of items, and the buffer of *buf_size* bytes with their headers and data.
+    """
+    arguments = ffi.new("struct pybtrfs_ioctl_search_args_v2 *", {"key": key, "buf_size": buf_size, "buf": buf_size})
+    _ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
+    return int(arguments.key.nr_items), ffi.buffer(arguments.buf, buf_size)[:]
+
+
+def ino_lookup(fd: int, treeid: int, objectid: int) -> tuple[int, bytes]:
+    """
+    Return the tree, and the path of the inode in it with a slash behind, empty for the root of the tree.
+    """
+    arguments = ffi.new("struct pybtrfs_ioctl_ino_lookup_args *", {"treeid": treeid, "objectid": objectid})
+    _ioctl(fd, "BTRFS_IOC_INO_LOOKUP", arguments)
+    return int(arguments.treeid), ffi.string(arguments.name)
+
+
+def ino_lookup_user(fd: int, dirid: int, treeid: int) -> tuple[bytes, bytes]:
+    """
+    Return the name of the subvolume *treeid*, and the path from *fd* to the directory *dirid* that has it, with a
+    slash behind, empty when that is *fd* itself.
+    """
+    arguments = ffi.new("struct pybtrfs_ioctl_ino_lookup_user_args *", {"dirid": dirid, "treeid": treeid})
+    _ioctl(fd, "BTRFS_IOC_INO_LOOKUP_USER", arguments)
+    return ffi.string(arguments.name), ffi.string(arguments.path)
+
+
+def getflags(fd: int) -> int:
+    flags = ffi.new("unsigned int *")
+    _ioctl(fd, "FS_IOC_GETFLAGS", flags)
+    return int(flags[0])
+
+
+def setflags(fd: int, flags: int) -> None:
+    _ioctl(fd, "FS_IOC_SETFLAGS", ffi.new("unsigned int *", flags))
+
+
+# The filesystem and its devices
+
+
+def sync(fd: int) -> None:
+    _ioctl(fd, "BTRFS_IOC_SYNC")
+
+
+def start_sync(fd: int) -> int:
+    transid = ffi.new("uint64_t *")
+    _ioctl(fd, "BTRFS_IOC_START_SYNC", transid)
+    return int(transid[0])
+
+
+def wait_sync(fd: int, transid: int) -> None:
+    _ioctl(fd, "BTRFS_IOC_WAIT_SYNC", ffi.new("uint64_t *", transid))
+
+
+class FsInfo(NamedTuple):
+    """
+    ``struct btrfs_ioctl_fs_info_args``.
+    """
+
+    max_id: int
+    num_devices: int
+    fsid: bytes
+    nodesize: int
+    sectorsize: int
+    clone_alignment: int
+    csum_type: int
+    csum_size: int
+    flags: int
+    generation: int
+    metadata_uuid: bytes
+
+
+def fs_info(fd: int) -> FsInfo:
+    wanted = (
+        lib.PYBTRFS_FS_INFO_FLAG_CSUM_INFO
+        | lib.PYBTRFS_FS_INFO_FLAG_GENERATION
+        | lib.PYBTRFS_FS_INFO_FLAG_METADATA_UUID
+    )
+    info = ffi.new("struct pybtrfs_ioctl_fs_info_args *", {"flags": wanted})
+    _ioctl(fd, "BTRFS_IOC_FS_INFO", info)
+    return FsInfo(
+        info.max_id,
+        info.num_devices,
+        bytes(info.fsid),
+        info.nodesize,
+        info.sectorsize,
+        info.clone_alignment,
+        info.csum_type,
+        info.csum_size,
+        info.flags,
+        info.generation,
+        bytes(info.metadata_uuid),
+    )
+
+
+class DevInfo(NamedTuple):
+    """
+    ``struct btrfs_ioctl_dev_info_args``.
+    """
+
+    devid: int
+    uuid: bytes
+    bytes_used: int
+    total_bytes: int
+    path: bytes
+
+
+def dev_info(fd: int, devid: int) -> DevInfo:
+    info = ffi.new("struct pybtrfs_ioctl_dev_info_args *", {"devid": devid})
+    _ioctl(fd, "BTRFS_IOC_DEV_INFO", info)
+    return DevInfo(info.devid, bytes(info.uuid), info.bytes_used, info.total_bytes, ffi.string(info.path))
+
+
+def get_dev_stats(fd: int, devid: int, flags: int = 0) -> tuple[int, ...]:
+    """
+    Return the counters of errors in writing, reading, flushing, of corruptions and of wrong generations.
+    """
+    stats = ffi.new(
+        "struct pybtrfs_ioctl_get_dev_stats *",
+        {"devid": devid, "nr_items": lib.PYBTRFS_DEV_STAT_VALUES_MAX, "flags": flags},
+    )
+    _ioctl(fd, "BTRFS_IOC_GET_DEV_STATS", stats)
+    return tuple(stats.values)
+
+
+def space_info(fd: int, space_slots: int) -> tuple[int, list[tuple[int, int, int]]]:
+    """
+    Return how many spaces there are, and (flags, total_bytes, used_bytes) of at most *space_slots* of them.
+    """
+    arguments = ffi.new("struct pybtrfs_ioctl_space_args *", {"space_slots": space_slots, "spaces": space_slots})
+    _ioctl(fd, "BTRFS_IOC_SPACE_INFO", arguments)
+    total = int(arguments.total_spaces)
+    spaces = [arguments.spaces[i] for i in range(min(total, space_slots))]
+    return total, [(space.flags, space.total_bytes, space.used_bytes) for space in spaces]
+
+
+def resize(fd: int, name: bytes) -> None:
+    _ioctl(fd, "BTRFS_IOC_RESIZE", ffi.new("struct pybtrfs_ioctl_vol_args *", {"name": name}))
+
+
+# Quotas
+
+
+def quota_ctl(fd: int, cmd: int) -> None:
+    _ioctl(fd, "BTRFS_IOC_QUOTA_CTL", ffi.new("struct pybtrfs_ioctl_quota_ctl_args *", {"cmd": cmd}))
+
+
+def quota_rescan_wait(fd: int) -> None:
+    _ioctl(fd, "BTRFS_IOC_QUOTA_RESCAN_WAIT")
+
+
+def qgroup_create(fd: int, qgroupid: int, create: bool = True) -> None:
+    arguments = ffi.new("struct pybtrfs_ioctl_qgroup_create_args *", {"create": create, "qgroupid": qgroupid})
+    _ioctl(fd, "BTRFS_IOC_QGROUP_CREATE", arguments)
+
+
+def qgroup_limit(fd: int, qgroupid: int, limit: Limit) -> None:
+    arguments = ffi.new("struct pybtrfs_ioctl_qgroup_limit_args *", {"qgroupid": qgroupid})
+    _set_limit(arguments.lim, limit)
+    _ioctl(fd, "BTRFS_IOC_QGROUP_LIMIT", arguments)
+
+
+# Loop devices
+
+
+def loop_ctl_get_free(fd: int) -> int:
+    return _ioctl(fd, "LOOP_CTL_GET_FREE")
+
+
+def loop_ctl_add(fd: int, number: int) -> int:
+    return _ioctl(fd, "LOOP_CTL_ADD", number)
+
+
+def loop_configure(
+    fd: int,
+    file_fd: int,
+    *,
+    flags: int = 0,
+    block_size: int = 0,
+    offset: int = 0,
+    sizelimit: int = 0,
+    file_name: bytes = b"",
+) -> None:
+    """
+    *file_name* is what loop_get_status64 and losetup show of the file: its first 63 bytes.
+    """
+    info = {"lo_offset": offset, "lo_sizelimit": sizelimit, "lo_flags": flags, "lo_file_name": file_name[:63]}
+    arguments = ffi.new("struct pybtrfs_loop_config *", {"fd": file_fd, "block_size": block_size, "info": info})
+    _ioctl(fd, "LOOP_CONFIGURE", arguments)
+
+
+def loop_clr_fd(fd: int) -> None:
+    _ioctl(fd, "LOOP_CLR_FD")
+
+
+def loop_set_capacity(fd: int) -> None:
+    _ioctl(fd, "LOOP_SET_CAPACITY")
+
+
+def loop_set_direct_io(fd: int, enable: bool) -> None:
+    _ioctl(fd, "LOOP_SET_DIRECT_IO", int(enable))
+
+
+class LoopInfo(NamedTuple):
+    """
+    ``struct loop_info64``, as far as it says what is attached and how.
+    """
+
+    lo_device: int
+    lo_inode: int
+    lo_offset: int
+    lo_sizelimit: int
+    lo_number: int
+    lo_flags: int
+    lo_file_name: bytes
+
+
+def loop_get_status64(fd: int) -> LoopInfo:
+    info = ffi.new("struct pybtrfs_loop_info64 *")
+    _ioctl(fd, "LOOP_GET_STATUS64", info)
+    return LoopInfo(
+        info.lo_device,
+        info.lo_inode,
+        info.lo_offset,
+        info.lo_sizelimit,
+        info.lo_number,
+        info.lo_flags,
+        bytes(info.lo_file_name).split(b"\0", 1)[0],
+    )

@@ -1,0 +1,409 @@
+"""
+Items of btrfs trees: the numbers of their keys, and decoders of their data.
+
+Everything here is pure: bytes in, values out. Bytes that are too few, or that name lengths beyond their end, are a
+`ValueError`. Times are nanoseconds since 1970.
+"""
+
+from collections.abc import Callable, Sequence
+from struct import Struct
+from typing import Any, NamedTuple, TypeVar
+
+ROOT_TREE_OBJECTID = 1
+EXTENT_TREE_OBJECTID = 2
+CHUNK_TREE_OBJECTID = 3
+DEV_TREE_OBJECTID = 4
+FS_TREE_OBJECTID = 5
+ROOT_TREE_DIR_OBJECTID = 6
+CSUM_TREE_OBJECTID = 7
+QUOTA_TREE_OBJECTID = 8
+UUID_TREE_OBJECTID = 9
+FREE_SPACE_TREE_OBJECTID = 10
+
+FIRST_FREE_OBJECTID = 256
+LAST_FREE_OBJECTID = (1 << 64) - 256
+ORPHAN_OBJECTID = (1 << 64) - 5
+
+INODE_ITEM_KEY = 1
+INODE_REF_KEY = 12
+INODE_EXTREF_KEY = 13
+XATTR_ITEM_KEY = 24
+ORPHAN_ITEM_KEY = 48
+DIR_ITEM_KEY = 84
+DIR_INDEX_KEY = 96
+EXTENT_DATA_KEY = 108
+EXTENT_CSUM_KEY = 128
+ROOT_ITEM_KEY = 132
+ROOT_BACKREF_KEY = 144
+ROOT_REF_KEY = 156
+EXTENT_ITEM_KEY = 168
+METADATA_ITEM_KEY = 169
+TREE_BLOCK_REF_KEY = 176
+EXTENT_DATA_REF_KEY = 178
+SHARED_BLOCK_REF_KEY = 182
+SHARED_DATA_REF_KEY = 184
+BLOCK_GROUP_ITEM_KEY = 192
+FREE_SPACE_EXTENT_KEY = 199
+DEV_EXTENT_KEY = 204
+DEV_ITEM_KEY = 216
+CHUNK_ITEM_KEY = 228
+QGROUP_STATUS_KEY = 240
+QGROUP_INFO_KEY = 242
+QGROUP_LIMIT_KEY = 244
+QGROUP_RELATION_KEY = 246
+
+ROOT_SUBVOL_RDONLY = 1 << 0
+
+FT_REG_FILE = 1
+FT_DIR = 2
+FT_SYMLINK = 7
+FT_XATTR = 8
+
+FILE_EXTENT_INLINE = 0
+FILE_EXTENT_REG = 1
+FILE_EXTENT_PREALLOC = 2
+
+
+class Key(NamedTuple):
+    """
+    Where an item stands in its tree; trees are ordered by it.
+    """
+
+    objectid: int
+    type: int
+    offset: int
+
+
+class Item(NamedTuple):
+    """
+    An item of a tree: its key, the transaction that wrote its leaf, and its data.
+    """
+
+    objectid: int
+    type: int
+    offset: int
+    transid: int
+    data: bytes
+
+
+class InodeItem(NamedTuple):
+    """
+    INODE_ITEM: an inode.
+    """
+
+    generation: int
+    transid: int
+    size: int
+    nbytes: int
+    nlink: int
+    uid: int
+    gid: int
+    mode: int
+    rdev: int
+    flags: int
+    sequence: int
+    atime: int
+    ctime: int
+    mtime: int
+    otime: int
+
+
+class InodeRef(NamedTuple):
+    """
+    INODE_REF: a name of an inode, in the directory that is the offset of the key.
+
+    *dir_index* is where DIR_INDEX has it.
+    """
+
+    dir_index: int
+    name: bytes
+
+
+class InodeExtref(NamedTuple):
+    """
+    INODE_EXTREF: a name of an inode with many of them.
+    """
+
+    parent_objectid: int
+    dir_index: int
+    name: bytes
+
+
+class DirItem(NamedTuple):
+    """
+    DIR_ITEM and DIR_INDEX: an entry of a directory. XATTR_ITEM: an extended attribute, with its value as *data*.
+    """
+
+    location: Key
+    transid: int
+    type: int
+    name: bytes
+    data: bytes
+
+
+class InlineExtent(NamedTuple):
+    """
+    EXTENT_DATA of a small file: the data itself, compressed as *compression* says.
+    """
+
+    generation: int
+    ram_bytes: int
+    compression: int
+    encryption: int
+    other_encoding: int
+    data: bytes
+
+
+class FileExtent(NamedTuple):
+    """
+    EXTENT_DATA: *num_bytes* of the file lie at *offset* of the extent at *disk_bytenr*, which is 0 for a hole.
+    """
+
+    generation: int
+    ram_bytes: int
+    compression: int
+    encryption: int
+    other_encoding: int
+    type: int
+    disk_bytenr: int
+    disk_num_bytes: int
+    offset: int
+    num_bytes: int
+
+
+class RootItem(NamedTuple):
+    """
+    ROOT_ITEM: a tree, and what is known of the subvolume that it is.
+
+    What Linux added later (uuid and all behind it) is zero when an older kernel wrote the item last.
+    """
+
+    generation: int
+    root_dirid: int
+    bytenr: int
+    byte_limit: int
+    bytes_used: int
+    last_snapshot: int
+    flags: int
+    refs: int
+    level: int
+    uuid: bytes
+    parent_uuid: bytes
+    received_uuid: bytes
+    ctransid: int
+    otransid: int
+    stransid: int
+    rtransid: int
+    ctime: int
+    otime: int
+    stime: int
+    rtime: int
+
+
+class RootRef(NamedTuple):
+    """
+    ROOT_REF and ROOT_BACKREF: the directory that contains a subvolume, and its name there.
+    """
+
+    dirid: int
+    sequence: int
+    name: bytes
+
+
+class QgroupStatus(NamedTuple):
+    """
+    QGROUP_STATUS: flags are 1 on, 2 rescan running, 4 inconsistent, 8 simple quotas.
+    """
+
+    version: int
+    generation: int
+    flags: int
+    rescan: int
+
+
+class QgroupInfo(NamedTuple):
+    """
+    QGROUP_INFO: what a qgroup holds, in bytes.
+    """
+
+    generation: int
+    rfer: int
+    rfer_cmpr: int
+    excl: int
+    excl_cmpr: int
+
+
+class QgroupLimits(NamedTuple):
+    """
+    QGROUP_LIMIT: the limits of a qgroup, in bytes, of which *flags* says which are set.
+    """
+
+    flags: int
+    max_rfer: int
+    max_excl: int
+    rsv_rfer: int
+    rsv_excl: int
+
+
+Value = (
+    InodeItem
+    | tuple[InodeRef, ...]
+    | tuple[InodeExtref, ...]
+    | tuple[DirItem, ...]
+    | InlineExtent
+    | FileExtent
+    | RootItem
+    | RootRef
+    | QgroupStatus
+    | QgroupInfo
+    | QgroupLimits
+    | bytes
+)
+"""What `decode` returns."""
+
+_Entry = TypeVar("_Entry")
+
+_INODE_ITEM = Struct("<5Q4IQQQ32x qIqIqIqI")
+_INODE_REF = Struct("<QH")
+_INODE_EXTREF = Struct("<QQH")
+_DIR_ITEM = Struct("<QBQQHHB")
+_FILE_EXTENT = Struct("<QQBBHB")
+_FILE_EXTENT_ON_DISK = Struct("<4Q")
+_ROOT_ITEM = Struct("<160x7QI17xxB")
+_ROOT_ITEM_V2 = Struct("<Q16s16s16s4QqIqIqIqI64x")
+_ROOT_REF = Struct("<QQH")
+_QGROUP_STATUS = Struct("<4Q")
+_QGROUP_INFO = Struct("<5Q")
+
+_NEVER = (bytes(16), bytes(16), bytes(16), 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def inode_item(data: bytes) -> InodeItem:
+    generation, transid, size, nbytes, _, nlink, uid, gid, mode, rdev, flags, sequence, *times = _unpack(
+        _INODE_ITEM, data
+    )
+    return InodeItem(generation, transid, size, nbytes, nlink, uid, gid, mode, rdev, flags, sequence, *_times(times))
+
+
+def inode_ref(data: bytes) -> tuple[InodeRef, ...]:
+    return _sequence(data, _inode_ref)
+
+
+def inode_extref(data: bytes) -> tuple[InodeExtref, ...]:
+    return _sequence(data, _inode_extref)
+
+
+def dir_item(data: bytes) -> tuple[DirItem, ...]:
+    return _sequence(data, _dir_item)
+
+
+def extent_data(data: bytes) -> InlineExtent | FileExtent:
+    *head, type_ = _unpack(_FILE_EXTENT, data)
+    if type_ == FILE_EXTENT_INLINE:
+        return InlineExtent._make((*head, data[_FILE_EXTENT.size :]))
+    if type_ not in (FILE_EXTENT_REG, FILE_EXTENT_PREALLOC):
+        raise ValueError(f"{type_} is not a type of file extent")
+    return FileExtent._make((*head, type_, *_unpack(_FILE_EXTENT_ON_DISK, data, _FILE_EXTENT.size)))
+
+
+def root_item(data: bytes) -> RootItem:
+    *old, level = _unpack(_ROOT_ITEM, data)
+    if len(data) >= _ROOT_ITEM.size + _ROOT_ITEM_V2.size:
+        generation_v2, *new = _ROOT_ITEM_V2.unpack_from(data, _ROOT_ITEM.size)
+        # An older kernel does not know the new fields, and leaves them as they were.
+        if generation_v2 == old[0]:
+            return RootItem._make((*old, level, *new[:7], *_times(new[7:])))
+    return RootItem._make((*old, level, *_NEVER))
+
+
+def root_ref(data: bytes) -> RootRef:
+    dirid, sequence, name_len = _unpack(_ROOT_REF, data)
+    return RootRef(dirid, sequence, _cut(data, _ROOT_REF.size, name_len))
+
+
+def qgroup_status(data: bytes) -> QgroupStatus:
+    return QgroupStatus(*_unpack(_QGROUP_STATUS, data))
+
+
+def qgroup_info(data: bytes) -> QgroupInfo:
+    return QgroupInfo(*_unpack(_QGROUP_INFO, data))
+
+
+def qgroup_limit(data: bytes) -> QgroupLimits:
+    return QgroupLimits(*_unpack(_QGROUP_INFO, data))
+
+
+_DECODERS: dict[int, Callable[[bytes], Value]] = {
+    INODE_ITEM_KEY: inode_item,
+    INODE_REF_KEY: inode_ref,
+    INODE_EXTREF_KEY: inode_extref,
+    XATTR_ITEM_KEY: dir_item,
+    DIR_ITEM_KEY: dir_item,
+    DIR_INDEX_KEY: dir_item,
+    EXTENT_DATA_KEY: extent_data,
+    ROOT_ITEM_KEY: root_item,
+    ROOT_BACKREF_KEY: root_ref,
+    ROOT_REF_KEY: root_ref,
+    QGROUP_STATUS_KEY: qgroup_status,
+    QGROUP_INFO_KEY: qgroup_info,
+    QGROUP_LIMIT_KEY: qgroup_limit,
+}
+
+
+def decode(item: Item) -> Value:
+    """
+    Return the data of *item* decoded as its type says, or the bytes themselves when there is no decoder for it.
+
+    Raises:
+        ValueError: The data is too short for its type, or wrong.
+    """
+    decoder = _DECODERS.get(item.type)
+    return decoder(item.data) if decoder else item.data
+
+
+def _unpack(layout: Struct, data: bytes, offset: int = 0) -> tuple[Any, ...]:
+    if len(data) < offset + layout.size:
+        raise ValueError(f"item of {len(data)} bytes is too short: {offset + layout.size} are needed")
+    return layout.unpack_from(data, offset)
+
+
+def _cut(data: bytes, offset: int, length: int) -> bytes:
+    if len(data) < offset + length:
+        raise ValueError(f"item of {len(data)} bytes is too short: {offset + length} are needed")
+    return data[offset : offset + length]
+
+
+def _sequence(data: bytes, decoder: Callable[[bytes, int], tuple[_Entry, int]]) -> tuple[_Entry, ...]:
+    if not data:
+        raise ValueError("item is empty")
+    entries = []
+    offset = 0
+    while offset < len(data):
+        entry, offset = decoder(data, offset)
+        entries.append(entry)
+    return tuple(entries)
+
+
+def _inode_ref(data: bytes, offset: int) -> tuple[InodeRef, int]:
+    index, name_len = _unpack(_INODE_REF, data, offset)
+    offset += _INODE_REF.size
+    return InodeRef(index, _cut(data, offset, name_len)), offset + name_len
+
+
+def _inode_extref(data: bytes, offset: int) -> tuple[InodeExtref, int]:
+    parent, index, name_len = _unpack(_INODE_EXTREF, data, offset)
+    offset += _INODE_EXTREF.size
+    return InodeExtref(parent, index, _cut(data, offset, name_len)), offset + name_len
+
+
+def _dir_item(data: bytes, offset: int) -> tuple[DirItem, int]:
+    objectid, type_, key_offset, transid, data_len, name_len, kind = _unpack(_DIR_ITEM, data, offset)
+    offset += _DIR_ITEM.size
+    name = _cut(data, offset, name_len)
+    offset += name_len
+    value = _cut(data, offset, data_len)
+    return DirItem(Key(objectid, type_, key_offset), transid, kind, name, value), offset + data_len
+
+
+def _times(values: Sequence[int]) -> tuple[int, ...]:
+    return tuple(values[i] * 1_000_000_000 + values[i + 1] for i in range(0, len(values), 2))

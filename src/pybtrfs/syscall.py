@@ -1,0 +1,128 @@
+"""
+System calls that Python's standard library lacks, one function each.
+
+A refusal is an `OSError` with a note naming the call and, for ``EPERM``, the privilege it needs.
+"""
+
+import errno
+import os
+
+from pybtrfs._btrfs import ffi, lib
+
+BTRFS_SUPER_MAGIC: int = lib.PYBTRFS_SUPER_MAGIC
+
+MS_RDONLY: int = lib.MS_RDONLY
+MS_NOSUID: int = lib.MS_NOSUID
+MS_NODEV: int = lib.MS_NODEV
+MS_NOEXEC: int = lib.MS_NOEXEC
+MS_REMOUNT: int = lib.MS_REMOUNT
+MS_NOATIME: int = lib.MS_NOATIME
+MS_BIND: int = lib.MS_BIND
+MS_REC: int = lib.MS_REC
+MS_PRIVATE: int = lib.MS_PRIVATE
+
+MNT_FORCE: int = lib.MNT_FORCE
+MNT_DETACH: int = lib.MNT_DETACH
+UMOUNT_NOFOLLOW: int = lib.UMOUNT_NOFOLLOW
+
+RESOLVE_NO_XDEV: int = lib.PYBTRFS_RESOLVE_NO_XDEV
+RESOLVE_NO_MAGICLINKS: int = lib.PYBTRFS_RESOLVE_NO_MAGICLINKS
+RESOLVE_NO_SYMLINKS: int = lib.PYBTRFS_RESOLVE_NO_SYMLINKS
+RESOLVE_BENEATH: int = lib.PYBTRFS_RESOLVE_BENEATH
+
+_PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+_FILEID_BTRFS_WITHOUT_PARENT = 0x4D
+
+
+def mount(source: _PathLike, target: _PathLike, fstype: str, flags: int = 0, data: str | bytes = b"") -> None:
+    """
+    Attach the filesystem on *source* at *target*, with ``MS_*`` *flags* and the filesystem's own options in *data*.
+
+    Issues mount(2), which needs ``CAP_SYS_ADMIN``.
+    """
+    result = lib.pybtrfs_mount(_text(source), _text(target), _text(fstype), flags, _text(data))
+    check(result, "mount", "CAP_SYS_ADMIN", target)
+
+
+def umount2(target: _PathLike, flags: int = 0) -> None:
+    """
+    Detach the filesystem mounted at *target*, with ``MNT_*`` or ``UMOUNT_*`` *flags*.
+
+    Issues umount2(2), which needs ``CAP_SYS_ADMIN``.
+    """
+    check(lib.pybtrfs_umount2(_text(target), flags), "umount2", "CAP_SYS_ADMIN", target)
+
+
+def syncfs(fd: int) -> None:
+    """
+    Write everything of the filesystem that holds *fd*, and report an error of write-back since *fd* was opened, once.
+
+    Issues syncfs(2).
+    """
+    check(lib.pybtrfs_syncfs(fd), "syncfs")
+
+
+def fstatfs_type(fd: int) -> int:
+    """
+    Return the magic number of the filesystem that holds *fd*.
+
+    Issues fstatfs(2).
+    """
+    return check(lib.pybtrfs_fstatfs_type(fd), "fstatfs")
+
+
+def openat2(dirfd: int, path: _PathLike, flags: int, resolve: int = 0, mode: int = 0) -> int:
+    """
+    Open *path*, relative to *dirfd* and under the ``RESOLVE_*`` rules, close-on-exec, and return the fd.
+
+    Issues openat2(2) (Linux 5.6).
+    """
+    how = ffi.new("struct pybtrfs_open_how *", {"flags": flags | os.O_CLOEXEC, "mode": mode, "resolve": resolve})
+    return check(lib.pybtrfs_openat2(dirfd, _text(path), how), "openat2", filename=path)
+
+
+def open_by_handle_at(fd: int, treeid: int, objectid: int, generation: int, flags: int) -> int:
+    """
+    Open the inode *objectid* of the subvolume *treeid* of the btrfs that holds *fd*, close-on-exec, and return the fd.
+
+    No path is followed, and no permission of a directory above is asked for.
+
+    Issues open_by_handle_at(2), which needs ``CAP_DAC_READ_SEARCH``.
+
+    Args:
+        generation: The inode's, as its INODE_ITEM has it: guards against an inode number used again.
+    """
+    handle = ffi.new(
+        "struct pybtrfs_file_handle *",
+        {
+            "handle_bytes": 20,
+            "handle_type": _FILEID_BTRFS_WITHOUT_PARENT,
+            "objectid": objectid,
+            "root_objectid": treeid,
+            "gen": generation & 0xFFFFFFFF,
+        },
+    )
+    result = lib.pybtrfs_open_by_handle_at(fd, handle, flags | os.O_CLOEXEC)
+    return check(result, "open_by_handle_at", "CAP_DAC_READ_SEARCH")
+
+
+def check(result: int, call: str, privilege: str = "", filename: object = None) -> int:
+    """
+    Return what a call of the kernel returned, or raise what it refused with (*result* is then -errno).
+    """
+    if result >= 0:
+        return result
+    error = OSError(-result, os.strerror(-result))
+    error.filename = filename
+    error.add_note(call)
+    if privilege and -result == errno.EPERM:
+        error.add_note(f"needs {privilege}")
+    raise error
+
+
+def _text(value: _PathLike) -> bytes:
+    encoded = os.fsencode(value)
+    if b"\0" in encoded:
+        raise ValueError(f"embedded null byte in {value!r}")
+    return encoded

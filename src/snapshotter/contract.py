@@ -1,0 +1,879 @@
+"""
+containerd's snapshotter contract: who may do what when, and in which order it reaches the disk.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, NoReturn, Self, TypedDict, TypeVar, Unpack
+
+from snapshotter import filters, records, recovery
+from snapshotter.errors import (
+    AlreadyExistsError,
+    DataLossError,
+    Error,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from snapshotter.index import Index, Snapshot
+from snapshotter.labels import apply_fieldpaths, check_key, check_labels
+from snapshotter.mountinfo import MountTable
+from snapshotter.records import Commitment, Record, State
+from snapshotter.recovery import Verdict
+from snapshotter.snapshot import Info, Kind, Measured, Mount, Usage
+from snapshotter.store import SNAPSHOTS, Store
+from snapshotter.volumes import EMPTY, FS, LAYER, BtrfsVolumes, Directory, Found, MountMode, Volumes
+from snapshotter.worker import Worker
+
+UsageDefinition = Literal["added", "containerd"]
+
+CLEANUP_SECONDS = 5.0
+# What a record may grow by without its labels: usage, generation, state.
+RECORD_RESERVE = 256
+
+_EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+_DEAD = {errno.EIO, errno.EROFS}
+_CURES = {
+    errno.ETXTBSY: "a swap file in it is in use: swapoff first",
+    errno.EBUSY: "it is mounted: unmount it first",
+    errno.EPERM: "a privilege is missing (CAP_SYS_ADMIN), or it is being sent or is the default subvolume",
+}
+_NOTHING = Measured(Usage(), Usage())
+_LAYER_VERSION = -1  # of a measurement that never changes
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """
+    Something wrong with a store.
+
+    Args:
+        subject: A key, or the path of what has none.
+    """
+
+    subject: str
+    what: str
+    cure: str
+
+
+class Options(TypedDict, total=False):
+    """
+    The options of opening a store; see `Snapshotter`.
+    """
+
+    client: str
+    usage: UsageDefinition
+    mount_mode: MountMode
+    verify: bool
+    volumes: type[Volumes]
+
+
+class Snapshotter:
+    """
+    The snapshots of one store.
+
+    Its methods may be called from any thread, and several at once. What changes the store is durable when it returns:
+    `prepare`, `view`, `commit`, `update`, `remove` and `fork` survive a power failure from then on, and one that did
+    not return has happened whole or not at all.
+
+    Privilege: that of `BtrfsVolumes`, and access to the store, which is 0700.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        client: str = "local",
+        usage: UsageDefinition = "added",
+        mount_mode: MountMode = "btrfs",
+        verify: bool = True,
+        volumes: type[Volumes] = BtrfsVolumes,
+    ) -> None:
+        """
+        Open the store at *root*, and finish or undo what a crash interrupted.
+
+        A copy of a store, such as a snapshot of it, opens for reading only: `why_read_only` says so.
+
+        Args:
+            read_only: Change nothing and take no lock, beside whoever has the store; it is read once, now.
+            client: Whose snapshots these are. The first `prepare` or `view` binds the store to it, since containerd's
+                garbage collection removes every snapshot of its snapshotter that it does not know.
+            usage: What `usage` gives: ``"added"``, the bytes that the snapshot added on disk, or ``"containerd"``, the
+                whole size of each file that differs from the parent's.
+            mount_mode: ``"btrfs"`` mounts the device by ``subvolid``, ``"bind"`` the path of the subvolume.
+            verify: Have `commit` find out whether the disk took the data.
+            volumes: What makes the subvolumes; `snapshotter.testing.DirectoryVolumes` needs no btrfs.
+
+        Raises:
+            NotFoundError: *root* does not exist.
+            FailedPreconditionError: *root* is not a store, not on btrfs, or a newer release's.
+            StoreHeldError: Another process has the store.
+            DataLossError: The store's own record is damaged.
+        """
+        _check_choice("usage", usage, ("added", "containerd"))
+        _check_choice("mount_mode", mount_mode, ("btrfs", "bind"))
+        if not client:
+            raise InvalidArgumentError("client is empty")
+        self.root = os.path.realpath(root)
+        self.client = client
+        self.why_read_only = "it was opened read-only" if read_only else ""
+        self._definition = usage
+        self._verify = verify
+        self._pid = os.getpid()
+        self._gate = threading.Condition()
+        self._running = 0
+        self._closed = ""
+        self._failure = ""
+        self._index = Index()
+        self._problems: list[Problem] = []
+        with contextlib.ExitStack() as stack:
+            try:
+                self._volumes = volumes(self.root, mount_mode)
+            except FileNotFoundError as error:
+                raise NotFoundError(f"store {self.root!r} does not exist: make it with `snapshotter init`") from error
+            except OSError as error:
+                raise FailedPreconditionError(f"cannot open store {self.root!r}: {error.strerror}") from error
+            stack.callback(self._volumes.close)
+            self._store = Store(self.root, self._volumes)
+            stack.callback(self._store.close)
+            if self._store.is_copy:
+                self.why_read_only = "it is a copy of a store: make it one with `snapshotter init --adopt`"
+            if not self.why_read_only:
+                stack.callback(self._store.acquire().release)
+            self._first_id = self._store.header.id_limit
+            self._worker = Worker(self._store, self._volumes)
+            stack.callback(self._worker.close)
+            self._load()
+            self._resources = stack.pop_all()
+
+    @classmethod
+    def create(cls, root: str | os.PathLike[str], **options: Unpack[Options]) -> Self:
+        """
+        Make a store at *root*, durably, and open it.
+
+        A *root* that does not exist is made, as a subvolume; an empty directory is used as it is.
+
+        Raises:
+            AlreadyExistsError: *root* is a store.
+            NotFoundError: The directory that *root* would be in does not exist.
+            FailedPreconditionError: *root* is not on btrfs, or not empty.
+            StoreHeldError: Another process is making it.
+        """
+        path = os.path.realpath(root)
+        volumes = options.get("volumes", BtrfsVolumes)
+        with contextlib.ExitStack() as undo:
+            try:
+                volumes.make_root(path)
+                undo.callback(volumes.delete_root, path)
+            except FileExistsError:
+                pass
+            except FileNotFoundError as error:
+                raise NotFoundError(f"{os.path.dirname(path)!r} does not exist: make it first") from error
+            opened = volumes(path, "btrfs")
+            try:
+                Store.make(path, opened)
+            except NotADirectoryError as error:
+                raise FailedPreconditionError(f"{path!r} is not a directory") from error
+            finally:
+                opened.close()
+            undo.pop_all()
+        return cls(path, **options)
+
+    @classmethod
+    def adopt(cls, root: str | os.PathLike[str], **options: Unpack[Options]) -> Self:
+        """
+        Make a store of one that was moved here with its subvolumes, and open it.
+
+        Raises:
+            FailedPreconditionError: Its subvolumes are not here: it is a copy of the records alone.
+        """
+        path = os.path.realpath(root)
+        with cls(path, read_only=True, **options) as copy:
+            with_subvolume = [snapshot for snapshot in copy._index.snapshots() if snapshot.kind is not Kind.VIEW]
+            if with_subvolume and all(snapshot.quarantine for snapshot in with_subvolume):
+                raise FailedPreconditionError(
+                    f"none of the {len(with_subvolume)} subvolumes are in {path!r}: a snapshot of a store holds "
+                    "its records only; bring the subvolumes too"
+                )
+            with copy._store.acquire():
+                copy._store.change(identity=copy._volumes.identity())
+        return cls(path, **options)
+
+    def close(self) -> None:
+        """
+        Release the store, once the calls under way have returned and the destroy in hand is done; the next open does
+        the rest. Closing twice is fine.
+        """
+        self._shut("the store is closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- reading
+
+    def stat(self, key: str) -> Info:
+        """
+        Describe the snapshot *key*, of any kind.
+
+        Raises:
+            NotFoundError: No snapshot has the key.
+        """
+        self._check_usable()
+        return self._index.get(key).info
+
+    def walk(self, *filter_list: str) -> Iterator[Info]:
+        """
+        Describe every snapshot that one of the filters matches, in no order; all of them without a filter.
+
+        They are those of the moment of the call; changing the store on the way is fine.
+
+        Raises:
+            InvalidArgumentError: A filter does not parse.
+            NotSupportedError: A filter uses ``~=`` and google-re2 is not installed.
+        """
+        self._check_usable()
+        wanted = filters.parse(*filter_list)
+        infos = [snapshot.info for snapshot in self._index.snapshots()]
+        return (info for info in infos if wanted.match(info))
+
+    def usage(self, key: str) -> Usage:
+        """
+        Measure the snapshot *key* without its parents, by the definition chosen at opening.
+
+        Of a committed one it is exact and measured once. Of an active one it counts what has been written back, and
+        costs a search of what changed whenever something did. A view adds nothing.
+
+        Raises:
+            NotFoundError: No snapshot has the key.
+            DataLossError: Its subvolume is gone.
+        """
+        self._check_usable()
+        while True:
+            snapshot = self._index.get(key)
+            record = snapshot.record
+            try:
+                with self._operation(f"measure snapshot {key!r}", changes=False):
+                    measured = self._measure(snapshot)
+                    return measured.added if self._definition == "added" else measured.containerd
+            except DataLossError:
+                # It is no loss when a commit or a removal took the subvolume from under the search.
+                if self._index.get(key).record is record:
+                    raise
+
+    def mounts(self, key: str) -> tuple[Mount, ...]:
+        """
+        How to mount the active snapshot or view *key*: what `prepare` or `view` returned.
+
+        Raises:
+            NotFoundError: No snapshot has the key.
+            FailedPreconditionError: It is committed.
+            DataLossError: Its subvolume is gone.
+        """
+        with self._operation(f"mount snapshot {key!r}", changes=False), self._index.change(key):
+            return self._mounts(self._index.get(key))
+
+    def problems(self) -> list[Problem]:
+        """
+        What is wrong with the store: snapshots that cannot be used, and what no record accounts for.
+        """
+        quarantined = [
+            Problem(snapshot.info.name, snapshot.quarantine, "remove the snapshot, and what rests on it")
+            for snapshot in self._index.snapshots()
+            if snapshot.quarantine
+        ]
+        return quarantined + self._problems
+
+    # -- changing
+
+    def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
+        """
+        Make the active snapshot *key*, a writable copy of the committed *parent*, or empty.
+
+        Steps, and what recovery does after a stop behind each:
+
+        1. the directory: removed
+        2. its record, "preparing": removed
+        3. with a parent, a snapshot of its layer, which commits: active.
+           Without, an empty subvolume: active if it reached the disk; then a barrier.
+
+        Raises:
+            NotFoundError: *parent* does not exist.
+            InvalidArgumentError: *parent* is not committed; *key* or *labels* break a rule.
+            AlreadyExistsError: *key* is taken.
+            ResourceExhaustedError: The disk is full.
+            DataLossError: *parent* lost its layer.
+        """
+
+        def fill(directory: Directory, base: Snapshot | None) -> None:
+            if base is None:
+                self._volumes.create(directory)
+                self._volumes.barrier(directory.fd)
+            else:
+                with self._store.directory(base.id) as source:
+                    self._volumes.snapshot(source, LAYER, directory)
+
+        return self._create(State.PREPARING, key, parent, labels, fill)
+
+    def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
+        """
+        Make *key* a read-only view of the committed *parent*, or of an empty directory; nothing is copied.
+
+        Steps, and what recovery does after a stop behind each:
+
+        1. the directory: removed
+        2. its record, "view": a view; then a barrier
+
+        Raises:
+            As `prepare`.
+        """
+
+        def fill(directory: Directory, base: Snapshot | None) -> None:
+            self._volumes.barrier(directory.fd)
+
+        return self._create(State.VIEW, key, parent, labels, fill)
+
+    def fork(self, key: str, new_key: str) -> tuple[Mount, ...]:
+        """
+        Make the active snapshot *new_key* a copy of the active *key* as it is now, while it runs.
+
+        Parent and labels are those of *key*. Steps as those of `prepare` with a parent.
+
+        Raises:
+            NotFoundError: *key* does not exist.
+            FailedPreconditionError: *key* is not active.
+            AlreadyExistsError: *new_key* is taken.
+            DataLossError: *key* lost its subvolume.
+        """
+        check_key(new_key)
+        with self._operation(f"fork snapshot {key!r}"), self._index.change(key, new_key):
+            source = self._index.get(key)
+            self._check_active(source)
+            self._check_free(new_key)
+            _check_whole(source)
+            with self._store.directory(source.id) as directory:
+                born = self._born(source, directory)
+
+            def fill(directory: Directory) -> None:
+                with self._store.directory(source.id) as source_directory:
+                    self._volumes.snapshot(source_directory, FS, directory)
+
+            now = time.time_ns()
+            draft = replace(
+                source.record,
+                state=State.PREPARING,
+                key=new_key,
+                created=now,
+                updated=now,
+                born=born,
+                suspect=self._is_suspect(source),
+            )
+            return self._mounts(self._make(draft, source.parent, fill))
+
+    def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
+        """
+        Make the active snapshot *key* the committed *name*, with *labels* in place of its own.
+
+        What is committed is a copy of this moment, which nobody can change any more; *key* is gone.
+
+        Steps, and what recovery does after a stop behind each:
+
+        1. the record, "committing", with name and labels: active
+        2. a read-only snapshot, the layer, which flushes the data and commits: committed, unless devices have refused
+           writes since the preparation
+        3. a sync that tells of data the disk refused; if it did, the layer is destroyed and the record restored: active
+
+        The worker destroys the former subvolume.
+
+        Args:
+            parent: Empty, or the parent that *key* has: there is no rebasing.
+
+        Raises:
+            NotFoundError: *key* does not exist.
+            AlreadyExistsError: *name* is taken.
+            FailedPreconditionError: *key* is not active; or it holds a nested subvolume with content, or an active
+                swap file.
+            InvalidArgumentError: *parent* is another one; *name* or *labels* break a rule.
+            DataLossError: The disk may have refused data of the snapshot.
+            ResourceExhaustedError: The disk is full.
+        """
+        check_key(name)
+        labels = check_labels(labels)
+        with self._operation(f"commit snapshot {key!r}"), self._index.change(name, key):
+            active = self._index.get(key)
+            self._check_free(name)
+            self._check_active(active)
+            if parent and parent != active.info.parent:
+                raise InvalidArgumentError(
+                    f"cannot change parent of active snapshot {key!r} on commit: it is {active.info.parent!r}, "
+                    f"not {parent!r}"
+                )
+            _check_whole(active)
+            self._check_trusted(active)
+            commitment = Commitment(name, labels, time.time_ns())
+            committed = self._with_space(lambda: self._freeze(active, commitment))
+            self._index.update(active, committed, settled=False)
+        self._worker.destroy(active.id, FS)
+        self._worker.submit(lambda: self._settle(active))
+
+    def update(self, info: Info, *fieldpaths: str) -> Info:
+        """
+        Change the labels of the snapshot *info.name* to those of *info*, and return its new description.
+
+        Steps: the record, then a barrier; a stop between them leaves the old labels or the new ones.
+
+        Args:
+            fieldpaths: ``"labels"`` replaces them all, as does no path; ``"labels.KEY"`` sets that one, or deletes it
+                when *info* has none or an empty one.
+
+        Raises:
+            NotFoundError: No snapshot has that name.
+            InvalidArgumentError: Another path; the labels break a rule.
+        """
+        with self._operation(f"update snapshot {info.name!r}"), self._index.change(info.name):
+            snapshot = self._index.get(info.name)
+            labels = apply_fieldpaths(snapshot.info, info, fieldpaths)
+            record = replace(snapshot.record, labels=labels, updated=time.time_ns())
+            data = self._encode(record)
+            with self._store.directory(snapshot.id) as directory:
+                try:
+                    records.write(directory.fd, data)
+                    self._volumes.barrier(directory.fd)
+                except BaseException:
+                    self._restore(directory, snapshot)
+                    raise
+            self._index.update(snapshot, record, settled=True)
+            return snapshot.info
+
+    def remove(self, key: str) -> None:
+        """
+        Remove the snapshot *key*; its space comes back in the background.
+
+        Steps: the record, "removed", then a barrier; a stop between them leaves it there, or removed. On a disk too
+        full for that its subvolume is destroyed at once.
+
+        Raises:
+            NotFoundError: No snapshot has the key.
+            FailedPreconditionError: Another snapshot rests on it, or it cannot be removed now; never anything else,
+                since any other error would end containerd's garbage collection.
+        """
+        try:
+            with self._operation(f"remove snapshot {key!r}"), self._index.change(key):
+                snapshot = self._index.get(key)
+                if snapshot.children:
+                    raise FailedPreconditionError(f"cannot remove snapshot {key!r} with child")
+                with contextlib.suppress(FileNotFoundError), self._store.directory(snapshot.id) as directory:
+                    self._mark_removed(snapshot, directory)
+                self._index.remove(snapshot)
+        except (UnavailableError, ResourceExhaustedError, DataLossError) as error:
+            raise FailedPreconditionError(str(error)) from error
+        self._worker.destroy(snapshot.id)
+
+    def cleanup(self) -> None:
+        """
+        Destroy what is left of removed snapshots, and have their space given back: seconds at most. What is mounted,
+        or otherwise held, is not waited for.
+        """
+        with self._operation("clean up"):
+            self._worker.reclaim(CLEANUP_SECONDS)
+
+    # -- opening
+
+    def _load(self) -> None:
+        """
+        Fill the index from the records, and hand what they leave over to the worker.
+        """
+        writing = not self.why_read_only
+        refused = self._volumes.write_errors() if writing else 0
+        by_id: dict[int, Snapshot] = {}
+        # A parent is older than its children.
+        for snapshot_id, record, found, damage in self._read_directories():
+            if damage:
+                # Its children are whole, and need a parent to name.
+                unknown = Record(snapshot_id, State.COMMITTED, f"(snapshot {snapshot_id}, its record damaged)")
+                by_id[snapshot_id] = Snapshot(unknown, None, quarantine=damage)
+                self._report(str(snapshot_id), damage, "restore its record; nothing of it is deleted")
+                continue
+            errors = record.errors if record else refused
+            verdict = recovery.judge(record.state if record else None, found, refused=refused > errors)
+            if verdict is Verdict.UNKNOWN:
+                self._report(str(snapshot_id), "it has no record", "move its content away, or delete it by hand")
+            elif record is None or verdict is Verdict.REMOVED:
+                if writing:
+                    self._worker.destroy(snapshot_id)
+            elif record.key in self._index:
+                self._report(str(snapshot_id), f"it has the same key {record.key!r} as another", "delete it by hand")
+            else:
+                parent = by_id.get(record.parent) if record.parent else None
+                by_id[snapshot_id] = self._take(record, found, verdict, parent, writing)
+
+    def _read_directories(self) -> Iterator[tuple[int, Record | None, Found, str]]:
+        """
+        Id, record, content, and what is wrong with the record, of each snapshot's directory by age.
+        """
+        names = self._store.names()
+        ids = sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+        for name in set(names) - set(map(str, ids)):
+            self._report(name, "it is not the directory of a snapshot", "move it away")
+        for snapshot_id in ids:
+            try:
+                with self._store.directory(snapshot_id) as directory:
+                    data = records.read(directory.fd)
+                    found = self._volumes.found(directory)
+            except FileNotFoundError:
+                continue  # removed by the store's owner while we read
+            except NotADirectoryError:
+                self._report(str(snapshot_id), "it is not a directory", "move it away")
+                continue
+            try:
+                yield snapshot_id, records.decode(data, snapshot_id) if data else None, found, ""
+            except records.DamagedError as error:
+                yield snapshot_id, None, found, str(error)
+
+    def _take(self, record: Record, found: Found, verdict: Verdict, parent: Snapshot | None, writing: bool) -> Snapshot:
+        match verdict:
+            case Verdict.ACTIVE:
+                taken = record.active()
+            case Verdict.COMMITTED if record.state is State.COMMITTING:
+                taken = record.committed()
+            case _:
+                taken = record
+        if record.state is State.COMMITTING and verdict is Verdict.ACTIVE and found.layer:
+            taken = replace(taken, suspect=True)
+        quarantine = "its subvolume is gone" if verdict is Verdict.QUARANTINED else ""
+        snapshot = Snapshot(taken, parent, quarantine, settled=taken == record)
+        self._index.add(snapshot)
+        if writing and not quarantine:
+            if verdict is Verdict.ACTIVE and (found.layer or record.state is State.COMMITTING):
+                with contextlib.suppress(OSError), self._store.directory(record.id) as directory:
+                    self._volumes.destroy(directory, LAYER, MountTable())
+            if verdict is Verdict.COMMITTED and found.fs:
+                self._worker.destroy(record.id, FS)
+            if not snapshot.settled or (verdict is Verdict.COMMITTED and taken.usage is None):
+                self._worker.submit(lambda: self._settle(snapshot))
+        return snapshot
+
+    def _report(self, name: str, what: str, cure: str) -> None:
+        problem = Problem(os.path.join(self.root, SNAPSHOTS, name), what, cure)
+        log.warning("%s: %s", problem.subject, what)
+        self._problems.append(problem)
+
+    # -- who may call
+
+    @contextlib.contextmanager
+    def _operation(self, doing: str, *, changes: bool = True) -> Iterator[None]:
+        """
+        Around everything that uses the store's descriptors: keeps them open, and translates the kernel's refusals.
+        """
+        with self._gate:
+            self._check_usable()
+            if changes:
+                self._check_changeable()
+            elif self._failure:
+                raise UnavailableError(f"cannot {doing}: {self._failure}")
+            self._running += 1
+        try:
+            yield
+        except OSError as error:
+            self._refuse(doing, error, changes)
+        finally:
+            with self._gate:
+                self._running -= 1
+                if not self._running:
+                    self._gate.notify_all()
+            if self._failure:
+                self._release()
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise FailedPreconditionError("the store was opened before a fork: open it in the process that uses it")
+        if self._closed:
+            raise FailedPreconditionError(f"the store {self.root!r} is closed")
+
+    def _check_changeable(self) -> None:
+        if self._failure:
+            raise UnavailableError(self._failure)
+        if self.why_read_only:
+            raise FailedPreconditionError(f"store {self.root!r} cannot be changed: {self.why_read_only}")
+        owner = self._store.header.client
+        if owner not in ("", self.client) and len(self._index):
+            raise FailedPreconditionError(
+                f"store {self.root!r} holds the snapshots of client {owner!r}, and {self.client!r} would delete them: "
+                "make a second store beside it"
+            )
+
+    def _refuse(self, doing: str, error: OSError, changes: bool) -> NoReturn:
+        """
+        Raise what containerd calls the kernel's *error*.
+        """
+        text = f"cannot {doing}: {error.strerror or error}"
+        if error.errno in _EXHAUSTED:
+            raise ResourceExhaustedError(text) from error
+        if error.errno in _DEAD:
+            if changes:
+                # After an abort the kernel even says OK to barriers, and shows what was never durable.
+                self._failure = f"the filesystem of {self.root!r} failed ({error.strerror}): mount it anew, and reopen"
+                log.error("%s", self._failure)
+            raise UnavailableError(text) from error
+        if error.errno == errno.ENOENT:
+            raise DataLossError(f"{text}: somebody deleted its subvolume") from error
+        cure = _CURES.get(error.errno or 0, "")
+        raise FailedPreconditionError(f"{text}: {cure}" if cure else text) from error
+
+    def _shut(self, why: str) -> None:
+        if os.getpid() != self._pid:
+            return  # the descriptors of a forked child go with it, the store is its parent's
+        with self._gate:
+            self._closed = self._closed or why
+            self._gate.wait_for(lambda: not self._running)
+        self._release()
+
+    def _release(self) -> None:
+        """
+        Let go of every descriptor once nobody uses one; a failed filesystem cannot be unmounted before.
+        """
+        with self._gate:
+            if self._running:
+                return
+            resources = self._resources.pop_all()
+        resources.close()
+
+    # -- creating
+
+    def _create(
+        self,
+        state: State,
+        key: str,
+        parent: str,
+        labels: Mapping[str, str] | None,
+        fill: Callable[[Directory, Snapshot | None], None],
+    ) -> tuple[Mount, ...]:
+        check_key(key)
+        labels = check_labels(labels)
+        with self._operation(f"create snapshot {key!r}"), self._index.change(key, parent=parent) as base:
+            if base and base.kind is not Kind.COMMITTED:
+                raise InvalidArgumentError(f"parent {parent!r} is not committed snapshot")
+            self._check_free(key)
+            if base:
+                _check_whole(base)
+            if self._store.header.client != self.client:
+                self._store.change(client=self.client)
+            now = time.time_ns()
+            draft = Record(
+                0, state, key, base.id if base else None, labels, now, now, errors=self._volumes.write_errors()
+            )
+            return self._mounts(self._make(draft, base, lambda directory: fill(directory, base)))
+
+    def _make(self, draft: Record, parent: Snapshot | None, fill: Callable[[Directory], None]) -> Snapshot:
+        """
+        Make the directory of a new snapshot, its record, and what *fill* puts there; all of it or nothing.
+        """
+
+        def attempt() -> Record:
+            record = replace(draft, id=self._store.take_id())
+            data = self._encode(record)
+            self._store.make_directory(record.id)
+            try:
+                with self._store.directory(record.id) as directory:
+                    records.write(directory.fd, data)
+                    fill(directory)
+            except BaseException:
+                self._discard(record.id)
+                raise
+            return record
+
+        record = self._with_space(attempt)
+        preparing = record.state is State.PREPARING
+        snapshot = Snapshot(record.active() if preparing else record, parent, settled=not preparing)
+        self._index.add(snapshot)
+        if preparing:
+            self._worker.submit(lambda: self._settle(snapshot))
+        return snapshot
+
+    def _discard(self, snapshot_id: int) -> None:
+        """
+        Undo what was made of a snapshot that nobody was told of.
+        """
+        with contextlib.suppress(OSError), self._store.directory(snapshot_id) as directory:
+            records.write(directory.fd, records.encode(Record(snapshot_id, State.REMOVED, "")))
+        self._worker.destroy(snapshot_id)
+
+    def _with_space(self, attempt: Callable[[], T]) -> T:
+        """
+        *attempt*, once more if the disk was full and destroyed snapshots had space to give back.
+        """
+        try:
+            return attempt()
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self._worker.reclaim(CLEANUP_SECONDS):
+                raise
+        return attempt()
+
+    def _encode(self, record: Record) -> bytes:
+        data = records.encode(record)
+        limit = self._volumes.record_limit - RECORD_RESERVE
+        if len(data) > limit:
+            raise InvalidArgumentError(
+                f"key and labels of snapshot {record.key!r:.64} need {len(data)} bytes, "
+                f"and a record has room for {limit}"
+            )
+        return data
+
+    # -- committing and removing
+
+    def _freeze(self, active: Snapshot, commitment: Commitment) -> Record:
+        with self._store.directory(active.id) as directory:
+            committing = replace(
+                active.record,
+                state=State.COMMITTING,
+                born=self._born(active, directory),
+                commitment=commitment,
+            )
+            data = self._encode(committing)
+            try:
+                records.write(directory.fd, data)
+                self._volumes.freeze(directory)
+                if self._verify:
+                    self._verify_written(active)
+            except BaseException:
+                # The layer goes first: with it, "committing" would be a commit.
+                with contextlib.suppress(OSError):
+                    self._volumes.destroy(directory, LAYER, MountTable())
+                self._restore(directory, active)
+                raise
+        return committing.committed()
+
+    def _verify_written(self, active: Snapshot) -> None:
+        """
+        Raise DataLossError if data of the filesystem was lost while *active* was there to lose some.
+        """
+        try:
+            self._volumes.verify()
+        except OSError as error:
+            # The kernel tells once, and not whose data it was.
+            log.error("the disk refused data: %s", error)
+            self._store.suspect_all()
+        self._check_trusted(active)
+
+    def _check_trusted(self, active: Snapshot) -> None:
+        if self._verify and self._is_suspect(active):
+            raise DataLossError(
+                f"the disk may have refused data of snapshot {active.info.name!r}: mend the disk and make it again"
+            )
+
+    def _is_suspect(self, active: Snapshot) -> bool:
+        if active.record.suspect or active.id < self._store.header.suspect:
+            return True
+        # Before this opening nobody listened for write-back errors: the devices' counters have to do.
+        return active.id < self._first_id and self._volumes.write_errors() > active.record.errors
+
+    def _born(self, active: Snapshot, directory: Directory) -> int:
+        if active.record.born is not None:
+            return active.record.born
+        return self._volumes.born(directory) if active.parent else 0
+
+    def _restore(self, directory: Directory, snapshot: Snapshot) -> None:
+        """
+        Write the record of before a change that failed; recovery copes where this fails too.
+        """
+        with contextlib.suppress(OSError):
+            records.write(directory.fd, records.encode(snapshot.record))
+
+    def _mark_removed(self, snapshot: Snapshot, directory: Directory) -> None:
+        try:
+            records.write(directory.fd, records.encode(Record(snapshot.id, State.REMOVED, "")))
+            self._volumes.barrier(directory.fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                self._restore(directory, snapshot)
+                raise
+            mounts = self._volumes.mounts()
+            for name in (FS, LAYER):
+                self._volumes.destroy(directory, name, mounts)
+            self._store.remove_directory(snapshot.id)
+            self._volumes.barrier(directory.fd)
+
+    def _settle(self, snapshot: Snapshot) -> None:
+        """
+        Bring the record of a snapshot up to date, in the background and without a barrier.
+        """
+        try:
+            usage = self._measure(snapshot) if snapshot.kind is Kind.COMMITTED else None
+            key = snapshot.info.name
+            with self._index.change(key):
+                if key not in self._index or self._index.get(key) is not snapshot:
+                    return
+                record = replace(snapshot.record, usage=usage)
+                if not snapshot.settled or record != snapshot.record:
+                    with self._store.directory(snapshot.id) as directory:
+                        records.write(directory.fd, records.encode(record))
+                    self._index.update(snapshot, record, settled=True)
+        except (OSError, Error) as error:
+            log.info("record of snapshot %r is not brought up to date: %s", snapshot.info.name, error)
+
+    # -- asking
+
+    def _measure(self, snapshot: Snapshot) -> Measured:
+        if snapshot.kind is Kind.VIEW:
+            return _NOTHING
+        if snapshot.record.usage:
+            return snapshot.record.usage
+        _check_whole(snapshot)
+        with contextlib.ExitStack() as stack:
+            directory = stack.enter_context(self._store.directory(snapshot.id))
+            committed = snapshot.kind is Kind.COMMITTED
+            version = _LAYER_VERSION if committed else self._volumes.version(directory)
+            if snapshot.measured and snapshot.measured[0] == version:
+                return snapshot.measured[1]
+            parent = stack.enter_context(self._store.directory(snapshot.parent.id)) if snapshot.parent else None
+            born = self._born(snapshot, directory)
+            measured = self._volumes.measure(directory, LAYER if committed else FS, born, parent)
+            snapshot.measured = (version, measured)
+            return measured
+
+    def _mounts(self, snapshot: Snapshot) -> tuple[Mount, ...]:
+        if snapshot.kind is Kind.COMMITTED:
+            raise FailedPreconditionError(f"requested snapshot {snapshot.info.name!r} not active or view")
+        _check_whole(snapshot)
+        if snapshot.kind is Kind.ACTIVE:
+            return (self._volumes.mount(os.path.join(self.root, SNAPSHOTS, str(snapshot.id), FS), read_only=False),)
+        if snapshot.parent:
+            _check_whole(snapshot.parent)
+            path = os.path.join(self.root, SNAPSHOTS, str(snapshot.parent.id), LAYER)
+        else:
+            path = os.path.join(self.root, EMPTY)
+        return (self._volumes.mount(path, read_only=True),)
+
+    def _check_free(self, key: str) -> None:
+        if key in self._index:
+            raise AlreadyExistsError(f"snapshot {key!r} already exists")
+
+    @staticmethod
+    def _check_active(snapshot: Snapshot) -> None:
+        if snapshot.kind is not Kind.ACTIVE:
+            raise FailedPreconditionError(f"snapshot {snapshot.info.name!r} is not active")
+
+
+def _check_whole(snapshot: Snapshot) -> None:
+    if snapshot.quarantine:
+        raise DataLossError(f"snapshot {snapshot.info.name!r} cannot be used: {snapshot.quarantine}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidArgumentError(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}")

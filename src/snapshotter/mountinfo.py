@@ -1,0 +1,85 @@
+"""
+Which subvolumes are mounted, and where: ``/proc/PID/mountinfo`` of every mount namespace that can be seen.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_SUBVOLID = re.compile(rb"(?:^|,)subvolid=(\d+)")
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class MountTable:
+    """
+    What was mounted at one moment.
+
+    Attributes:
+        subvolids: Those of one filesystem, in any namespace.
+        points: The mount points below a store, in this namespace.
+    """
+
+    subvolids: frozenset[int] = frozenset()
+    points: tuple[str, ...] = ()
+
+    def has_mount_below(self, path: str) -> bool:
+        """
+        Whether something is mounted at *path* or inside.
+        """
+        return any(point == path or point.startswith(path + "/") for point in self.points)
+
+
+def device_of(fd: int) -> bytes | None:
+    """
+    ``major:minor`` of the filesystem *fd* is on, as mountinfo shows it, or None when its mount cannot be seen.
+
+    The number that stat(2) gives is the subvolume's own, not the filesystem's.
+    """
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        mount_id = next(line.split()[1] for line in file if line.startswith(b"mnt_id:"))
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            fields = line.split(None, 3)
+            if fields[0] == mount_id:
+                return fields[2]
+    return None
+
+
+def read(device: bytes | None, root: str) -> MountTable:
+    """
+    The mounts of the btrfs *device*, of every btrfs when it is None, which may only find too many; and those below
+    the path *root*.
+    """
+    subvolids: set[int] = set()
+    for data in _tables():
+        for line in data.splitlines():
+            if b" btrfs " in line and (device is None or line.split(None, 3)[2] == device):
+                subvolids.update(map(int, _SUBVOLID.findall(line.rpartition(b" ")[2])))
+    with open("/proc/self/mountinfo", "rb") as file:
+        points = (_unescape(line.split(None, 5)[4]) for line in file)
+        return MountTable(frozenset(subvolids), tuple(point for point in points if point.startswith(root + "/")))
+
+
+def _tables() -> Iterator[bytes]:
+    """
+    One mountinfo for each mount namespace.
+    """
+    seen = set()
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            namespace = os.readlink(f"/proc/{name}/ns/mnt")
+            if namespace in seen:
+                continue
+            with open(f"/proc/{name}/mountinfo", "rb") as file:
+                yield file.read()
+        except OSError:
+            continue  # the process ended, or is not ours to look at: the next of its namespace may be
+        seen.add(namespace)
+
+
+def _unescape(path: bytes) -> str:
+    return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), path))

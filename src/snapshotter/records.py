@@ -1,0 +1,239 @@
+"""
+Records: what a store remembers of each snapshot, one small JSON object in one extended attribute.
+
+Encoding and decoding are pure. A record carries its own id and a checksum, so that one that was damaged, or moved to
+another snapshot's directory, is seen and never believed.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Self
+
+from snapshotter.errors import FailedPreconditionError
+from snapshotter.snapshot import Kind, Measured, Usage
+
+FORMAT = 1
+XATTR = "user.snapshotter"
+FILE = "record"  # where the filesystem refuses user xattrs
+
+
+class State(StrEnum):
+    """
+    What a snapshot is, or what is being done to it.
+    """
+
+    PREPARING = "preparing"
+    ACTIVE = "active"
+    VIEW = "view"
+    COMMITTING = "committing"
+    COMMITTED = "committed"
+    REMOVED = "removed"
+
+    @property
+    def kind(self) -> Kind:
+        """
+        The kind that callers see; a commit under way has not happened yet.
+        """
+        if self is State.VIEW:
+            return Kind.VIEW
+        return Kind.COMMITTED if self is State.COMMITTED else Kind.ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Commitment:
+    """
+    What a commit under way will make of the active snapshot.
+    """
+
+    name: str
+    labels: Mapping[str, str]
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """
+    One snapshot as it stands on disk.
+
+    Attributes:
+        id: The name of the snapshot's directory; never reused.
+        parent: The parent's id, or None.
+        created: Nanoseconds since the epoch, UTC; likewise *updated*.
+        born: The generation from which usage counts, where the subvolume itself does not tell it.
+        errors: The devices' write errors as they were when the active was prepared.
+        suspect: Data of this snapshot may have been refused by the disk.
+        usage: Of a committed snapshot, once known.
+        commitment: Of a committing one.
+    """
+
+    id: int
+    state: State
+    key: str
+    parent: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    created: int = 0
+    updated: int = 0
+    born: int | None = None
+    errors: int = 0
+    suspect: bool = False
+    usage: Measured | None = None
+    commitment: Commitment | None = None
+
+    def active(self) -> Self:
+        """
+        The record of an active snapshot whose preparation is done, or whose commit is not.
+        """
+        return replace(self, state=State.ACTIVE, commitment=None)
+
+    def committed(self) -> Self:
+        """
+        What the commit under way makes of it.
+        """
+        if self.commitment is None:
+            raise ValueError(f"no commit of {self.key!r} is under way")
+        return replace(
+            self,
+            state=State.COMMITTED,
+            key=self.commitment.name,
+            labels=self.commitment.labels,
+            created=self.commitment.time,
+            updated=self.commitment.time,
+            commitment=None,
+        )
+
+
+class DamagedError(ValueError):
+    """
+    A record that does not decode; the store goes on without it.
+    """
+
+
+def seal(values: Mapping[str, Any]) -> bytes:
+    """
+    Encode a JSON object with the format's number and a checksum over the rest.
+    """
+    body = json.dumps({"format": FORMAT, **values}, ensure_ascii=False, separators=(",", ":"))[1:].encode()
+    return b'{"crc":"%08x",' % zlib.crc32(body) + body
+
+
+_BODY = len(b'{"crc":"00000000",')
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """
+    Decode what `seal` made.
+
+    Raises:
+        DamagedError: The bytes are not what was written.
+        FailedPreconditionError: A newer release wrote them.
+    """
+    if data[:_BODY] != b'{"crc":"%08x",' % zlib.crc32(data[_BODY:]):
+        raise DamagedError("checksum does not match")
+    values: dict[str, Any] = json.loads(data)
+    if values["format"] > FORMAT:
+        raise FailedPreconditionError(
+            f"format {values['format']} was written by a newer release; this one reads up to {FORMAT}: upgrade"
+        )
+    return values
+
+
+def encode(record: Record) -> bytes:
+    """
+    The bytes of *record*; what is unset is left out.
+    """
+    values: dict[str, Any] = {"id": record.id, "state": record.state, "key": record.key}
+    if record.parent is not None:
+        values["parent"] = record.parent
+    if record.labels:
+        values["labels"] = dict(record.labels)
+    values["created"] = record.created
+    values["updated"] = record.updated
+    if record.born is not None:
+        values["born"] = record.born
+    if record.errors:
+        values["errors"] = record.errors
+    if record.suspect:
+        values["suspect"] = True
+    if record.usage is not None:
+        added, containerd = record.usage.added, record.usage.containerd
+        values["usage"] = [added.size, added.inodes, containerd.size, containerd.inodes]
+    if record.commitment is not None:
+        values["commit"] = [record.commitment.name, dict(record.commitment.labels), record.commitment.time]
+    return seal(values)
+
+
+def decode(data: bytes, snapshot_id: int) -> Record:
+    """
+    The record of snapshot *snapshot_id*.
+
+    Raises:
+        DamagedError: The bytes are damaged, or another snapshot's.
+        FailedPreconditionError: A newer release wrote them.
+    """
+    values = unseal(data)
+    if values["id"] != snapshot_id:
+        raise DamagedError(f"record of snapshot {values['id']} in the directory of {snapshot_id}")
+    usage = values.get("usage")
+    commit = values.get("commit")
+    return Record(
+        id=snapshot_id,
+        state=State(values["state"]),
+        key=values["key"],
+        parent=values.get("parent"),
+        labels=values.get("labels", {}),
+        created=values["created"],
+        updated=values["updated"],
+        born=values.get("born"),
+        errors=values.get("errors", 0),
+        suspect=values.get("suspect", False),
+        usage=usage and Measured(Usage(usage[0], usage[1]), Usage(usage[2], usage[3])),
+        commitment=commit and Commitment(*commit),
+    )
+
+
+def write(fd: int, data: bytes) -> None:
+    """
+    Replace the record of the directory or file *fd*, atomically; durable only after a barrier.
+    """
+    try:
+        os.setxattr(fd, XATTR, data)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        _write_file(fd, data)
+
+
+def read(fd: int) -> bytes | None:
+    """
+    The record of the directory or file *fd*, or None when it has none.
+    """
+    try:
+        return os.getxattr(fd, XATTR)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return _read_file(fd)
+        if error.errno == errno.ENODATA:
+            return None
+        raise
+
+
+def _write_file(fd: int, data: bytes) -> None:
+    new = os.open(FILE + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=fd)
+    with open(new, "wb") as file:
+        file.write(data)
+    os.rename(FILE + ".new", FILE, src_dir_fd=fd, dst_dir_fd=fd)
+
+
+def _read_file(fd: int) -> bytes | None:
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open(os.open(FILE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd), "rb") as file,
+    ):
+        return file.read()
+    return None

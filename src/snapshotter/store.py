@@ -1,0 +1,299 @@
+"""
+A store's directory: what it is, who owns it, and the ids it hands out.
+
+::
+
+    ROOT/            0700
+      store/         the store's own record: identity, client, how far ids are reserved
+      lock           flock; the holder's pid, command and socket inside
+      empty/         read-only; what a view without parent shows
+      snapshots/
+        17/          0700; the record of snapshot 17, and its subvolumes
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+from snapshotter import records
+from snapshotter.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, StoreHeldError
+from snapshotter.volumes import EMPTY, Directory, Volumes
+
+STORE, LOCK, SNAPSHOTS = "store", "lock", "snapshots"
+ID_BLOCK = 1024
+# An ioctl in flight keeps the lock of a killed process until it ends, flushing all it has to.
+DEAD_HOLDER_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """
+    The store's own record.
+
+    Attributes:
+        identity: The filesystem and the very directory the store was made in; a copy has another.
+        client: Whose snapshots these are; empty until the first one.
+        id_limit: Ids below it may have been handed out.
+        suspect: Actives with an id below it may have lost data to the disk.
+    """
+
+    uuid: str
+    identity: Mapping[str, str]
+    client: str = ""
+    id_limit: int = 1
+    suspect: int = 0
+
+
+class Lock:
+    """
+    The lock of a store, held until it is released or its process ends.
+    """
+
+    def __init__(self, root_fd: int, root: str) -> None:
+        self._pid = os.getpid()
+        self._fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=root_fd)
+        try:
+            self._take(root)
+            holder = {"pid": self._pid, "command": " ".join(sys.argv), "socket": ""}
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, json.dumps(holder).encode(), 0)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _take(self, root: str) -> None:
+        deadline = time.monotonic() + DEAD_HOLDER_SECONDS
+        while True:
+            try:
+                return fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = self._holder()
+                pid = holder.get("pid", 0)
+                if _alive(pid) or time.monotonic() > deadline:
+                    raise StoreHeldError(
+                        f"store {root!r} is held by process {pid} ({holder.get('command', 'unknown')}): "
+                        "stop it, or use what only reads"
+                    ) from error
+            time.sleep(0.05)
+
+    def _holder(self) -> dict[str, Any]:
+        with contextlib.suppress(ValueError):
+            holder = json.loads(os.pread(self._fd, 4096, 0))
+            if isinstance(holder, dict):
+                return holder
+        return {}
+
+    def release(self) -> None:
+        # A forked child shares the lock: only the process that took it gives it back.
+        if os.getpid() == self._pid:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class Store:
+    """
+    An open store: descriptors of its directories, and its header.
+    """
+
+    def __init__(self, root: str, volumes: Volumes) -> None:
+        """
+        Open the store at *root*, without its lock.
+
+        Raises:
+            FailedPreconditionError: It is not a store, or a newer release's.
+            DataLossError: Its own record is damaged.
+        """
+        self.root = root
+        self._volumes = volumes
+        self._lock = threading.Lock()
+        with contextlib.ExitStack() as stack:
+            try:
+                self._fd = _open_directory(root)
+                stack.callback(os.close, self._fd)
+                self._store_fd = _open_directory(STORE, self._fd)
+                stack.callback(os.close, self._store_fd)
+                self._snapshots_fd = _open_directory(SNAPSHOTS, self._fd)
+                stack.callback(os.close, self._snapshots_fd)
+            except FileNotFoundError as error:
+                raise _not_a_store(root) from error
+            self.header = self._read()
+            self._next_id = self.header.id_limit
+            self._descriptors = stack.pop_all()
+
+    @classmethod
+    def make(cls, root: str, volumes: Volumes) -> None:
+        """
+        Make an empty store in the empty directory *root*, durably.
+
+        What a maker that stopped half-way left is used again: the record, which makes it a store, comes last.
+
+        Raises:
+            AlreadyExistsError: *root* is a store.
+            FailedPreconditionError: There is something else in *root*.
+            StoreHeldError: Somebody else is making it.
+        """
+        fd = _open_directory(root)
+        try:
+            if strangers := set(os.listdir(fd)) - {STORE, LOCK, EMPTY, SNAPSHOTS}:
+                raise FailedPreconditionError(f"{root!r} is not empty: it holds {min(strangers)!r}")
+            os.fchmod(fd, 0o700)
+            with Lock(fd, root):
+                for name in (STORE, SNAPSHOTS):
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(name, 0o700, dir_fd=fd)
+                store_fd = _open_directory(STORE, fd)
+                try:
+                    if records.read(store_fd) is not None:
+                        raise AlreadyExistsError(f"{root!r} is already a store")
+                    volumes.make_empty(fd)
+                    header = Header(uuid=str(uuid.uuid4()), identity=volumes.identity())
+                    records.write(store_fd, records.seal(asdict(header)))
+                    volumes.barrier(store_fd)
+                    volumes.barrier(fd)
+                finally:
+                    os.close(store_fd)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        self._descriptors.close()
+
+    @property
+    def is_copy(self) -> bool:
+        """
+        Whether this is a snapshot or another copy of the store's directory, where the subvolumes are missing.
+        """
+        return self.header.identity != self._volumes.identity()
+
+    def acquire(self) -> Lock:
+        """
+        Take the store for writing; the lock is the caller's to release.
+
+        Raises:
+            StoreHeldError: Another process has it, or this one already.
+        """
+        lock = Lock(self._fd, self.root)
+        # Whoever had it may have reserved ids since.
+        self.header = self._read()
+        self._next_id = self.header.id_limit
+        return lock
+
+    # -- the header
+
+    def _read(self) -> Header:
+        data = records.read(self._store_fd)
+        if data is None:
+            raise _not_a_store(self.root)
+        try:
+            values = records.unseal(data)
+        except records.DamagedError as error:
+            raise DataLossError(f"the record of store {self.root!r} is damaged: {error}") from error
+        del values["crc"], values["format"]
+        return Header(**values)
+
+    def change(self, **values: Any) -> None:
+        """
+        Change fields of the header, durably.
+        """
+        with self._lock:
+            self._change(**values)
+
+    def _change(self, **values: Any) -> None:
+        header = replace(self.header, **values)
+        records.write(self._store_fd, records.seal(asdict(header)))
+        self._volumes.barrier(self._store_fd)
+        self.header = header
+
+    def suspect_all(self) -> None:
+        """
+        Have every snapshot so far suspected of having lost data; also where the disk refuses to remember it.
+        """
+        with self._lock:
+            self.header = replace(self.header, suspect=self._next_id)
+            with contextlib.suppress(OSError):
+                self._change()
+
+    def take_id(self) -> int:
+        """
+        An id that was never handed out before, nor will be again.
+        """
+        with self._lock:
+            if self._next_id >= self.header.id_limit:
+                self._change(id_limit=self._next_id + ID_BLOCK)
+            self._next_id += 1
+            return self._next_id - 1
+
+    # -- the snapshots' directories
+
+    def names(self) -> list[str]:
+        """
+        What stands in ``snapshots/``: ids, and whatever else somebody put there.
+        """
+        # A descriptor from before the entries lists a stale directory.
+        os.lseek(self._snapshots_fd, 0, os.SEEK_SET)
+        return os.listdir(self._snapshots_fd)
+
+    def make_directory(self, snapshot_id: int) -> None:
+        os.mkdir(str(snapshot_id), 0o700, dir_fd=self._snapshots_fd)
+
+    @contextlib.contextmanager
+    def directory(self, snapshot_id: int) -> Iterator[Directory]:
+        """
+        The directory of a snapshot, open.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        name = str(snapshot_id)
+        fd = _open_directory(name, self._snapshots_fd)
+        try:
+            yield Directory(fd, os.path.join(self.root, SNAPSHOTS, name))
+        finally:
+            os.close(fd)
+
+    def remove_directory(self, snapshot_id: int) -> None:
+        """
+        Remove the directory of a snapshot that holds no subvolume any more; its record goes with it.
+        """
+        with contextlib.suppress(FileNotFoundError), self.directory(snapshot_id) as directory:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(records.FILE, dir_fd=directory.fd)
+            os.rmdir(str(snapshot_id), dir_fd=self._snapshots_fd)
+
+
+def _alive(pid: int) -> bool:
+    """
+    Whether a process runs; one that was killed and not yet collected does not.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _open_directory(name: str, dir_fd: int | None = None) -> int:
+    # The root may be reached through a symlink, nothing inside a store is one.
+    no_follow = os.O_NOFOLLOW if dir_fd is not None else 0
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | no_follow, dir_fd=dir_fd)
+
+
+def _not_a_store(root: str) -> FailedPreconditionError:
+    return FailedPreconditionError(f"{root!r} is not a store: make one with `snapshotter init`")

@@ -1,0 +1,140 @@
+"""
+The whole contract without btrfs and without root: for the tests of programs that use it.
+
+::
+
+    with Snapshotter.create(tmp_path / "store", volumes=DirectoryVolumes) as snapshotter: ...
+"""
+
+import contextlib
+import os
+import shutil
+import stat
+
+from snapshotter import usage
+from snapshotter.mountinfo import MountTable
+from snapshotter.snapshot import Measured, Mount
+from snapshotter.volumes import EMPTY, FS, LAYER, Directory, Found, MountMode, opened
+
+
+class DirectoryVolumes:
+    """
+    `snapshotter.volumes.Volumes` that copies plain directories.
+
+    Everything behaves as on btrfs but for what plain directories cannot do: a copy takes time and space, nothing
+    survives a power failure, and a committed layer can be written to by who looks for its path.
+    """
+
+    record_limit = 12_000
+
+    def __init__(self, root: str, mount_mode: MountMode) -> None:
+        self._status = os.stat(root)
+        self._measured = 0
+
+    def close(self) -> None:
+        pass
+
+    @staticmethod
+    def make_root(path: str) -> None:
+        os.mkdir(path)
+
+    @staticmethod
+    def delete_root(path: str) -> None:
+        shutil.rmtree(path)
+
+    def make_empty(self, root_fd: int) -> None:
+        with contextlib.suppress(FileExistsError):
+            _make_directory(EMPTY, root_fd)
+
+    def identity(self) -> dict[str, str]:
+        return {"device": str(self._status.st_dev), "inode": str(self._status.st_ino)}
+
+    def found(self, directory: Directory) -> Found:
+        names = {name for name in os.listdir(directory.fd) if not name.startswith("record")}
+        return Found(FS in names, LAYER in names, bool(names))
+
+    def create(self, directory: Directory) -> None:
+        _make_directory(FS, directory.fd)
+
+    def snapshot(self, source: Directory, name: str, directory: Directory) -> None:
+        _copy(os.path.join(source.path, name), os.path.join(directory.path, FS))
+
+    def freeze(self, directory: Directory) -> None:
+        self.destroy(directory, LAYER, MountTable())
+        _copy(os.path.join(directory.path, FS), os.path.join(directory.path, LAYER))
+
+    def destroy(self, directory: Directory, name: str, mounts: MountTable) -> None:
+        for leftover in (name, name + ".new"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(leftover, dir_fd=directory.fd)
+
+    def barrier(self, fd: int) -> None:
+        pass
+
+    def verify(self) -> None:
+        pass
+
+    def write_errors(self) -> int:
+        return 0
+
+    def reclaim(self) -> None:
+        pass
+
+    def mounts(self) -> MountTable:
+        return MountTable()
+
+    def born(self, directory: Directory) -> int:
+        return 0
+
+    def version(self, directory: Directory) -> int:
+        # A plain directory does not tell of changes in it: never the same twice.
+        self._measured += 1
+        return self._measured
+
+    def measure(self, directory: Directory, name: str, born: int, parent: Directory | None) -> Measured:
+        with contextlib.ExitStack() as stack:
+            fd = stack.enter_context(opened(directory.fd, name))
+            parent_fd = stack.enter_context(opened(parent.fd, LAYER)) if parent else None
+            # A copy has a ctime of its own, and the mtime of the original.
+            return usage.walk(fd, parent_fd, changed_by="st_mtime_ns")
+
+    def mount(self, path: str, *, read_only: bool) -> Mount:
+        return Mount("bind", path, options=("rbind", "ro" if read_only else "rw"))
+
+
+def _make_directory(name: str, dir_fd: int) -> None:
+    os.mkdir(name, dir_fd=dir_fd)
+    os.chmod(name, 0o755, dir_fd=dir_fd)
+
+
+def _copy(source: str, target: str) -> None:
+    """
+    Copy a tree, whole or not at all.
+    """
+    _copy_entry(source, target + ".new", {})
+    os.rename(target + ".new", target)
+
+
+def _copy_entry(source: str, target: str, linked: dict[int, str]) -> None:
+    """
+    Copy one file of any type with its mode, times and xattrs, and its owner as far as we may; hard links stay links.
+    """
+    status = os.lstat(source)
+    if first := linked.get(status.st_ino):
+        os.link(first, target, follow_symlinks=False)
+        return
+    if stat.S_ISDIR(status.st_mode):
+        os.mkdir(target)
+        for name in os.listdir(source):
+            _copy_entry(os.path.join(source, name), os.path.join(target, name), linked)
+    elif stat.S_ISLNK(status.st_mode):
+        os.symlink(os.readlink(source), target)
+    elif stat.S_ISREG(status.st_mode):
+        shutil.copyfile(source, target)
+    else:
+        os.mknod(target, status.st_mode, status.st_rdev)
+    with contextlib.suppress(PermissionError):
+        os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
+    shutil.copystat(source, target, follow_symlinks=False)
+    if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+        linked[status.st_ino] = target

@@ -1,0 +1,194 @@
+"""
+What happens after the answer: removed subvolumes are destroyed, records brought up to date.
+
+Nothing here need be durable. What a crash leaves undone, the next open finds and hands in again.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from snapshotter.mountinfo import MountTable
+from snapshotter.store import Store
+from snapshotter.volumes import FS, LAYER, Volumes
+
+THREADS = 2
+BATCH = 64
+BACKLOG = 1000  # beyond it, who hands in work does a share of it
+TASK_SECONDS = 1.0  # most snapshots that end soon are gone by then
+RETRY_SECONDS = (0.5, 30.0)  # from, and up to
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Doomed:
+    """
+    The directory of a removed snapshot, or one subvolume in the directory of a living one.
+    """
+
+    snapshot_id: int
+    name: str = ""
+    delay: float = 0.0
+    due: float = 0.0
+
+
+class Worker:
+    """
+    Threads that destroy and settle; started when there is something to do.
+
+    What cannot be destroyed now, being mounted, sent or swapped to, waits without blocking the rest.
+    """
+
+    def __init__(self, store: Store, volumes: Volumes) -> None:
+        self._store = store
+        self._volumes = volumes
+        self._condition = threading.Condition()
+        self._doomed: deque[Doomed] = deque()
+        self._held: list[Doomed] = []
+        self._tasks: deque[tuple[float, Callable[[], None]]] = deque()
+        self._busy = 0
+        self._closed = False
+        self._threads: list[threading.Thread] = []
+        self._reclaimable = False
+
+    def submit(self, task: Callable[[], None]) -> None:
+        """
+        Run *task* in a while; it takes care of its own errors.
+        """
+        with self._condition:
+            self._tasks.append((time.monotonic() + TASK_SECONDS, task))
+            self._wake()
+
+    def destroy(self, snapshot_id: int, name: str = "") -> None:
+        """
+        Destroy a snapshot's directory with all in it, or the one subvolume *name*.
+        """
+        with self._condition:
+            self._doomed.append(Doomed(snapshot_id, name))
+            self._wake()
+            crowded = len(self._doomed) > BACKLOG
+        if crowded:
+            self._destroy(1)
+
+    @property
+    def pending(self) -> list[int]:
+        """
+        The snapshots of which something still has to be destroyed.
+        """
+        with self._condition:
+            return [doomed.snapshot_id for doomed in (*self._doomed, *self._held)]
+
+    def drain(self, seconds: float) -> None:
+        """
+        Wait until everything is destroyed that can be, at most *seconds*; tries what is held once more.
+        """
+        with self._condition:
+            if not (self._doomed or self._held or self._busy):
+                return
+            self._doomed.extend(self._held)
+            self._held.clear()
+            self._wake()
+            self._condition.wait_for(lambda: self._closed or not (self._doomed or self._busy), seconds)
+
+    def reclaim(self, seconds: float) -> bool:
+        """
+        Have the space of everything destroyed so far given back, within about *seconds*; False when there is none.
+        """
+        self.drain(seconds)
+        with self._condition:
+            if not self._reclaimable:
+                return False
+            self._reclaimable = False
+        self._volumes.reclaim()
+        return True
+
+    def close(self) -> None:
+        """
+        Finish what is in hand, and leave the rest to the next open.
+        """
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _wake(self) -> None:
+        if not self._threads and not self._closed:
+            for number in range(THREADS):
+                thread = threading.Thread(
+                    target=self._run, args=(number == 0,), name=f"snapshotter-worker-{number}", daemon=True
+                )
+                self._threads.append(thread)
+                thread.start()
+        self._condition.notify_all()
+
+    def _run(self, tasks_first: bool) -> None:
+        while True:
+            with self._condition:
+                while not (self._closed or self._doomed or self._due_task()):
+                    self._condition.wait(self._seconds_to_next())
+                    self._release_due()
+                if self._closed:
+                    return
+                task = None
+                if self._due_task() and (tasks_first or not self._doomed):
+                    _, task = self._tasks.popleft()
+                self._busy += 1
+            try:
+                if task:
+                    task()
+                else:
+                    self._destroy(BATCH)
+            except Exception:
+                log.exception("background work failed")
+            finally:
+                with self._condition:
+                    self._busy -= 1
+                    self._condition.notify_all()
+
+    def _due_task(self) -> bool:
+        return bool(self._tasks) and self._tasks[0][0] <= time.monotonic()
+
+    def _seconds_to_next(self) -> float | None:
+        due = [doomed.due for doomed in self._held]
+        if self._tasks:
+            due.append(self._tasks[0][0])
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _release_due(self) -> None:
+        now = time.monotonic()
+        self._doomed.extend(doomed for doomed in self._held if doomed.due <= now)
+        self._held = [doomed for doomed in self._held if doomed.due > now]
+
+    def _destroy(self, count: int) -> None:
+        with self._condition:
+            batch = [self._doomed.popleft() for _ in range(min(count, len(self._doomed)))]
+        mounts = None
+        for doomed in batch:
+            try:
+                mounts = mounts or self._volumes.mounts()
+                self._destroy_one(doomed, mounts)
+            except OSError as error:
+                if not doomed.delay:
+                    log.info("snapshot %d cannot be destroyed yet: %s", doomed.snapshot_id, error)
+                shortest, longest = RETRY_SECONDS
+                doomed.delay = min(max(shortest, doomed.delay * 2), longest)
+                doomed.due = time.monotonic() + doomed.delay
+                with self._condition:
+                    self._held.append(doomed)
+                    self._condition.notify_all()
+
+    def _destroy_one(self, doomed: Doomed, mounts: MountTable) -> None:
+        try:
+            with self._store.directory(doomed.snapshot_id) as directory:
+                for name in (doomed.name,) if doomed.name else (FS, LAYER):
+                    self._volumes.destroy(directory, name, mounts)
+        except FileNotFoundError:
+            return
+        self._reclaimable = True
+        if not doomed.name:
+            self._store.remove_directory(doomed.snapshot_id)
