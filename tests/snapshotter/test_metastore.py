@@ -252,7 +252,7 @@ class TestCreate:
             "a\0b",
             "é日本\U0001f600",
             "k" * 255,
-            "k" * 4096,
+            "k" * 3000,
             "extract-1-a sha256:b",
         ],
         ids=itertools.count(),
