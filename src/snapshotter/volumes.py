@@ -186,8 +186,9 @@ class BtrfsVolumes:
             os.close(self._fd)
             raise
         self._fsid = info.fsid
-        # Measured: 14,859 bytes fit at 16 KiB nodes and 3,423 at 4 KiB, a little less beside other items.
-        self.record_limit = info.nodesize * 4 // 5
+        # The kernel takes nearly a whole node, but to replace a record by a larger one it makes room in the node for
+        # both; where it cannot, it depends on the neighbours, and is refused as on a full disk.
+        self.record_limit = info.nodesize * 15 // 32
         self.verify = Shared(lambda: syscall.syncfs(self._fd))
         self.mounts = Shared(lambda: mountinfo.read(self._device, root))
 
