@@ -95,6 +95,9 @@ def _recovered(store: Store, volumes: Volumes, snapshot_id: int, write_errors: i
     with store.directory(snapshot_id) as directory:
         data = records.read(directory.fd)
         found = volumes.found(directory)
+        # Its owner may have gone on meanwhile, when we only read.
+        while (now := records.read(directory.fd)) != data:
+            data, found = now, volumes.found(directory)
     if data is None:
         return Recovered(name, judge(None, found), snapshot_id, found=found, problem="it has no record")
     try:

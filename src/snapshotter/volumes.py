@@ -222,10 +222,8 @@ class BtrfsVolumes:
         }
 
     def found(self, directory: Directory) -> Found:
-        names = os.listdir(directory.fd)
-        fs = FS in names and _is_subvolume(directory.fd, FS)
-        layer = LAYER in names and _is_subvolume(directory.fd, LAYER) and _is_read_only(directory.fd, LAYER)
-        return Found(fs, layer, bool(names))
+        layer = _is_subvolume(directory.fd, LAYER) and _is_read_only(directory.fd, LAYER)
+        return Found(_is_subvolume(directory.fd, FS), layer, bool(os.listdir(directory.fd)))
 
     def create(self, directory: Directory) -> None:
         subvolume.create((directory.fd, FS))
@@ -379,7 +377,10 @@ def _opened_beneath(dir_fd: int, path: str) -> Iterator[int]:
 
 
 def _is_subvolume(dir_fd: int, name: str) -> bool:
-    status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    try:
+        status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
     return status.st_ino == _ROOT_INODE and stat.S_ISDIR(status.st_mode)
 
 
