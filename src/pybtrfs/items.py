@@ -285,6 +285,13 @@ def inode_item(data: bytes) -> InodeItem:
     return InodeItem(generation, transid, size, nbytes, nlink, uid, gid, mode, rdev, flags, sequence, *_times(times))
 
 
+def inode_transid(data: bytes) -> int:
+    """
+    Return the transaction that last changed an inode, without decoding the rest.
+    """
+    return int.from_bytes(_cut(data, 8, 8), "little")
+
+
 def inode_ref(data: bytes) -> tuple[InodeRef, ...]:
     return _sequence(data, _inode_ref)
 
@@ -304,6 +311,13 @@ def extent_data(data: bytes) -> InlineExtent | FileExtent:
     if type_ not in (FILE_EXTENT_REG, FILE_EXTENT_PREALLOC):
         raise ValueError(f"{type_} is not a type of file extent")
     return FileExtent._make((*head, type_, *_unpack(_FILE_EXTENT_ON_DISK, data, _FILE_EXTENT.size)))
+
+
+def extent_generation(data: bytes) -> int:
+    """
+    Return the transaction that made an extent, without decoding the rest.
+    """
+    return int.from_bytes(_cut(data, 0, 8), "little")
 
 
 def root_item(data: bytes) -> RootItem:

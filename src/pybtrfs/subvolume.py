@@ -480,6 +480,24 @@ def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None
             time.sleep(min(_POLL_SECONDS, remaining))
 
 
+def count_deleted(filesystem: Target) -> int:
+    """
+    Return how many deleted subvolumes are not cleaned yet. The space of those that are is free after the next commit.
+
+    Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege. On older kernels the tree of roots is
+    searched, which needs ``CAP_SYS_ADMIN``.
+    """
+    with opened(filesystem) as fd:
+        try:
+            return ioctl.subvol_sync_wait(fd, 0, ioctl.SUBVOL_SYNC_COUNT)[1]
+        except OSError as error:
+            if error.errno != errno.ENOTTY:
+                raise
+        key = Key(items.ORPHAN_OBJECTID, items.ORPHAN_ITEM_KEY, 0)
+        orphans = search(fd, tree_id=ROOT_TREE_OBJECTID, min_key=key, max_key=key._replace(offset=MAX))
+        return sum(1 for _ in orphans)
+
+
 def _is_root(fd: int) -> bool:
     return os.fstat(fd).st_ino == FIRST_FREE_OBJECTID and syscall.fstatfs_type(fd) == syscall.BTRFS_SUPER_MAGIC
 
