@@ -217,7 +217,8 @@ def delete(dest: Destination, *, recursive: bool = False) -> None:
     Args:
         recursive: Delete the subvolumes nested in it first, wherever in it they are, one after the other. They are
             found by tree search and deleted by id, which needs ``CAP_SYS_ADMIN``. Read-only, immutable and append-only
-            ones among them are no obstacle. This is not atomic: after an error some are gone.
+            ones among them are no obstacle. This is not atomic: after an error some are gone, and some writable. It
+            needs Linux 5.6.
 
     Raises:
         NotSubvolumeError: *dest* is a directory, but not the root of a subvolume.
@@ -344,13 +345,13 @@ def set_read_only(target: Target, read_only: bool = True, *, clear_received: boo
         if read_only:
             ioctl.subvol_setflags(fd, flags | SUBVOL_RDONLY)
             return
-        received = any(ioctl.get_subvol_info(fd).received_uuid)
-        if received and flags & SUBVOL_RDONLY and not clear_received:
+        received = bool(flags & SUBVOL_RDONLY) and any(ioctl.get_subvol_info(fd).received_uuid)
+        if received and not clear_received:
             raise PermissionError(
                 errno.EPERM, "a received subvolume stays read-only unless clear_received is true", target
             )
         ioctl.subvol_setflags(fd, flags & ~SUBVOL_RDONLY)
-        if received and clear_received:
+        if received:
             ioctl.set_received_subvol(fd, bytes(16))
 
 
@@ -482,10 +483,10 @@ def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None
 
 def count_deleted(filesystem: Target) -> int:
     """
-    Return how many deleted subvolumes are not cleaned yet. The space of those that are is free after the next commit.
+    Return how many deleted subvolumes wait to be cleaned. The space of those that are is free after the next commit.
 
-    Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege. On older kernels the tree of roots is
-    searched, which needs ``CAP_SYS_ADMIN``.
+    Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege and leaves out those in which a file is
+    open. On older kernels the tree of roots is searched, which needs ``CAP_SYS_ADMIN`` and counts them as well.
     """
     with opened(filesystem) as fd:
         try:
@@ -662,14 +663,27 @@ def _destroy_below(fd: int, subvolid: int) -> None:
     Destroy what the subvolume contains, the innermost first. Each is looked up again right before it is destroyed.
     """
     path = [subvolid]
+    unlocked = set()
     while path:
         child = _first_child(fd, path[-1])
         if child is None:
             path.pop()
-        elif _first_child(fd, child.id) is not None:
+            continue
+        if _first_child(fd, child.id) is not None:
             path.append(child.id)
-        else:
-            _destroy_child(fd, path[-1], child)
+            continue
+        try:
+            _destroy_by_id(fd, child.id)
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EPERM) and child.id not in unlocked:
+                _unlock(fd, path[-1], FIRST_FREE_OBJECTID)
+                _unlock(fd, path[-1], child.dir_id)
+                _unlock(fd, child.id, FIRST_FREE_OBJECTID)
+                unlocked.add(child.id)
+            elif error.errno == errno.ENOENT and _first_child(fd, path[-1]) != child:
+                pass  # somebody else destroyed it
+            elif error.errno != errno.ENOTEMPTY:  # then somebody made one inside, which is found now
+                raise
 
 
 def _first_child(fd: int, subvolid: int) -> SubvolumeRef | None:
@@ -677,22 +691,6 @@ def _first_child(fd: int, subvolid: int) -> SubvolumeRef | None:
     for item in search(fd, tree_id=ROOT_TREE_OBJECTID, min_key=key, max_key=key._replace(offset=MAX), buffer_size=4096):
         return SubvolumeRef(item.offset, items.root_ref(item.data).dirid)
     return None
-
-
-def _destroy_child(fd: int, parent_id: int, child: SubvolumeRef) -> None:
-    try:
-        _destroy_by_id(fd, child.id)
-    except OSError as error:
-        if error.errno == errno.ENOTEMPTY:
-            return  # somebody created one inside meanwhile, which the caller finds
-        if error.errno == errno.ENOENT and _first_child(fd, parent_id) != child:
-            return  # somebody deleted it meanwhile
-        if error.errno not in (errno.EROFS, errno.EPERM):
-            raise
-        _unlock(fd, parent_id, FIRST_FREE_OBJECTID)
-        _unlock(fd, parent_id, child.dir_id)
-        _unlock(fd, child.id, FIRST_FREE_OBJECTID)
-        _destroy_by_id(fd, child.id)
 
 
 def _destroy_by_id(fd: int, subvolid: int) -> None:
