@@ -386,7 +386,7 @@ def test_contract(backend: str, work: Path) -> None:
     """
     Whatever is done in whatever order, the store does as the model.
     """
-    volumes, examples = (BtrfsVolumes, 20) if backend == "btrfs" else (DirectoryVolumes, 120)
+    volumes, examples = (BtrfsVolumes, 20) if backend == "btrfs" else (DirectoryVolumes, 100)
     roots = iter(range(1_000_000))
     run_state_machine_as_test(
         lambda: Contract(work / f"root{next(roots)}", volumes),
