@@ -27,7 +27,7 @@ from snapshotter.labels import apply_fieldpaths, check_key, check_labels
 from snapshotter.mountinfo import MountTable
 from snapshotter.records import Commitment, Record, State
 from snapshotter.recovery import Recovered, Verdict
-from snapshotter.session import Session
+from snapshotter.session import Session, translating
 from snapshotter.snapshot import Info, Kind, Measured, Mount, Usage
 from snapshotter.store import SNAPSHOTS, Store
 from snapshotter.volumes import EMPTY, FS, LAYER, BtrfsVolumes, Directory, MountMode, Volumes
@@ -116,23 +116,18 @@ class Snapshotter:
             StoreHeldError: Another process has the store.
             DataLossError: The store's own record is damaged.
         """
-        _check_choice("usage", usage, ("added", "containerd"))
-        _check_choice("mount_mode", mount_mode, ("btrfs", "bind"))
-        if not client:
-            raise InvalidArgumentError("client is empty")
+        _check_options(client, usage, mount_mode)
         self.root = os.path.realpath(root)
         self.client = client
         self._definition = usage
         self._verify = verify
         self._index = Index()
         self._problems: list[Problem] = []
-        with contextlib.ExitStack() as stack:
+        with translating(f"open store {self.root!r}"), contextlib.ExitStack() as stack:
             try:
                 self._volumes = volumes(self.root, mount_mode)
             except FileNotFoundError as error:
                 raise NotFoundError(f"store {self.root!r} does not exist: make it with `snapshotter init`") from error
-            except OSError as error:
-                raise FailedPreconditionError(f"cannot open store {self.root!r}: {error.strerror}") from error
             stack.callback(self._volumes.close)
             self._store = Store(self.root, self._volumes)
             stack.callback(self._store.close)
@@ -160,9 +155,12 @@ class Snapshotter:
             FailedPreconditionError: *root* is not on btrfs, or not empty.
             StoreHeldError: Another process is making it.
         """
+        _check_options(
+            options.get("client", "local"), options.get("usage", "added"), options.get("mount_mode", "btrfs")
+        )
         path = os.path.realpath(root)
         volumes = options.get("volumes", BtrfsVolumes)
-        with contextlib.ExitStack() as undo:
+        with translating(f"make a store at {path!r}"), contextlib.ExitStack() as undo:
             try:
                 volumes.make_root(path)
                 undo.callback(volumes.delete_root, path)
@@ -173,8 +171,6 @@ class Snapshotter:
             opened = volumes(path, "btrfs")
             try:
                 Store.make(path, opened)
-            except NotADirectoryError as error:
-                raise FailedPreconditionError(f"{path!r} is not a directory") from error
             finally:
                 opened.close()
             undo.pop_all()
@@ -764,6 +760,12 @@ def _check_whole(snapshot: Snapshot) -> None:
         raise DataLossError(f"snapshot {snapshot.key!r} cannot be used: {snapshot.quarantine}")
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InvalidArgumentError(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}")
+def _check_options(client: str, usage: str, mount_mode: str) -> None:
+    if not client:
+        raise InvalidArgumentError("client is empty")
+    for name, value, choices in (
+        ("usage", usage, ("added", "containerd")),
+        ("mount_mode", mount_mode, ("btrfs", "bind")),
+    ):
+        if value not in choices:
+            raise InvalidArgumentError(f"{name} is {' or '.join(map(repr, choices))}, not {value!r}")

@@ -62,11 +62,8 @@ class Session:
         """
         Around what reads from the disk; *doing* is said when it fails.
         """
-        with self._using():
-            try:
-                yield
-            except OSError as error:
-                raise translated(doing, error) from error
+        with self._using(), translating(doing):
+            yield
 
     @contextlib.contextmanager
     def changing(self, doing: str) -> Iterator[None]:
@@ -84,11 +81,9 @@ class Session:
                 yield
             except OSError as error:
                 if error.errno in _DEAD:
-                    self._failure = (
-                        f"the filesystem of {self._root!r} failed, {error.strerror}: mount it anew and reopen"
-                    )
+                    self._failure = f"the filesystem of {self._root!r} failed, {error.strerror}: mount it and reopen"
                     log.error("%s", self._failure)
-                raise translated(doing, error) from error
+                raise _translated(doing, error) from error
 
     @contextlib.contextmanager
     def _using(self) -> Iterator[None]:
@@ -125,10 +120,18 @@ class Session:
         resources.close()
 
 
-def translated(doing: str, error: OSError) -> Error:
+@contextlib.contextmanager
+def translating(doing: str) -> Iterator[None]:
     """
-    What the contract calls the kernel's refusal of *doing*.
+    Raise what the contract calls the kernel's refusal of *doing*.
     """
+    try:
+        yield
+    except OSError as error:
+        raise _translated(doing, error) from error
+
+
+def _translated(doing: str, error: OSError) -> Error:
     text = f"cannot {doing}: {error.strerror or error}"
     if error.errno in _EXHAUSTED:
         return ResourceExhaustedError(text)

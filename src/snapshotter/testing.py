@@ -77,7 +77,7 @@ class DirectoryVolumes:
     def write_errors(self) -> int:
         return 0
 
-    def reclaim(self) -> None:
+    def reclaim(self, seconds: float) -> None:
         pass
 
     def mounts(self) -> MountTable:

@@ -112,7 +112,7 @@ class Worker:
             if not self._reclaimable:
                 return False
             self._reclaimable = False
-        self._volumes.reclaim()
+        self._volumes.reclaim(seconds)
         return True
 
     def close(self) -> None:
