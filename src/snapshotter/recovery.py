@@ -109,6 +109,7 @@ def _recovered(store: Store, volumes: Volumes, snapshot_id: int, write_errors: i
     if verdict is Verdict.ACTIVE:
         # A commit that is not believed was of data that the disk may have refused.
         record = replace(written.active(), suspect=written.suspect or (found.layer and written.commitment is not None))
-    elif verdict is Verdict.COMMITTED and written.commitment:
+    elif written.commitment and verdict in (Verdict.COMMITTED, Verdict.QUARANTINED):
+        # Of a lost one the commit had happened, too: only then does the worker destroy `fs`.
         record = written.committed()
     return Recovered(name, verdict, snapshot_id, record, written, found)

@@ -155,7 +155,7 @@ def test_on_disk(
     """
     state, fs, layer = row
     path = make(root, state, fs, layer)
-    name = "new name" if state is State.COMMITTING and verdict is Verdict.COMMITTED else "lost"
+    name = "new name" if state is State.COMMITTING and verdict is not Verdict.ACTIVE else "lost"
     for _ in range(2):
         with reopen() as store:
             store.cleanup()
@@ -168,8 +168,8 @@ def test_on_disk(
                 assert known[name].labels == {"of": "commit" if name == "new name" else "active"}
                 assert problems == []
             elif verdict is Verdict.QUARANTINED:
-                assert problems == ["lost"]
-                assert known["lost"].kind is (Kind.COMMITTED if state is State.COMMITTED else Kind.ACTIVE)
+                assert problems == [name]
+                assert known[name].kind is (Kind.ACTIVE if state is State.ACTIVE else Kind.COMMITTED)
             else:
                 assert set(known) == {"base", "other", "active"}
                 assert problems == ([str(path)] if verdict is Verdict.UNKNOWN else [])
