@@ -203,10 +203,10 @@ class Store:
             raise _not_a_store(self.root)
         try:
             values = records.unseal(data)
-        except records.DamagedError as error:
+            del values["crc"], values["format"]
+            return Header(**values)
+        except (records.DamagedError, TypeError) as error:
             raise DataLossError(f"the record of store {self.root!r} is damaged: {error}") from error
-        del values["crc"], values["format"]
-        return Header(**values)
 
     def change(self, **values: Any) -> None:
         """
