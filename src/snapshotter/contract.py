@@ -160,20 +160,20 @@ class Snapshotter:
         )
         path = os.path.realpath(root)
         volumes = options.get("volumes", BtrfsVolumes)
-        with translating(f"make a store at {path!r}"), contextlib.ExitStack() as undo:
-            try:
-                volumes.make_root(path)
-                undo.callback(volumes.delete_root, path)
-            except FileExistsError:
-                pass
-            except FileNotFoundError as error:
-                raise NotFoundError(f"{os.path.dirname(path)!r} does not exist: make it first") from error
+        with translating(f"make a store at {path!r}"):
+            # A mount point is on another filesystem than the directory it is in.
+            if not os.path.exists(path):
+                try:
+                    volumes.make_root(path)
+                except FileExistsError:
+                    pass  # somebody else was faster
+                except FileNotFoundError as error:
+                    raise NotFoundError(f"{os.path.dirname(path)!r} does not exist: make it first") from error
             opened = volumes(path, "btrfs")
             try:
                 Store.make(path, opened)
             finally:
                 opened.close()
-            undo.pop_all()
         return cls(path, **options)
 
     @classmethod
@@ -193,7 +193,7 @@ class Snapshotter:
                     "its records only; bring the subvolumes too"
                 )
             with copy._store.acquire():
-                copy._store.change(identity=copy._volumes.identity())
+                copy._store.adopt()
         return cls(path, **options)
 
     def close(self) -> None:

@@ -197,6 +197,14 @@ class Store:
         self._next_id = self.header.id_limit
         return lock
 
+    def adopt(self) -> None:
+        """
+        Make this copy the store, durably.
+        """
+        self._volumes.make_empty(self._fd)
+        self._volumes.barrier(self._fd)
+        self.change(identity=self._volumes.identity())
+
     # -- the header
 
     def _read(self) -> Header:

@@ -77,12 +77,6 @@ class Volumes(Protocol):
         Make the directory for a new store.
         """
 
-    @staticmethod
-    def delete_root(path: str) -> None:
-        """
-        Undo `make_root`.
-        """
-
     def make_empty(self, root_fd: int) -> None:
         """
         Make the read-only `EMPTY` below the root, unless it is there.
@@ -202,12 +196,10 @@ class BtrfsVolumes:
         except NotBtrfsError as error:
             raise _not_btrfs(path) from error
 
-    @staticmethod
-    def delete_root(path: str) -> None:
-        subvolume.delete(path, recursive=True)
-
     def make_empty(self, root_fd: int) -> None:
-        with contextlib.suppress(FileExistsError):
+        if not _is_subvolume(root_fd, EMPTY):
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(EMPTY, dir_fd=root_fd)  # the place holder that a snapshot of a store has
             subvolume.create((root_fd, EMPTY))
         with opened(root_fd, EMPTY) as fd:
             if not subvolume.get_read_only(fd):
