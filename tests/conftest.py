@@ -99,7 +99,7 @@ def _mounts_below(scope: str) -> list[str]:
     """
     The mount points below *scope*, the latest first.
     """
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines()
     return [point for point in (line.split()[4] for line in reversed(lines)) if point.startswith(scope)]
 
 
