@@ -275,7 +275,7 @@ def test_damaged_header(btrfs: Path) -> None:
     damages = [header[:-1], header.replace(b"local", b"lokal"), b"", records.seal({"id": 1}), records.seal({})]
     for damage in damages:
         os.setxattr(root / "store", records.XATTR, damage)
-        with pytest.raises(DataLossError, match="the record of store .*root' is damaged"):
+        with pytest.raises(DataLossError, match=r"the record of store .*root' is damaged"):
             Snapshotter(root)
     os.setxattr(root / "store", records.XATTR, header)
     Snapshotter(root).close()
@@ -566,7 +566,7 @@ def test_copy(how: str, root: Path) -> None:
             with pytest.raises(FailedPreconditionError, match=r"copy.*adopt|root.*adopt"):
                 change(opened)
         assert {problem.subject for problem in opened.problems()} == {"base", "active"}
-    with pytest.raises(FailedPreconditionError, match="none of the 2 subvolumes are in .*bring the subvolumes too"):
+    with pytest.raises(FailedPreconditionError, match=r"none of the 2 subvolumes are in .*bring the subvolumes too"):
         Snapshotter.adopt(copy)
     assert everything(copy) == before
     with Snapshotter(copy) as opened, ExitStack() as stack:
