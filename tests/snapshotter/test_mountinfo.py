@@ -20,7 +20,7 @@ from snapshotter.mountinfo import MountTable, device_of, read
 FIXTURE = rb"""
 22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 30 22 0:44 / /mnt rw,relatime shared:5 - btrfs /dev/loop1 rw,space_cache=v2,subvolid=5,subvol=/
-31 30 0:44 /a/snapshots/3/fs /mnt/with\040space\011tab\134back\012line ro master:1 - btrfs /dev/loop1 rw,subvolid=258,subvol=/x
+31 30 0:44 /a/snapshots/3/fs /mnt/with\040space\011tab\134back\012line ro master:1 - btrfs /dev/loop1 rw,subvolid=258
 32 30 0:50 / /mnt/other rw - btrfs /dev/loop2 rw,subvolid=300,subvol=/
 33 30 0:44 / /mnt/last rw shared:5 master:2 propagate_from:3 - btrfs /dev/loop1 rw,subvolid=18446744073709551615
 34 30 0:44 / /mnt/named\040subvolid=7\040-\040btrfs\040x rw - tmpfs none rw,size=4k
