@@ -214,6 +214,7 @@ class BtrfsVolumes:
         }
 
     def found(self, directory: Directory) -> Found:
+        os.lseek(directory.fd, 0, os.SEEK_SET)  # a descriptor from before the entries lists a stale directory
         layer = _is_subvolume(directory.fd, LAYER) and _is_read_only(directory.fd, LAYER)
         return Found(_is_subvolume(directory.fd, FS), layer, bool(os.listdir(directory.fd)))
 
