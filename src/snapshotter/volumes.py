@@ -292,8 +292,6 @@ class BtrfsVolumes:
             try:
                 subvolume.delete((directory.fd, name), recursive=nested)
             except PermissionError:
-                # +i or +a on its root, which cannot be cleared while it is read-only.
-                subvolume.set_read_only(fd, False, clear_received=True)
                 _clear_flags(fd)
                 subvolume.delete((directory.fd, name), recursive=nested)
             except FileNotFoundError:
@@ -388,4 +386,6 @@ def _clear_flags(fd: int) -> None:
     """
     flags = ioctl.getflags(fd)
     if flags & _FROZEN_FLAGS:
+        # Refused while it is read-only, and whoever owns it can make it so.
+        subvolume.set_read_only(fd, False, clear_received=True)
         ioctl.setflags(fd, flags & ~_FROZEN_FLAGS)
