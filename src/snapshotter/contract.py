@@ -347,7 +347,7 @@ class Snapshotter:
 
         Raises:
             NotFoundError: *key* does not exist.
-            FailedPreconditionError: *key* is not active.
+            FailedPreconditionError: *key* is not active, or holds a nested subvolume with content.
             AlreadyExistsError: *new_key* is taken.
             DataLossError: *key* lost its subvolume.
         """

@@ -225,23 +225,37 @@ class BtrfsVolumes:
 
     def snapshot(self, source: Directory, name: str, directory: Directory) -> None:
         with opened(source.fd, name) as fd:
-            subvolume.snapshot(fd, (directory.fd, FS))
+            if name == LAYER:
+                subvolume.snapshot(fd, (directory.fd, FS))  # nothing is nested in it
+            else:
+                self._copy(fd, directory, FS)
 
     def freeze(self, directory: Directory) -> None:
         with opened(directory.fd, FS) as fd:
             _clear_flags(fd)
             self.destroy(directory, LAYER, MountTable())  # of a commit that failed
-            nested = self._nested(fd)
-            subvolume.snapshot(fd, (directory.fd, LAYER), read_only=not nested)
-            try:
-                if nested:
-                    self._flatten(fd, directory, nested)
-                # What was made, or written into, since the first look is not in the layer.
-                if set(self._nested(fd)) - set(nested):
-                    raise FailedPreconditionError("a nested subvolume was made during the commit: try again")
-            except BaseException:
-                self.destroy(directory, LAYER, MountTable())
-                raise
+            self._copy(fd, directory, LAYER)
+
+    def _copy(self, fd: int, directory: Directory, name: str) -> None:
+        """
+        Make *name* a copy of the active *fd*, durable, with directories for nested subvolumes; read-only if `LAYER`.
+        """
+        nested = self._nested(fd)
+        subvolume.snapshot(fd, (directory.fd, name), read_only=name == LAYER and not nested)
+        try:
+            if nested:
+                with opened(directory.fd, name) as copy_fd:
+                    _flatten(fd, copy_fd, nested)
+                    if name == LAYER:
+                        subvolume.set_read_only(copy_fd)
+                    else:
+                        filesystem.sync(copy_fd)
+            # What was made, or written into, since the first look is not in the copy.
+            if set(self._nested(fd)) - set(nested):
+                raise FailedPreconditionError("a nested subvolume was made meanwhile: try again")
+        except BaseException:
+            self.destroy(directory, name, MountTable())
+            raise
 
     def _nested(self, fd: int) -> list[str]:
         """
@@ -253,30 +267,11 @@ class BtrfsVolumes:
             with _opened_beneath(fd, path) as child_fd:
                 if os.listdir(child_fd):
                     raise FailedPreconditionError(
-                        f"a commit would lose the content of the nested subvolume {path!r}: "
+                        f"the content of the nested subvolume {path!r} would be lost: "
                         "delete it, or copy it to a directory"
                     )
             paths.append(path)
         return paths
-
-    def _flatten(self, fd: int, directory: Directory, paths: list[str]) -> None:
-        """
-        Make a directory of each place holder that an empty nested subvolume left in the layer, then freeze it.
-        """
-        with opened(directory.fd, LAYER) as layer_fd:
-            for path in paths:
-                parent, name = os.path.split(path)
-                with _opened_beneath(layer_fd, parent or ".") as parent_fd, _opened_beneath(fd, path) as original_fd:
-                    status = os.fstat(original_fd)
-                    os.rmdir(name, dir_fd=parent_fd)
-                    os.mkdir(name, dir_fd=parent_fd)
-                    with opened(parent_fd, name) as new_fd:
-                        os.fchown(new_fd, status.st_uid, status.st_gid)
-                        os.fchmod(new_fd, status.st_mode & 0o7777)
-                        for attribute in os.listxattr(original_fd):
-                            os.setxattr(new_fd, attribute, os.getxattr(original_fd, attribute))
-                        os.utime(new_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
-            subvolume.set_read_only(layer_fd)
 
     def destroy(self, directory: Directory, name: str, mounts: MountTable) -> None:
         if mounts.has_mount_below(os.path.join(directory.path, name)):
@@ -365,6 +360,26 @@ def _opened_beneath(dir_fd: int, path: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _flatten(fd: int, copy_fd: int, paths: list[str]) -> None:
+    """
+    Make a directory of each place holder that an empty subvolume nested in *fd* left in its copy.
+    """
+    for path in paths:
+        above, name = os.path.split(path)
+        with _opened_beneath(copy_fd, above or ".") as above_fd, _opened_beneath(fd, path) as original_fd:
+            times = os.fstat(above_fd)
+            status = os.fstat(original_fd)
+            os.rmdir(name, dir_fd=above_fd)
+            os.mkdir(name, dir_fd=above_fd)
+            with opened(above_fd, name) as new_fd:
+                os.fchown(new_fd, status.st_uid, status.st_gid)
+                os.fchmod(new_fd, status.st_mode & 0o7777)
+                for attribute in os.listxattr(original_fd):
+                    os.setxattr(new_fd, attribute, os.getxattr(original_fd, attribute))
+                os.utime(new_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.utime(above_fd, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def _is_subvolume(dir_fd: int, name: str) -> bool:
