@@ -5,9 +5,7 @@ What is mounted, in any mount namespace, is seen before it is destroyed.
 import errno
 import io
 import os
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ import pytest
 from pybtrfs import subvolume, syscall
 from snapshotter import mountinfo
 from snapshotter.mountinfo import MountTable, device_of, read
+
+from .namespaces import other_namespace, source
 
 FIXTURE = rb"""
 22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -90,31 +90,6 @@ def test_has_mount_below(path: str, below: bool) -> None:
     A path is compared by whole names.
     """
     assert MountTable(points=("/r/3/fs/proc", "/elsewhere")).has_mount_below(path) is below
-
-
-@contextmanager
-def other_namespace(script: str, *arguments: Any) -> Iterator[None]:
-    """
-    A process in a mount namespace of its own, that has run *script*.
-    """
-    command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", f"{script}; echo ready; read end", "sh"]
-    process = subprocess.Popen([*command, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout
-        assert process.stdout.readline() == b"ready\n"
-        yield
-    finally:
-        process.communicate(b"\n")
-    assert process.returncode == 0
-
-
-def source(path: Path) -> str:
-    """
-    The device that *path* is on.
-    """
-    found = [line.split() for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()]
-    mount = max((line for line in found if str(path).startswith(line[4])), key=lambda line: len(line[4]))
-    return mount[mount.index("-") + 2]
 
 
 @pytest.fixture
