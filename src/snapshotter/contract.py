@@ -46,6 +46,7 @@ _CURES = {
     errno.EBUSY: "it is mounted: unmount it first",
     errno.EPERM: "a privilege is missing (CAP_SYS_ADMIN), or it is being sent or is the default subvolume",
 }
+_ADOPT = "make it one with `snapshotter init --adopt`"
 _NOTHING = Measured(Usage(), Usage())
 _LAYER_VERSION = -1  # of a measurement that never changes
 
@@ -73,7 +74,7 @@ class Options(TypedDict, total=False):
     The options of opening a store; see `Snapshotter`.
     """
 
-    client: str
+    client: str | None
     usage: UsageDefinition
     mount_mode: MountMode
     verify: bool
@@ -96,7 +97,7 @@ class Snapshotter:
         root: str | os.PathLike[str],
         *,
         read_only: bool = False,
-        client: str = "local",
+        client: str | None = "local",
         usage: UsageDefinition = "added",
         mount_mode: MountMode = "btrfs",
         verify: bool = True,
@@ -110,7 +111,8 @@ class Snapshotter:
         Args:
             read_only: Change nothing and take no lock, beside whoever has the store; it is read once, now.
             client: Whose snapshots these are. The first `prepare` or `view` binds the store to it, since containerd's
-                garbage collection removes every snapshot of its snapshotter that it does not know.
+                garbage collection removes every snapshot of its snapshotter that it does not know. None is whoever
+                the store is bound to, else ``"local"``.
             usage: What `usage` gives: ``"added"``, the bytes that the snapshot added on disk, or ``"containerd"``, the
                 whole size of each file that differs from the parent's.
             mount_mode: ``"btrfs"`` mounts the device by ``subvolid``, ``"bind"`` the path of the subvolume.
@@ -125,10 +127,9 @@ class Snapshotter:
         """
         _check_choice("usage", usage, ("added", "containerd"))
         _check_choice("mount_mode", mount_mode, ("btrfs", "bind"))
-        if not client:
+        if client == "":
             raise InvalidArgumentError("client is empty")
         self.root = os.path.realpath(root)
-        self.client = client
         self.why_read_only = "it was opened read-only" if read_only else ""
         self._definition = usage
         self._verify = verify
@@ -150,9 +151,11 @@ class Snapshotter:
             self._store = Store(self.root, self._volumes)
             stack.callback(self._store.close)
             if self._store.is_copy:
-                self.why_read_only = "it is a copy of a store: make it one with `snapshotter init --adopt`"
+                self.why_read_only = f"it is a copy of a store: {_ADOPT}"
+                self._problems.append(Problem(self.root, "it is a copy of a store, and can only be read", _ADOPT))
             if not self.why_read_only:
                 stack.callback(self._store.acquire().release)
+            self.client = client or self._store.header.client or "local"
             self._first_id = self._store.header.id_limit
             self._worker = Worker(self._store, self._volumes)
             stack.callback(self._worker.close)
