@@ -199,6 +199,8 @@ class BtrfsVolumes:
         try:
             subvolume.create(path)
         except NotBtrfsError as error:
+            if os.path.exists(path):  # a mount point, in a directory of another filesystem
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from error
             raise _not_btrfs(path) from error
 
     @staticmethod
