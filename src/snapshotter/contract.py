@@ -388,9 +388,9 @@ class Snapshotter:
         Steps, and what recovery does after a stop behind each:
 
         1. the record, "committing", with name and labels: active
-        2. a read-only snapshot, the layer, which flushes the data and commits: committed, unless devices have refused
-           writes since the preparation
-        3. a sync that tells of data the disk refused; if it did, the layer is destroyed and the record restored: active
+        2. a read-only snapshot, the layer, which flushes the data and commits: active, and the layer is destroyed
+        3. a sync that tells of data the disk refused: likewise, now if it did
+        4. the record, "committing" and verified; then a barrier: committed
 
         The worker destroys the former subvolume.
 
@@ -495,7 +495,7 @@ class Snapshotter:
         Fill the index from what recovery finds; hand what it leaves over to the worker.
         """
         by_id: dict[int, Snapshot] = {}
-        for item in recovery.survey(self._store, self._volumes, self._volumes.write_errors() if writing else 0):
+        for item in recovery.survey(self._store, self._volumes):
             if item.verdict is Verdict.UNKNOWN:
                 self._report(item.name, item.problem)
                 if item.id:
@@ -642,8 +642,11 @@ class Snapshotter:
                 self._volumes.freeze(directory)
                 if self._verify:
                     self._verify_written(active)
+                verified = replace(committing, commitment=replace(commitment, verified=True))
+                records.write(directory.fd, records.encode(verified))
+                self._volumes.barrier(directory.fd)
             except BaseException:
-                # The layer goes first: with it, "committing" would be a commit.
+                # The layer goes first: with it, a verified "committing" would be a commit.
                 with contextlib.suppress(OSError):
                     self._volumes.destroy(directory, LAYER, MountTable())
                 self._restore(directory, active)
