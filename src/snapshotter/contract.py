@@ -163,20 +163,20 @@ class Snapshotter:
         )
         path = os.path.realpath(root)
         volumes = options.get("volumes", BtrfsVolumes)
-        with translating(f"make a store at {path!r}"), contextlib.ExitStack() as undo:
-            try:
-                volumes.make_root(path)
-                undo.callback(volumes.delete_root, path)
-            except FileExistsError:
-                pass
-            except FileNotFoundError as error:
-                raise NotFoundError(f"{os.path.dirname(path)!r} does not exist: make it first") from error
+        with translating(f"make a store at {path!r}"):
+            # A mount point is on another filesystem than the directory it is in.
+            if not os.path.exists(path):
+                try:
+                    volumes.make_root(path)
+                except FileExistsError:
+                    pass  # somebody else was faster
+                except FileNotFoundError as error:
+                    raise NotFoundError(f"{os.path.dirname(path)!r} does not exist: make it first") from error
             opened = volumes(path, "btrfs")
             try:
                 Store.make(path, opened)
             finally:
                 opened.close()
-            undo.pop_all()
         return cls(path, **options)
 
     @classmethod
@@ -196,7 +196,7 @@ class Snapshotter:
                     "its records only; bring the subvolumes too"
                 )
             with copy._store.acquire():
-                copy._store.change(identity=copy._volumes.identity())
+                copy._store.adopt()
         return cls(path, **options)
 
     def close(self) -> None:
@@ -350,7 +350,7 @@ class Snapshotter:
 
         Raises:
             NotFoundError: *key* does not exist.
-            FailedPreconditionError: *key* is not active.
+            FailedPreconditionError: *key* is not active, or holds a nested subvolume with content.
             AlreadyExistsError: *new_key* is taken.
             DataLossError: *key* lost its subvolume.
         """
@@ -499,16 +499,17 @@ class Snapshotter:
             if item.verdict is Verdict.UNKNOWN:
                 self._report(item.name, item.problem)
                 if item.id:
-                    # Its children are whole, and need a parent to name.
-                    lost = Record(item.id, State.COMMITTED, f"(snapshot {item.id}, which has no record)")
-                    by_id[item.id] = Snapshot(lost, None, quarantine=item.problem)
+                    by_id[item.id] = _lost(item.id, item.problem)
             elif item.verdict is Verdict.REMOVED or item.record is None:
                 if writing:
                     self._worker.destroy(item.id)
             elif item.record.key in self._index:
                 self._report(item.name, f"its key {item.record.key!r} is another's")
             else:
-                parent = by_id.get(item.record.parent) if item.record.parent else None
+                parent_id = item.record.parent
+                if parent_id and parent_id not in by_id:
+                    by_id[parent_id] = _lost(parent_id, "its directory is gone")
+                parent = by_id[parent_id] if parent_id else None
                 quarantine = (
                     "its subvolume is missing, or not what was committed" if item.verdict is Verdict.QUARANTINED else ""
                 )
@@ -579,7 +580,10 @@ class Snapshotter:
         def attempt() -> Record:
             record = replace(draft, id=self._store.take_id())
             data = self._encode(record)
-            self._store.make_directory(record.id)
+            try:
+                self._store.make_directory(record.id)
+            except FileExistsError:
+                return attempt()  # somebody else's, and left alone
             try:
                 with self._store.directory(record.id) as directory:
                     records.write(directory.fd, data)
@@ -759,6 +763,13 @@ class Snapshotter:
     def _check_active(snapshot: Snapshot) -> None:
         if snapshot.kind is not Kind.ACTIVE:
             raise FailedPreconditionError(f"snapshot {snapshot.key!r} is not active")
+
+
+def _lost(snapshot_id: int, why: str) -> Snapshot:
+    """
+    The parent to name for whole children of a snapshot of which no record is left.
+    """
+    return Snapshot(Record(snapshot_id, State.COMMITTED, f"(snapshot {snapshot_id}, which is lost)"), None, why)
 
 
 def _check_whole(snapshot: Snapshot) -> None:

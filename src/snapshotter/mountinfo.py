@@ -2,11 +2,13 @@
 Which subvolumes are mounted, and where: ``/proc/PID/mountinfo`` of every mount namespace that can be seen.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+_OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _SUBVOLID = re.compile(rb"(?:^|,)subvolid=(\d+)")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
@@ -76,7 +78,9 @@ def _tables() -> Iterator[bytes]:
                 continue
             with open(f"/proc/{name}/mountinfo", "rb") as file:
                 yield file.read()
-        except OSError:
+        except OSError as error:
+            if error.errno in _OUT_OF:
+                raise  # what cannot be read now may be mounted
             continue  # the process ended, or is not ours to look at: the next of its namespace may be
         seen.add(namespace)
 

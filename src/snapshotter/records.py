@@ -136,8 +136,12 @@ def unseal(data: bytes) -> dict[str, Any]:
     """
     if data[:_BODY] != b'{"crc":"%08x",' % zlib.crc32(data[_BODY:]):
         raise DamagedError("checksum does not match")
-    values: dict[str, Any] = json.loads(data)
-    if values["format"] > FORMAT:
+    try:
+        values: dict[str, Any] = json.loads(data)
+        newer = values["format"] > FORMAT
+    except (ValueError, TypeError, KeyError) as error:
+        raise DamagedError(f"it says something else: {error!r}") from error
+    if newer:
         raise FailedPreconditionError(
             f"format {values['format']} was written by a newer release; this one reads up to {FORMAT}: upgrade"
         )
@@ -179,8 +183,15 @@ def decode(data: bytes, snapshot_id: int) -> Record:
         FailedPreconditionError: A newer release wrote them.
     """
     values = unseal(data)
+    try:
+        return _record(values, snapshot_id)
+    except (ValueError, TypeError, LookupError) as error:
+        raise DamagedError(str(error)) from error
+
+
+def _record(values: Mapping[str, Any], snapshot_id: int) -> Record:
     if values["id"] != snapshot_id:
-        raise DamagedError(f"record of snapshot {values['id']} in the directory of {snapshot_id}")
+        raise ValueError(f"record of snapshot {values['id']} in the directory of {snapshot_id}")
     usage = values.get("usage")
     commit = values.get("commit")
     return Record(

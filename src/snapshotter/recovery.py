@@ -91,6 +91,9 @@ def _recovered(store: Store, volumes: Volumes, snapshot_id: int) -> Recovered:
     with store.directory(snapshot_id) as directory:
         data = records.read(directory.fd)
         found = volumes.found(directory)
+        # Its owner may have gone on meanwhile, when we only read.
+        while (now := records.read(directory.fd)) != data:
+            data, found = now, volumes.found(directory)
     if data is None:
         return Recovered(name, judge(None, found), snapshot_id, found=found, problem="it has no record")
     try:
@@ -101,6 +104,7 @@ def _recovered(store: Store, volumes: Volumes, snapshot_id: int) -> Recovered:
     record = written
     if verdict is Verdict.ACTIVE:
         record = written.active()
-    elif verdict is Verdict.COMMITTED and written.commitment:
+    elif written.commitment and verdict in (Verdict.COMMITTED, Verdict.QUARANTINED):
+        # Of a lost one the commit had happened, too: only then does the worker destroy `fs`.
         record = written.committed()
     return Recovered(name, verdict, snapshot_id, record, written, found)

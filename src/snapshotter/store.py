@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -30,6 +31,7 @@ from snapshotter.volumes import EMPTY, Directory, Volumes
 
 STORE, LOCK, SNAPSHOTS = "store", "lock", "snapshots"
 ID_BLOCK = 1024
+COMMAND_SIZE = 1000  # more does not tell a holder from others
 # An ioctl in flight keeps the lock of a killed process until it ends, flushing all it has to.
 DEAD_HOLDER_SECONDS = 60.0
 
@@ -63,7 +65,7 @@ class Lock:
         self._fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=root_fd)
         try:
             self._take(root)
-            holder = {"pid": self._pid, "command": " ".join(sys.argv), "socket": ""}
+            holder = {"pid": self._pid, "command": " ".join(sys.argv)[:COMMAND_SIZE], "socket": ""}
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, json.dumps(holder).encode(), 0)
         except BaseException:
@@ -87,7 +89,7 @@ class Lock:
 
     def _holder(self) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
-            holder = json.loads(os.pread(self._fd, 4096, 0))
+            holder = json.loads(os.pread(self._fd, 1 << 16, 0))
             if isinstance(holder, dict):
                 return holder
         return {}
@@ -195,6 +197,14 @@ class Store:
         self._next_id = self.header.id_limit
         return lock
 
+    def adopt(self) -> None:
+        """
+        Make this copy the store, durably.
+        """
+        self._volumes.make_empty(self._fd)
+        self._volumes.barrier(self._fd)
+        self.change(identity=self._volumes.identity())
+
     # -- the header
 
     def _read(self) -> Header:
@@ -203,10 +213,10 @@ class Store:
             raise _not_a_store(self.root)
         try:
             values = records.unseal(data)
-        except records.DamagedError as error:
+            del values["crc"], values["format"]
+            return Header(**values)
+        except (records.DamagedError, TypeError) as error:
             raise DataLossError(f"the record of store {self.root!r} is damaged: {error}") from error
-        del values["crc"], values["format"]
-        return Header(**values)
 
     def change(self, **values: Any) -> None:
         """
@@ -278,15 +288,20 @@ class Store:
             os.rmdir(str(snapshot_id), dir_fd=self._snapshots_fd)
 
 
+_PF_EXITING = 0x4
+
+
 def _alive(pid: int) -> bool:
     """
-    Whether a process runs; one that was killed and not yet collected does not.
+    Whether a process runs; one that was killed, and cannot end before an ioctl does or was not yet collected, does not.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+            fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return False
+    state, flags, pending = fields[0], int(fields[6]), int(fields[28])
+    return not (state in (b"Z", b"X") or flags & _PF_EXITING or pending & 1 << signal.SIGKILL - 1)
 
 
 def _open_directory(name: str, dir_fd: int | None = None) -> int:

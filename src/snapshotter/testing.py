@@ -38,10 +38,6 @@ class DirectoryVolumes:
     def make_root(path: str) -> None:
         os.mkdir(path)
 
-    @staticmethod
-    def delete_root(path: str) -> None:
-        shutil.rmtree(path)
-
     def make_empty(self, root_fd: int) -> None:
         with contextlib.suppress(FileExistsError):
             _make_directory(EMPTY, root_fd)

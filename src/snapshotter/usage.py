@@ -106,7 +106,8 @@ def _lstats(fd: int) -> Iterator[tuple[str, os.stat_result]]:
     yield ".", os.fstat(fd)
     for directory, names, others, directory_fd in os.fwalk(".", dir_fd=fd):
         for name in names + others:
-            yield os.path.join(directory, name), os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                yield os.path.join(directory, name), os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
 
 
 def _stat_differs(now: os.stat_result, before: os.stat_result, time: str) -> bool:

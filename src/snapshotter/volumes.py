@@ -77,12 +77,6 @@ class Volumes(Protocol):
         Make the directory for a new store.
         """
 
-    @staticmethod
-    def delete_root(path: str) -> None:
-        """
-        Undo `make_root`.
-        """
-
     def make_empty(self, root_fd: int) -> None:
         """
         Make the read-only `EMPTY` below the root, unless it is there.
@@ -186,8 +180,9 @@ class BtrfsVolumes:
             os.close(self._fd)
             raise
         self._fsid = info.fsid
-        # Measured: 14,859 bytes fit at 16 KiB nodes and 3,423 at 4 KiB, a little less beside other items.
-        self.record_limit = info.nodesize * 4 // 5
+        # The kernel takes nearly a whole node, but to replace a record by a larger one it makes room in the node for
+        # both; where it cannot, it depends on the neighbours, and is refused as on a full disk.
+        self.record_limit = info.nodesize * 15 // 32
         self.verify = Shared(lambda: syscall.syncfs(self._fd))
         self.mounts = Shared(lambda: mountinfo.read(self._device, root))
 
@@ -203,12 +198,10 @@ class BtrfsVolumes:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from error
             raise _not_btrfs(path) from error
 
-    @staticmethod
-    def delete_root(path: str) -> None:
-        subvolume.delete(path, recursive=True)
-
     def make_empty(self, root_fd: int) -> None:
-        with contextlib.suppress(FileExistsError):
+        if not _is_subvolume(root_fd, EMPTY):
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(EMPTY, dir_fd=root_fd)  # the place holder that a snapshot of a store has
             subvolume.create((root_fd, EMPTY))
         with opened(root_fd, EMPTY) as fd:
             if not subvolume.get_read_only(fd):
@@ -223,10 +216,9 @@ class BtrfsVolumes:
         }
 
     def found(self, directory: Directory) -> Found:
-        names = os.listdir(directory.fd)
-        fs = FS in names and _is_subvolume(directory.fd, FS)
-        layer = LAYER in names and _is_subvolume(directory.fd, LAYER) and _is_read_only(directory.fd, LAYER)
-        return Found(fs, layer, bool(names))
+        os.lseek(directory.fd, 0, os.SEEK_SET)  # a descriptor from before the entries lists a stale directory
+        layer = _is_subvolume(directory.fd, LAYER) and _is_read_only(directory.fd, LAYER)
+        return Found(_is_subvolume(directory.fd, FS), layer, bool(os.listdir(directory.fd)))
 
     def create(self, directory: Directory) -> None:
         subvolume.create((directory.fd, FS))
@@ -235,23 +227,37 @@ class BtrfsVolumes:
 
     def snapshot(self, source: Directory, name: str, directory: Directory) -> None:
         with opened(source.fd, name) as fd:
-            subvolume.snapshot(fd, (directory.fd, FS))
+            if name == LAYER:
+                subvolume.snapshot(fd, (directory.fd, FS))  # nothing is nested in it
+            else:
+                self._copy(fd, directory, FS)
 
     def freeze(self, directory: Directory) -> None:
         with opened(directory.fd, FS) as fd:
             _clear_flags(fd)
             self.destroy(directory, LAYER, MountTable())  # of a commit that failed
-            nested = self._nested(fd)
-            subvolume.snapshot(fd, (directory.fd, LAYER), read_only=not nested)
-            try:
-                if nested:
-                    self._flatten(fd, directory, nested)
-                # What was made, or written into, since the first look is not in the layer.
-                if set(self._nested(fd)) - set(nested):
-                    raise FailedPreconditionError("a nested subvolume was made during the commit: try again")
-            except BaseException:
-                self.destroy(directory, LAYER, MountTable())
-                raise
+            self._copy(fd, directory, LAYER)
+
+    def _copy(self, fd: int, directory: Directory, name: str) -> None:
+        """
+        Make *name* a copy of the active *fd*, durable, with directories for nested subvolumes; read-only if `LAYER`.
+        """
+        nested = self._nested(fd)
+        subvolume.snapshot(fd, (directory.fd, name), read_only=name == LAYER and not nested)
+        try:
+            if nested:
+                with opened(directory.fd, name) as copy_fd:
+                    _flatten(fd, copy_fd, nested)
+                    if name == LAYER:
+                        subvolume.set_read_only(copy_fd)
+                    else:
+                        filesystem.sync(copy_fd)
+            # What was made, or written into, since the first look is not in the copy.
+            if set(self._nested(fd)) - set(nested):
+                raise FailedPreconditionError("a nested subvolume was made meanwhile: try again")
+        except BaseException:
+            self.destroy(directory, name, MountTable())
+            raise
 
     def _nested(self, fd: int) -> list[str]:
         """
@@ -263,30 +269,11 @@ class BtrfsVolumes:
             with _opened_beneath(fd, path) as child_fd:
                 if os.listdir(child_fd):
                     raise FailedPreconditionError(
-                        f"a commit would lose the content of the nested subvolume {path!r}: "
+                        f"the content of the nested subvolume {path!r} would be lost: "
                         "delete it, or copy it to a directory"
                     )
             paths.append(path)
         return paths
-
-    def _flatten(self, fd: int, directory: Directory, paths: list[str]) -> None:
-        """
-        Make a directory of each place holder that an empty nested subvolume left in the layer, then freeze it.
-        """
-        with opened(directory.fd, LAYER) as layer_fd:
-            for path in paths:
-                parent, name = os.path.split(path)
-                with _opened_beneath(layer_fd, parent or ".") as parent_fd, _opened_beneath(fd, path) as original_fd:
-                    status = os.fstat(original_fd)
-                    os.rmdir(name, dir_fd=parent_fd)
-                    os.mkdir(name, dir_fd=parent_fd)
-                    with opened(parent_fd, name) as new_fd:
-                        os.fchown(new_fd, status.st_uid, status.st_gid)
-                        os.fchmod(new_fd, status.st_mode & 0o7777)
-                        for attribute in os.listxattr(original_fd):
-                            os.setxattr(new_fd, attribute, os.getxattr(original_fd, attribute))
-                        os.utime(new_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
-            subvolume.set_read_only(layer_fd)
 
     def destroy(self, directory: Directory, name: str, mounts: MountTable) -> None:
         if mounts.has_mount_below(os.path.join(directory.path, name)):
@@ -302,8 +289,6 @@ class BtrfsVolumes:
             try:
                 subvolume.delete((directory.fd, name), recursive=nested)
             except PermissionError:
-                # +i or +a on its root, which cannot be cleared while it is read-only.
-                subvolume.set_read_only(fd, False, clear_received=True)
                 _clear_flags(fd)
                 subvolume.delete((directory.fd, name), recursive=nested)
             except FileNotFoundError:
@@ -379,8 +364,31 @@ def _opened_beneath(dir_fd: int, path: str) -> Iterator[int]:
         os.close(fd)
 
 
+def _flatten(fd: int, copy_fd: int, paths: list[str]) -> None:
+    """
+    Make a directory of each place holder that an empty subvolume nested in *fd* left in its copy.
+    """
+    for path in paths:
+        above, name = os.path.split(path)
+        with _opened_beneath(copy_fd, above or ".") as above_fd, _opened_beneath(fd, path) as original_fd:
+            times = os.fstat(above_fd)
+            status = os.fstat(original_fd)
+            os.rmdir(name, dir_fd=above_fd)
+            os.mkdir(name, dir_fd=above_fd)
+            with opened(above_fd, name) as new_fd:
+                os.fchown(new_fd, status.st_uid, status.st_gid)
+                os.fchmod(new_fd, status.st_mode & 0o7777)
+                for attribute in os.listxattr(original_fd):
+                    os.setxattr(new_fd, attribute, os.getxattr(original_fd, attribute))
+                os.utime(new_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.utime(above_fd, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
 def _is_subvolume(dir_fd: int, name: str) -> bool:
-    status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    try:
+        status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
     return status.st_ino == _ROOT_INODE and stat.S_ISDIR(status.st_mode)
 
 
@@ -395,4 +403,6 @@ def _clear_flags(fd: int) -> None:
     """
     flags = ioctl.getflags(fd)
     if flags & _FROZEN_FLAGS:
+        # Refused while it is read-only, and whoever owns it can make it so.
+        subvolume.set_read_only(fd, False, clear_received=True)
         ioctl.setflags(fd, flags & ~_FROZEN_FLAGS)

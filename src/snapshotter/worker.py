@@ -131,8 +131,12 @@ class Worker:
                 thread = threading.Thread(
                     target=self._run, args=(number == 0,), name=f"snapshotter-worker-{number}", daemon=True
                 )
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    log.warning("destroying waits for a thread: %s", error)
+                    break
                 self._threads.append(thread)
-                thread.start()
         self._condition.notify_all()
 
     def _run(self, tasks_first: bool) -> None:
@@ -174,10 +178,12 @@ class Worker:
         self._held = [doomed for doomed in self._held if doomed.due > now]
 
     def _destroy(self, count: int) -> None:
-        with self._condition:
-            batch = [self._doomed.popleft() for _ in range(min(count, len(self._doomed)))]
         mounts = None
-        for doomed in batch:
+        for _ in range(count):
+            with self._condition:
+                if self._closed or not self._doomed:
+                    return
+                doomed = self._doomed.popleft()
             try:
                 mounts = mounts or self._volumes.mounts()
                 self._destroy_one(doomed, mounts)

@@ -1,0 +1,176 @@
+"""
+What is mounted, in any mount namespace, is seen before it is destroyed.
+"""
+
+import errno
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybtrfs import subvolume, syscall
+from snapshotter import mountinfo
+from snapshotter.mountinfo import MountTable, device_of, read
+
+from .namespaces import other_namespace, source
+
+FIXTURE = rb"""
+22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 22 0:44 / /mnt rw,relatime shared:5 - btrfs /dev/loop1 rw,space_cache=v2,subvolid=5,subvol=/
+31 30 0:44 /a/snapshots/3/fs /mnt/with\040space\011tab\134back\012line ro master:1 - btrfs /dev/loop1 rw,subvolid=258
+32 30 0:50 / /mnt/other rw - btrfs /dev/loop2 rw,subvolid=300,subvol=/
+33 30 0:44 / /mnt/last rw shared:5 master:2 propagate_from:3 - btrfs /dev/loop1 rw,subvolid=18446744073709551615
+34 30 0:44 / /mnt/named\040subvolid=7\040-\040btrfs\040x rw - tmpfs none rw,size=4k
+35 30 0:60 / /srv/\303\251\377 rw - tmpfs none rw
+36 30 0:44 / /mnt/nosubvolid rw - btrfs /dev/loop1 rw
+""".lstrip()
+
+
+@pytest.fixture
+def proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    /proc with the fixture's table, in this namespace and the only one.
+    """
+
+    def open_(path: str, mode: str) -> io.BytesIO:
+        assert path.endswith("/mountinfo")
+        return io.BytesIO(FIXTURE)
+
+    monkeypatch.setattr(mountinfo, "open", open_, raising=False)
+
+
+def test_subvolids(proc: None) -> None:
+    """
+    The mounted subvolumes are those of the device, whatever the optional fields and names say.
+    """
+    assert read(b"0:44", "/").subvolids == {5, 258, 2**64 - 1}
+    assert read(b"0:50", "/").subvolids == {300}
+    assert read(b"0:99", "/").subvolids == set()
+
+
+def test_unknown_device(proc: None) -> None:
+    """
+    Where the device is not known, every btrfs counts: too many wait, none is lost.
+    """
+    assert read(None, "/").subvolids == {5, 258, 300, 2**64 - 1}
+
+
+def test_points(proc: None) -> None:
+    """
+    Mount points are those below the root, as they are named; spaces, tabs and bytes that are no UTF-8 included.
+    """
+    assert read(b"0:44", "/mnt").points == (
+        "/mnt/with space\ttab\\back\nline",
+        "/mnt/other",
+        "/mnt/last",
+        "/mnt/named subvolid=7 - btrfs x",
+        "/mnt/nosubvolid",
+    )
+    assert read(b"0:44", "/srv").points == (os.fsdecode("/srv/é".encode() + b"\xff"),)
+    assert read(b"0:44", "/mn").points == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "below"),
+    [
+        ("/r/3/fs", True),
+        ("/r/3", True),
+        ("/r/3/fs/proc", True),
+        ("/r/3/fs/pro", False),
+        ("/r/3/f", False),
+        ("/r/33/fs", False),
+        ("/r/4/fs", False),
+    ],
+)
+def test_has_mount_below(path: str, below: bool) -> None:
+    """
+    A path is compared by whole names.
+    """
+    assert MountTable(points=("/r/3/fs/proc", "/elsewhere")).has_mount_below(path) is below
+
+
+@pytest.fixture
+def mounts(btrfs: Path) -> Callable[[], MountTable]:
+    """
+    A function that reads the table of the btrfs.
+    """
+    fd = os.open(btrfs, os.O_RDONLY)
+    device = device_of(fd)
+    os.close(fd)
+    assert device
+    return lambda: read(device, str(btrfs))
+
+
+@pytest.mark.btrfs
+def test_seen_in_any_namespace(btrfs: Path, mounts: Callable[[], MountTable]) -> None:
+    """
+    A subvolume is seen where it is mounted, here or in another namespace, until it is unmounted.
+    """
+    here, there = btrfs / "here", btrfs / "there"
+    for path in (here, there):
+        subvolume.create(path)
+    ids = {subvolume.get_id(here), subvolume.get_id(there)}
+    assert not mounts().subvolids & ids
+    point = btrfs / "a point"
+    point.mkdir()
+    syscall.mount(source(btrfs), point, "btrfs", 0, f"subvolid={subvolume.get_id(here)}")
+    try:
+        assert mounts().subvolids & ids == {subvolume.get_id(here)}
+        assert mounts().points == (str(point),)
+        assert mounts().has_mount_below(str(point))
+    finally:
+        syscall.umount2(point)
+    with other_namespace('mount -t btrfs -o subvolid="$1" "$2" /mnt', subvolume.get_id(there), source(btrfs)):
+        assert mounts().subvolids & ids == {subvolume.get_id(there)}
+        assert mounts().points == ()
+    assert not mounts().subvolids & ids
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_nothing_is_overlooked(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Where a table cannot be read for want of descriptors or memory, nothing is said about mounts at all.
+    """
+    with other_namespace("true"):
+
+        def open_(path: str, mode: str) -> Any:
+            if path != "/proc/self/mountinfo":
+                raise OSError(number, os.strerror(number))
+            return open(path, mode)
+
+        monkeypatch.setattr(mountinfo, "open", open_, raising=False)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            read(None, "/")
+
+
+def test_processes_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A process that ended, or that is not ours to look at, is passed over.
+    """
+    errors = iter([errno.ENOENT, errno.ESRCH, errno.EINVAL, errno.EACCES, errno.EPERM])
+
+    def readlink(path: str) -> str:
+        number = next(errors, 0)
+        if number:
+            raise OSError(number, os.strerror(number))
+        return "mnt:[1]"
+
+    monkeypatch.setattr(mountinfo.os, "listdir", lambda path: ["self", "1", "2", "3", "4", "5", str(os.getpid())])
+    monkeypatch.setattr(mountinfo.os, "readlink", readlink)
+    assert list(mountinfo._tables()) == [Path("/proc/self/mountinfo").read_bytes()]
+
+
+def test_device_without_a_mount() -> None:
+    """
+    What is on no mount that can be seen has no device.
+    """
+    reader, writer = os.pipe()
+    try:
+        assert device_of(reader) is None
+    finally:
+        os.close(reader)
+        os.close(writer)

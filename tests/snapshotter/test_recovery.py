@@ -1,0 +1,486 @@
+"""
+What a store holds after whatever happened to it: each row of the table, by rule and on a disk made to look like it.
+"""
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybtrfs import subvolume
+from snapshotter import Kind, Snapshotter, records, worker
+from snapshotter.errors import DataLossError, Error, FailedPreconditionError, NotFoundError
+from snapshotter.records import Commitment, Record, State
+from snapshotter.recovery import Verdict, judge
+from snapshotter.volumes import BtrfsVolumes, Directory, Found
+
+TABLE = {
+    # record, fs, layer: is
+    (State.PREPARING, "fs", "layer"): Verdict.ACTIVE,
+    (State.PREPARING, "fs", ""): Verdict.ACTIVE,
+    (State.PREPARING, "", "layer"): Verdict.REMOVED,
+    (State.PREPARING, "", ""): Verdict.REMOVED,
+    (State.ACTIVE, "fs", "layer"): Verdict.ACTIVE,
+    (State.ACTIVE, "fs", ""): Verdict.ACTIVE,
+    (State.ACTIVE, "", "layer"): Verdict.QUARANTINED,
+    (State.ACTIVE, "", ""): Verdict.QUARANTINED,
+    (State.VIEW, "fs", "layer"): Verdict.VIEW,
+    (State.VIEW, "fs", ""): Verdict.VIEW,
+    (State.VIEW, "", "layer"): Verdict.VIEW,
+    (State.VIEW, "", ""): Verdict.VIEW,
+    (State.COMMITTING, "fs", "layer"): Verdict.COMMITTED,
+    (State.COMMITTING, "fs", ""): Verdict.ACTIVE,
+    (State.COMMITTING, "", "layer"): Verdict.COMMITTED,
+    (State.COMMITTING, "", ""): Verdict.QUARANTINED,
+    (State.COMMITTED, "fs", "layer"): Verdict.COMMITTED,
+    (State.COMMITTED, "fs", ""): Verdict.QUARANTINED,
+    (State.COMMITTED, "", "layer"): Verdict.COMMITTED,
+    (State.COMMITTED, "", ""): Verdict.QUARANTINED,
+    (State.REMOVED, "fs", "layer"): Verdict.REMOVED,
+    (State.REMOVED, "fs", ""): Verdict.REMOVED,
+    (State.REMOVED, "", "layer"): Verdict.REMOVED,
+    (State.REMOVED, "", ""): Verdict.REMOVED,
+    (None, "fs", "layer"): Verdict.UNKNOWN,
+    (None, "fs", ""): Verdict.UNKNOWN,
+    (None, "", "layer"): Verdict.UNKNOWN,
+    (None, "", ""): Verdict.REMOVED,
+}
+
+
+def test_table_is_complete() -> None:
+    """
+    There is a row for each state and each thing that can be found.
+    """
+    assert set(TABLE) == set(itertools.product([*State, None], ["fs", ""], ["layer", ""]))
+
+
+@pytest.mark.parametrize(("row", "verdict"), TABLE.items())
+def test_judge(row: tuple[State | None, str, str], verdict: Verdict) -> None:
+    """
+    Each row is judged as the table says; that devices have refused writes changes one row only.
+    """
+    state, fs, layer = row
+    found = Found(bool(fs), bool(layer), bool(fs or layer))
+    assert judge(state, found) is verdict
+    refused = Verdict.ACTIVE if row == (State.COMMITTING, "fs", "layer") else verdict
+    assert judge(state, found, refused=True) is refused
+
+
+def test_judge_strangers() -> None:
+    """
+    What is neither `fs` nor `layer` saves a directory without a record, and nothing else.
+    """
+    strangers = Found(False, False, True)
+    assert judge(None, strangers) is Verdict.UNKNOWN
+    assert judge(State.REMOVED, strangers) is Verdict.REMOVED
+    assert judge(State.COMMITTED, strangers) is Verdict.QUARANTINED
+
+
+# On btrfs
+
+LOST = 900  # ids that are used up, and whose snapshots nobody made
+
+
+@pytest.fixture
+def root(btrfs: Path) -> Path:
+    """
+    A closed store with the layers "base" and "other", and the active "active" on "base".
+    """
+    root = btrfs / "root"
+    with Snapshotter.create(root) as store:
+        for name in ("base", "other"):
+            store.prepare("k")
+            (root / "snapshots" / str(newest(root)) / "fs" / "name").write_text(name)
+            store.commit(name, "k")
+        store.prepare("active", "base")
+        store.cleanup()
+    return root
+
+
+def newest(root: Path) -> int:
+    return max(int(name) for name in os.listdir(root / "snapshots"))
+
+
+@pytest.fixture
+def reopen(root: Path) -> Iterator[Callable[..., Snapshotter]]:
+    """
+    A function that opens the store.
+    """
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(Snapshotter(root, **options))
+
+
+def make(
+    root: Path, state: State | None, fs: str = "", layer: str = "", id: int = LOST, key: str = "lost", **values: Any
+) -> Path:
+    """
+    Make the directory of a snapshot by hand, as a crash or a person would have left it.
+    """
+    path = root / "snapshots" / str(id)
+    path.mkdir()
+    for name in filter(None, (fs, layer)):
+        subvolume.create(path / name)
+        (path / name / "content").write_text(name)
+        subvolume.set_read_only(path / name, name == "layer")
+    if state:
+        commitment = Commitment("new name", {"of": "commit"}, 7) if state is State.COMMITTING else None
+        write(path, Record(id, state, key, labels={"of": "active"}, commitment=commitment, **values))
+    return path
+
+
+def write(path: Path, record: Record) -> None:
+    os.setxattr(path, records.XATTR, records.encode(record))
+
+
+def read(path: Path) -> Record:
+    return records.decode(os.getxattr(path, records.XATTR), int(path.name))
+
+
+KINDS = {Verdict.ACTIVE: Kind.ACTIVE, Verdict.VIEW: Kind.VIEW, Verdict.COMMITTED: Kind.COMMITTED}
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize(("row", "verdict"), TABLE.items())
+def test_on_disk(
+    row: tuple[State | None, str, str], verdict: Verdict, root: Path, reopen: Callable[..., Snapshotter]
+) -> None:
+    """
+    Each row becomes what the table says, what is left over goes, the rest of the store is as it was, and so it is
+    again at the next open.
+    """
+    state, fs, layer = row
+    path = make(root, state, fs, layer)
+    name = "new name" if state is State.COMMITTING and verdict is not Verdict.ACTIVE else "lost"
+    for _ in range(2):
+        with reopen() as store:
+            store.cleanup()
+            known = {info.name: info for info in store.walk()}
+            problems = [problem.subject for problem in store.problems()]
+            assert {"base", "other", "active"} <= set(known)
+            assert store.stat("active").parent == "base"
+            if verdict in KINDS:
+                assert known[name].kind is KINDS[verdict]
+                assert known[name].labels == {"of": "commit" if name == "new name" else "active"}
+                assert problems == []
+            elif verdict is Verdict.QUARANTINED:
+                assert problems == [name]
+                assert known[name].kind is (Kind.ACTIVE if state is State.ACTIVE else Kind.COMMITTED)
+            else:
+                assert set(known) == {"base", "other", "active"}
+                assert problems == ([str(path)] if verdict is Verdict.UNKNOWN else [])
+        left = {
+            Verdict.ACTIVE: {"fs"},
+            Verdict.COMMITTED: {"layer"},
+            Verdict.REMOVED: None,
+        }.get(verdict, {fs, layer} - {""})
+        assert (set(os.listdir(path)) if path.exists() else None) == left
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("state", [State.COMMITTING, State.COMMITTED, State.ACTIVE])
+def test_layer_that_is_not_one(state: State, root: Path, reopen: Callable[..., Snapshotter]) -> None:
+    """
+    A `layer` that can be written to was not committed, or is not any more: a commit stopped while it made it is
+    undone, and nothing is built on one that somebody opened to writing.
+    """
+    path = make(root, state, "fs", "layer")
+    subvolume.set_read_only(path / "layer", False)
+    store = reopen()
+    store.cleanup()
+    if state is State.COMMITTED:
+        with pytest.raises(DataLossError, match="'lost' cannot be used: its subvolume is missing, or not what was"):
+            store.prepare("k", "lost")
+    else:
+        assert store.stat("lost").kind is Kind.ACTIVE
+        store.commit("again", "lost")
+        assert (path / "layer" / "content").read_text() == "fs"
+        assert subvolume.get_read_only(path / "layer")
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("name", ["fs", "layer"])
+def test_directories_are_no_subvolumes(name: str, root: Path, reopen: Callable[..., Snapshotter]) -> None:
+    """
+    A plain directory or a symlink in the place of a subvolume, as a copy has them, is none.
+    """
+    state = State.ACTIVE if name == "fs" else State.COMMITTED
+    directory, link = make(root, state, id=LOST, key="directory"), make(root, state, id=LOST + 1, key="link")
+    (directory / name).mkdir()
+    (link / name).symlink_to(root / "snapshots" / "1" / "layer")
+    store = reopen()
+    assert {problem.subject for problem in store.problems()} == {"directory", "link"}
+
+
+@pytest.mark.btrfs
+def test_commit_of_refused_data(root: Path, reopen: Callable[..., Snapshotter]) -> None:
+    """
+    A commit that stopped before it was verified is not believed when devices have refused writes: its data is suspect.
+    """
+    path = make(root, State.COMMITTING, "fs", "layer", errors=-1)
+    with reopen() as store:
+        assert store.stat("lost").labels == {"of": "active"}
+        with pytest.raises(NotFoundError):
+            store.stat("new name")
+        assert os.listdir(path) == ["fs"]
+        with pytest.raises(DataLossError, match="the disk may have refused data of snapshot 'lost'"):
+            store.commit("again", "lost")
+    write(path, Record(LOST, State.COMMITTED, "lost", errors=-1))
+    subvolume.snapshot(path / "fs", path / "layer", read_only=True)
+    assert reopen().stat("lost").kind is Kind.COMMITTED
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize(
+    ("state", "fs", "layer", "settled"),
+    [
+        (State.PREPARING, "fs", "", State.ACTIVE),
+        (State.COMMITTING, "fs", "", State.ACTIVE),
+        (State.COMMITTING, "fs", "layer", State.COMMITTED),
+        (State.COMMITTED, "", "layer", State.COMMITTED),
+    ],
+)
+def test_records_are_settled(
+    state: State,
+    fs: str,
+    layer: str,
+    settled: State,
+    root: Path,
+    reopen: Callable[..., Snapshotter],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    The record is brought up to date in the background; a committed one gets its usage.
+    """
+    done = threading.Event()
+    settle = Snapshotter._settle
+
+    def settle_and_tell(self: Snapshotter, snapshot: Any) -> None:
+        settle(self, snapshot)
+        if snapshot.id == LOST:
+            done.set()
+
+    monkeypatch.setattr(worker, "TASK_SECONDS", 0)
+    monkeypatch.setattr(Snapshotter, "_settle", settle_and_tell)
+    path = make(root, state, fs, layer)
+    reopen()
+    assert done.wait(10)
+    assert read(path).state is settled
+    assert read(path).commitment is None
+    assert (read(path).usage is not None) == (settled is State.COMMITTED)
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("state", [State.ACTIVE, State.COMMITTED])
+def test_quarantine(state: State, root: Path, reopen: Callable[..., Snapshotter]) -> None:
+    """
+    Whose subvolume is gone is seen but cannot be used; it stops nobody else, and can be removed.
+    """
+    path = make(root, state)
+    store = reopen()
+    calls: list[Callable[[], object]] = [lambda: store.usage("lost")]
+    if state is State.COMMITTED:
+        calls += [lambda: store.prepare("k", "lost"), lambda: store.view("k", "lost")]
+    else:
+        calls += [lambda: store.mounts("lost"), lambda: store.commit("c", "lost"), lambda: store.fork("lost", "k")]
+    for call in calls:
+        with pytest.raises(DataLossError, match="snapshot 'lost' cannot be used: its subvolume is missing"):
+            call()
+    assert store.update(store.stat("lost")).labels == {"of": "active"}
+    assert {info.name for info in store.walk()} == {"base", "other", "active", "lost"}
+    store.prepare("k", "other")
+    store.commit("grown", "k")
+    store.remove("grown")
+    store.remove("lost")
+    store.cleanup()
+    assert not path.exists()
+    assert store.problems() == []
+    store.prepare("lost")
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("name", ["fs", "layer"])
+def test_deleted_while_open(name: str, root: Path, reopen: Callable[..., Snapshotter]) -> None:
+    """
+    A subvolume deleted by hand under an open store is an error of its snapshot alone, which can be removed.
+    """
+    store = reopen()
+    snapshot = store.root + ("/snapshots/3" if name == "fs" else "/snapshots/2")
+    key = "active" if name == "fs" else "other"
+    subvolume.delete(f"{snapshot}/{name}")
+    calls: list[Callable[[], object]] = [lambda: store.usage(key), lambda: store.prepare("k", key)]
+    if name == "fs":
+        calls = [lambda: store.commit("c", key), lambda: store.mounts(key), lambda: store.fork(key, "k")]
+    for call in calls:
+        with pytest.raises(DataLossError, match="somebody deleted its subvolume"):
+            call()
+    store.prepare("fine", "base")
+    store.remove(key)
+    store.cleanup()
+    assert not os.path.exists(snapshot)
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("loss", ["record", "damage", "directory", "file"])
+def test_lost_parent(loss: str, root: Path, reopen: Callable[..., Snapshotter]) -> None:
+    """
+    The children of a snapshot that lost its record, or all of its directory, are whole: they can be used and removed,
+    and name a parent that nobody can build on.
+    """
+    base = root / "snapshots" / "1"
+    if loss == "record":
+        os.removexattr(base, records.XATTR)
+    elif loss == "damage":
+        os.setxattr(base, records.XATTR, records.encode(read(base)).replace(b"base", b"best"))
+    else:
+        subvolume.delete(base / "layer")
+        base.rmdir()
+        if loss == "file":
+            base.touch()
+    store = reopen()
+    if loss != "directory":
+        (problem,) = store.problems()
+        assert problem.subject == str(base)
+    parent = store.stat("active").parent
+    assert parent
+    with pytest.raises(Error):
+        store.prepare("k", parent)
+    with pytest.raises(NotFoundError):
+        store.stat("base")
+    assert store.mounts("active")
+    store.commit("grown", "active")
+    store.prepare("k", "grown")
+    store.remove("k")
+    store.remove("grown")
+    store.cleanup()
+    assert sorted(os.listdir(root / "snapshots")) == (["2"] if loss == "directory" else ["1", "2"])
+
+
+@pytest.mark.btrfs
+def test_strangers(root: Path, reopen: Callable[..., Snapshotter]) -> None:
+    """
+    What is no snapshot is reported by path, and never deleted but for an empty directory with the name of one; the
+    store works as ever.
+    """
+    snapshots = root / "snapshots"
+    (snapshots / "17").symlink_to(snapshots / "1")
+    (snapshots / "18").write_text("a file")
+    for name in ("19", "007", "0x10", "٣", "alien", "0"):
+        (snapshots / name).mkdir()
+        (snapshots / name / "content").write_text("precious")
+    os.mkfifo(snapshots / "20")
+    os.mkdir(os.fsencode(snapshots) + b"/\xff")
+    (snapshots / "21").mkdir()
+    (snapshots / "empty").mkdir()
+    before = set(os.listdir(snapshots))
+    store = reopen()
+    store.cleanup()
+    assert set(os.listdir(snapshots)) == before - {"21"}
+    assert {problem.subject for problem in store.problems()} == {
+        str(snapshots / name) for name in before - {"1", "2", "3", "21"}
+    }
+    assert (snapshots / "19" / "content").read_text() == "precious"
+    store.prepare("k", "base")
+    store.remove("k")
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("content", ["", "content"])
+def test_next_id_is_taken(content: str, root: Path, reopen: Callable[..., Snapshotter]) -> None:
+    """
+    A directory with the id of a snapshot to come is left alone, and in nobody's way.
+    """
+    stranger = root / "snapshots" / "1025"
+    with reopen() as store:
+        stranger.mkdir()
+        if content:
+            (stranger / content).touch()
+        store.prepare("k", "base")
+        store.commit("c", "k")
+    assert stranger.exists()
+    assert reopen().stat("c").parent == "base"
+
+
+@pytest.mark.btrfs
+def test_damaged_records(root: Path, reopen: Callable[..., Snapshotter]) -> None:
+    """
+    A snapshot with a damaged record is reported, its subvolume kept, and nothing else disturbed; so is one whose key
+    another one has.
+    """
+    damaged = make(root, State.COMMITTED, "", "layer", key="damaged")
+    os.setxattr(damaged, records.XATTR, os.getxattr(damaged, records.XATTR)[:-1])
+    moved = make(root, State.COMMITTED, "", "layer", id=LOST + 1)
+    os.setxattr(moved, records.XATTR, os.getxattr(root / "snapshots" / "1", records.XATTR))
+    doubled = make(root, State.COMMITTED, "", "layer", id=LOST + 2, key="base")
+    store = reopen()
+    store.cleanup()
+    assert {problem.subject: problem.what for problem in store.problems()} == {
+        str(damaged): "its record is damaged: checksum does not match",
+        str(moved): f"its record is damaged: record of snapshot 1 in the directory of {LOST + 1}",
+        str(doubled): "its key 'base' is another's",
+    }
+    for path in (damaged, moved, doubled):
+        assert (path / "layer" / "content").read_text() == "layer"
+    assert {info.name for info in store.walk()} == {"base", "other", "active"}
+
+
+@pytest.mark.btrfs
+def test_newer_record(root: Path, reopen: Callable[..., Snapshotter], monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A store with a snapshot of a newer release is not opened, and not changed.
+    """
+    monkeypatch.setattr(records, "FORMAT", 2)
+    newer = make(root, State.REMOVED, "fs", "layer")
+    monkeypatch.undo()
+    with pytest.raises(
+        FailedPreconditionError, match="format 2 was written by a newer release; this one reads up to 1"
+    ):
+        reopen()
+    assert set(os.listdir(newer)) == {"fs", "layer"}
+
+
+@pytest.mark.btrfs
+def test_read_only_changes_nothing(root: Path, reopen: Callable[..., Snapshotter]) -> None:
+    """
+    Who only reads sees the same snapshots, and leaves every left-over where it is.
+    """
+    for number, (state, fs, layer) in enumerate(TABLE):
+        make(root, state, fs, layer, id=LOST + number, key=f"k{number}", errors=0)
+
+    def everything() -> dict[str, object]:
+        return {
+            str(path): (sorted(os.listdir(path)), os.listxattr(path) and os.getxattr(path, records.XATTR))
+            for path in (root / "snapshots").iterdir()
+        }
+
+    before = everything()
+    with reopen(read_only=True) as store:
+        assert len(list(store.walk())) > 3
+        with pytest.raises(FailedPreconditionError, match="cannot be changed: it was opened read-only"):
+            store.cleanup()
+    assert everything() == before
+
+
+@pytest.mark.btrfs
+def test_reading_beside_a_commit(root: Path, reopen: Callable[..., Snapshotter]) -> None:
+    """
+    Who reads while the owner commits or removes sees a snapshot before or after it, never without its subvolume.
+    """
+    store = reopen()
+    steps = [lambda: store.commit("c", "active"), lambda: store.remove("c")]
+
+    class Beside(BtrfsVolumes):
+        def found(self, directory: Directory) -> Found:
+            if directory.path.endswith("/3") and steps:
+                steps.pop(0)()
+                store.cleanup()
+            return super().found(directory)
+
+    reader = reopen(read_only=True, volumes=Beside)
+    assert not steps
+    assert reader.problems() == []
+    assert {info.name for info in reader.walk()} == {"base", "other"}

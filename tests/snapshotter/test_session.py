@@ -1,0 +1,315 @@
+"""
+The time that a store is open: who may use it, what refusals mean, and when its descriptors are let go.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from pybtrfs import syscall
+from snapshotter import Snapshotter
+from snapshotter.errors import (
+    DataLossError,
+    Error,
+    FailedPreconditionError,
+    ResourceExhaustedError,
+    StoreHeldError,
+    UnavailableError,
+)
+from snapshotter.session import Session
+from snapshotter.testing import DirectoryVolumes
+from snapshotter.volumes import BtrfsVolumes
+
+PATIENCE = 10
+
+MEANINGS = {
+    errno.ENOSPC: (ResourceExhaustedError, "No space left on device"),
+    errno.EDQUOT: (ResourceExhaustedError, "Disk quota exceeded"),
+    errno.EMFILE: (ResourceExhaustedError, "Too many open files"),
+    errno.ENFILE: (ResourceExhaustedError, "Too many open files in system"),
+    errno.ENOMEM: (ResourceExhaustedError, "Cannot allocate memory"),
+    errno.EAGAIN: (ResourceExhaustedError, "Resource temporarily unavailable"),
+    errno.EIO: (UnavailableError, "Input/output error"),
+    errno.EROFS: (UnavailableError, "Read-only file system"),
+    errno.ENOENT: (DataLossError, "No such file or directory: somebody deleted its subvolume"),
+    errno.ETXTBSY: (FailedPreconditionError, "Text file busy: a swap file in it is in use: swapoff first"),
+    errno.EBUSY: (FailedPreconditionError, "Device or resource busy: it is mounted: unmount it first"),
+    errno.EPERM: (FailedPreconditionError, "Operation not permitted: CAP_SYS_ADMIN is missing, or"),
+    errno.ENOTTY: (FailedPreconditionError, "Inappropriate ioctl for device"),
+}
+
+
+@pytest.fixture
+def closed() -> list[str]:
+    """
+    What a session has closed.
+    """
+    return []
+
+
+@pytest.fixture
+def session(closed: list[str]) -> Session:
+    resources = ExitStack()
+    resources.callback(closed.append, "resources")
+    return Session("/root", resources, "")
+
+
+@pytest.mark.parametrize("around", ["reading", "changing"])
+@pytest.mark.parametrize(("number", "meaning"), MEANINGS.items())
+def test_meanings(number: int, meaning: tuple[type[Error], str], around: str, session: Session) -> None:
+    """
+    Each refusal of the kernel is an error of the contract, with its cure and its cause.
+    """
+    kind, text = meaning
+    refusal = OSError(number, os.strerror(number))
+    with pytest.raises(kind, match=f"cannot do it: {text}") as caught, getattr(session, around)("do it"):
+        raise refusal
+    assert type(caught.value) is kind
+    assert caught.value.__cause__ is refusal
+
+
+def test_other_errors(session: Session, closed: list[str]) -> None:
+    """
+    What is no refusal of the kernel passes.
+    """
+    with pytest.raises(ZeroDivisionError), session.changing("do it"):
+        raise ZeroDivisionError
+    with pytest.raises(DataLossError), session.reading("do it"):
+        raise DataLossError
+    session.check()
+    assert closed == []
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS])
+def test_dead(number: int, session: Session, closed: list[str]) -> None:
+    """
+    A change that meets a dead filesystem ends the session, once the calls under way have returned; what is in memory
+    can still be asked for.
+    """
+    with session.reading("look"):
+        with pytest.raises(UnavailableError), session.changing("change"):
+            raise OSError(number, os.strerror(number))
+        with pytest.raises(UnavailableError, match=r"the filesystem of '/root' failed, .*mount it"):
+            session.changing("change").__enter__()
+        assert closed == []
+    assert closed == ["resources"]
+    with pytest.raises(UnavailableError), session.reading("look"):
+        pass
+    session.check()
+    session.close()
+    assert closed == ["resources"]
+
+
+def test_failed_reading(session: Session, closed: list[str]) -> None:
+    """
+    A read that fails is that call's misfortune.
+    """
+    with pytest.raises(UnavailableError), session.reading("look"):
+        raise OSError(errno.EIO, "")
+    with session.changing("change"):
+        pass
+    assert closed == []
+
+
+def test_read_only(closed: list[str]) -> None:
+    """
+    Where nothing may be changed, the reason is told.
+    """
+    session = Session("/root", ExitStack(), "it is a copy")
+    with (
+        pytest.raises(FailedPreconditionError, match="'/root' cannot be changed: it is a copy"),
+        session.changing("do it"),
+    ):
+        pytest.fail("entered")
+    with session.reading("look"):
+        pass
+
+
+def test_close_waits(session: Session, closed: list[str]) -> None:
+    """
+    Closing lets the calls under way finish, refuses new ones, and twice is fine.
+    """
+    inside, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with session.changing("work"):
+            inside.set()
+            assert go_on.wait(PATIENCE)
+            assert closed == []
+
+    working, closing = threading.Thread(target=work), threading.Thread(target=session.close)
+    working.start()
+    assert inside.wait(PATIENCE)
+    closing.start()
+    with session._gate:
+        assert session._gate.wait_for(lambda: session._closed, PATIENCE)
+    for refused in (session.check, session.reading("x").__enter__, session.changing("x").__enter__):
+        with pytest.raises(FailedPreconditionError, match="store '/root' is closed"):
+            refused()
+    assert closed == []
+    go_on.set()
+    closing.join(PATIENCE)
+    working.join(PATIENCE)
+    assert closed == ["resources"]
+    session.close()
+    assert closed == ["resources"]
+
+
+# A whole store
+
+
+def descriptors(root: Path) -> list[str]:
+    """
+    What this process has open below *root*.
+    """
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue
+        if target.startswith(str(root)):
+            found.append(target)
+    return found
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Snapshotter]:
+    with Snapshotter.create(tmp_path / "store", volumes=DirectoryVolumes) as store:
+        store.prepare("k")
+        yield store
+
+
+def test_after_a_fork(store: Snapshotter) -> None:
+    """
+    A child process is refused whatever it asks, and takes nothing from its parent, nor gives it back.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            calls: list[Callable[[], object]] = [
+                lambda: store.stat("k"),
+                lambda: list(store.walk()),
+                lambda: store.usage("k"),
+                lambda: store.mounts("k"),
+                lambda: store.prepare("x"),
+                lambda: store.remove("k"),
+            ]
+            for call in calls:
+                with pytest.raises(FailedPreconditionError, match="opened before a fork: open it in the process that"):
+                    call()
+            store.close()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with pytest.raises(StoreHeldError):
+        Snapshotter(store.root, volumes=DirectoryVolumes)
+    assert store.stat("k")
+
+
+def test_closed(store: Snapshotter) -> None:
+    """
+    A closed store refuses whatever is asked, and has nothing open.
+    """
+    store.close()
+    store.close()
+    assert descriptors(Path(store.root)) == []
+    calls: list[Callable[[], object]] = [
+        lambda: store.stat("k"),
+        lambda: store.walk(),
+        lambda: store.usage("k"),
+        lambda: store.mounts("k"),
+        lambda: store.prepare("x"),
+        lambda: store.view("x"),
+        lambda: store.commit("x", "k"),
+        lambda: store.fork("k", "x"),
+        lambda: store.remove("k"),
+        lambda: store.cleanup(),
+    ]
+    for call in calls:
+        with pytest.raises(FailedPreconditionError, match="is closed"):
+            call()
+
+
+@pytest.mark.btrfs
+def test_remounted_read_only(image_mount: Callable[..., Path]) -> None:
+    """
+    When the filesystem turns read-only, changes end and every descriptor is let go; what is in memory can still be
+    read, and after a new mount the store opens as it was.
+    """
+    root = image_mount()
+    with Snapshotter.create(root) as store:
+        store.prepare("k")
+        store.commit("base", "k")
+        store.prepare("k", "base")
+        assert descriptors(root) != []
+        store.cleanup()
+        with pytest.raises(OSError, match="busy"):
+            syscall.mount("", root, "", syscall.MS_REMOUNT | syscall.MS_RDONLY)
+        # An open store keeps an administrator from that, its lock being open for writing. An abort does not ask.
+        lock = next(fd for fd in os.listdir("/proc/self/fd") if os.readlink(f"/proc/self/fd/{fd}") == f"{root}/lock")
+        with open(root / "lock") as readable:
+            os.dup2(readable.fileno(), int(lock), inheritable=False)
+        syscall.mount("", root, "", syscall.MS_REMOUNT | syscall.MS_RDONLY)
+        with pytest.raises(UnavailableError, match="cannot create snapshot 'x': Read-only file system"):
+            store.prepare("x", "base")
+        assert descriptors(root) == []
+        assert {info.name for info in store.walk()} == {"base", "k"}
+        assert store.stat("k").parent == "base"
+        for change in (lambda: store.prepare("y"), lambda: store.commit("c", "k"), lambda: store.cleanup()):
+            with pytest.raises(UnavailableError, match="failed, Read-only file system"):
+                change()
+        with pytest.raises(FailedPreconditionError):
+            store.remove("k")
+        syscall.mount("", root, "", syscall.MS_REMOUNT)
+    with Snapshotter(root) as store:
+        assert {info.name for info in store.walk()} == {"base", "k"}
+        store.remove("k")
+
+
+class Failing(BtrfsVolumes):
+    """
+    A disk that takes nothing any more, from a moment on.
+    """
+
+    dead = False
+
+    def barrier(self, fd: int) -> None:
+        if Failing.dead:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().barrier(fd)
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("call", ["prepare", "view", "update", "remove"])
+def test_failed_barrier(call: str, btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What did not become durable is not acknowledged, and nothing is after it; removal says what containerd can bear.
+    """
+    with Snapshotter.create(btrfs / "root", volumes=Failing) as store:
+        store.prepare("k")
+        before = {info.name: info for info in store.walk()}
+        monkeypatch.setattr(Failing, "dead", True)
+        calls: dict[str, Callable[[], object]] = {
+            "prepare": lambda: store.prepare("x"),
+            "view": lambda: store.view("x"),
+            "update": lambda: store.update(store.stat("k"), "labels.a"),
+            "remove": lambda: store.remove("k"),
+        }
+        with pytest.raises(FailedPreconditionError if call == "remove" else UnavailableError, match="Input/output"):
+            calls[call]()
+        monkeypatch.setattr(Failing, "dead", False)
+        assert {info.name: info for info in store.walk()} == before
+        with pytest.raises(UnavailableError):
+            store.prepare("y")
+        assert descriptors(btrfs) == []
+    with Snapshotter(btrfs / "root") as store:
+        assert {info.name for info in store.walk()} <= {"k", "x"}
+        store.prepare("y")

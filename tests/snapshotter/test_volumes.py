@@ -1,0 +1,500 @@
+"""
+The subvolumes of a store: what the contract asks, on plain directories and on btrfs, and what only btrfs does to them.
+"""
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybtrfs import ioctl, subvolume, syscall
+from snapshotter import Mount
+from snapshotter.errors import FailedPreconditionError
+from snapshotter.mountinfo import MountTable
+from snapshotter.mounting import mounted
+from snapshotter.testing import DirectoryVolumes
+from snapshotter.volumes import FS, LAYER, BtrfsVolumes, Directory, Found, MountMode, Volumes
+
+from .conftest import entries
+from .namespaces import other_namespace, source
+
+NONE = MountTable()
+Make = Callable[[str], Directory]
+
+
+@contextmanager
+def opened(volumes: type[Volumes], root: Path, mode: MountMode = "btrfs") -> Iterator[Volumes]:
+    made = volumes(str(root), mode)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def volumes(backend: str, work: Path) -> Iterator[Volumes]:
+    """
+    Volumes in the work directory.
+    """
+    with opened(BtrfsVolumes if backend == "btrfs" else DirectoryVolumes, work) as made:
+        yield made
+
+
+@pytest.fixture
+def make(work: Path) -> Iterator[Make]:
+    """
+    A function that makes the directory of a snapshot.
+    """
+    with ExitStack() as stack:
+
+        def make(name: str) -> Directory:
+            path = work / name
+            path.mkdir()
+            fd = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, fd)
+            return Directory(fd, str(path))
+
+        yield make
+
+
+def fs(directory: Directory) -> Path:
+    return Path(directory.path, FS)
+
+
+def layer(directory: Directory) -> Path:
+    return Path(directory.path, LAYER)
+
+
+def fill(root: Path) -> None:
+    """
+    Put one of everything into a directory.
+    """
+    (root / "directory").mkdir(0o711)
+    (root / "directory" / "file").write_bytes(os.urandom(10_000))
+    (root / "empty").touch(0o640)
+    os.setxattr(root / "empty", "user.a", b"b")
+    os.link(root / "empty", root / "directory" / "link")
+    (root / "symlink").symlink_to("nowhere")
+    os.mkfifo(root / "fifo", 0o600)
+    (root / os.fsdecode(b"\xff")).touch()
+    root.chmod(0o750)
+
+
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_create(umask: int, volumes: Volumes, make: Make) -> None:
+    """
+    A new one is empty and 0755, whatever the umask.
+    """
+    directory = make("1")
+    assert volumes.found(directory) == Found(False, False, False)
+    before = os.umask(umask)
+    try:
+        volumes.create(directory)
+    finally:
+        os.umask(before)
+    assert volumes.found(directory) == Found(True, False, True)
+    assert stat.S_IMODE(fs(directory).stat().st_mode) == 0o755
+    assert os.listdir(fs(directory)) == []
+    with pytest.raises(FileExistsError):
+        volumes.create(directory)
+
+
+def test_freeze(volumes: Volumes, make: Make) -> None:
+    """
+    A layer is everything that was there, and stays so; the active goes on; another try begins anew.
+    """
+    directory = make("1")
+    volumes.create(directory)
+    fill(fs(directory))
+    volumes.freeze(directory)
+    assert volumes.found(directory) == Found(True, True, True)
+    first = entries(fs(directory))
+    assert entries(layer(directory)) == first
+    (fs(directory) / "new").touch()
+    (fs(directory) / "empty").write_text("not any more")
+    assert entries(layer(directory)) == first
+    volumes.freeze(directory)
+    assert entries(layer(directory)) == entries(fs(directory)) != first
+
+
+def test_snapshot(volumes: Volumes, make: Make) -> None:
+    """
+    A copy of a layer, or of what is active, is writable and its own.
+    """
+    parent, child, fork = make("1"), make("2"), make("3")
+    volumes.create(parent)
+    fill(fs(parent))
+    volumes.freeze(parent)
+    before = entries(layer(parent))
+    volumes.snapshot(parent, LAYER, child)
+    assert entries(fs(child)) == before
+    (fs(child) / "of child").touch()
+    volumes.snapshot(child, FS, fork)
+    (fs(fork) / "of fork").touch()
+    assert entries(layer(parent)) == before
+    assert entries(fs(child)).keys() == before.keys() | {"of child"}
+    assert entries(fs(fork)).keys() == before.keys() | {"of child", "of fork"}
+    with pytest.raises(FileNotFoundError):
+        volumes.snapshot(parent, "nothing", make("4"))
+
+
+def test_destroy(volumes: Volumes, make: Make) -> None:
+    """
+    What is destroyed is gone with all in it; what is not there is fine; what is beside it stays.
+    """
+    directory = make("1")
+    volumes.destroy(directory, FS, NONE)
+    volumes.create(directory)
+    fill(fs(directory))
+    volumes.freeze(directory)
+    volumes.destroy(directory, FS, NONE)
+    assert volumes.found(directory) == Found(False, True, True)
+    volumes.destroy(directory, FS, NONE)
+    volumes.destroy(directory, LAYER, NONE)
+    assert volumes.found(directory) == Found(False, False, False)
+
+
+def test_identity(volumes: Volumes, make: Make, work: Path) -> None:
+    """
+    The same directory is recognised, and another one told from it.
+    """
+    other = Path(make("other").path)
+    with opened(type(volumes), work) as again, opened(type(volumes), other) as another:
+        assert again.identity() == volumes.identity() != another.identity()
+        assert all(isinstance(value, str) for value in volumes.identity().values())
+
+
+def test_quiet_disk(volumes: Volumes, make: Make) -> None:
+    """
+    A disk that refuses nothing is said to have refused nothing.
+    """
+    directory = make("1")
+    volumes.barrier(directory.fd)
+    volumes.verify()
+    assert volumes.write_errors() == 0
+    volumes.reclaim(0)
+    assert volumes.record_limit >= 1024
+
+
+def test_not_btrfs(tmp_path: Path) -> None:
+    """
+    Elsewhere the refusal names the place and the ways out.
+    """
+    with pytest.raises(FailedPreconditionError, match=r"is not on btrfs: choose .* `snapshotter init --image SIZE`"):
+        BtrfsVolumes(str(tmp_path), "btrfs")
+
+
+# Mounts
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("mode", ["btrfs", "bind"])
+def test_mount(mode: MountMode, btrfs: Path) -> None:
+    """
+    Both modes show the subvolume itself, read-only where that was asked for, also through a path with spaces.
+    """
+    root = btrfs / "with a space"
+    root.mkdir()
+    subvolume.create(root / FS)
+    (root / FS / "file").write_text("content")
+    with opened(BtrfsVolumes, root, mode) as volumes:
+        writable = volumes.mount(str(root / FS), read_only=False)
+        read_only = volumes.mount(str(root / FS), read_only=True)
+    subvolid = subvolume.get_id(root / FS)
+    if mode == "btrfs":
+        assert writable == Mount("btrfs", source(btrfs), options=(f"subvolid={subvolid}",))
+        assert read_only == Mount("btrfs", source(btrfs), options=(f"subvolid={subvolid}", "ro"))
+    else:
+        assert writable == Mount("bind", str(root / FS), options=("rbind", "rw"))
+        assert read_only == Mount("bind", str(root / FS), options=("rbind", "ro"))
+    with mounted((writable,)) as path:
+        assert subvolume.get_id(path) == subvolid
+        Path(path, "new").write_text("from outside")
+    with mounted((read_only,)) as path:
+        assert Path(path, "new").read_text() == "from outside"
+        with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+            Path(path, "file").write_text("changed")
+        with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+            os.utime(Path(path, "file"))
+    assert (root / FS / "file").read_text() == "content"
+
+
+@pytest.mark.btrfs
+def test_device(image_mount: Callable[..., Path]) -> None:
+    """
+    The device is that of this filesystem, among others.
+    """
+    roots = [image_mount() for _ in range(3)]
+    for root in roots:
+        subvolume.create(root / FS)
+        with opened(BtrfsVolumes, root) as volumes:
+            assert volumes.mount(str(root / FS), read_only=False).source == source(root)
+
+
+@contextmanager
+def mount(*arguments: Any) -> Iterator[None]:
+    syscall.mount(*arguments)
+    try:
+        yield
+    finally:
+        syscall.umount2(arguments[1])
+
+
+def refused(volumes: Volumes, directory: Directory) -> None:
+    """
+    Check that the active is found to be mounted, and stays as it is.
+    """
+    before = entries(fs(directory)).keys()
+    with pytest.raises(OSError, match=os.strerror(errno.EBUSY)) as caught:
+        volumes.destroy(directory, FS, volumes.mounts())
+    assert caught.value.errno == errno.EBUSY
+    assert entries(fs(directory)).keys() == before
+
+
+@pytest.fixture
+def active(make: Make, btrfs: Path) -> Directory:
+    """
+    An active with a file, on btrfs.
+    """
+    directory = make("1")
+    subvolume.create(fs(directory))
+    (fs(directory) / "file").write_text("precious")
+    return directory
+
+
+@pytest.mark.parametrize("backend", [pytest.param("btrfs", marks=pytest.mark.btrfs)], indirect=True)
+class TestBtrfs:
+    """
+    What only subvolumes have.
+    """
+
+    def test_mounted(self, volumes: Volumes, active: Directory, make: Make, btrfs: Path) -> None:
+        """
+        What is mounted anywhere, in any way, is not destroyed, nor what something is mounted in.
+        """
+        point = make("point").path
+        options = f"subvolid={subvolume.get_id(fs(active))}"
+        with mount(source(btrfs), point, "btrfs", 0, options):
+            refused(volumes, active)
+        with other_namespace('mount -t btrfs -o "$1" "$2" /mnt', options, source(btrfs)):
+            refused(volumes, active)
+        with mount(fs(active), point, "", syscall.MS_BIND):
+            refused(volumes, active)
+        (fs(active) / "inside").mkdir()
+        with mount("none", fs(active) / "inside", "tmpfs"):
+            (fs(active) / "inside" / "canary").touch()
+            with pytest.raises(OSError, match=os.strerror(errno.EBUSY)):
+                volumes.destroy(active, FS, volumes.mounts())
+            assert (fs(active) / "inside" / "canary").exists()
+        with mount(btrfs / "point", fs(active) / "inside", "", syscall.MS_BIND):
+            refused(volumes, active)
+        volumes.destroy(active, FS, volumes.mounts())
+        assert not fs(active).exists()
+
+    def test_nested_mounted(self, volumes: Volumes, active: Directory, make: Make, btrfs: Path) -> None:
+        """
+        Nor is anything of it when a nested subvolume is mounted, however deep.
+        """
+        for path in ("nested", "nested/directory/inner"):
+            (fs(active) / path).parent.mkdir(exist_ok=True)
+            subvolume.create(fs(active) / path)
+        inner = fs(active) / "nested" / "directory" / "inner"
+        (inner / "file").touch()
+        with mount(source(btrfs), make("point").path, "btrfs", 0, f"subvolid={subvolume.get_id(inner)}"):
+            refused(volumes, active)
+        beside = btrfs / "1" / "beside"
+        subvolume.create(beside)
+        volumes.destroy(active, FS, volumes.mounts())
+        assert os.listdir(active.path) == ["beside"]
+
+    @pytest.mark.parametrize("flag", [ioctl.FS_IMMUTABLE_FL, ioctl.FS_APPEND_FL])
+    @pytest.mark.parametrize("read_only", [False, True])
+    def test_frozen_root(self, flag: int, read_only: bool, volumes: Volumes, active: Directory, make: Make) -> None:
+        """
+        +i and +a on the root, even of one made read-only, stop neither a commit, nor what is built on it, nor removal.
+        """
+        with open_directory(fs(active)) as fd:
+            ioctl.setflags(fd, flag)
+            if read_only:
+                subvolume.set_read_only(fd)
+        volumes.freeze(active)
+        with open_directory(layer(active)) as fd:
+            assert not ioctl.getflags(fd) & flag
+        child = make("child")
+        volumes.snapshot(active, LAYER, child)
+        (fs(child) / "new").touch()
+        with open_directory(fs(child)) as fd:
+            ioctl.setflags(fd, flag)
+        subvolume.snapshot(fs(child), layer(child), read_only=True)
+        for directory in (child, active):
+            for name in (FS, LAYER):
+                volumes.destroy(directory, name, NONE)
+            assert os.listdir(directory.path) == []
+
+    def test_default_subvolume(self, volumes: Volumes, active: Directory, btrfs: Path) -> None:
+        """
+        The default subvolume cannot be destroyed, and can when it is none any more.
+        """
+        before = subvolume.get_default(btrfs)
+        subvolume.set_default(btrfs, subvolume.get_id(fs(active)))
+        try:
+            with pytest.raises(PermissionError):
+                volumes.destroy(active, FS, NONE)
+            assert (fs(active) / "file").read_text() == "precious"
+        finally:
+            subvolume.set_default(btrfs, before)
+        volumes.destroy(active, FS, NONE)
+
+    def test_lost_name(self, volumes: Volumes, active: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        A subvolume that is there but not found by its name is destroyed by its id.
+        """
+
+        def delete(*arguments: Any, **options: Any) -> None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+        monkeypatch.setattr(subvolume, "delete", delete)
+        volumes.destroy(active, FS, NONE)
+        assert not fs(active).exists()
+
+    def test_plain_directory(self, volumes: Volumes, make: Make, btrfs: Path) -> None:
+        """
+        A plain directory or a link in the place of a subvolume is not destroyed, nor is anything around it.
+        """
+        subvolume.create(btrfs / "beside")
+        directory = make("1")
+        fs(directory).mkdir()
+        (fs(directory) / "file").touch()
+        layer(directory).symlink_to(btrfs / "beside")
+        for name in (FS, LAYER):
+            with pytest.raises(OSError, match=r"not the root of a subvolume|Not a directory"):
+                volumes.destroy(directory, name, NONE)
+        assert (fs(directory) / "file").exists()
+        assert (btrfs / "beside").exists()
+
+    def test_nested_with_content(self, volumes: Volumes, active: Directory, make: Make) -> None:
+        """
+        A nested subvolume with content is refused by its path, wherever it is, and nothing is changed.
+        """
+        fork = make("fork")
+        nested = fs(active) / "var" / "lib" / os.fsdecode(b"caf\xe9 and more")
+        nested.parent.mkdir(parents=True)
+        subvolume.create(fs(active) / "empty")
+        subvolume.create(nested)
+        (nested / "file").write_text("precious")
+        text = r"the content of the nested subvolume 'var/lib/caf\udce9 and more' would be lost: delete it, or copy it"
+        for _ in range(2):
+            with pytest.raises(FailedPreconditionError, match=re.escape(text)):
+                volumes.freeze(active)
+            with pytest.raises(FailedPreconditionError, match=re.escape(text)):
+                volumes.snapshot(active, FS, fork)
+            assert volumes.found(fork) == Found(False, False, False)
+            assert volumes.found(active) == Found(True, False, True)
+        assert (nested / "file").read_text() == "precious"
+        (nested / "file").unlink()
+        subvolume.create(nested / "inner")
+        with pytest.raises(FailedPreconditionError, match="nested subvolume 'var/lib/caf"):
+            volumes.freeze(active)
+        subvolume.delete(nested, recursive=True)
+        volumes.freeze(active)
+
+    def test_nested_empty(self, volumes: Volumes, active: Directory, make: Make) -> None:
+        """
+        An empty nested subvolume is a directory of the layer, and of a fork, with all that it had, and things can be
+        made in it; the directories around it are as they were.
+        """
+        nested = fs(active) / "var" / "lib" / "machines"
+        nested.parent.mkdir(parents=True)
+        subvolume.create(nested)
+        nested.chmod(0o2700)
+        os.chown(nested, 1, 2)
+        nested.chmod(0o2700)
+        os.setxattr(nested, "user.a", b"b")
+        os.setxattr(nested, "trusted.c", b"d")
+        for path in (nested, nested.parent):
+            os.utime(path, ns=(1_000_000_001, 2_000_000_002))
+        subvolume.create(fs(active) / "read-only")
+        subvolume.set_read_only(fs(active) / "read-only")
+        volumes.freeze(active)
+        assert subvolume.get_read_only(layer(active))
+        child, fork = make("child"), make("fork")
+        volumes.snapshot(active, LAYER, child)
+        volumes.snapshot(active, FS, fork)
+        # Roots of subvolumes share an inode number, and seem to be links of each other.
+        before, *after = (
+            {name: entry._replace(links=()) for name, entry in entries(root).items()}
+            for root in (fs(active), layer(active), fs(child), fs(fork))
+        )
+        assert after == [before] * 3
+        for root in (layer(active), fs(child), fs(fork)):
+            for name in ("var/lib/machines", "var/lib"):
+                assert (root / name).stat().st_mtime_ns == 2_000_000_002
+        assert subvolume.is_subvolume(nested)
+        for root in (fs(child), fs(fork)):
+            (root / "var" / "lib" / "machines" / "new").mkdir()
+            (root / "read-only" / "new").mkdir()
+
+    def test_many_nested(self, volumes: Volumes, active: Directory) -> None:
+        """
+        However many there are, all are found.
+        """
+        for number in range(260):
+            subvolume.create(fs(active) / str(number))
+        volumes.freeze(active)
+        assert not any(subvolume.children(layer(active)))
+        for number in range(260):
+            assert (layer(active) / str(number)).stat().st_ino > 256
+        volumes.destroy(active, FS, NONE)
+        assert not fs(active).exists()
+
+    @pytest.mark.parametrize("content", ["", "content"])
+    def test_nested_meanwhile(
+        self, content: str, volumes: Volumes, active: Directory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """
+        One that is made, or filled, while the commit is under way is seen before it is done.
+        """
+        subvolume.create(fs(active) / "nested")
+        snapshot = subvolume.snapshot
+
+        def meanwhile(*arguments: Any, **options: Any) -> None:
+            if content:
+                (fs(active) / "nested" / content).touch()
+            else:
+                subvolume.create(fs(active) / "another")
+            snapshot(*arguments, **options)
+
+        monkeypatch.setattr(subvolume, "snapshot", meanwhile)
+        text = "content of the nested subvolume 'nested' would" if content else "made meanwhile: try again"
+        with pytest.raises(FailedPreconditionError, match=text):
+            volumes.freeze(active)
+        assert volumes.found(active) == Found(True, False, True)
+
+    def test_layer_is_read_only(self, volumes: Volumes, active: Directory) -> None:
+        """
+        Nothing can be written into a layer by its path.
+        """
+        volumes.freeze(active)
+        for change in (
+            lambda: (layer(active) / "new").touch(),
+            lambda: (layer(active) / "file").write_text("changed"),
+            lambda: (layer(active) / "file").chmod(0o600),
+            lambda: (layer(active) / "file").unlink(),
+        ):
+            with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+                change()
+
+
+@contextmanager
+def open_directory(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,298 @@
+"""
+What happens after the answer: nothing waits for what is held, nobody falls behind, and what is left stays on disk.
+"""
+
+import errno
+import logging
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from snapshotter import worker
+from snapshotter.mountinfo import MountTable
+from snapshotter.volumes import FS, LAYER, Directory
+from snapshotter.worker import Worker
+
+PATIENCE = 10
+
+
+class Disk:
+    """
+    A store and its volumes in one, as far as the worker asks: holds what it is told to, and remembers who did what.
+    """
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+        self.refuses: dict[int, BaseException] = {}
+        self.missing: set[int] = set()
+        self.destroyed: list[tuple[int, str]] = []
+        self.removed: list[int] = []
+        self.by: dict[int, str] = {}
+        self.changed = threading.Condition()
+        self.attempts: dict[int, int] = defaultdict(int)
+        self.tables = 0
+        self.reclaimed = 0
+
+    @contextmanager
+    def directory(self, snapshot_id: int) -> Iterator[Directory]:
+        if snapshot_id in self.missing:
+            raise FileNotFoundError(snapshot_id)
+        yield Directory(-1, str(snapshot_id))
+
+    def mounts(self) -> MountTable:
+        self.tables += 1
+        return MountTable()
+
+    def destroy(self, directory: Directory, name: str, mounts: MountTable) -> None:
+        snapshot_id = int(directory.path)
+        self.entered.release()
+        assert self.gate.wait(PATIENCE)
+        with self.changed:
+            self.attempts[snapshot_id] += 1
+            self.by[snapshot_id] = threading.current_thread().name
+            self.changed.notify_all()
+            if snapshot_id in self.refuses:
+                raise self.refuses[snapshot_id]
+            self.destroyed.append((snapshot_id, name))
+
+    def remove_directory(self, snapshot_id: int) -> None:
+        with self.changed:
+            self.removed.append(snapshot_id)
+            self.changed.notify_all()
+
+    def reclaim(self, seconds: float) -> None:
+        self.reclaimed += 1
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(condition, PATIENCE)
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture
+def running(disk: Disk) -> Iterator[Worker]:
+    """
+    A worker, closed at the end.
+    """
+    running = Worker(disk, disk)  # type: ignore[arg-type]  # one is as much of both as the worker asks for
+    yield running
+    disk.gate.set()
+    running.close()
+
+
+HELD = OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+
+def test_destroys(disk: Disk, running: Worker) -> None:
+    """
+    A removed snapshot loses both subvolumes, then its directory; a living one only what was named.
+    """
+    running.destroy(1)
+    running.destroy(2, FS)
+    running.drain(PATIENCE)
+    assert sorted(disk.destroyed) == [(1, FS), (1, LAYER), (2, FS)]
+    assert disk.removed == [1]
+    assert running.pending == []
+
+
+def test_gone_already(disk: Disk, running: Worker) -> None:
+    """
+    A directory that somebody deleted is done with.
+    """
+    disk.missing.add(1)
+    running.destroy(1)
+    running.drain(PATIENCE)
+    assert running.pending == []
+
+
+def test_held(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What is held waits in nobody's way, is told once, and is tried again until it is free.
+    """
+    monkeypatch.setattr(worker, "RETRY_SECONDS", (0.001, 0.002))
+    for snapshot_id in (1, 3):
+        disk.refuses[snapshot_id] = HELD
+    for snapshot_id in (1, 2, 3, 4):
+        running.destroy(snapshot_id)
+    disk.wait_for(lambda: {2, 4} <= set(disk.removed) and disk.attempts[1] > 3 and disk.attempts[3] > 3)
+    assert set(running.pending) <= {1, 3}
+    with disk.changed:
+        disk.refuses.clear()
+    disk.wait_for(lambda: sorted(disk.removed) == [1, 2, 3, 4])
+
+
+def test_drain_does_not_wait_for_what_is_held(disk: Disk, running: Worker) -> None:
+    """
+    Draining tries what is held once more, and leaves it.
+    """
+    disk.refuses[1] = HELD
+    running.destroy(1)
+    running.drain(PATIENCE)
+    running.drain(PATIENCE)
+    assert disk.attempts[1] == 2
+    assert running.pending == [1]
+    del disk.refuses[1]
+    running.drain(PATIENCE)
+    assert running.pending == []
+    assert disk.removed == [1]
+
+
+def test_drain_is_bounded(disk: Disk, running: Worker) -> None:
+    """
+    What takes longer is not waited for longer than told.
+    """
+    disk.gate.clear()
+    running.destroy(1)
+    assert disk.entered.acquire(timeout=PATIENCE)
+    running.drain(0.01)
+    assert disk.removed == []
+
+
+def test_backlog(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Behind a long backlog, who hands in more does one itself.
+    """
+    monkeypatch.setattr(worker, "BACKLOG", 3)
+    disk.gate.clear()
+    for snapshot_id in range(worker.THREADS):
+        running.destroy(snapshot_id)
+        assert disk.entered.acquire(timeout=PATIENCE)
+    for snapshot_id in (10, 11, 12):
+        running.destroy(snapshot_id)
+    assert running.pending == [10, 11, 12]
+    caller = threading.Thread(target=running.destroy, args=(13,), name="caller")
+    caller.start()
+    assert disk.entered.acquire(timeout=PATIENCE)
+    disk.gate.set()
+    caller.join(PATIENCE)
+    running.drain(PATIENCE)
+    assert disk.by[10] == "caller"
+    assert {name.rpartition("-")[0] for key, name in disk.by.items() if key != 10} == {"snapshotter-worker"}
+    assert sorted(disk.removed) == [*range(worker.THREADS), 10, 11, 12, 13]
+
+
+def test_close_leaves_the_rest(disk: Disk, running: Worker) -> None:
+    """
+    Closing ends after what is in hand, however much waits behind it.
+    """
+    disk.gate.clear()
+    for snapshot_id in range(20):
+        running.destroy(snapshot_id)
+    for _ in range(worker.THREADS):
+        assert disk.entered.acquire(timeout=PATIENCE)
+    closing = threading.Thread(target=running.close)
+    closing.start()
+    with running._condition:
+        assert running._condition.wait_for(lambda: running._closed, PATIENCE)
+    disk.gate.set()
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
+    assert len(disk.removed) == worker.THREADS
+    running.destroy(21)
+    running.submit(lambda: pytest.fail("run after closing"))
+    running.drain(PATIENCE)
+    assert len(disk.removed) == worker.THREADS
+
+
+def test_one_table_a_batch(disk: Disk, running: Worker) -> None:
+    """
+    Mounts are looked up once for many, and not at all for none.
+    """
+    disk.gate.clear()
+    for snapshot_id in range(40):
+        running.destroy(snapshot_id)
+    disk.gate.set()
+    running.drain(PATIENCE)
+    assert len(disk.removed) == 40
+    assert disk.tables <= 2 * worker.THREADS
+
+
+def test_reclaim(disk: Disk, running: Worker) -> None:
+    """
+    Space is asked for once something was destroyed, and not again.
+    """
+    assert not running.reclaim(PATIENCE)
+    disk.refuses[1] = HELD
+    running.destroy(1)
+    assert not running.reclaim(PATIENCE)
+    running.destroy(2)
+    assert running.reclaim(PATIENCE)
+    assert not running.reclaim(PATIENCE)
+    assert disk.reclaimed == 1
+
+
+def test_destroy_now(disk: Disk, running: Worker) -> None:
+    """
+    What cannot wait is done by the caller, who gets the refusal.
+    """
+    running.destroy_now(1)
+    assert disk.removed == [1]
+    disk.refuses[2] = HELD
+    with pytest.raises(OSError, match=os.strerror(errno.EBUSY)):
+        running.destroy_now(2)
+    assert running.pending == []
+
+
+def test_tasks(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    Tasks run while a destroy is slow, and one that fails stops neither the others nor the destroying.
+    """
+    monkeypatch.setattr(worker, "TASK_SECONDS", 0)
+    done = threading.Event()
+    running.submit(lambda: 1 // 0)
+    running.submit(done.set)
+    assert done.wait(PATIENCE)
+    disk.gate.clear()
+    running.destroy(1)
+    assert disk.entered.acquire(timeout=PATIENCE)
+    again = threading.Event()
+    running.submit(again.set)
+    assert again.wait(PATIENCE)
+    disk.gate.set()
+    running.drain(PATIENCE)
+    assert disk.removed == [1]
+    assert "background work failed" in caplog.text
+
+
+def test_unexpected_error(disk: Disk, running: Worker, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    A mistake of ours with one snapshot is logged, and stops no other.
+    """
+    disk.refuses[5] = ZeroDivisionError()
+    disk.gate.clear()
+    for snapshot_id in range(10):
+        running.destroy(snapshot_id)
+    disk.gate.set()
+    disk.wait_for(lambda: sorted(disk.removed) == [0, 1, 2, 3, 4, 6, 7, 8, 9])
+    running.drain(PATIENCE)
+    assert "background work failed" in caplog.text
+
+
+def test_no_threads(
+    disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    Where no thread can be started, work waits for the next one who hands some in; nobody fails for it.
+    """
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(threading.Thread, "start", start)
+        running.destroy(1)
+        assert "can't start new thread" in caplog.text
+        assert running.pending == [1]
+    running.destroy(2)
+    running.drain(PATIENCE)
+    assert sorted(disk.removed) == [1, 2]
