@@ -466,6 +466,14 @@ def loop_configure(
     _ioctl(fd, "LOOP_CONFIGURE", arguments)
 
 
+def loop_set_fd(fd: int, file_fd: int) -> None:
+    _ioctl(fd, "LOOP_SET_FD", file_fd)
+
+
+def loop_set_status64(fd: int, flags: int) -> None:
+    _ioctl(fd, "LOOP_SET_STATUS64", ffi.new("struct pybtrfs_loop_info64 *", {"lo_flags": flags}))
+
+
 def loop_clr_fd(fd: int) -> None:
     _ioctl(fd, "LOOP_CLR_FD")
 

