@@ -21,13 +21,15 @@ LAYERS = [
     {"pybtrfs.path"},
     {"pybtrfs.tree_search", "pybtrfs.filesystem"},
     {"pybtrfs.subvolume", "pybtrfs.image"},
-    {"snapshotter"},
     {"snapshotter.errors"},
     {"snapshotter.snapshot"},
-    {"snapshotter.filters", "snapshotter.labels"},
-    {"snapshotter.volumes", "snapshotter.records", "snapshotter.index", "snapshotter.mounting"},
-    {"snapshotter.testing", "snapshotter.store"},
+    {"snapshotter.filters", "snapshotter.labels", "snapshotter.mountinfo", "snapshotter.shared", "snapshotter.session"},
+    {"snapshotter.usage", "snapshotter.mounting"},
+    {"snapshotter.records", "snapshotter.volumes"},
+    {"snapshotter.index", "snapshotter.store", "snapshotter.testing"},
+    {"snapshotter.recovery", "snapshotter.worker"},
     {"snapshotter.contract"},
+    {"snapshotter"},
     {"snapshotter.demo", "snapshotter.doctor", "snapshotter.client"},
     {"snapshotter.service"},
     {"snapshotter.cli"},
@@ -44,7 +46,7 @@ PURE = {
     "snapshotter.labels",
     "snapshotter.snapshot",
 }
-IO = {"asyncio", "fcntl", "io", "logging", "multiprocessing", "os", "pathlib", "select", "shutil", "socket", "tempfile"}
+IO = {"asyncio", "fcntl", "io", "multiprocessing", "os", "pathlib", "select", "shutil", "socket", "tempfile"}
 IO |= {"subprocess", "threading", "time"}
 
 ONLY = {  # these imports are these modules' alone

@@ -23,7 +23,7 @@ class FilesystemInfo(NamedTuple):
     A filesystem; sizes are in bytes.
 
     Attributes:
-        generation: The last transaction that is on disk.
+        generation: The running transaction, or the last one when none is.
         max_id: The largest devid in use.
     """
 

@@ -35,7 +35,7 @@ _MINIMUM_GROWN = 256 << 20  # the kernel resizes to no less
 _SECTOR = 4096
 _CHECKSUM = 32  # bytes in front of each block that its checksum may use
 
-_RELEASE = 2  # seconds in which a device that was let go, but is held by udev for example, becomes free
+_PATIENCE = 2  # seconds; udev, for example, can hold a device a moment longer than its last user
 
 _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -45,8 +45,8 @@ def create(path: _Path, size: int, *, sparse: bool = False) -> uuid.UUID:
     Make the file *path*, mode 0600, that holds an empty btrfs of *size* bytes.
 
     The filesystem has an identity of its own, single metadata, 16 KiB nodes
-    and 4 KiB sectors, and needs Linux 4.5 or later. The file is durable
-    when this returns, and gone when this raises.
+    and 4 KiB sectors, and needs Linux 4.5 or later. The file's content is
+    durable when this returns; the file is gone when this raises.
 
     Args:
         size: In bytes; rounded down to a multiple of 4096.
@@ -147,6 +147,8 @@ class LoopDevice:
         """
         The device's fd, open for reading and writing.
         """
+        if self._fd < 0:
+            raise ValueError("the loop device is detached")
         return self._fd
 
     def detach(self) -> None:
@@ -168,36 +170,41 @@ def attach(path: _Path) -> LoopDevice:
 
     Raises:
         FileNotFoundError: There is no *path*, or no ``/dev/loop-control``.
+        OSError: With ``EBUSY``, *path* is attached already.
     """
     with _opened(path) as backing, _opened("/dev/loop-control") as control:
-        _lock(backing, path)
+        deadline = time.monotonic() + _PATIENCE
+        _claim(backing, path, deadline)
         while True:
             name = f"/dev/loop{ioctl.loop_ctl_get_free(control)}"
-            device = LoopDevice(name, os.open(name, os.O_RDWR | os.O_CLOEXEC))
-            try:
-                _configure(device.fileno(), backing)
-            except BaseException as error:
-                device.detach()
-                if isinstance(error, OSError) and error.errno == errno.EBUSY:
-                    continue  # somebody else was told the same device, and was faster
-                raise
-            return device
+            with contextlib.ExitStack() as undo:
+                device = undo.enter_context(LoopDevice(name, os.open(name, os.O_RDWR | os.O_CLOEXEC)))
+                try:
+                    _configure(device.fileno(), backing)
+                except OSError as error:
+                    # EBUSY: somebody else was told the same device, and was faster.
+                    if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                        raise
+                else:
+                    undo.pop_all()
+                    return device
 
 
-def _lock(backing: int, path: _Path) -> None:
+def _claim(backing: int, path: _Path, deadline: float) -> None:
     """
-    Keep a second loop device from the image: the lock lasts as long as the kernel has the file *backing* open.
+    Refuse an image in use: two devices with one filesystem would destroy it.
+
+    The lock lasts as long as the kernel has the file *backing* open. Others than `attach` do not take it, but their
+    devices are seen.
     """
-    deadline = time.monotonic() + _RELEASE
     while True:
-        try:
+        with contextlib.suppress(BlockingIOError):
             fcntl.flock(backing, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise OSError(errno.EBUSY, "the image is attached already", path) from None
-            time.sleep(0.01)
-        else:
-            return
+            if not any(_devices(path)):
+                return
+        if time.monotonic() > deadline:
+            raise OSError(errno.EBUSY, "the image is attached already", path)
+        time.sleep(0.01)
 
 
 def _configure(device: int, backing: int) -> None:

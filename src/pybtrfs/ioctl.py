@@ -87,7 +87,7 @@ def _ioctl(fd: int, name: str, argument: CData | int = 0) -> int:
         "BTRFS_IOC_QUOTA_RESCAN_WAIT",
     ):
         pass
-    return check(result, name, _PRIVILEGES.get(name, "CAP_SYS_ADMIN"))
+    return result if result >= 0 else check(result, name, _PRIVILEGES.get(name, "CAP_SYS_ADMIN"))
 
 
 @cache

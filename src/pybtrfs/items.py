@@ -269,8 +269,8 @@ _INODE_EXTREF = Struct("<QQH")
 _DIR_ITEM = Struct("<QBQQHHB")
 _FILE_EXTENT = Struct("<QQBBHB")
 _FILE_EXTENT_ON_DISK = Struct("<4Q")
-_ROOT_ITEM = Struct("<160x7QI17xxB")
-_ROOT_ITEM_V2 = Struct("<Q16s16s16s4QqIqIqIqI64x")
+_ROOT_ITEM = Struct("<160x7QI17xxB Q16s16s16s4QqIqIqIqI64x")
+_ROOT_ITEM_V1 = Struct("<160x7QI17xxB")
 _ROOT_REF = Struct("<QQH")
 _QGROUP_STATUS = Struct("<4Q")
 _QGROUP_INFO = Struct("<5Q")
@@ -283,6 +283,13 @@ def inode_item(data: bytes) -> InodeItem:
         _INODE_ITEM, data
     )
     return InodeItem(generation, transid, size, nbytes, nlink, uid, gid, mode, rdev, flags, sequence, *_times(times))
+
+
+def inode_transid(data: bytes) -> int:
+    """
+    Return the transaction that last changed an inode, without decoding the rest.
+    """
+    return int.from_bytes(_cut(data, 8, 8), "little")
 
 
 def inode_ref(data: bytes) -> tuple[InodeRef, ...]:
@@ -306,14 +313,22 @@ def extent_data(data: bytes) -> InlineExtent | FileExtent:
     return FileExtent._make((*head, type_, *_unpack(_FILE_EXTENT_ON_DISK, data, _FILE_EXTENT.size)))
 
 
+def extent_generation(data: bytes) -> int:
+    """
+    Return the transaction that made an extent, without decoding the rest.
+    """
+    return int.from_bytes(_cut(data, 0, 8), "little")
+
+
 def root_item(data: bytes) -> RootItem:
-    *old, level = _unpack(_ROOT_ITEM, data)
-    if len(data) >= _ROOT_ITEM.size + _ROOT_ITEM_V2.size:
-        generation_v2, *new = _ROOT_ITEM_V2.unpack_from(data, _ROOT_ITEM.size)
-        # An older kernel does not know the new fields, and leaves them as they were.
-        if generation_v2 == old[0]:
-            return RootItem._make((*old, level, *new[:7], *_times(new[7:])))
-    return RootItem._make((*old, level, *_NEVER))
+    if len(data) < _ROOT_ITEM.size:
+        return RootItem._make((*_unpack(_ROOT_ITEM_V1, data), *_NEVER))
+    values = _ROOT_ITEM.unpack_from(data)
+    generation, generation_v2 = values[0], values[9]
+    if generation != generation_v2:
+        # Last written by a kernel that does not know the new fields, and left them as they were.
+        return RootItem._make((*values[:9], *_NEVER))
+    return RootItem._make((*values[:9], *values[10:17], *_times(values[17:])))
 
 
 def root_ref(data: bytes) -> RootRef:
@@ -405,5 +420,7 @@ def _dir_item(data: bytes, offset: int) -> tuple[DirItem, int]:
     return DirItem(Key(objectid, type_, key_offset), transid, kind, name, value), offset + data_len
 
 
-def _times(values: Sequence[int]) -> tuple[int, ...]:
-    return tuple(values[i] * 1_000_000_000 + values[i + 1] for i in range(0, len(values), 2))
+def _times(values: Sequence[int]) -> tuple[int, int, int, int]:
+    a, a_nsec, b, b_nsec, c, c_nsec, d, d_nsec = values
+    second = 1_000_000_000
+    return a * second + a_nsec, b * second + b_nsec, c * second + c_nsec, d * second + d_nsec

@@ -3,8 +3,6 @@ What functions of pybtrfs take for a file: a path, an open file, or a name in an
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 from pybtrfs.errors import explained
@@ -26,53 +24,72 @@ Destination = str | bytes | os.PathLike[str] | os.PathLike[bytes] | tuple[int | 
 """A name to make or remove: a path, or an open directory and a name in it."""
 
 
-@contextmanager
-def opened(target: Target) -> Iterator[int]:
+class _Held:
     """
-    Yield a file descriptor of *target*: its own, or one that is closed at the end.
+    A file descriptor for the length of a ``with``, in which errors of the kernel get the name that the caller used.
+    """
+
+    _fd: int
+    _filename: object
+    _owned = False
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            if isinstance(error, OSError):
+                explanation = explained(error, self._fd, self._filename)
+                if explanation is not error:
+                    raise explanation from error
+        finally:
+            if self._owned:
+                os.close(self._fd)
+
+
+class opened(_Held):  # noqa: N801 - used like a function
+    """
+    Give a file descriptor of *target*: its own, or one that is closed at the end.
 
     An error of the kernel inside is raised with *target* as its filename.
     """
-    if not isinstance(target, str | bytes | os.PathLike):
-        fd = descriptor(target)
-        with _explaining(fd, target):
-            yield fd
-        return
-    # Non-blocking, for a path may lead to a FIFO or a device.
-    fd = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        with _explaining(fd, target):
-            yield fd
-    finally:
-        os.close(fd)
+
+    def __init__(self, target: Target) -> None:
+        self._filename: Target = target
+
+    def __enter__(self) -> int:
+        target = self._filename
+        if isinstance(target, str | bytes | os.PathLike):
+            # Non-blocking, for a path may lead to a FIFO or a device.
+            self._fd = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            self._owned = True
+        else:
+            self._fd = descriptor(target)
+        return self._fd
 
 
-@contextmanager
-def placed(destination: Destination) -> Iterator[tuple[int, bytes]]:
+class placed(_Held):  # noqa: N801 - used like a function
     """
-    Yield a file descriptor of the directory that has or gets *destination*, and the name in it.
+    Give a file descriptor of the directory that has or gets *destination*, and the name in it.
 
     An error of the kernel inside is raised with the path, or the name, as its filename.
 
     Raises:
         ValueError: The name is empty, longer than 255 bytes, or contains a slash or a null byte.
     """
-    if isinstance(destination, tuple):
-        directory, name = destination
-        fd = descriptor(directory)
-        encoded = _checked(name, os.fsencode(name))
-        with _explaining(fd, name):
-            yield fd, encoded
-    else:
-        path = os.fsencode(destination)
-        head, tail = os.path.split(path.rstrip(b"/"))
-        encoded = _checked(destination, tail)
-        fd = os.open(head or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with _explaining(fd, destination):
-                yield fd, encoded
-        finally:
-            os.close(fd)
+
+    def __init__(self, destination: Destination) -> None:
+        self._destination = destination
+
+    def __enter__(self) -> tuple[int, bytes]:
+        if isinstance(self._destination, tuple):
+            directory, self._filename = self._destination
+            name = _checked(self._filename, os.fsencode(self._filename))
+            self._fd = descriptor(directory)
+        else:
+            self._filename = self._destination
+            head, tail = os.path.split(os.fsencode(self._destination).rstrip(b"/"))
+            name = _checked(self._filename, tail)
+            self._fd = os.open(head or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._owned = True
+        return self._fd, name
 
 
 def descriptor(target: int | HasFileno) -> int:
@@ -98,14 +115,3 @@ def _checked(given: object, name: bytes) -> bytes:
     if b"/" in name or b"\0" in name:
         raise ValueError(f"{given!r} contains a slash or a null byte in its name")
     return name
-
-
-@contextmanager
-def _explaining(fd: int, filename: object) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        explanation = explained(error, fd, filename)
-        if explanation is error:
-            raise
-        raise explanation from error

@@ -131,7 +131,7 @@ class Subvolume:
         with opened(target) as fd:
             if not _is_root(fd):
                 raise not_subvolume(target)
-            self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
 
     def fileno(self) -> int:
         if self._fd < 0:
@@ -430,12 +430,14 @@ def get_child_path(target: Target, child: SubvolumeRef) -> str:
 
 def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None) -> None:
     """
-    Wait until the deleted subvolume *subvolid* is cleaned: its space is free, and its id unknown.
+    Wait until the deleted subvolume *subvolid* is cleaned, and nothing is left of it.
 
-    The kernel begins to clean when it commits, up to 30 seconds after a deletion; `pybtrfs.filesystem.sync` wakes it.
+    The kernel cleans after a commit and frees the space with the next one: it may take a minute, unless
+    `pybtrfs.filesystem.sync` is called for the one and the other.
 
-    Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege. With a *timeout*, and on older
-    kernels, the tree of roots is searched ten times a second, which needs ``CAP_SYS_ADMIN``.
+    Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege and waits for both. With a *timeout*,
+    and on older kernels, the tree of roots is searched ten times a second, which needs ``CAP_SYS_ADMIN`` and shows the
+    first only.
 
     Args:
         timeout: In seconds; None waits for ever.
@@ -464,6 +466,24 @@ def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None
             if remaining <= 0:
                 raise TimeoutError(errno.ETIMEDOUT, "the subvolume is not cleaned yet", filesystem)
             time.sleep(min(_POLL_SECONDS, remaining))
+
+
+def count_deleted(filesystem: Target) -> int:
+    """
+    Return how many deleted subvolumes are not cleaned yet. The space of those that are is free after the next commit.
+
+    Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege. On older kernels the tree of roots is
+    searched, which needs ``CAP_SYS_ADMIN``.
+    """
+    with opened(filesystem) as fd:
+        try:
+            return ioctl.subvol_sync_wait(fd, 0, ioctl.SUBVOL_SYNC_COUNT)[1]
+        except OSError as error:
+            if error.errno != errno.ENOTTY:
+                raise
+        key = Key(items.ORPHAN_OBJECTID, items.ORPHAN_ITEM_KEY, 0)
+        orphans = search(fd, tree_id=ROOT_TREE_OBJECTID, min_key=key, max_key=key._replace(offset=MAX))
+        return sum(1 for _ in orphans)
 
 
 def _is_root(fd: int) -> bool:

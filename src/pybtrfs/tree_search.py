@@ -4,7 +4,7 @@ The items of a btrfs tree, as the kernel finds them.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from struct import Struct
 
 from pybtrfs import ioctl
@@ -44,6 +44,7 @@ def search(
     max_key: Key = MAX_KEY,
     min_transid: int = 0,
     max_transid: int = MAX,
+    types: Container[int] | None = None,
     buffer_size: int = 65536,
 ) -> Iterator[Item]:
     """
@@ -60,6 +61,7 @@ def search(
         tree_id: The tree; 0 is the subvolume that contains *target*.
         min_transid: Leave out leaves not written since this transaction. It speaks of leaves: items that
             did not change are found as well when a neighbour did.
+        types: Yield items of these types only; None is all. The kernel reads the others all the same.
         buffer_size: In bytes; enlarged when an item does not fit.
 
     Raises:
@@ -97,7 +99,8 @@ def search(
             for _ in range(count):
                 transid, objectid, offset, type_, length = _HEADER.unpack_from(buffer, position)
                 position += _HEADER.size + length
-                yield Item(objectid, type_, offset, transid, buffer[position - length : position])
+                if types is None or type_ in types:
+                    yield Item(objectid, type_, offset, transid, buffer[position - length : position])
             following = _following(Key(objectid, type_, offset))
             if following is None or following > max_key:
                 return

@@ -6,11 +6,10 @@ import contextlib
 import errno
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, NoReturn, Self, TypedDict, TypeVar, Unpack
+from typing import Literal, Self, TypedDict, TypeVar, Unpack
 
 from snapshotter import filters, records, recovery
 from snapshotter.errors import (
@@ -27,10 +26,11 @@ from snapshotter.index import Index, Snapshot
 from snapshotter.labels import apply_fieldpaths, check_key, check_labels
 from snapshotter.mountinfo import MountTable
 from snapshotter.records import Commitment, Record, State
-from snapshotter.recovery import Verdict
+from snapshotter.recovery import Recovered, Verdict
+from snapshotter.session import Session, translating
 from snapshotter.snapshot import Info, Kind, Measured, Mount, Usage
 from snapshotter.store import SNAPSHOTS, Store
-from snapshotter.volumes import EMPTY, FS, LAYER, BtrfsVolumes, Directory, Found, MountMode, Volumes
+from snapshotter.volumes import EMPTY, FS, LAYER, BtrfsVolumes, Directory, MountMode, Volumes
 from snapshotter.worker import Worker
 
 UsageDefinition = Literal["added", "containerd"]
@@ -39,13 +39,6 @@ CLEANUP_SECONDS = 5.0
 # What a record may grow by without its labels: usage, generation, state.
 RECORD_RESERVE = 256
 
-_EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
-_DEAD = {errno.EIO, errno.EROFS}
-_CURES = {
-    errno.ETXTBSY: "a swap file in it is in use: swapoff first",
-    errno.EBUSY: "it is mounted: unmount it first",
-    errno.EPERM: "a privilege is missing (CAP_SYS_ADMIN), or it is being sent or is the default subvolume",
-}
 _NOTHING = Measured(Usage(), Usage())
 _LAYER_VERSION = -1  # of a measurement that never changes
 
@@ -123,41 +116,31 @@ class Snapshotter:
             StoreHeldError: Another process has the store.
             DataLossError: The store's own record is damaged.
         """
-        _check_choice("usage", usage, ("added", "containerd"))
-        _check_choice("mount_mode", mount_mode, ("btrfs", "bind"))
-        if not client:
-            raise InvalidArgumentError("client is empty")
+        _check_options(client, usage, mount_mode)
         self.root = os.path.realpath(root)
         self.client = client
-        self.why_read_only = "it was opened read-only" if read_only else ""
         self._definition = usage
         self._verify = verify
-        self._pid = os.getpid()
-        self._gate = threading.Condition()
-        self._running = 0
-        self._closed = ""
-        self._failure = ""
         self._index = Index()
         self._problems: list[Problem] = []
-        with contextlib.ExitStack() as stack:
+        with translating(f"open store {self.root!r}"), contextlib.ExitStack() as stack:
             try:
                 self._volumes = volumes(self.root, mount_mode)
             except FileNotFoundError as error:
                 raise NotFoundError(f"store {self.root!r} does not exist: make it with `snapshotter init`") from error
-            except OSError as error:
-                raise FailedPreconditionError(f"cannot open store {self.root!r}: {error.strerror}") from error
             stack.callback(self._volumes.close)
             self._store = Store(self.root, self._volumes)
             stack.callback(self._store.close)
+            why_read_only = "it was opened read-only" if read_only else ""
             if self._store.is_copy:
-                self.why_read_only = "it is a copy of a store: make it one with `snapshotter init --adopt`"
-            if not self.why_read_only:
+                why_read_only = "it is a copy of a store: make it one with `snapshotter init --adopt`"
+            if not why_read_only:
                 stack.callback(self._store.acquire().release)
             self._first_id = self._store.header.id_limit
             self._worker = Worker(self._store, self._volumes)
             stack.callback(self._worker.close)
-            self._load()
-            self._resources = stack.pop_all()
+            self._load(writing=not why_read_only)
+            self._session = Session(self.root, stack.pop_all(), why_read_only)
 
     @classmethod
     def create(cls, root: str | os.PathLike[str], **options: Unpack[Options]) -> Self:
@@ -172,9 +155,12 @@ class Snapshotter:
             FailedPreconditionError: *root* is not on btrfs, or not empty.
             StoreHeldError: Another process is making it.
         """
+        _check_options(
+            options.get("client", "local"), options.get("usage", "added"), options.get("mount_mode", "btrfs")
+        )
         path = os.path.realpath(root)
         volumes = options.get("volumes", BtrfsVolumes)
-        with contextlib.ExitStack() as undo:
+        with translating(f"make a store at {path!r}"), contextlib.ExitStack() as undo:
             try:
                 volumes.make_root(path)
                 undo.callback(volumes.delete_root, path)
@@ -185,8 +171,6 @@ class Snapshotter:
             opened = volumes(path, "btrfs")
             try:
                 Store.make(path, opened)
-            except NotADirectoryError as error:
-                raise FailedPreconditionError(f"{path!r} is not a directory") from error
             finally:
                 opened.close()
             undo.pop_all()
@@ -217,13 +201,20 @@ class Snapshotter:
         Release the store, once the calls under way have returned and the destroy in hand is done; the next open does
         the rest. Closing twice is fine.
         """
-        self._shut("the store is closed")
+        self._session.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def why_read_only(self) -> str:
+        """
+        Why this store cannot be changed; empty when it can.
+        """
+        return self._session.why_read_only
 
     # -- reading
 
@@ -234,7 +225,7 @@ class Snapshotter:
         Raises:
             NotFoundError: No snapshot has the key.
         """
-        self._check_usable()
+        self._session.check()
         return self._index.get(key).info
 
     def walk(self, *filter_list: str) -> Iterator[Info]:
@@ -247,7 +238,7 @@ class Snapshotter:
             InvalidArgumentError: A filter does not parse.
             NotSupportedError: A filter uses ``~=`` and google-re2 is not installed.
         """
-        self._check_usable()
+        self._session.check()
         wanted = filters.parse(*filter_list)
         infos = [snapshot.info for snapshot in self._index.snapshots()]
         return (info for info in infos if wanted.match(info))
@@ -263,12 +254,12 @@ class Snapshotter:
             NotFoundError: No snapshot has the key.
             DataLossError: Its subvolume is gone.
         """
-        self._check_usable()
+        self._session.check()
         while True:
             snapshot = self._index.get(key)
             record = snapshot.record
             try:
-                with self._operation(f"measure snapshot {key!r}", changes=False):
+                with self._session.reading(f"measure snapshot {key!r}"):
                     measured = self._measure(snapshot)
                     return measured.added if self._definition == "added" else measured.containerd
             except DataLossError:
@@ -285,7 +276,7 @@ class Snapshotter:
             FailedPreconditionError: It is committed.
             DataLossError: Its subvolume is gone.
         """
-        with self._operation(f"mount snapshot {key!r}", changes=False), self._index.change(key):
+        with self._session.reading(f"mount snapshot {key!r}"), self._index.change(key):
             return self._mounts(self._index.get(key))
 
     def problems(self) -> list[Problem]:
@@ -293,7 +284,7 @@ class Snapshotter:
         What is wrong with the store: snapshots that cannot be used, and what no record accounts for.
         """
         quarantined = [
-            Problem(snapshot.info.name, snapshot.quarantine, "remove the snapshot, and what rests on it")
+            Problem(snapshot.key, snapshot.quarantine, "remove the snapshot, and what rests on it")
             for snapshot in self._index.snapshots()
             if snapshot.quarantine
         ]
@@ -361,7 +352,7 @@ class Snapshotter:
             DataLossError: *key* lost its subvolume.
         """
         check_key(new_key)
-        with self._operation(f"fork snapshot {key!r}"), self._index.change(key, new_key):
+        with self._changing(f"fork snapshot {key!r}"), self._index.change(key, new_key):
             source = self._index.get(key)
             self._check_active(source)
             self._check_free(new_key)
@@ -414,22 +405,23 @@ class Snapshotter:
         """
         check_key(name)
         labels = check_labels(labels)
-        with self._operation(f"commit snapshot {key!r}"), self._index.change(name, key):
-            active = self._index.get(key)
-            self._check_free(name)
-            self._check_active(active)
-            if parent and parent != active.info.parent:
-                raise InvalidArgumentError(
-                    f"cannot change parent of active snapshot {key!r} on commit: it is {active.info.parent!r}, "
-                    f"not {parent!r}"
-                )
-            _check_whole(active)
-            self._check_trusted(active)
-            commitment = Commitment(name, labels, time.time_ns())
-            committed = self._with_space(lambda: self._freeze(active, commitment))
-            self._index.update(active, committed, settled=False)
-        self._worker.destroy(active.id, FS)
-        self._worker.submit(lambda: self._settle(active))
+        with self._changing(f"commit snapshot {key!r}"):
+            with self._index.change(name, key):
+                active = self._index.get(key)
+                self._check_free(name)
+                self._check_active(active)
+                if parent and parent != active.parent_key:
+                    raise InvalidArgumentError(
+                        f"cannot change parent of active snapshot {key!r} on commit: it is {active.parent_key!r}, "
+                        f"not {parent!r}"
+                    )
+                _check_whole(active)
+                self._check_trusted(active)
+                commitment = Commitment(name, labels, time.time_ns())
+                committed = self._with_space(lambda: self._freeze(active, commitment))
+                self._index.update(active, committed, settled=False)
+            self._worker.destroy(active.id, FS)
+            self._worker.submit(lambda: self._settle(active))
 
     def update(self, info: Info, *fieldpaths: str) -> Info:
         """
@@ -445,7 +437,7 @@ class Snapshotter:
             NotFoundError: No snapshot has that name.
             InvalidArgumentError: Another path; the labels break a rule.
         """
-        with self._operation(f"update snapshot {info.name!r}"), self._index.change(info.name):
+        with self._changing(f"update snapshot {info.name!r}"), self._index.change(info.name):
             snapshot = self._index.get(info.name)
             labels = apply_fieldpaths(snapshot.info, info, fieldpaths)
             record = replace(snapshot.record, labels=labels, updated=time.time_ns())
@@ -473,185 +465,82 @@ class Snapshotter:
                 since any other error would end containerd's garbage collection.
         """
         try:
-            with self._operation(f"remove snapshot {key!r}"), self._index.change(key):
-                snapshot = self._index.get(key)
-                if snapshot.children:
-                    raise FailedPreconditionError(f"cannot remove snapshot {key!r} with child")
-                with contextlib.suppress(FileNotFoundError), self._store.directory(snapshot.id) as directory:
-                    self._mark_removed(snapshot, directory)
-                self._index.remove(snapshot)
+            with self._changing(f"remove snapshot {key!r}"):
+                with self._index.change(key):
+                    snapshot = self._index.get(key)
+                    if snapshot.children:
+                        raise FailedPreconditionError(f"cannot remove snapshot {key!r} with child")
+                    with contextlib.suppress(FileNotFoundError), self._store.directory(snapshot.id) as directory:
+                        self._mark_removed(snapshot, directory)
+                    self._index.remove(snapshot)
+                self._worker.destroy(snapshot.id)
         except (UnavailableError, ResourceExhaustedError, DataLossError) as error:
             raise FailedPreconditionError(str(error)) from error
-        self._worker.destroy(snapshot.id)
 
     def cleanup(self) -> None:
         """
         Destroy what is left of removed snapshots, and have their space given back: seconds at most. What is mounted,
         or otherwise held, is not waited for.
         """
-        with self._operation("clean up"):
+        with self._changing("clean up"):
             self._worker.reclaim(CLEANUP_SECONDS)
 
     # -- opening
 
-    def _load(self) -> None:
+    def _load(self, *, writing: bool) -> None:
         """
-        Fill the index from the records, and hand what they leave over to the worker.
+        Fill the index from what recovery finds; hand what it leaves over to the worker.
         """
-        writing = not self.why_read_only
-        refused = self._volumes.write_errors() if writing else 0
         by_id: dict[int, Snapshot] = {}
-        # A parent is older than its children.
-        for snapshot_id, record, found, damage in self._read_directories():
-            if damage:
-                # Its children are whole, and need a parent to name.
-                unknown = Record(snapshot_id, State.COMMITTED, f"(snapshot {snapshot_id}, its record damaged)")
-                by_id[snapshot_id] = Snapshot(unknown, None, quarantine=damage)
-                self._report(str(snapshot_id), damage, "restore its record; nothing of it is deleted")
-                continue
-            errors = record.errors if record else refused
-            verdict = recovery.judge(record.state if record else None, found, refused=refused > errors)
-            if verdict is Verdict.UNKNOWN:
-                self._report(str(snapshot_id), "it has no record", "move its content away, or delete it by hand")
-            elif record is None or verdict is Verdict.REMOVED:
+        for item in recovery.survey(self._store, self._volumes, self._volumes.write_errors() if writing else 0):
+            if item.verdict is Verdict.UNKNOWN:
+                self._report(item.name, item.problem)
+                if item.id:
+                    # Its children are whole, and need a parent to name.
+                    lost = Record(item.id, State.COMMITTED, f"(snapshot {item.id}, which has no record)")
+                    by_id[item.id] = Snapshot(lost, None, quarantine=item.problem)
+            elif item.verdict is Verdict.REMOVED or item.record is None:
                 if writing:
-                    self._worker.destroy(snapshot_id)
-            elif record.key in self._index:
-                self._report(str(snapshot_id), f"it has the same key {record.key!r} as another", "delete it by hand")
+                    self._worker.destroy(item.id)
+            elif item.record.key in self._index:
+                self._report(item.name, f"its key {item.record.key!r} is another's")
             else:
-                parent = by_id.get(record.parent) if record.parent else None
-                by_id[snapshot_id] = self._take(record, found, verdict, parent, writing)
+                parent = by_id.get(item.record.parent) if item.record.parent else None
+                quarantine = (
+                    "its subvolume is missing, or not what was committed" if item.verdict is Verdict.QUARANTINED else ""
+                )
+                snapshot = Snapshot(item.record, parent, quarantine, settled=item.record == item.written)
+                self._index.add(snapshot)
+                by_id[snapshot.id] = snapshot
+                if writing:
+                    self._finish(snapshot, item)
 
-    def _read_directories(self) -> Iterator[tuple[int, Record | None, Found, str]]:
-        """
-        Id, record, content, and what is wrong with the record, of each snapshot's directory by age.
-        """
-        names = self._store.names()
-        ids = sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
-        for name in set(names) - set(map(str, ids)):
-            self._report(name, "it is not the directory of a snapshot", "move it away")
-        for snapshot_id in ids:
-            try:
-                with self._store.directory(snapshot_id) as directory:
-                    data = records.read(directory.fd)
-                    found = self._volumes.found(directory)
-            except FileNotFoundError:
-                continue  # removed by the store's owner while we read
-            except NotADirectoryError:
-                self._report(str(snapshot_id), "it is not a directory", "move it away")
-                continue
-            try:
-                yield snapshot_id, records.decode(data, snapshot_id) if data else None, found, ""
-            except records.DamagedError as error:
-                yield snapshot_id, None, found, str(error)
+    def _finish(self, snapshot: Snapshot, item: Recovered) -> None:
+        if item.verdict is Verdict.ACTIVE and (item.found.layer or not snapshot.settled):
+            with contextlib.suppress(OSError), self._store.directory(snapshot.id) as directory:
+                self._volumes.destroy(directory, LAYER, MountTable())
+        if item.verdict is Verdict.COMMITTED and item.found.fs:
+            self._worker.destroy(snapshot.id, FS)
+        if not snapshot.settled or (item.verdict is Verdict.COMMITTED and snapshot.record.usage is None):
+            self._worker.submit(lambda: self._settle(snapshot))
 
-    def _take(self, record: Record, found: Found, verdict: Verdict, parent: Snapshot | None, writing: bool) -> Snapshot:
-        match verdict:
-            case Verdict.ACTIVE:
-                taken = record.active()
-            case Verdict.COMMITTED if record.state is State.COMMITTING:
-                taken = record.committed()
-            case _:
-                taken = record
-        if record.state is State.COMMITTING and verdict is Verdict.ACTIVE and found.layer:
-            taken = replace(taken, suspect=True)
-        quarantine = "its subvolume is gone" if verdict is Verdict.QUARANTINED else ""
-        snapshot = Snapshot(taken, parent, quarantine, settled=taken == record)
-        self._index.add(snapshot)
-        if writing and not quarantine:
-            if verdict is Verdict.ACTIVE and (found.layer or record.state is State.COMMITTING):
-                with contextlib.suppress(OSError), self._store.directory(record.id) as directory:
-                    self._volumes.destroy(directory, LAYER, MountTable())
-            if verdict is Verdict.COMMITTED and found.fs:
-                self._worker.destroy(record.id, FS)
-            if not snapshot.settled or (verdict is Verdict.COMMITTED and taken.usage is None):
-                self._worker.submit(lambda: self._settle(snapshot))
-        return snapshot
-
-    def _report(self, name: str, what: str, cure: str) -> None:
-        problem = Problem(os.path.join(self.root, SNAPSHOTS, name), what, cure)
+    def _report(self, name: str, what: str) -> None:
+        problem = Problem(os.path.join(self.root, SNAPSHOTS, name), what, "move it away, or delete it by hand")
         log.warning("%s: %s", problem.subject, what)
         self._problems.append(problem)
 
-    # -- who may call
+    # -- who may change
 
     @contextlib.contextmanager
-    def _operation(self, doing: str, *, changes: bool = True) -> Iterator[None]:
-        """
-        Around everything that uses the store's descriptors: keeps them open, and translates the kernel's refusals.
-        """
-        with self._gate:
-            self._check_usable()
-            if changes:
-                self._check_changeable()
-            elif self._failure:
-                raise UnavailableError(f"cannot {doing}: {self._failure}")
-            self._running += 1
-        try:
+    def _changing(self, doing: str) -> Iterator[None]:
+        with self._session.changing(doing):
+            owner = self._store.header.client
+            if owner not in ("", self.client) and len(self._index):
+                raise FailedPreconditionError(
+                    f"store {self.root!r} holds the snapshots of client {owner!r}, and {self.client!r} would delete "
+                    "them: make a second store beside it"
+                )
             yield
-        except OSError as error:
-            self._refuse(doing, error, changes)
-        finally:
-            with self._gate:
-                self._running -= 1
-                if not self._running:
-                    self._gate.notify_all()
-            if self._failure:
-                self._release()
-
-    def _check_usable(self) -> None:
-        if os.getpid() != self._pid:
-            raise FailedPreconditionError("the store was opened before a fork: open it in the process that uses it")
-        if self._closed:
-            raise FailedPreconditionError(f"the store {self.root!r} is closed")
-
-    def _check_changeable(self) -> None:
-        if self._failure:
-            raise UnavailableError(self._failure)
-        if self.why_read_only:
-            raise FailedPreconditionError(f"store {self.root!r} cannot be changed: {self.why_read_only}")
-        owner = self._store.header.client
-        if owner not in ("", self.client) and len(self._index):
-            raise FailedPreconditionError(
-                f"store {self.root!r} holds the snapshots of client {owner!r}, and {self.client!r} would delete them: "
-                "make a second store beside it"
-            )
-
-    def _refuse(self, doing: str, error: OSError, changes: bool) -> NoReturn:
-        """
-        Raise what containerd calls the kernel's *error*.
-        """
-        text = f"cannot {doing}: {error.strerror or error}"
-        if error.errno in _EXHAUSTED:
-            raise ResourceExhaustedError(text) from error
-        if error.errno in _DEAD:
-            if changes:
-                # After an abort the kernel even says OK to barriers, and shows what was never durable.
-                self._failure = f"the filesystem of {self.root!r} failed ({error.strerror}): mount it anew, and reopen"
-                log.error("%s", self._failure)
-            raise UnavailableError(text) from error
-        if error.errno == errno.ENOENT:
-            raise DataLossError(f"{text}: somebody deleted its subvolume") from error
-        cure = _CURES.get(error.errno or 0, "")
-        raise FailedPreconditionError(f"{text}: {cure}" if cure else text) from error
-
-    def _shut(self, why: str) -> None:
-        if os.getpid() != self._pid:
-            return  # the descriptors of a forked child go with it, the store is its parent's
-        with self._gate:
-            self._closed = self._closed or why
-            self._gate.wait_for(lambda: not self._running)
-        self._release()
-
-    def _release(self) -> None:
-        """
-        Let go of every descriptor once nobody uses one; a failed filesystem cannot be unmounted before.
-        """
-        with self._gate:
-            if self._running:
-                return
-            resources = self._resources.pop_all()
-        resources.close()
 
     # -- creating
 
@@ -665,7 +554,7 @@ class Snapshotter:
     ) -> tuple[Mount, ...]:
         check_key(key)
         labels = check_labels(labels)
-        with self._operation(f"create snapshot {key!r}"), self._index.change(key, parent=parent) as base:
+        with self._changing(f"create snapshot {key!r}"), self._index.change(key, parent=parent) as base:
             if base and base.kind is not Kind.COMMITTED:
                 raise InvalidArgumentError(f"parent {parent!r} is not committed snapshot")
             self._check_free(key)
@@ -773,7 +662,7 @@ class Snapshotter:
     def _check_trusted(self, active: Snapshot) -> None:
         if self._verify and self._is_suspect(active):
             raise DataLossError(
-                f"the disk may have refused data of snapshot {active.info.name!r}: mend the disk and make it again"
+                f"the disk may have refused data of snapshot {active.key!r}: mend the disk and make it again"
             )
 
     def _is_suspect(self, active: Snapshot) -> bool:
@@ -802,10 +691,7 @@ class Snapshotter:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 self._restore(directory, snapshot)
                 raise
-            mounts = self._volumes.mounts()
-            for name in (FS, LAYER):
-                self._volumes.destroy(directory, name, mounts)
-            self._store.remove_directory(snapshot.id)
+            self._worker.destroy_now(snapshot.id)
             self._volumes.barrier(directory.fd)
 
     def _settle(self, snapshot: Snapshot) -> None:
@@ -814,7 +700,7 @@ class Snapshotter:
         """
         try:
             usage = self._measure(snapshot) if snapshot.kind is Kind.COMMITTED else None
-            key = snapshot.info.name
+            key = snapshot.key
             with self._index.change(key):
                 if key not in self._index or self._index.get(key) is not snapshot:
                     return
@@ -824,7 +710,7 @@ class Snapshotter:
                         records.write(directory.fd, records.encode(record))
                     self._index.update(snapshot, record, settled=True)
         except (OSError, Error) as error:
-            log.info("record of snapshot %r is not brought up to date: %s", snapshot.info.name, error)
+            log.info("record of snapshot %r is not brought up to date: %s", snapshot.key, error)
 
     # -- asking
 
@@ -848,7 +734,7 @@ class Snapshotter:
 
     def _mounts(self, snapshot: Snapshot) -> tuple[Mount, ...]:
         if snapshot.kind is Kind.COMMITTED:
-            raise FailedPreconditionError(f"requested snapshot {snapshot.info.name!r} not active or view")
+            raise FailedPreconditionError(f"requested snapshot {snapshot.key!r} not active or view")
         _check_whole(snapshot)
         if snapshot.kind is Kind.ACTIVE:
             return (self._volumes.mount(os.path.join(self.root, SNAPSHOTS, str(snapshot.id), FS), read_only=False),)
@@ -866,14 +752,20 @@ class Snapshotter:
     @staticmethod
     def _check_active(snapshot: Snapshot) -> None:
         if snapshot.kind is not Kind.ACTIVE:
-            raise FailedPreconditionError(f"snapshot {snapshot.info.name!r} is not active")
+            raise FailedPreconditionError(f"snapshot {snapshot.key!r} is not active")
 
 
 def _check_whole(snapshot: Snapshot) -> None:
     if snapshot.quarantine:
-        raise DataLossError(f"snapshot {snapshot.info.name!r} cannot be used: {snapshot.quarantine}")
+        raise DataLossError(f"snapshot {snapshot.key!r} cannot be used: {snapshot.quarantine}")
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InvalidArgumentError(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}")
+def _check_options(client: str, usage: str, mount_mode: str) -> None:
+    if not client:
+        raise InvalidArgumentError("client is empty")
+    for name, value, choices in (
+        ("usage", usage, ("added", "containerd")),
+        ("mount_mode", mount_mode, ("btrfs", "bind")),
+    ):
+        if value not in choices:
+            raise InvalidArgumentError(f"{name} is {' or '.join(map(repr, choices))}, not {value!r}")

@@ -5,7 +5,7 @@ A store's snapshots in memory: what Stat and Walk answer from, and who may chang
 import contextlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from snapshotter.errors import NotFoundError
@@ -25,7 +25,7 @@ class Snapshot:
         parent: Never removed before this one.
         children: How many snapshots, and operations under way, rest on it.
         quarantine: Why it cannot be used; empty when it can.
-        measured: The usage of an active one, with the version of the subvolume it was measured at.
+        measured: A measurement, with the version of the subvolume it is of.
     """
 
     record: Record
@@ -34,32 +34,37 @@ class Snapshot:
     settled: bool = True
     children: int = 0
     measured: tuple[int, Measured] | None = None
-    info: Info = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.describe(self.record)
-
-    def describe(self, record: Record) -> None:
-        """
-        Take over a new record.
-        """
-        self.record = record
-        self.info = Info(
-            kind=record.state.kind,
-            name=record.key,
-            parent=self.parent.info.name if self.parent else "",
-            labels=record.labels,
-            created=_EPOCH + timedelta(microseconds=record.created // 1000),
-            updated=_EPOCH + timedelta(microseconds=record.updated // 1000),
-        )
 
     @property
     def id(self) -> int:
         return self.record.id
 
     @property
+    def key(self) -> str:
+        return self.record.key
+
+    @property
+    def parent_key(self) -> str:
+        return self.parent.key if self.parent else ""
+
+    @property
     def kind(self) -> Kind:
-        return self.info.kind
+        return self.record.state.kind
+
+    @property
+    def info(self) -> Info:
+        """
+        Its description, the caller's to keep.
+        """
+        record = self.record
+        return Info(
+            kind=record.state.kind,
+            name=record.key,
+            parent=self.parent_key,
+            labels=dict(record.labels),
+            created=_EPOCH + timedelta(microseconds=record.created // 1000),
+            updated=_EPOCH + timedelta(microseconds=record.updated // 1000),
+        )
 
 
 class Index:
@@ -134,7 +139,7 @@ class Index:
 
     def add(self, snapshot: Snapshot) -> None:
         with self._condition:
-            self._by_key[snapshot.info.name] = snapshot
+            self._by_key[snapshot.key] = snapshot
             if snapshot.parent:
                 snapshot.parent.children += 1
 
@@ -143,15 +148,15 @@ class Index:
         Describe *snapshot* by a new record, under a new name if it has one.
         """
         with self._condition:
-            del self._by_key[snapshot.info.name]
+            del self._by_key[snapshot.key]
             if snapshot.kind is not record.state.kind:
                 snapshot.measured = None
             snapshot.settled = settled
-            snapshot.describe(record)
-            self._by_key[snapshot.info.name] = snapshot
+            snapshot.record = record
+            self._by_key[snapshot.key] = snapshot
 
     def remove(self, snapshot: Snapshot) -> None:
         with self._condition:
-            del self._by_key[snapshot.info.name]
+            del self._by_key[snapshot.key]
             if snapshot.parent:
                 snapshot.parent.children -= 1

@@ -25,7 +25,7 @@ class DirectoryVolumes:
     survives a power failure, and a committed layer can be written to by who looks for its path.
     """
 
-    record_limit = 12_000
+    record_limit = 4_000  # ext4 keeps the xattrs of a file in one block
 
     def __init__(self, root: str, mount_mode: MountMode) -> None:
         self._status = os.stat(root)
@@ -77,7 +77,7 @@ class DirectoryVolumes:
     def write_errors(self) -> int:
         return 0
 
-    def reclaim(self) -> None:
+    def reclaim(self, seconds: float) -> None:
         pass
 
     def mounts(self) -> MountTable:

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 
 from pybtrfs import items, tree_search
-from pybtrfs.items import InlineExtent, InodeItem, Key
+from pybtrfs.items import EXTENT_DATA_KEY, INODE_ITEM_KEY, InlineExtent, InodeItem, Key
 from snapshotter.snapshot import Measured, Usage
 
 _FIRST = Key(items.FIRST_FREE_OBJECTID, 0, 0)
@@ -36,11 +36,16 @@ def measure(fd: int, born: int, parent_fd: int | None) -> Measured:
 def _search(fd: int, born: int, parent_fd: int | None) -> Measured:
     size = apparent = changed = altered = 0
     extents: set[int] = set()
-    for item in tree_search.search(fd, min_key=_FIRST, max_key=_LAST, min_transid=born + 1 if born else 0):
+    found = tree_search.search(
+        fd, min_key=_FIRST, max_key=_LAST, min_transid=born + 1 if born else 0, types=(INODE_ITEM_KEY, EXTENT_DATA_KEY)
+    )
+    for item in found:
         # The search skips leaves, not items: an unchanged item may stand in a changed leaf.
-        if item.type == items.INODE_ITEM_KEY:
+        if item.type == INODE_ITEM_KEY:
+            if items.inode_transid(item.data) <= born:
+                continue
             inode = items.inode_item(item.data)
-            if inode.transid <= born or not inode.nlink:
+            if not inode.nlink:
                 continue
             before = _inode(parent_fd, item.objectid) if parent_fd is not None and inode.generation <= born else None
             if before is None or _differs(inode, before, inode.ctime, before.ctime):
@@ -48,10 +53,8 @@ def _search(fd: int, born: int, parent_fd: int | None) -> Measured:
             if before is None or _differs(inode, before, inode.mtime, before.mtime):
                 altered += 1
                 apparent += _rounded(inode.nbytes)
-        elif item.type == items.EXTENT_DATA_KEY:
+        elif items.extent_generation(item.data) > born:
             extent = items.extent_data(item.data)
-            if extent.generation <= born:
-                continue
             if isinstance(extent, InlineExtent):
                 size += len(extent.data)
             elif extent.disk_bytenr and extent.disk_bytenr not in extents:
@@ -61,8 +64,8 @@ def _search(fd: int, born: int, parent_fd: int | None) -> Measured:
 
 
 def _inode(fd: int, number: int) -> InodeItem | None:
-    key = Key(number, items.INODE_ITEM_KEY, 0)
-    for item in tree_search.search(fd, min_key=key, max_key=key):
+    key = Key(number, INODE_ITEM_KEY, 0)
+    for item in tree_search.search(fd, min_key=key, max_key=key, buffer_size=4096):
         return items.inode_item(item.data)
     return None
 

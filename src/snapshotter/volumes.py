@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
@@ -132,9 +133,9 @@ class Volumes(Protocol):
         How many writes the devices have refused so far.
         """
 
-    def reclaim(self) -> None:
+    def reclaim(self, seconds: float) -> None:
         """
-        Have the space of destroyed subvolumes given back now.
+        Have the space of destroyed subvolumes given back now; wait for about *seconds*.
         """
 
     def mounts(self) -> MountTable:
@@ -317,7 +318,12 @@ class BtrfsVolumes:
             errors += stats.write_errs + stats.flush_errs
         return errors
 
-    def reclaim(self) -> None:
+    def reclaim(self, seconds: float) -> None:
+        # The first commit wakes the cleaner, another one frees what it has let go.
+        filesystem.sync(self._fd)
+        end = time.monotonic() + seconds
+        while subvolume.count_deleted(self._fd) and time.monotonic() < end:
+            time.sleep(0.01)
         filesystem.sync(self._fd)
 
     def born(self, directory: Directory) -> int:

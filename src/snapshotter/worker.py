@@ -74,6 +74,15 @@ class Worker:
         if crowded:
             self._destroy(1)
 
+    def destroy_now(self, snapshot_id: int) -> None:
+        """
+        Destroy a snapshot's directory with all in it before returning.
+
+        Raises:
+            OSError: EBUSY when it is mounted; else as the kernel says.
+        """
+        self._destroy_one(Doomed(snapshot_id), self._volumes.mounts())
+
     @property
     def pending(self) -> list[int]:
         """
@@ -103,7 +112,7 @@ class Worker:
             if not self._reclaimable:
                 return False
             self._reclaimable = False
-        self._volumes.reclaim()
+        self._volumes.reclaim(seconds)
         return True
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,10 @@ def interpreters() -> dict[str, Path]:
     One CPython of each minor version that the wheel is for, as far as they are here: this one, pyenv's and Debian's.
     """
     found = {f"3.{sys.version_info.minor}": Path(sys.executable)}
-    for directory in sorted(Path(os.environ.get("PYENV_ROOT", "/nonexistent")).glob("versions/3.1[1-9].*[0-9]")):
-        found.setdefault(directory.name.rpartition(".")[0], directory / "bin/python3")
-    for python in sorted(Path("/usr/bin").glob("python3.1[1-9]")):
-        found.setdefault(python.name.removeprefix("python"), python)
+    pyenv = os.environ.get("PYENV_ROOT", "/nonexistent")
+    for bin in [f"{pyenv}/versions/3.1[1-9].*[0-9]/bin", "/usr/bin"]:
+        for python in sorted(glob(f"{bin}/python3.1[1-9]")):
+            found.setdefault(python.rpartition("python")[2], Path(python))
     return found
 
 

@@ -246,16 +246,33 @@ class TestAttach:
             backing = Path(f"/sys/block/{Path(device.path).name}/loop/backing_file")
             assert backing.read_text().rstrip() == str(path)
         device.detach()
+        with pytest.raises(ValueError, match="detached"):
+            device.fileno()
 
-    def test_twice(self, path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("blind", ["fcntl.flock", "_devices"])
+    def test_twice(self, path: Path, target: Path, monkeypatch: pytest.MonkeyPatch, blind: str) -> None:
         """
-        An image in use is refused: two devices with one filesystem would destroy it.
+        An image in use is refused, by its lock and by its device alike: two of them would destroy the filesystem.
         """
-        monkeypatch.setattr(image, "_RELEASE", 0)
+        monkeypatch.setattr(image, "_PATIENCE", 0)
+        monkeypatch.setattr(f"pybtrfs.image.{blind}", lambda *arguments: ())
         image.create(path, SIZE, sparse=True)
         with image.mount(path, target), pytest.raises(OSError, match="attached already") as caught:
             image.attach(path)
         assert (caught.value.errno, caught.value.filename) == (errno.EBUSY, path)
+
+    def test_given_back_late(self, path: Path) -> None:
+        """
+        A device that somebody holds a moment longer than its user is waited for.
+        """
+        image.create(path, SIZE, sparse=True)
+        device = image.attach(path)
+        held = os.open(device.path, os.O_RDONLY)
+        device.detach()
+        with ThreadPoolExecutor(1) as pool:
+            again = pool.submit(image.attach, path)
+            os.close(held)
+            again.result().detach()
 
     def test_missing(self, path: Path) -> None:
         """
@@ -293,17 +310,14 @@ class TestAttach:
         with image.mount(path, target):
             (target / "file").write_text("text")
 
-    def test_unprivileged(self, path: Path, unprivileged: Callable[..., Any]) -> None:
+    def test_unprivileged(self, btrfs: Path, unprivileged: Callable[..., Any]) -> None:
         """
         Who cannot open the loop devices is told so.
         """
-        image.create(path, SIZE, sparse=True)
-        os.chmod(path, 0o666)
-        for directory in path.parents:
-            if directory.stat().st_uid == os.geteuid() and not directory.stat().st_mode & 0o001:
-                directory.chmod(0o755)
-        with pytest.raises(PermissionError, match="loop"):
-            unprivileged(image.attach, path)
+        image.create(btrfs / "image", SIZE, sparse=True)
+        (btrfs / "image").chmod(0o666)
+        with pytest.raises(PermissionError, match="loop-control"):
+            unprivileged(image.attach, btrfs / "image")
 
 
 @pytest.mark.btrfs

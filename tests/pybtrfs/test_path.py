@@ -1,0 +1,170 @@
+"""
+What stands for a file: paths, open files, names in open directories.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pybtrfs import ioctl, subvolume
+from pybtrfs.path import opened, placed
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("form", [str, os.fsencode, Path])
+def test_a_path_is_opened_and_closed(tmp_path: Path, form: Callable[[Path], str | bytes | Path]) -> None:
+    """
+    A path in any form gets a file descriptor of its own, close-on-exec, for as long as it is needed.
+    """
+    with opened(form(tmp_path)) as fd:
+        assert os.fstat(fd).st_ino == tmp_path.stat().st_ino
+        assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    assert not is_open(fd)
+
+
+def test_an_open_file_is_used_as_it_is(tmp_path: Path) -> None:
+    """
+    A file descriptor, bare or in an object, is neither duplicated nor closed.
+    """
+    with open(tmp_path / "file", "wb") as file:
+        for target in (file, file.fileno()):
+            with opened(target) as fd:
+                assert fd == file.fileno()
+            assert is_open(fd)
+
+
+def test_a_fifo_does_not_block(tmp_path: Path) -> None:
+    """
+    A FIFO without a writer is opened at once.
+    """
+    os.mkfifo(tmp_path / "fifo")
+    with opened(tmp_path / "fifo"):
+        pass
+
+
+@pytest.mark.parametrize("target", [None, 1.5, [b"a"], object()])
+def test_what_is_no_file_is_refused(target: object) -> None:
+    """
+    What is neither a path nor an open file is a TypeError that shows it.
+    """
+    with pytest.raises(TypeError, match="neither a path nor an open file"), opened(target):  # type: ignore[arg-type]
+        pass
+
+
+def test_a_negative_file_descriptor_is_refused() -> None:
+    """
+    A negative file descriptor is a ValueError.
+    """
+    with pytest.raises(ValueError, match="-1"), opened(-1):
+        pass
+
+
+def test_an_error_closes_the_file_and_gets_its_name(tmp_path: Path) -> None:
+    """
+    An error inside keeps its class and errno, gets the path as the caller wrote it, and leaves nothing open.
+    """
+    with pytest.raises(FileExistsError) as caught, opened(tmp_path) as fd:
+        raise OSError(17, "File exists")
+    assert caught.value.filename is tmp_path
+    assert not is_open(fd)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("name", b"name"), ("{}/name", b"name"), ("{}/name//", b"name"), ("{}/-", b"-"), ("{}/ \n", b" \n")],
+)
+@pytest.mark.parametrize("form", [str, os.fsencode, Path])
+def test_a_destination_is_a_directory_and_a_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: Callable[[str], str | bytes | Path],
+    path: str,
+    name: bytes,
+) -> None:
+    """
+    A path is split into its directory, which is opened, and its last name; slashes behind do not count.
+    """
+    monkeypatch.chdir(tmp_path)
+    with placed(form(path.format(tmp_path))) as (dirfd, found):
+        assert found == name
+        assert os.fstat(dirfd).st_ino == tmp_path.stat().st_ino
+    assert not is_open(dirfd)
+
+
+@pytest.mark.parametrize("name", ["name", b"name", b"\xff\xfe", "\udcff", "n" * 255, ".", ".."])
+def test_a_name_in_an_open_directory(tmp_path: Path, name: str | bytes) -> None:
+    """
+    A name in an open directory may be anything that the kernel takes for a name, and need not be UTF-8.
+    """
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with placed((directory, name)) as (dirfd, found):
+            assert (dirfd, found) == (directory, os.fsencode(name))
+        assert is_open(directory)
+    finally:
+        os.close(directory)
+
+
+BAD_NAMES = ["", b"", "n" * 256, b"n" * 256, "é" * 128, "a\0b", b"\0"]
+
+
+@pytest.mark.parametrize("name", [*BAD_NAMES, "a/b", b"/", "/a"])
+def test_a_bad_name_is_refused_before_any_call(monkeypatch: pytest.MonkeyPatch, name: str | bytes) -> None:
+    """
+    Names that are empty, longer than 255 bytes, or with a slash or a null byte are ValueErrors that show them, and the
+    kernel is not asked.
+    """
+    monkeypatch.setattr(ioctl, "_ioctl", lambda *_: pytest.fail("the kernel was called"))
+    for call in (subvolume.create, subvolume.delete, lambda dest: subvolume.snapshot(0, dest)):
+        with pytest.raises(ValueError) as caught:
+            call((0, name))
+        assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["", "/", "///", b"", *(f"/tmp/{n}" for n in BAD_NAMES if n and isinstance(n, str))])
+def test_a_path_with_a_bad_name_is_refused(path: str | bytes) -> None:
+    """
+    So are paths whose last name is bad.
+    """
+    with pytest.raises(ValueError, match="name"), placed(path):
+        pass
+
+
+def test_a_null_byte_in_the_directory_is_refused() -> None:
+    """
+    A null byte elsewhere in a path is a ValueError too.
+    """
+    with pytest.raises(ValueError, match="null"), placed("/tmp/a\0b/name"):
+        pass
+
+
+@given(st.one_of(st.binary(max_size=300), st.text(max_size=300)))
+@example("n" * 255)
+@example("\ud800")
+def test_names_are_either_kept_or_refused(name: str | bytes) -> None:
+    """
+    Every name is either given on byte for byte, and then the kernel could take it, or a ValueError.
+    """
+    try:
+        with placed((0, name)) as (_, found):
+            pass
+    except ValueError:
+        encoded = name if isinstance(name, bytes) else name.encode("utf-8", "surrogatepass")
+        surrogates = isinstance(name, str) and any("\ud800" <= c <= "\udfff" for c in name)
+        assert surrogates or not encoded or len(encoded) > 255 or b"/" in encoded or b"\0" in encoded
+    else:
+        assert found == os.fsencode(name)
+        assert 1 <= len(found) <= 255
+        assert not {b"/"[0], 0} & set(found)
