@@ -10,14 +10,17 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from snapshotter.mountinfo import MountTable
 from snapshotter.store import Store
 from snapshotter.volumes import FS, LAYER, Volumes
 
-THREADS = 2
+THREADS = 4  # destroys queue in the kernel behind each snapshot's commit, and pass together
 BATCH = 64
-BACKLOG = 1000  # beyond it, who hands in work does a share of it
+BATCH_SECONDS = 0.1  # between batches that are not full: for each the mounts are read
+BACKLOG = 1000  # beyond it, who hands in work waits until it is less
+CROWDED_SECONDS = 1.0  # and so long at most
 TASK_SECONDS = 1.0  # most snapshots that end soon are gone by then
 RETRY_SECONDS = (0.5, 30.0)  # from, and up to
 
@@ -50,6 +53,7 @@ class Worker:
         self._doomed: deque[Doomed] = deque()
         self._held: list[Doomed] = []
         self._tasks: deque[tuple[float, Callable[[], None]]] = deque()
+        self._next_batch = 0.0
         self._busy = 0
         self._closed = False
         self._threads: list[threading.Thread] = []
@@ -61,7 +65,8 @@ class Worker:
         """
         with self._condition:
             self._tasks.append((time.monotonic() + TASK_SECONDS, task))
-            self._wake()
+            if len(self._tasks) == 1:
+                self._wake()
 
     def destroy(self, snapshot_id: int, name: str = "") -> None:
         """
@@ -69,10 +74,10 @@ class Worker:
         """
         with self._condition:
             self._doomed.append(Doomed(snapshot_id, name))
-            self._wake()
-            crowded = len(self._doomed) > BACKLOG
-        if crowded:
-            self._destroy(1)
+            if len(self._doomed) in (1, BATCH):
+                self._wake()
+            if len(self._doomed) > BACKLOG:
+                self._condition.wait_for(lambda: self._closed or len(self._doomed) <= BACKLOG, CROWDED_SECONDS)
 
     def destroy_now(self, snapshot_id: int) -> None:
         """
@@ -100,6 +105,7 @@ class Worker:
                 return
             self._doomed.extend(self._held)
             self._held.clear()
+            self._next_batch = 0.0
             self._wake()
             self._condition.wait_for(lambda: self._closed or not (self._doomed or self._busy), seconds)
 
@@ -138,20 +144,18 @@ class Worker:
     def _run(self, tasks_first: bool) -> None:
         while True:
             with self._condition:
-                while not (self._closed or self._doomed or self._due_task()):
+                while not (self._closed or self._due_batch() or self._due_task()):
                     self._condition.wait(self._seconds_to_next())
                     self._release_due()
                 if self._closed:
                     return
-                task = None
-                if self._due_task() and (tasks_first or not self._doomed):
-                    _, task = self._tasks.popleft()
+                if self._due_task() and (tasks_first or not self._due_batch()):
+                    _, work = self._tasks.popleft()
+                else:
+                    work = partial(self._destroy, self._take_batch())
                 self._busy += 1
             try:
-                if task:
-                    task()
-                else:
-                    self._destroy(BATCH)
+                work()
             except Exception:
                 log.exception("background work failed")
             finally:
@@ -159,11 +163,16 @@ class Worker:
                     self._busy -= 1
                     self._condition.notify_all()
 
+    def _due_batch(self) -> bool:
+        return len(self._doomed) >= BATCH or (bool(self._doomed) and self._next_batch <= time.monotonic())
+
     def _due_task(self) -> bool:
         return bool(self._tasks) and self._tasks[0][0] <= time.monotonic()
 
     def _seconds_to_next(self) -> float | None:
         due = [doomed.due for doomed in self._held]
+        if self._doomed:
+            due.append(self._next_batch)
         if self._tasks:
             due.append(self._tasks[0][0])
         return max(0.0, min(due) - time.monotonic()) if due else None
@@ -173,9 +182,11 @@ class Worker:
         self._doomed.extend(doomed for doomed in self._held if doomed.due <= now)
         self._held = [doomed for doomed in self._held if doomed.due > now]
 
-    def _destroy(self, count: int) -> None:
-        with self._condition:
-            batch = [self._doomed.popleft() for _ in range(min(count, len(self._doomed)))]
+    def _take_batch(self) -> list[Doomed]:
+        self._next_batch = time.monotonic() + BATCH_SECONDS
+        return [self._doomed.popleft() for _ in range(min(BATCH, len(self._doomed)))]
+
+    def _destroy(self, batch: list[Doomed]) -> None:
         mounts = None
         for doomed in batch:
             try:
