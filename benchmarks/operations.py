@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.bare import Bare
 from benchmarks.measure import Effort, Figure, Round, Row, Target, against, compare, rows, say, timed
-from pybtrfs import filesystem, ioctl, syscall
+from pybtrfs import filesystem, subvolume, syscall
 from snapshotter import Snapshotter
 from snapshotter.mounting import mounted
 
@@ -89,10 +89,9 @@ class Bench:
         Wait until the kernel has cleaned as well.
         """
         self.idle()
-        with contextlib.suppress(OSError):  # before Linux 6.13 nobody can ask
-            while ioctl.subvol_sync_wait(self.fd, 0, ioctl.SUBVOL_SYNC_COUNT)[1]:
-                filesystem.sync(self.fd)  # wakes the cleaner, if that was not busy
-                time.sleep(0.005)
+        while subvolume.count_deleted(self.fd):
+            filesystem.sync(self.fd)  # wakes the cleaner, if that was not busy
+            time.sleep(0.005)
         syscall.syncfs(self.fd)  # the cleaner leaves its part of the work to the next commit
 
     def against_c(
@@ -163,12 +162,12 @@ class Bench:
     def _simultaneous(self) -> Iterator[Row]:
         store, bare, count = self.store, self.bare, self.effort.simultaneous
         together, apart = f"{count} prepares at once", "one after the other"
-        start, end = threading.Barrier(count + 1), threading.Barrier(count + 1)
+        start = threading.Barrier(count + 1)
 
-        def prepare_at_once(key: str) -> None:
+        def prepare_at_once(key: str) -> int:
             start.wait()
             store.prepare(key, BASE)
-            end.wait()
+            return time.perf_counter_ns()
 
         def clear(keys: list[str]) -> None:
             for key in keys:
@@ -177,25 +176,26 @@ class Bench:
 
         def snapshotter_apart() -> Round:
             keys = self.keys(count)
-            time = timed(lambda: [store.prepare(key, BASE) for key in keys])
+            elapsed = timed(lambda: [store.prepare(key, BASE) for key in keys])
             clear(keys)
-            return {together: [time]}
+            return {together: [elapsed]}
 
         def snapshotter_together() -> Round:
             keys = self.keys(count)
             futures = [pool.submit(prepare_at_once, key) for key in keys]
+            while start.n_waiting < count:
+                time.sleep(0.001)
+            begin = time.perf_counter_ns()
             start.wait()
-            time = timed(end.wait)
-            for future in futures:
-                future.result()
+            end = max(future.result() for future in futures)
             clear(keys)
-            return {together: [time]}
+            return {together: [end - begin]}
 
         def c_apart() -> Round:
             first = self.numbers(count)
-            time = sum(bare("prepare", self.directory, first, count, self.layer))
+            elapsed = sum(bare("prepare", self.directory, first, count, self.layer))
             bare("discard", self.directory, first, count)
-            return {together: [time]}
+            return {together: [elapsed]}
 
         def c_together() -> Round:
             first = self.numbers(count)
