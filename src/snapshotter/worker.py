@@ -68,11 +68,15 @@ class Worker:
             if len(self._tasks) == 1:
                 self._wake()
 
-    def destroy(self, snapshot_id: int, name: str = "") -> None:
+    def destroy(self, snapshot_id: int, name: str = "", *, later: bool = False) -> None:
         """
-        Destroy a snapshot's directory with all in it, or the one subvolume *name*.
+        Destroy a snapshot's directory with all in it, or the one subvolume *name*; *later*, in a while.
         """
         with self._condition:
+            if later:
+                self._held.append(Doomed(snapshot_id, name, due=time.monotonic() + TASK_SECONDS))
+                self._wake()
+                return
             self._doomed.append(Doomed(snapshot_id, name))
             if len(self._doomed) in (1, BATCH):
                 self._wake()
