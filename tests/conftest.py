@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from pybtrfs import image, subvolume, syscall
+
+# Timing decides no test.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 NOBODY = 65534
 CAP_SYS_ADMIN = 21

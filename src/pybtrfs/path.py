@@ -72,7 +72,7 @@ class placed(_Held):  # noqa: N801 - used like a function
     An error of the kernel inside is raised with the path, or the name, as its filename.
 
     Raises:
-        ValueError: The name is empty, longer than 255 bytes, or contains a slash or a null byte.
+        ValueError: The name is empty, ``.`` or ``..``, longer than 255 bytes, or contains a slash or a null byte.
     """
 
     def __init__(self, destination: Destination) -> None:
@@ -108,8 +108,8 @@ def descriptor(target: int | HasFileno) -> int:
 
 
 def _checked(given: object, name: bytes) -> bytes:
-    if not name:
-        raise ValueError(f"{given!r} has no name")
+    if name in (b"", b".", b".."):
+        raise ValueError(f"{given!r} has no name of its own")
     if len(name) > VOL_NAME_MAX:
         raise ValueError(f"the name in {given!r} is longer than {VOL_NAME_MAX} bytes")
     if b"/" in name or b"\0" in name:

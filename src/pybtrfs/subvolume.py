@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.1
 
+_Place = tuple[int, RootRef]
+"""The subvolume that contains another one, and where in it."""
+
+_TOP: _Place = 0, RootRef(0, 0, b"")
+
 
 class SubvolumeInfo(NamedTuple):
     """
@@ -212,7 +217,8 @@ def delete(dest: Destination, *, recursive: bool = False) -> None:
     Args:
         recursive: Delete the subvolumes nested in it first, wherever in it they are, one after the other. They are
             found by tree search and deleted by id, which needs ``CAP_SYS_ADMIN``. Read-only, immutable and append-only
-            ones among them are no obstacle. This is not atomic: after an error some are gone.
+            ones among them are no obstacle. This is not atomic: after an error some are gone, and some writable. It
+            needs Linux 5.6.
 
     Raises:
         NotSubvolumeError: *dest* is a directory, but not the root of a subvolume.
@@ -242,8 +248,7 @@ def delete_by_id(filesystem: Target, subvolid: int, *, recursive: bool = False) 
         FileNotFoundError: There is no such subvolume.
         ValueError: *subvolid* cannot be that of a subvolume that can be deleted.
     """
-    if not FIRST_FREE_OBJECTID <= subvolid <= items.LAST_FREE_OBJECTID:
-        raise ValueError(f"{subvolid!r} is not the id of a subvolume that can be deleted")
+    _check_deletable(subvolid)
     with opened(filesystem) as fd:
         if recursive:
             _destroy_below(fd, subvolid)
@@ -269,7 +274,7 @@ def get_info(target: Target, subvolid: int = 0) -> SubvolumeInfo:
     Return what the subvolume *subvolid* is, or the one that contains *target* for 0.
 
     Issues ``BTRFS_IOC_GET_SUBVOL_INFO`` (Linux 4.18), which needs no privilege, or for another *subvolid* a tree
-    search, which needs ``CAP_SYS_ADMIN``.
+    search, which needs ``CAP_SYS_ADMIN`` and does not see the times and transactions of what is not yet committed.
 
     Raises:
         FileNotFoundError: There is no such subvolume, or it is deleted.
@@ -278,8 +283,10 @@ def get_info(target: Target, subvolid: int = 0) -> SubvolumeInfo:
         if subvolid == 0:
             info = ioctl.get_subvol_info(fd)
             return SubvolumeInfo(info.treeid, os.fsdecode(info.name), *info[2:])
-        root, parent_id, ref = _lookup(fd, subvolid)
-        return _info(subvolid, root, parent_id, ref)
+        root, place = _lookup(fd, subvolid)
+        if root is None or place is None:
+            raise _missing(subvolid)
+        return _info(subvolid, root, *place)
 
 
 def get_path(filesystem: Target, subvolid: int) -> str:
@@ -296,7 +303,7 @@ def get_path(filesystem: Target, subvolid: int) -> str:
     with opened(filesystem) as fd:
         path = b""
         while subvolid != FS_TREE_OBJECTID:
-            _, subvolid, ref = _lookup(fd, subvolid)
+            subvolid, ref = _place(fd, subvolid)
             path = _directory(fd, subvolid, ref.dirid) + ref.name + b"/" + path
         return os.fsdecode(path[:-1])
 
@@ -338,13 +345,13 @@ def set_read_only(target: Target, read_only: bool = True, *, clear_received: boo
         if read_only:
             ioctl.subvol_setflags(fd, flags | SUBVOL_RDONLY)
             return
-        received = any(ioctl.get_subvol_info(fd).received_uuid)
-        if received and flags & SUBVOL_RDONLY and not clear_received:
+        received = bool(flags & SUBVOL_RDONLY) and any(ioctl.get_subvol_info(fd).received_uuid)
+        if received and not clear_received:
             raise PermissionError(
                 errno.EPERM, "a received subvolume stays read-only unless clear_received is true", target
             )
         ioctl.subvol_setflags(fd, flags & ~SUBVOL_RDONLY)
-        if received and clear_received:
+        if received:
             ioctl.set_received_subvol(fd, bytes(16))
 
 
@@ -388,7 +395,8 @@ def iterate(filesystem: Target, *, top: int = FS_TREE_OBJECTID) -> Iterator[Subv
     Yield all subvolumes below the subvolume *top*, by id, with their paths from it.
 
     What is deleted and not yet cleaned is left out. The list is made before the first one is yielded, and not
-    atomically: what is renamed meanwhile has one name or the other.
+    atomically: what is renamed meanwhile has one name or the other. Times and transactions of what is not yet committed
+    are not seen.
 
     Issues one tree search, and ``BTRFS_IOC_INO_LOOKUP`` once for each directory that contains subvolumes and is not
     itself one. They need ``CAP_SYS_ADMIN``.
@@ -416,8 +424,8 @@ def get_child_path(target: Target, child: SubvolumeRef) -> str:
     """
     Return the path of *child* from *target*, the root of the subvolume that `children` found it in.
 
-    Issues ``BTRFS_IOC_INO_LOOKUP_USER`` (Linux 4.18). The caller must be able to read and search the directories in
-    between.
+    Issues ``BTRFS_IOC_INO_LOOKUP_USER`` (Linux 4.18). The caller must be able to read and search *target* and the
+    directories in between, except the last one.
 
     Raises:
         FileNotFoundError: There is no such subvolume any more.
@@ -445,7 +453,9 @@ def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None
     Raises:
         FileExistsError: The subvolume is not deleted.
         TimeoutError: It is not cleaned yet.
+        ValueError: *subvolid* cannot be that of a subvolume that can be deleted.
     """
+    _check_deletable(subvolid)
     with opened(filesystem) as fd:
         if timeout is None:
             try:
@@ -459,8 +469,11 @@ def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None
             else:
                 return
         end = None if timeout is None else time.monotonic() + timeout
-        while (root := _root(fd, subvolid)) is not None:
-            if root.refs > 0:
+        while True:
+            root, place = _lookup(fd, subvolid)
+            if root is None:
+                return
+            if place is not None:
                 raise FileExistsError(errno.EEXIST, "the subvolume is not deleted", filesystem)
             remaining = _POLL_SECONDS if end is None else end - time.monotonic()
             if remaining <= 0:
@@ -470,10 +483,10 @@ def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None
 
 def count_deleted(filesystem: Target) -> int:
     """
-    Return how many deleted subvolumes are not cleaned yet. The space of those that are is free after the next commit.
+    Return how many deleted subvolumes wait to be cleaned. The space of those that are is free after the next commit.
 
-    Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege. On older kernels the tree of roots is
-    searched, which needs ``CAP_SYS_ADMIN``.
+    Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege and leaves out those in which a file is
+    open. On older kernels the tree of roots is searched, which needs ``CAP_SYS_ADMIN`` and counts them as well.
     """
     with opened(filesystem) as fd:
         try:
@@ -499,18 +512,20 @@ def _flags(fd: int, target: Target) -> int:
         raise
 
 
-def _root(fd: int, subvolid: int) -> RootItem | None:
-    key = Key(subvolid, items.ROOT_ITEM_KEY, 0)
-    for item in search(fd, tree_id=ROOT_TREE_OBJECTID, min_key=key, max_key=key._replace(offset=MAX)):
-        return items.root_item(item.data)
-    return None
+def _check_deletable(subvolid: int) -> None:
+    if not FIRST_FREE_OBJECTID <= subvolid <= items.LAST_FREE_OBJECTID:
+        raise ValueError(f"{subvolid!r} is not the id of a subvolume that can be deleted")
 
 
-def _lookup(fd: int, subvolid: int) -> tuple[RootItem, int, RootRef]:
+def _missing(subvolid: int) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, f"there is no subvolume {subvolid}")
+
+
+def _lookup(fd: int, subvolid: int) -> tuple[RootItem | None, _Place | None]:
     """
-    Return a subvolume's root, the subvolume that contains it, and where there; 0 and nothing for the top level.
+    Return a subvolume's root, which it has until it is cleaned, and its place, which it has until it is deleted.
     """
-    root = None
+    root, place = None, _TOP if subvolid == FS_TREE_OBJECTID else None
     for item in search(
         fd,
         tree_id=ROOT_TREE_OBJECTID,
@@ -519,11 +534,16 @@ def _lookup(fd: int, subvolid: int) -> tuple[RootItem, int, RootRef]:
     ):
         if item.type == items.ROOT_ITEM_KEY:
             root = items.root_item(item.data)
-        elif item.type == items.ROOT_BACKREF_KEY and root is not None:
-            return root, item.offset, items.root_ref(item.data)
-    if subvolid == FS_TREE_OBJECTID and root is not None:
-        return root, 0, RootRef(0, 0, b"")
-    raise FileNotFoundError(errno.ENOENT, f"there is no subvolume {subvolid}")
+        elif item.type == items.ROOT_BACKREF_KEY:
+            place = item.offset, items.root_ref(item.data)
+    return root, place
+
+
+def _place(fd: int, subvolid: int) -> _Place:
+    _, place = _lookup(fd, subvolid)
+    if place is None:
+        raise _missing(subvolid)
+    return place
 
 
 def _info(subvolid: int, root: RootItem, parent_id: int, ref: RootRef) -> SubvolumeInfo:
@@ -572,7 +592,7 @@ def _directory(fd: int, treeid: int, dirid: int) -> bytes:
 
 def _sweep(fd: int, top: int) -> list[SubvolumeEntry]:
     roots: dict[int, RootItem] = {}
-    refs: dict[int, tuple[int, RootRef]] = {}
+    places: dict[int, _Place] = {}
     for item in search(
         fd,
         tree_id=ROOT_TREE_OBJECTID,
@@ -582,7 +602,7 @@ def _sweep(fd: int, top: int) -> list[SubvolumeEntry]:
         if item.type == items.ROOT_ITEM_KEY:
             roots[item.objectid] = items.root_item(item.data)
         elif item.type == items.ROOT_BACKREF_KEY:
-            refs[item.objectid] = item.offset, items.root_ref(item.data)
+            places[item.objectid] = item.offset, items.root_ref(item.data)
 
     directories: dict[tuple[int, int], bytes | None] = {}
     paths: dict[int, bytes | None] = {top: b""}
@@ -592,12 +612,12 @@ def _sweep(fd: int, top: int) -> list[SubvolumeEntry]:
         unplaced = []
         while subvolid not in paths:
             paths[subvolid] = None
-            if subvolid not in refs:
+            if subvolid not in places:
                 return
             unplaced.append(subvolid)
-            subvolid = refs[subvolid][0]
+            subvolid, _ = places[subvolid]
         for current in reversed(unplaced):
-            parent_id, ref = refs[current]
+            parent_id, ref = places[current]
             above = paths[parent_id]
             if above is None:
                 return
@@ -614,7 +634,7 @@ def _sweep(fd: int, top: int) -> list[SubvolumeEntry]:
         place(subvolid)
         path = paths[subvolid]
         if path:
-            entries.append(SubvolumeEntry(os.fsdecode(path[:-1]), _info(subvolid, root, *refs[subvolid])))
+            entries.append(SubvolumeEntry(os.fsdecode(path[:-1]), _info(subvolid, root, *places[subvolid])))
     return entries
 
 
@@ -643,14 +663,27 @@ def _destroy_below(fd: int, subvolid: int) -> None:
     Destroy what the subvolume contains, the innermost first. Each is looked up again right before it is destroyed.
     """
     path = [subvolid]
+    unlocked = set()
     while path:
         child = _first_child(fd, path[-1])
         if child is None:
             path.pop()
-        elif _first_child(fd, child.id) is not None:
+            continue
+        if _first_child(fd, child.id) is not None:
             path.append(child.id)
-        else:
-            _destroy_child(fd, path[-1], child)
+            continue
+        try:
+            _destroy_by_id(fd, child.id)
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EPERM) and child.id not in unlocked:
+                _unlock(fd, path[-1], FIRST_FREE_OBJECTID)
+                _unlock(fd, path[-1], child.dir_id)
+                _unlock(fd, child.id, FIRST_FREE_OBJECTID)
+                unlocked.add(child.id)
+            elif error.errno == errno.ENOENT and _first_child(fd, path[-1]) != child:
+                pass  # somebody else destroyed it
+            elif error.errno != errno.ENOTEMPTY:  # then somebody made one inside, which is found now
+                raise
 
 
 def _first_child(fd: int, subvolid: int) -> SubvolumeRef | None:
@@ -660,29 +693,13 @@ def _first_child(fd: int, subvolid: int) -> SubvolumeRef | None:
     return None
 
 
-def _destroy_child(fd: int, parent_id: int, child: SubvolumeRef) -> None:
-    try:
-        _destroy_by_id(fd, child.id)
-    except OSError as error:
-        if error.errno == errno.ENOTEMPTY:
-            return  # somebody created one inside meanwhile, which the caller finds
-        if error.errno == errno.ENOENT and _first_child(fd, parent_id) != child:
-            return  # somebody deleted it meanwhile
-        if error.errno not in (errno.EROFS, errno.EPERM):
-            raise
-        _unlock(fd, parent_id, FIRST_FREE_OBJECTID)
-        _unlock(fd, parent_id, child.dir_id)
-        _unlock(fd, child.id, FIRST_FREE_OBJECTID)
-        _destroy_by_id(fd, child.id)
-
-
 def _destroy_by_id(fd: int, subvolid: int) -> None:
     try:
         ioctl.snap_destroy_v2_by_id(fd, subvolid)
     except OSError as error:
         if error.errno not in (errno.ENOTTY, errno.ENAMETOOLONG):
             raise
-        _, parent_id, ref = _lookup(fd, subvolid)
+        parent_id, ref = _place(fd, subvolid)
         directory = _open_inode(fd, parent_id, ref.dirid)
         try:
             ioctl.snap_destroy(directory, ref.name)

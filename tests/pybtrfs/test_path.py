@@ -103,7 +103,7 @@ def test_a_destination_is_a_directory_and_a_name(
     assert not is_open(dirfd)
 
 
-@pytest.mark.parametrize("name", ["name", b"name", b"\xff\xfe", "\udcff", "n" * 255, ".", ".."])
+@pytest.mark.parametrize("name", ["name", b"name", b"\xff\xfe", "\udcff", "n" * 255, "...", " "])
 def test_a_name_in_an_open_directory(tmp_path: Path, name: str | bytes) -> None:
     """
     A name in an open directory may be anything that the kernel takes for a name, and need not be UTF-8.
@@ -117,14 +117,14 @@ def test_a_name_in_an_open_directory(tmp_path: Path, name: str | bytes) -> None:
         os.close(directory)
 
 
-BAD_NAMES = ["", b"", "n" * 256, b"n" * 256, "é" * 128, "a\0b", b"\0"]
+BAD_NAMES = ["", b"", ".", b"..", "n" * 256, b"n" * 256, "é" * 128, "a\0b", b"\0"]
 
 
 @pytest.mark.parametrize("name", [*BAD_NAMES, "a/b", b"/", "/a"])
 def test_a_bad_name_is_refused_before_any_call(monkeypatch: pytest.MonkeyPatch, name: str | bytes) -> None:
     """
-    Names that are empty, longer than 255 bytes, or with a slash or a null byte are ValueErrors that show them, and the
-    kernel is not asked.
+    Names that are empty, "." or "..", longer than 255 bytes, or with a slash or a null byte are ValueErrors that show
+    them, and the kernel is not asked.
     """
     monkeypatch.setattr(ioctl, "_ioctl", lambda *_: pytest.fail("the kernel was called"))
     for call in (subvolume.create, subvolume.delete, lambda dest: subvolume.snapshot(0, dest)):
@@ -133,7 +133,9 @@ def test_a_bad_name_is_refused_before_any_call(monkeypatch: pytest.MonkeyPatch, 
         assert repr(name) in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["", "/", "///", b"", *(f"/tmp/{n}" for n in BAD_NAMES if n and isinstance(n, str))])
+@pytest.mark.parametrize(
+    "path", ["", "/", "///", b"", "/tmp/../", *(f"/tmp/{n}" for n in BAD_NAMES if n and isinstance(n, str))]
+)
 def test_a_path_with_a_bad_name_is_refused(path: str | bytes) -> None:
     """
     So are paths whose last name is bad.
@@ -163,8 +165,9 @@ def test_names_are_either_kept_or_refused(name: str | bytes) -> None:
     except ValueError:
         encoded = name if isinstance(name, bytes) else name.encode("utf-8", "surrogatepass")
         surrogates = isinstance(name, str) and any("\ud800" <= c <= "\udfff" for c in name)
-        assert surrogates or not encoded or len(encoded) > 255 or b"/" in encoded or b"\0" in encoded
+        assert surrogates or encoded in (b"", b".", b"..") or len(encoded) > 255 or b"/" in encoded or b"\0" in encoded
     else:
         assert found == os.fsencode(name)
         assert 1 <= len(found) <= 255
+        assert found not in (b".", b"..")
         assert not {b"/"[0], 0} & set(found)

@@ -1,0 +1,343 @@
+"""
+Every ioctl of the raw floor against the kernel: with privileges, and without.
+"""
+
+import errno
+import inspect
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pybtrfs import ioctl
+
+pytestmark = pytest.mark.btrfs
+
+NOBODY = 65534
+U64 = (1 << 64) - 1
+SEARCH = ioctl.SearchKey(0, 256, 256, 0, U64, 0, U64, 1, 255, 100)
+
+
+class Case:
+    """
+    An ioctl, what is to be true of what it returns, and the errno it refuses an ordinary user with, if it does.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        call: Callable[[Any], Any],
+        holds: Callable[[Any, Any], Any] = lambda e, result: result is None,
+        refused: int | None = None,
+        label: str = "",
+    ) -> None:
+        self.name, self.call, self.holds, self.refused = name, call, holds, refused
+        self.label = f"{name} {label}".strip()
+
+
+CASES = [
+    Case("subvol_create_v2", lambda e: ioctl.subvol_create_v2(e.open, b"\xffnew")),
+    Case("subvol_create_v2", lambda e: ioctl.subvol_create_v2(e.theirs, b"new"), refused=errno.EACCES, label="theirs"),
+    Case("snap_create_v2", lambda e: ioctl.snap_create_v2(e.mine, e.open, b"new", ioctl.SUBVOL_RDONLY)),
+    Case(
+        "snap_create_v2",
+        lambda e: ioctl.snap_create_v2(e.theirs, e.open, b"new"),
+        refused=errno.EPERM,
+        label="theirs",
+    ),
+    # Images are mounted with user_subvol_rm_allowed.
+    Case("snap_destroy", lambda e: ioctl.snap_destroy(e.open, b"mine")),
+    Case("snap_destroy", lambda e: ioctl.snap_destroy(e.theirs, b"nested"), refused=errno.EACCES, label="theirs"),
+    Case("snap_destroy_v2_by_id", lambda e: ioctl.snap_destroy_v2_by_id(e.open, e.mine_id)),
+    Case(
+        "snap_destroy_v2_by_id",
+        lambda e: ioctl.snap_destroy_v2_by_id(e.open, e.nested_id),
+        refused=errno.EACCES,
+        label="theirs",
+    ),
+    Case("subvol_getflags", lambda e: ioctl.subvol_getflags(e.theirs), lambda e, flags: flags == 0),
+    Case("subvol_setflags", lambda e: ioctl.subvol_setflags(e.mine, ioctl.SUBVOL_RDONLY)),
+    Case("subvol_setflags", lambda e: ioctl.subvol_setflags(e.theirs, 0), refused=errno.EPERM, label="theirs"),
+    Case("default_subvol", lambda e: ioctl.default_subvol(e.open, 5), refused=errno.EPERM),
+    Case(
+        "get_subvol_info",
+        lambda e: ioctl.get_subvol_info(e.mine),
+        lambda e, info: (info.treeid, info.name, info.dirid) == (e.mine_id, b"mine", os.fstat(e.open).st_ino),
+    ),
+    Case(
+        "get_subvol_rootref",
+        lambda e: ioctl.get_subvol_rootref(e.theirs),
+        lambda e, found: found == ([(e.nested_id, 256)], None),
+    ),
+    Case(
+        "set_received_subvol",
+        lambda e: ioctl.set_received_subvol(e.mine, bytes(range(16)), 7, 1_500_000_000_000_000_001),
+        lambda e, result: (
+            result[0] > 0
+            and result[1] > 10**18
+            and ioctl.get_subvol_info(e.mine)[8] == bytes(range(16))
+            and ioctl.get_subvol_info(e.mine).stime == 1_500_000_000_000_000_001
+        ),
+    ),
+    Case(
+        "set_received_subvol",
+        lambda e: ioctl.set_received_subvol(e.theirs, bytes(16)),
+        lambda e, result: result,
+        errno.EPERM,
+        "theirs",
+    ),
+    Case(
+        "subvol_sync_wait",
+        lambda e: ioctl.subvol_sync_wait(e.open, 0, ioctl.SUBVOL_SYNC_COUNT),
+        lambda e, result: result[1] >= 0,
+    ),
+    Case("tree_search", lambda e: ioctl.tree_search(e.mine, SEARCH), lambda e, found: found[0] > 0, errno.EPERM),
+    Case(
+        "tree_search_v2",
+        lambda e: ioctl.tree_search_v2(e.mine, SEARCH, 8192),
+        lambda e, found: found[0] > 0 and len(found[1]) == 8192,
+        errno.EPERM,
+    ),
+    Case("ino_lookup", lambda e: ioctl.ino_lookup(e.mine, 0, 256), lambda e, found: found == (e.mine_id, b"")),
+    Case(
+        "ino_lookup",
+        lambda e: ioctl.ino_lookup(e.mine, 0, 257),
+        lambda e, found: found == (e.mine_id, b"file/"),
+        errno.EPERM,
+        "of a file",
+    ),
+    Case(
+        "ino_lookup_user",
+        lambda e: ioctl.ino_lookup_user(e.theirs, 256, e.nested_id),
+        lambda e, found: found == (b"nested", b""),
+    ),
+    Case("getflags", lambda e: ioctl.getflags(e.theirs), lambda e, flags: flags == 0),
+    Case("setflags", lambda e: ioctl.setflags(e.mine, 0x40)),  # no dump
+    Case("setflags", lambda e: ioctl.setflags(e.theirs, 0), refused=errno.EPERM, label="theirs"),
+    Case("sync", lambda e: ioctl.sync(e.open)),
+    Case("start_sync", lambda e: ioctl.start_sync(e.open), lambda e, transid: transid > 0),
+    Case("wait_sync", lambda e: ioctl.wait_sync(e.open, 1)),
+    Case("fs_info", lambda e: ioctl.fs_info(e.open), lambda e, info: info.num_devices == 1 and any(info.fsid)),
+    Case("dev_info", lambda e: ioctl.dev_info(e.open, 1), lambda e, info: info.path.startswith(b"/dev/loop")),
+    Case("get_dev_stats", lambda e: ioctl.get_dev_stats(e.open, 1), lambda e, stats: len(stats) == 5),
+    Case(
+        "get_dev_stats",
+        lambda e: ioctl.get_dev_stats(e.open, 1, ioctl.DEV_STATS_RESET),
+        lambda e, stats: len(stats) == 5,
+        errno.EPERM,
+        "reset",
+    ),
+    Case("space_info", lambda e: ioctl.space_info(e.open, 0), lambda e, found: found[0] > 2 and found[1] == []),
+    Case("resize", lambda e: ioctl.resize(e.open, b"1:max"), refused=errno.EPERM),
+]
+
+QUOTA_CASES = [
+    Case("quota_rescan_wait", lambda e: ioctl.quota_rescan_wait(e.quota), refused=errno.EPERM),
+    Case("quota_ctl", lambda e: ioctl.quota_ctl(e.quota, ioctl.QUOTA_CTL_DISABLE), refused=errno.EPERM),
+    Case("qgroup_create", lambda e: ioctl.qgroup_create(e.quota, 1 << 48 | 7), refused=errno.EPERM),
+    Case("qgroup_limit", lambda e: ioctl.qgroup_limit(e.quota, 5, (1 << 30, None)), refused=errno.EPERM),
+]
+
+
+@pytest.fixture
+def there(btrfs: Path) -> Iterator[SimpleNamespace]:
+    """
+    A directory open to all, with a subvolume of an ordinary user, and one of root's with another one inside.
+    """
+    btrfs.chmod(0o777)
+    with ExitStack() as stack:
+
+        def opened(path: Path) -> int:
+            fd = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, fd)
+            return fd
+
+        e = SimpleNamespace(open=opened(btrfs))
+        for name in ("mine", "theirs"):
+            ioctl.subvol_create_v2(e.open, name.encode())
+            setattr(e, name, opened(btrfs / name))
+            os.chmod(btrfs / name, 0o755)
+        (btrfs / "mine/file").write_text("content")
+        os.chown(btrfs / "mine", NOBODY, NOBODY)
+        ioctl.subvol_create_v2(e.theirs, b"nested")
+        e.mine_id, _ = ioctl.ino_lookup(e.mine, 0, 256)
+        e.nested_id, _ = ioctl.ino_lookup(opened(btrfs / "theirs/nested"), 0, 256)
+        yield e
+
+
+@pytest.fixture
+def quota(image_mount: Callable[..., Path]) -> Iterator[SimpleNamespace]:
+    """
+    A filesystem of its own, with simple quotas.
+    """
+    fd = os.open(image_mount(), os.O_RDONLY)
+    try:
+        ioctl.quota_ctl(fd, ioctl.QUOTA_CTL_ENABLE_SIMPLE_QUOTA)
+        yield SimpleNamespace(quota=fd)
+    finally:
+        os.close(fd)
+
+
+def refuses(case: Case, e: SimpleNamespace, unprivileged: Callable[..., Any]) -> None:
+    with pytest.raises(OSError) as caught:
+        unprivileged(case.call, e)
+    assert caught.value.errno == case.refused
+    notes = caught.value.__notes__
+    assert notes[0].removeprefix("BTRFS_IOC_").removeprefix("FS_IOC_").lower() in (case.name, case.name[:-6])
+    if case.refused == errno.EPERM:
+        assert notes[1].startswith("needs ")
+        assert "CAP_" in notes[1]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+def test_privileged(there: SimpleNamespace, case: Case) -> None:
+    """
+    As root each ioctl does what it says.
+    """
+    assert case.holds(there, case.call(there))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+def test_unprivileged(there: SimpleNamespace, unprivileged: Callable[..., Any], case: Case) -> None:
+    """
+    An ordinary user may do the same, or gets the errno, the ioctl's name and the missing privilege.
+    """
+    if case.refused:
+        refuses(case, there, unprivileged)
+    else:
+        assert unprivileged(lambda: bool(case.holds(there, case.call(there))))
+
+
+@pytest.mark.parametrize("case", QUOTA_CASES, ids=lambda case: case.label)
+def test_quota(quota: SimpleNamespace, unprivileged: Callable[..., Any], case: Case) -> None:
+    """
+    Quotas are root's alone.
+    """
+    refuses(case, quota, unprivileged)
+    assert case.holds(quota, case.call(quota))
+
+
+def test_loop_devices(tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    A file is attached, shown, grown and detached; an ordinary user cannot even open what it takes.
+    """
+    backing = os.open(tmp_path / "backing", os.O_RDWR | os.O_CREAT)
+    control = os.open("/dev/loop-control", os.O_RDWR)
+    with pytest.raises(PermissionError):
+        unprivileged(os.open, "/dev/loop-control", os.O_RDWR)
+    device = -1
+    try:
+        os.truncate(backing, 4 << 20)
+        while device < 0:  # another process may take the free one first
+            number = ioctl.loop_ctl_get_free(control)
+            device = os.open(f"/dev/loop{number}", os.O_RDWR)
+            try:
+                name = os.fsencode(tmp_path / "backing")
+                ioctl.loop_configure(device, backing, flags=ioctl.LO_FLAGS_AUTOCLEAR, offset=4096, file_name=name)
+            except OSError as error:
+                assert error.errno == errno.EBUSY
+                os.close(device)
+                device = -1
+        with pytest.raises(FileExistsError):
+            ioctl.loop_ctl_add(control, number)
+        status = ioctl.loop_get_status64(device)
+        assert (status.lo_number, status.lo_offset, status.lo_inode) == (number, 4096, os.fstat(backing).st_ino)
+        assert status.lo_file_name == name[:63]
+        assert status.lo_flags & ioctl.LO_FLAGS_AUTOCLEAR
+        os.truncate(backing, 8 << 20)
+        ioctl.loop_set_capacity(device)
+        assert os.lseek(device, 0, os.SEEK_END) == (8 << 20) - 4096
+        ioctl.loop_set_direct_io(device, False)
+        ioctl.loop_clr_fd(device)
+    finally:
+        for fd in (device, control, backing):
+            if fd >= 0:
+                os.close(fd)
+
+
+def test_a_loop_device_in_two_steps(tmp_path: Path) -> None:
+    """
+    What older kernels need in place of LOOP_CONFIGURE does the same.
+    """
+    backing = os.open(tmp_path / "backing", os.O_RDWR | os.O_CREAT)
+    control = os.open("/dev/loop-control", os.O_RDWR)
+    device = -1
+    try:
+        os.truncate(backing, 4 << 20)
+        while device < 0:
+            device = os.open(f"/dev/loop{ioctl.loop_ctl_get_free(control)}", os.O_RDWR)
+            try:
+                ioctl.loop_set_fd(device, backing)
+            except OSError as error:
+                assert error.errno == errno.EBUSY
+                os.close(device)
+                device = -1
+        ioctl.loop_set_status64(device, ioctl.LO_FLAGS_AUTOCLEAR)
+        assert ioctl.loop_get_status64(device).lo_flags & ioctl.LO_FLAGS_AUTOCLEAR
+    finally:
+        for fd in (device, control, backing):
+            if fd >= 0:
+                os.close(fd)
+
+
+def test_every_ioctl_is_tested() -> None:
+    """
+    No function of the raw floor is missing above.
+    """
+    functions = {
+        name
+        for name, value in vars(ioctl).items()
+        if inspect.isfunction(value) and value.__module__ == ioctl.__name__ and not name.startswith("_")
+    }
+    tested = {case.name for case in CASES + QUOTA_CASES} | {name for name in functions if name.startswith("loop_")}
+    assert functions == tested
+
+
+@pytest.mark.parametrize("fd", [-1, 1 << 20])
+def test_a_bad_file_descriptor(fd: int) -> None:
+    """
+    The kernel's errno arrives, whatever it is.
+    """
+    with pytest.raises(OSError) as caught:
+        ioctl.sync(fd)
+    assert caught.value.errno == errno.EBADF
+    assert caught.value.__notes__ == ["BTRFS_IOC_SYNC"]
+
+
+def test_numbers_that_do_not_fit(there: SimpleNamespace) -> None:
+    """
+    Numbers that the kernel's structs cannot hold are refused before the call.
+    """
+    for wrong in (-1, 1 << 64):
+        with pytest.raises(OverflowError):
+            ioctl.default_subvol(there.open, wrong)
+
+
+def test_rootref_goes_on_where_it_stopped(there: SimpleNamespace) -> None:
+    """
+    More than the 255 subvolumes that one call returns are found by the next one.
+    """
+    for number in range(300):
+        ioctl.subvol_create_v2(there.mine, b"%d" % number)
+    first, more = ioctl.get_subvol_rootref(there.mine)
+    assert len(first) == 255
+    assert more is not None
+    second, end = ioctl.get_subvol_rootref(there.mine, more)
+    assert end is None
+    assert len({treeid for treeid, _ in first + second}) == 300
+
+
+def test_a_search_buffer_is_packed(there: SimpleNamespace) -> None:
+    """
+    Headers and data follow each other without padding.
+    """
+    count, buffer = ioctl.tree_search_v2(there.mine, SEARCH, 4096)
+    transid, objectid, offset, type_, length = struct.unpack_from("=QQQII", buffer)
+    assert (objectid, offset, type_, length) == (256, 0, 1, 160)
+    assert count > 1
+    assert transid > 0

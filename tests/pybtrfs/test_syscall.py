@@ -1,0 +1,146 @@
+"""
+System calls of the raw floor.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybtrfs import filesystem, items, subvolume, syscall
+from pybtrfs.items import Key
+from pybtrfs.tree_search import search
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def test_openat2(tmp_path: Path, directory: int) -> None:
+    """
+    A path is opened close-on-exec, and only by the ways that are allowed.
+    """
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "link").symlink_to("inside")
+    for path in ("inside", b"inside", Path("inside"), "link"):
+        fd = syscall.openat2(directory, path, os.O_RDONLY)
+        assert not os.get_inheritable(fd)
+        os.close(fd)
+    for path, resolve, code in (
+        ("link", syscall.RESOLVE_NO_SYMLINKS, errno.ELOOP),
+        ("../", syscall.RESOLVE_BENEATH, errno.EXDEV),
+        ("/proc", syscall.RESOLVE_NO_XDEV, errno.EXDEV),
+        ("/proc/self/fd/0", syscall.RESOLVE_NO_MAGICLINKS, errno.ELOOP),
+        ("missing", 0, errno.ENOENT),
+    ):
+        with pytest.raises(OSError) as caught:
+            syscall.openat2(directory, path, os.O_RDONLY, resolve)
+        assert caught.value.errno == code
+        assert caught.value.filename == path
+        assert caught.value.__notes__ == ["openat2"]
+
+
+def test_openat2_creates(tmp_path: Path, directory: int) -> None:
+    """
+    A file is created with the mode that is given.
+    """
+    os.close(syscall.openat2(directory, "new", os.O_WRONLY | os.O_CREAT, mode=0o600))
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("argument", range(4))
+def test_null_bytes(argument: int) -> None:
+    """
+    A null byte in any string is refused before the call.
+    """
+    arguments: list[Any] = ["source", "target", "type", "data"]
+    arguments[argument] = "a\0b"
+    with pytest.raises(ValueError, match="embedded null byte"):
+        syscall.mount(*arguments[:3], data=arguments[3])
+    with pytest.raises(ValueError, match="embedded null byte"):
+        syscall.umount2("a\0b")
+
+
+def test_errors_name_the_call(tmp_path: Path) -> None:
+    """
+    Refusals have the path and the call; a bad file descriptor has no path.
+    """
+    with pytest.raises(FileNotFoundError) as caught:
+        syscall.umount2(tmp_path / "missing")
+    assert caught.value.filename == tmp_path / "missing"
+    assert caught.value.__notes__ == ["umount2"]
+    for call in (syscall.syncfs, syscall.fstatfs_type):
+        with pytest.raises(OSError) as failed:
+            call(-1)
+        assert failed.value.errno == errno.EBADF
+        assert failed.value.filename is None
+
+
+@pytest.mark.btrfs
+def test_mount(btrfs: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    Root mounts and unmounts; anybody else lacks a privilege, which the error names.
+    """
+    target = btrfs / "target"
+    target.mkdir()
+    device = next(filesystem.iterate_devices(btrfs)).path
+    for call in (
+        lambda: syscall.mount(device, target, "btrfs"),
+        lambda: syscall.umount2(target),
+    ):
+        with pytest.raises(PermissionError) as caught:
+            unprivileged(call)
+        assert caught.value.__notes__[1] == "needs CAP_SYS_ADMIN"
+    subvolume.create(btrfs / "new")
+    (btrfs / "new/file").touch()
+    syscall.mount(device, target, "btrfs", syscall.MS_NODEV, f"subvolid={subvolume.get_id(btrfs / 'new')}")
+    try:
+        assert os.listdir(target) == ["file"]
+        assert os.statvfs(target).f_flag & 4  # nodev
+    finally:
+        syscall.umount2(target, syscall.UMOUNT_NOFOLLOW)
+
+
+@pytest.mark.btrfs
+def test_syncfs(btrfs: Path) -> None:
+    """
+    A good filesystem is synced without an error.
+    """
+    fd = os.open(btrfs, os.O_RDONLY)
+    try:
+        syscall.syncfs(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.btrfs
+def test_open_by_handle_at(btrfs: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    An inode is opened by its number and generation, whatever is above it.
+    """
+    subvolume.create(btrfs / "new")
+    (btrfs / "new/directory").mkdir()
+    number = (btrfs / "new/directory").stat().st_ino
+    key = Key(number, items.INODE_ITEM_KEY, 0)
+    (item,) = search(btrfs / "new", min_key=key, max_key=key)
+    generation = items.inode_item(item.data).generation
+    with subvolume.Subvolume(btrfs / "new") as new:
+        arguments = (new.fileno(), subvolume.get_id(new), number)
+        fd = syscall.open_by_handle_at(*arguments, generation, os.O_RDONLY)
+        try:
+            assert os.path.samestat(os.fstat(fd), (btrfs / "new/directory").stat())
+            assert not os.get_inheritable(fd)
+        finally:
+            os.close(fd)
+        with pytest.raises(OSError) as caught:
+            syscall.open_by_handle_at(*arguments, generation + 1, os.O_RDONLY)
+        assert caught.value.errno == errno.ESTALE
+        with pytest.raises(PermissionError) as refused:
+            unprivileged(syscall.open_by_handle_at, *arguments, generation, os.O_RDONLY)
+        assert refused.value.__notes__ == ["open_by_handle_at", "needs CAP_DAC_READ_SEARCH"]

@@ -1,0 +1,243 @@
+"""
+Tree searches on real btrfs.
+"""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybtrfs import filesystem, ioctl, items, subvolume
+from pybtrfs.errors import NotBtrfsError
+from pybtrfs.items import DirItem, FileExtent, InlineExtent, InodeItem, InodeRef, Item, Key
+from pybtrfs.tree_search import MAX, MAX_KEY, MIN_KEY, search
+
+pytestmark = pytest.mark.btrfs
+
+
+@pytest.fixture
+def files(btrfs: Path) -> Path:
+    """
+    A subvolume with a few hundred files of several kinds.
+    """
+    base = btrfs / "base"
+    subvolume.create(base)
+    for number in range(300):
+        (base / f"file {number}").write_bytes(b"x" * number)
+    (base / "large").write_bytes(os.urandom(1 << 20))
+    os.setxattr(base / "large", "user.small", b"value")
+    os.link(base / "large", base / "link")
+    filesystem.sync(base)
+    return base
+
+
+@pytest.fixture(params=["V2", "V1"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """
+    A kernel with both searches, and one without the second.
+    """
+    if request.param == "V1":
+        call = ioctl._ioctl
+
+        def lacking(fd: int, name: str, *argument: Any) -> int:
+            if name == "BTRFS_IOC_TREE_SEARCH_V2":
+                raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+            return call(fd, name, *argument)
+
+        monkeypatch.setattr(ioctl, "_ioctl", lacking)
+    return str(request.param)
+
+
+def test_everything_is_found_in_order(files: Path, kernel: str) -> None:
+    """
+    A search of a whole tree finds each item once, by key, whichever ioctl there is.
+    """
+    found = list(search(files))
+    keys = [item[:3] for item in found]
+    assert keys == sorted(set(keys))
+    inodes = {item.objectid: items.decode(item) for item in found if item.type == items.INODE_ITEM_KEY}
+    assert len(inodes) == 302
+    for name in os.listdir(files):
+        status = (files / name).stat()
+        inode = inodes[status.st_ino]
+        assert isinstance(inode, InodeItem)
+        assert (inode.size, inode.mode, inode.nlink) == (status.st_size, status.st_mode, status.st_nlink)
+        assert (inode.mtime, inode.ctime) == (status.st_mtime_ns, status.st_ctime_ns)
+        assert inode.otime <= inode.ctime
+
+
+@pytest.mark.parametrize("buffer_size", [200, 4096, 65536, 1 << 20, 1 << 25])
+def test_the_buffer_makes_no_difference(files: Path, buffer_size: int) -> None:
+    """
+    Buffers of any size find the same; one that is too small for an item is enlarged.
+    """
+    assert list(search(files, buffer_size=buffer_size)) == list(search(files))
+
+
+def test_real_items_are_decoded(files: Path) -> None:
+    """
+    What the kernel wrote for files, names and attributes is decoded to what stat and the like say.
+    """
+    number = (files / "large").stat().st_ino
+    found = list(search(files, min_key=Key(number, 0, 0), max_key=Key(number, 255, MAX)))
+    decoded = {item.type: items.decode(item) for item in found}
+    refs = decoded[items.INODE_REF_KEY]
+    assert isinstance(refs, tuple)
+    assert [ref.name for ref in refs if isinstance(ref, InodeRef)] == [b"large", b"link"]
+    (attribute,) = decoded[items.XATTR_ITEM_KEY]
+    assert isinstance(attribute, DirItem)
+    assert (attribute.name, attribute.data, attribute.type) == (b"user.small", b"value", items.FT_XATTR)
+    extents = [items.extent_data(item.data) for item in found if item.type == items.EXTENT_DATA_KEY]
+    assert sum(extent.num_bytes for extent in extents if isinstance(extent, FileExtent)) == 1 << 20
+    assert all(isinstance(extent, FileExtent) and extent.type == items.FILE_EXTENT_REG for extent in extents)
+
+    number = (files / "file 7").stat().st_ino
+    key = Key(number, items.EXTENT_DATA_KEY, 0)
+    (item,) = search(files, min_key=key, max_key=key)
+    extent = items.extent_data(item.data)
+    assert isinstance(extent, InlineExtent)
+    assert extent.data == b"x" * 7
+
+    entries = [
+        entry
+        for item in search(files, min_key=Key(256, items.DIR_INDEX_KEY, 0), max_key=Key(256, items.DIR_INDEX_KEY, MAX))
+        for entry in items.dir_item(item.data)
+    ]
+    assert sorted(os.fsdecode(entry.name) for entry in entries) == sorted(os.listdir(files))
+    assert {entry.type for entry in entries} == {items.FT_REG_FILE}
+
+
+def test_one_key(files: Path, kernel: str) -> None:
+    """
+    A range of one key finds one item, and one that ends before it begins none.
+    """
+    key = Key(256, items.INODE_ITEM_KEY, 0)
+    (item,) = search(files, min_key=key, max_key=key)
+    assert item[:3] == key
+    assert list(search(files, min_key=Key(257, 0, 0), max_key=key)) == []
+
+
+def test_types_in_between_are_found(files: Path) -> None:
+    """
+    The keys bound one range, in which objectids in the middle have all their items.
+    """
+    found = list(search(files, min_key=Key(257, 108, 0), max_key=Key(259, 1, MAX)))
+    assert {item.type for item in found if item.objectid == 258} >= {1, 12}
+    assert all(Key(257, 108, 0) <= item[:3] <= Key(259, 1, MAX) for item in found)
+
+
+def test_what_changed_since(files: Path) -> None:
+    """
+    From a transaction on, only leaves written since are searched.
+    """
+    transid = max(item.transid for item in search(files))
+    assert list(search(files, min_transid=transid + 1)) == []
+    (files / "file 299").write_bytes(b"changed")
+    filesystem.sync(files)
+    found = list(search(files, min_transid=transid + 1))
+    number = (files / "file 299").stat().st_ino
+    assert number in {item.objectid for item in found if item.type == items.INODE_ITEM_KEY}
+    assert all(item.transid > transid for item in found)
+    assert len(found) < len(list(search(files)))
+    assert list(search(files, max_transid=transid - 1)) == []
+
+
+def test_an_item_larger_than_the_buffer(files: Path, kernel: str) -> None:
+    """
+    The largest item is found whole; the old ioctl, which cannot return it, is an error instead of an item without data.
+    """
+    os.setxattr(files / "large", "user.large", b"v" * 12000)
+    number = (files / "large").stat().st_ino
+    key = Key(number, items.XATTR_ITEM_KEY, 0)
+
+    def values() -> list[bytes]:
+        return [
+            entry.data
+            for item in search(files, min_key=key, max_key=key._replace(offset=MAX), buffer_size=100)
+            for entry in items.dir_item(item.data)
+        ]
+
+    if kernel == "V2":
+        assert set(values()) == {b"value", b"v" * 12000}
+    else:
+        with pytest.raises(OSError) as caught:
+            values()
+        assert caught.value.errno == errno.EOVERFLOW
+        assert caught.value.filename == files
+
+
+def test_items_without_data(btrfs: Path, kernel: str) -> None:
+    """
+    An item that has no data is one: an unlinked open file's.
+    """
+    subvolume.create(btrfs / "base")
+    with open(btrfs / "base/file", "wb") as file:
+        os.unlink(btrfs / "base/file")
+        number = os.fstat(file.fileno()).st_ino
+        key = Key(items.ORPHAN_OBJECTID, items.ORPHAN_ITEM_KEY, number)
+        (item,) = search(btrfs / "base", min_key=key, max_key=key)
+    assert items.decode(item) == b""
+
+
+@pytest.mark.parametrize("form", [str, os.fsencode, Path, subvolume.Subvolume])
+def test_forms(files: Path, form: Callable[[Path], Any]) -> None:
+    """
+    Any file in any form is a target; tree 0 is its own subvolume.
+    """
+    target = form(files)
+    assert list(search(target)) == list(search(files / "large", tree_id=subvolume.get_id(files)))
+    if isinstance(target, subvolume.Subvolume):
+        target.close()
+
+
+def test_errors(files: Path, tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    An unknown tree, no btrfs and no privilege are told apart.
+    """
+    with pytest.raises(FileNotFoundError):
+        list(search(files, tree_id=1 << 40))
+    with pytest.raises(NotBtrfsError):
+        list(search(tmp_path))
+    with pytest.raises(PermissionError) as caught:
+        unprivileged(lambda: list(search(files)))
+    assert caught.value.__notes__ == ["BTRFS_IOC_TREE_SEARCH_V2", "needs CAP_SYS_ADMIN"]
+    assert caught.value.filename == files
+
+
+def test_a_search_left_early_closes_its_file(files: Path) -> None:
+    """
+    The file that a search opened is closed with the iterator.
+    """
+    before = len(os.listdir("/proc/self/fd"))
+    iterator = search(files)
+    assert isinstance(next(iterator), Item)
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    iterator.close()  # type: ignore[attr-defined]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    "last",
+    [Key(5, 1, 7), Key(5, 1, MAX), Key(5, 255, MAX), MAX_KEY],
+)
+def test_pages_go_on_behind_the_last_key(files: Path, monkeypatch: pytest.MonkeyPatch, last: Key) -> None:
+    """
+    The next call begins at the key after the last one, with its carry, and there is none after the largest.
+    """
+    starts: list[tuple[int, int, int]] = []
+
+    def answer(fd: int, key: ioctl.SearchKey, buffer_size: int) -> tuple[int, bytes]:
+        starts.append((key.min_objectid, key.min_type, key.min_offset))
+        if len(starts) > 1:
+            return 0, b""
+        header = (1, last.objectid, last.offset, last.type, 0)
+        return 1, b"".join(value.to_bytes(size, "little") for value, size in zip(header, (8, 8, 8, 4, 4), strict=True))
+
+    monkeypatch.setattr(ioctl, "tree_search_v2", answer)
+    assert list(search(files)) == [Item(*last, 1, b"")]
+    number = (last.objectid << 72) + (last.type << 64) + last.offset + 1
+    following = [] if last == MAX_KEY else [(number >> 72, number >> 64 & 255, number & MAX)]
+    assert starts == [MIN_KEY, *following]
