@@ -565,7 +565,14 @@ class Snapshotter:
                 self._store.change(client=self.client)
             now = time.time_ns()
             draft = Record(
-                0, state, key, base.id if base else None, labels, now, now, errors=self._volumes.write_errors()
+                0,
+                state,
+                key,
+                base.id if base else None,
+                labels,
+                now,
+                now,
+                errors=self._volumes.write_errors(recent=True),
             )
             return self._mounts(self._make(draft, base, lambda directory: fill(directory, base)))
 
