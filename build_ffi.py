@@ -22,7 +22,6 @@ int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle, int fl
 """
 
 SOURCE = """
-#define _GNU_SOURCE
 #include "btrfs_uapi.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -113,7 +112,7 @@ ffi.cdef(MOUNT_CONSTANTS)
 ffi.set_source(
     "pybtrfs._btrfs",
     SOURCE,
-    define_macros=[("PYBTRFS_VERSION", f'"{version}"')],
+    define_macros=[("_GNU_SOURCE", "1"), ("PYBTRFS_VERSION", f'"{version}"')],
     depends=[HEADER],
     include_dirs=[str(HERE / "src/pybtrfs")],
     py_limited_api=True,

@@ -99,7 +99,7 @@ def _mounts_below(scope: str) -> list[str]:
     """
     The mount points below *scope*, the latest first.
     """
-    lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines()
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     return [point for point in (line.split()[4] for line in reversed(lines)) if point.startswith(scope)]
 
 
@@ -117,7 +117,7 @@ def _held() -> set[str]:
             continue  # the one that listed
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            path = backing.read_text().rstrip("\n")
+            path = backing.read_text(errors="surrogateescape").rstrip("\n")
         except OSError:
             continue  # detached since it was listed
         if path.startswith(scope):

@@ -264,10 +264,12 @@ Value = (
 _Entry = TypeVar("_Entry")
 
 _INODE_ITEM = Struct("<5Q4IQQQ32x qIqIqIqI")
+_INODE_TRANSID = Struct("<8xQ")
 _INODE_REF = Struct("<QH")
 _INODE_EXTREF = Struct("<QQH")
 _DIR_ITEM = Struct("<QBQQHHB")
 _FILE_EXTENT = Struct("<QQBBHB")
+_EXTENT_GENERATION = Struct("<Q")
 _FILE_EXTENT_ON_DISK = Struct("<4Q")
 _ROOT_ITEM = Struct("<160x7QI17xxB Q16s16s16s4QqIqIqIqI64x")
 _ROOT_ITEM_V1 = Struct("<160x7QI17xxB")
@@ -285,11 +287,12 @@ def inode_item(data: bytes) -> InodeItem:
     return InodeItem(generation, transid, size, nbytes, nlink, uid, gid, mode, rdev, flags, sequence, *_times(times))
 
 
-def inode_transid(data: bytes) -> int:
+def inode_transid(data: bytes, at: int = 0) -> int:
     """
-    Return the transaction that last changed an inode, without decoding the rest.
+    Return the transaction that last changed the inode whose item begins *at* there, without decoding the rest.
     """
-    return int.from_bytes(_cut(data, 8, 8), "little")
+    transid: int = _INODE_TRANSID.unpack_from(data, at)[0]
+    return transid
 
 
 def inode_ref(data: bytes) -> tuple[InodeRef, ...]:
@@ -313,11 +316,12 @@ def extent_data(data: bytes) -> InlineExtent | FileExtent:
     return FileExtent._make((*head, type_, *_unpack(_FILE_EXTENT_ON_DISK, data, _FILE_EXTENT.size)))
 
 
-def extent_generation(data: bytes) -> int:
+def extent_generation(data: bytes, at: int = 0) -> int:
     """
-    Return the transaction that made an extent, without decoding the rest.
+    Return the transaction that made the extent whose item begins *at* there, without decoding the rest.
     """
-    return int.from_bytes(_cut(data, 0, 8), "little")
+    generation: int = _EXTENT_GENERATION.unpack_from(data, at)[0]
+    return generation
 
 
 def root_item(data: bytes) -> RootItem:

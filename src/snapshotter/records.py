@@ -48,12 +48,13 @@ class State(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Commitment:
     """
-    What a commit under way will make of the active snapshot.
+    What a commit under way will make of the active snapshot; *verified* once the disk is known to have all its data.
     """
 
     name: str
     labels: Mapping[str, str]
     time: int
+    verified: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,8 @@ def encode(record: Record) -> bytes:
         added, containerd = record.usage.added, record.usage.containerd
         values["usage"] = [added.size, added.inodes, containerd.size, containerd.inodes]
     if record.commitment is not None:
-        values["commit"] = [record.commitment.name, dict(record.commitment.labels), record.commitment.time]
+        commitment = record.commitment
+        values["commit"] = [commitment.name, dict(commitment.labels), commitment.time, commitment.verified]
     return seal(values)
 
 

@@ -3,7 +3,6 @@ What a store holds after whatever happened to it: each snapshot judged from its 
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -46,24 +45,21 @@ class Recovered(NamedTuple):
     problem: str = ""
 
 
-def judge(state: State | None, found: Found, *, refused: bool = False) -> Verdict:
+def judge(state: State | None, found: Found, *, verified: bool = False) -> Verdict:
     """
     The verdict on a record's *state*, None for no record, beside what was *found*.
 
     What a verdict leaves over goes: a ``layer`` beside an active's ``fs``, a ``fs`` beside a committed ``layer``.
-    *refused* says that the devices have refused writes since the active was prepared: then a commit that may not have
-    been verified is not believed.
+    A commit that was not *verified* is not believed while the active is there: it may lack data that the disk refused.
     """
     match state:
         case State.PREPARING:
             return Verdict.ACTIVE if found.fs else Verdict.REMOVED
-        case State.ACTIVE:
-            return Verdict.ACTIVE if found.fs else Verdict.QUARANTINED
         case State.VIEW:
             return Verdict.VIEW
-        case State.COMMITTING if found.layer and not (refused and found.fs):
+        case State.COMMITTING if found.layer and (verified or not found.fs):
             return Verdict.COMMITTED
-        case State.COMMITTING:
+        case State.ACTIVE | State.COMMITTING:
             return Verdict.ACTIVE if found.fs else Verdict.QUARANTINED
         case State.COMMITTED:
             return Verdict.COMMITTED if found.layer else Verdict.QUARANTINED
@@ -73,9 +69,9 @@ def judge(state: State | None, found: Found, *, refused: bool = False) -> Verdic
             return Verdict.UNKNOWN if found.anything else Verdict.REMOVED
 
 
-def survey(store: Store, volumes: Volumes, write_errors: int) -> Iterator[Recovered]:
+def survey(store: Store, volumes: Volumes) -> Iterator[Recovered]:
     """
-    Judge every entry of ``snapshots/``, parents before their children; *write_errors* are the devices' by now.
+    Judge every entry of ``snapshots/``, parents before their children.
     """
     names = store.names()
     ids = sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
@@ -83,14 +79,14 @@ def survey(store: Store, volumes: Volumes, write_errors: int) -> Iterator[Recove
         yield Recovered(name, Verdict.UNKNOWN, problem="it is not the directory of a snapshot")
     for snapshot_id in ids:
         try:
-            yield _recovered(store, volumes, snapshot_id, write_errors)
+            yield _recovered(store, volumes, snapshot_id)
         except FileNotFoundError:
             continue  # removed by the store's owner while we read
         except NotADirectoryError:
             yield Recovered(str(snapshot_id), Verdict.UNKNOWN, snapshot_id, problem="it is not a directory")
 
 
-def _recovered(store: Store, volumes: Volumes, snapshot_id: int, write_errors: int) -> Recovered:
+def _recovered(store: Store, volumes: Volumes, snapshot_id: int) -> Recovered:
     name = str(snapshot_id)
     with store.directory(snapshot_id) as directory:
         data = records.read(directory.fd)
@@ -104,11 +100,10 @@ def _recovered(store: Store, volumes: Volumes, snapshot_id: int, write_errors: i
         written = records.decode(data, snapshot_id)
     except records.DamagedError as error:
         return Recovered(name, Verdict.UNKNOWN, snapshot_id, found=found, problem=f"its record is damaged: {error}")
-    verdict = judge(written.state, found, refused=write_errors > written.errors)
+    verdict = judge(written.state, found, verified=written.commitment is not None and written.commitment.verified)
     record = written
     if verdict is Verdict.ACTIVE:
-        # A commit that is not believed was of data that the disk may have refused.
-        record = replace(written.active(), suspect=written.suspect or (found.layer and written.commitment is not None))
+        record = written.active()
     elif written.commitment and verdict in (Verdict.COMMITTED, Verdict.QUARANTINED):
         # Of a lost one the commit had happened, too: only then does the worker destroy `fs`.
         record = written.committed()

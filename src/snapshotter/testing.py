@@ -70,7 +70,7 @@ class DirectoryVolumes:
     def verify(self) -> None:
         pass
 
-    def write_errors(self) -> int:
+    def write_errors(self, *, recent: bool = False) -> int:
         return 0
 
     def reclaim(self, seconds: float) -> None:

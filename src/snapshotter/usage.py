@@ -18,6 +18,8 @@ from snapshotter.snapshot import Measured, Usage
 _FIRST = Key(items.FIRST_FREE_OBJECTID, 0, 0)
 _LAST = Key(items.LAST_FREE_OBJECTID, 255, (1 << 64) - 1)
 _BLOCK = 4096
+_ONE_INODE = 512  # bytes that hold it with its header
+_MANY_ITEMS = 1 << 18  # bytes; with fewer the kernel begins anew too often
 
 
 def measure(fd: int, born: int, parent_fd: int | None) -> Measured:
@@ -36,14 +38,20 @@ def measure(fd: int, born: int, parent_fd: int | None) -> Measured:
 def _search(fd: int, born: int, parent_fd: int | None) -> Measured:
     size = apparent = changed = altered = 0
     extents: set[int] = set()
-    found = tree_search.search(
-        fd, min_key=_FIRST, max_key=_LAST, min_transid=born + 1 if born else 0, types=(INODE_ITEM_KEY, EXTENT_DATA_KEY)
+    # The search skips leaves, not items: most items of a changed leaf have not changed.
+    changes = tree_search.search(
+        fd,
+        min_key=_FIRST,
+        max_key=_LAST,
+        min_transid=born + 1 if born else 0,
+        buffer_size=_MANY_ITEMS,
+        wanted={
+            INODE_ITEM_KEY: lambda data, at: items.inode_transid(data, at) > born,
+            EXTENT_DATA_KEY: lambda data, at: items.extent_generation(data, at) > born,
+        },
     )
-    for item in found:
-        # The search skips leaves, not items: an unchanged item may stand in a changed leaf.
+    for item in changes:
         if item.type == INODE_ITEM_KEY:
-            if items.inode_transid(item.data) <= born:
-                continue
             inode = items.inode_item(item.data)
             if not inode.nlink:
                 continue
@@ -53,7 +61,7 @@ def _search(fd: int, born: int, parent_fd: int | None) -> Measured:
             if before is None or _differs(inode, before, inode.mtime, before.mtime):
                 altered += 1
                 apparent += _rounded(inode.nbytes)
-        elif items.extent_generation(item.data) > born:
+        else:
             extent = items.extent_data(item.data)
             if isinstance(extent, InlineExtent):
                 size += len(extent.data)
@@ -65,7 +73,7 @@ def _search(fd: int, born: int, parent_fd: int | None) -> Measured:
 
 def _inode(fd: int, number: int) -> InodeItem | None:
     key = Key(number, INODE_ITEM_KEY, 0)
-    for item in tree_search.search(fd, min_key=key, max_key=key, buffer_size=4096):
+    for item in tree_search.search(fd, min_key=key, max_key=key, buffer_size=_ONE_INODE):
         return items.inode_item(item.data)
     return None
 

@@ -28,6 +28,8 @@ EMPTY = "empty"  # what a view without parent shows
 
 MountMode = Literal["btrfs", "bind"]
 
+RECENT_SECONDS = 1.0  # each look at the devices is three system calls, where threads lose their turn
+
 _ROOT_INODE = 256  # of every subvolume's root directory
 _FROZEN_FLAGS = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
 
@@ -122,9 +124,9 @@ class Volumes(Protocol):
         Raise OSError if data of this filesystem was lost on its way to the disk since the last call.
         """
 
-    def write_errors(self) -> int:
+    def write_errors(self, *, recent: bool = False) -> int:
         """
-        How many writes the devices have refused so far.
+        How many writes the devices have refused so far, or, *recent*, a second ago at most.
         """
 
     def reclaim(self, seconds: float) -> None:
@@ -158,6 +160,16 @@ class Volumes(Protocol):
         """
 
 
+class _Devices(NamedTuple):
+    """
+    The devices of a filesystem at a *time*: the writes refused by all of them, and the path of one.
+    """
+
+    time: float
+    write_errors: int
+    path: str
+
+
 class BtrfsVolumes:
     """
     `Volumes` on btrfs.
@@ -183,6 +195,7 @@ class BtrfsVolumes:
         # The kernel takes nearly a whole node, but to replace a record by a larger one it makes room in the node for
         # both; where it cannot, it depends on the neighbours, and is refused as on a full disk.
         self.record_limit = info.nodesize * 15 // 32
+        self._devices: _Devices | None = None
         self.verify = Shared(lambda: syscall.syncfs(self._fd))
         self.mounts = Shared(lambda: mountinfo.read(self._device, root))
 
@@ -194,6 +207,8 @@ class BtrfsVolumes:
         try:
             subvolume.create(path)
         except NotBtrfsError as error:
+            if os.path.exists(path):  # a mount point, in a directory of another filesystem
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from error
             raise _not_btrfs(path) from error
 
     def make_empty(self, root_fd: int) -> None:
@@ -296,12 +311,20 @@ class BtrfsVolumes:
     def barrier(self, fd: int) -> None:
         os.fsync(fd)
 
-    def write_errors(self) -> int:
-        errors = 0
-        for device in filesystem.iterate_devices(self._fd):
-            stats = filesystem.get_device_stats(self._fd, device.devid)
-            errors += stats.write_errs + stats.flush_errs
-        return errors
+    def write_errors(self, *, recent: bool = False) -> int:
+        return self._look_at_devices(RECENT_SECONDS if recent else 0.0).write_errors
+
+    def _look_at_devices(self, max_age: float) -> _Devices:
+        devices = self._devices
+        now = time.monotonic()
+        if devices is None or now - devices.time >= max_age:
+            errors, path = 0, ""
+            for device in filesystem.iterate_devices(self._fd):
+                stats = filesystem.get_device_stats(self._fd, device.devid)
+                errors += stats.write_errs + stats.flush_errs
+                path = path or device.path
+            devices = self._devices = _Devices(now, errors, path)
+        return devices
 
     def reclaim(self, seconds: float) -> None:
         # The first commit wakes the cleaner, another one frees what it has let go.
@@ -329,7 +352,7 @@ class BtrfsVolumes:
         if self._mode == "bind":
             return Mount("bind", path, options=("rbind", "ro" if read_only else "rw"))
         subvolid = subvolume.get_id(path)
-        device = next(filesystem.iterate_devices(self._fd)).path
+        device = self._look_at_devices(RECENT_SECONDS).path
         return Mount("btrfs", device, options=(f"subvolid={subvolid}", *(("ro",) if read_only else ())))
 
 

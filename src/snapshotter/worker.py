@@ -15,9 +15,11 @@ from snapshotter.mountinfo import MountTable
 from snapshotter.store import Store
 from snapshotter.volumes import FS, LAYER, Volumes
 
-THREADS = 2
+THREADS = 4  # destroys queue in the kernel behind each snapshot's commit, and pass together
 BATCH = 64
-BACKLOG = 1000  # beyond it, who hands in work does a share of it
+BATCH_SECONDS = 0.1  # between batches that are not full: for each the mounts are read
+BACKLOG = 1000  # beyond it, who hands in work waits until it is less
+CROWDED_SECONDS = 1.0  # and so long at most
 TASK_SECONDS = 1.0  # most snapshots that end soon are gone by then
 RETRY_SECONDS = (0.5, 30.0)  # from, and up to
 
@@ -50,6 +52,7 @@ class Worker:
         self._doomed: deque[Doomed] = deque()
         self._held: list[Doomed] = []
         self._tasks: deque[tuple[float, Callable[[], None]]] = deque()
+        self._next_batch = 0.0
         self._busy = 0
         self._closed = False
         self._threads: list[threading.Thread] = []
@@ -61,18 +64,23 @@ class Worker:
         """
         with self._condition:
             self._tasks.append((time.monotonic() + TASK_SECONDS, task))
-            self._wake()
+            if len(self._tasks) == 1:
+                self._wake()
 
-    def destroy(self, snapshot_id: int, name: str = "") -> None:
+    def destroy(self, snapshot_id: int, name: str = "", *, later: bool = False) -> None:
         """
-        Destroy a snapshot's directory with all in it, or the one subvolume *name*.
+        Destroy a snapshot's directory with all in it, or the one subvolume *name*; *later*, in a while.
         """
         with self._condition:
+            if later:
+                self._held.append(Doomed(snapshot_id, name, due=time.monotonic() + TASK_SECONDS))
+                self._wake()
+                return
             self._doomed.append(Doomed(snapshot_id, name))
-            self._wake()
-            crowded = len(self._doomed) > BACKLOG
-        if crowded:
-            self._destroy(1)
+            if len(self._doomed) in (1, BATCH):
+                self._wake()
+            if len(self._doomed) > BACKLOG:
+                self._condition.wait_for(lambda: self._closed or len(self._doomed) <= BACKLOG, CROWDED_SECONDS)
 
     def destroy_now(self, snapshot_id: int) -> None:
         """
@@ -100,6 +108,7 @@ class Worker:
                 return
             self._doomed.extend(self._held)
             self._held.clear()
+            self._next_batch = 0.0
             self._wake()
             self._condition.wait_for(lambda: self._closed or not (self._doomed or self._busy), seconds)
 
@@ -142,20 +151,19 @@ class Worker:
     def _run(self, tasks_first: bool) -> None:
         while True:
             with self._condition:
-                while not (self._closed or self._doomed or self._due_task()):
+                while not (self._closed or self._due_batch() or self._due_task()):
                     self._condition.wait(self._seconds_to_next())
                     self._release_due()
                 if self._closed:
                     return
-                task = None
-                if self._due_task() and (tasks_first or not self._doomed):
-                    _, task = self._tasks.popleft()
+                if self._due_task() and (tasks_first or not self._due_batch()):
+                    _, work = self._tasks.popleft()
+                else:
+                    work = self._destroy_batch
+                    self._next_batch = time.monotonic() + BATCH_SECONDS
                 self._busy += 1
             try:
-                if task:
-                    task()
-                else:
-                    self._destroy(BATCH)
+                work()
             except Exception:
                 log.exception("background work failed")
             finally:
@@ -163,11 +171,16 @@ class Worker:
                     self._busy -= 1
                     self._condition.notify_all()
 
+    def _due_batch(self) -> bool:
+        return len(self._doomed) >= BATCH or (bool(self._doomed) and self._next_batch <= time.monotonic())
+
     def _due_task(self) -> bool:
         return bool(self._tasks) and self._tasks[0][0] <= time.monotonic()
 
     def _seconds_to_next(self) -> float | None:
         due = [doomed.due for doomed in self._held]
+        if self._doomed:
+            due.append(self._next_batch)
         if self._tasks:
             due.append(self._tasks[0][0])
         return max(0.0, min(due) - time.monotonic()) if due else None
@@ -177,25 +190,32 @@ class Worker:
         self._doomed.extend(doomed for doomed in self._held if doomed.due <= now)
         self._held = [doomed for doomed in self._held if doomed.due > now]
 
-    def _destroy(self, count: int) -> None:
+    def _destroy_batch(self) -> None:
+        with self._condition:
+            batch = deque(self._doomed.popleft() for _ in range(min(BATCH, len(self._doomed))))
         mounts = None
-        for _ in range(count):
+        try:
+            while batch and not self._closed:
+                doomed = batch.popleft()
+                try:
+                    # Read after all of the batch were removed: whatever of it is still mounted is there.
+                    mounts = mounts or self._volumes.mounts()
+                    self._destroy_one(doomed, mounts)
+                except OSError as error:
+                    self._hold(doomed, error)
+        finally:
             with self._condition:
-                if self._closed or not self._doomed:
-                    return
-                doomed = self._doomed.popleft()
-            try:
-                mounts = mounts or self._volumes.mounts()
-                self._destroy_one(doomed, mounts)
-            except OSError as error:
-                if not doomed.delay:
-                    log.info("snapshot %d cannot be destroyed yet: %s", doomed.snapshot_id, error)
-                shortest, longest = RETRY_SECONDS
-                doomed.delay = min(max(shortest, doomed.delay * 2), longest)
-                doomed.due = time.monotonic() + doomed.delay
-                with self._condition:
-                    self._held.append(doomed)
-                    self._condition.notify_all()
+                self._doomed.extendleft(reversed(batch))
+
+    def _hold(self, doomed: Doomed, error: OSError) -> None:
+        if not doomed.delay:
+            log.info("snapshot %d cannot be destroyed yet: %s", doomed.snapshot_id, error)
+        shortest, longest = RETRY_SECONDS
+        doomed.delay = min(max(shortest, doomed.delay * 2), longest)
+        doomed.due = time.monotonic() + doomed.delay
+        with self._condition:
+            self._held.append(doomed)
+            self._condition.notify_all()
 
     def _destroy_one(self, doomed: Doomed, mounts: MountTable) -> None:
         try:

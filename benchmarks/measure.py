@@ -1,0 +1,190 @@
+"""
+Comparing contenders in turns, and what comes of it.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+Step = str
+Contender = str
+Round = Mapping[Step, Sequence[float]]
+"""What one contender measured in one round: nanoseconds of each operation, by step."""
+
+Samples = dict[Step, dict[Contender, list[list[float]]]]
+"""The rounds of each contender, by step."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """
+    How much is measured.
+
+    Attributes:
+        rounds: How often each contender has its turn.
+        operations: Operations in one turn.
+        commands: The same for what starts a process each.
+        listed: Subvolumes in a listing.
+        files: Files of a large layer.
+        layers: How many large layers each contender commits.
+        simultaneous: How many prepares at once.
+        storms: How often that is done.
+        seconds: How long prepare and remove are sustained.
+        aged: Written snapshots on an aged store.
+    """
+
+    rounds: int
+    operations: int
+    commands: int
+    listed: int
+    files: int
+    layers: int
+    simultaneous: int
+    storms: int
+    seconds: float
+    aged: int
+
+
+FULL = Effort(
+    rounds=15,
+    operations=20,
+    commands=5,
+    listed=5000,
+    files=20000,
+    layers=7,
+    simultaneous=100,
+    storms=5,
+    seconds=60,
+    aged=4000,
+)
+QUICK = Effort(
+    rounds=3,
+    operations=20,
+    commands=3,
+    listed=5000,
+    files=20000,
+    layers=2,
+    simultaneous=100,
+    storms=3,
+    seconds=5,
+    aged=1000,
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """
+    Median and extremes of *count* measurements.
+    """
+
+    median: float
+    least: float
+    most: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        return cls(statistics.median(values), min(values), max(values), len(values))
+
+
+@dataclass(frozen=True)
+class Target:
+    """
+    The most that a figure's median, or the *ratio*, may be.
+    """
+
+    limit: float
+    ratio: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    One line of the report: what *subject* took, what *baseline* took for the same, and their ratio.
+
+    Attributes:
+        ratio: Of the medians; its extremes are those of the rounds.
+        unit: ``"ns"``, or what is counted.
+        series: What was sampled on the way, if anything.
+    """
+
+    group: str
+    name: str
+    subject: str
+    figure: Figure
+    baseline: str = ""
+    baseline_figure: Figure | None = None
+    ratio: Figure | None = None
+    target: Target | None = None
+    unit: str = "ns"
+    series: list[float] = field(default_factory=list)
+
+    @property
+    def met(self) -> bool | None:
+        if self.target is None:
+            return None
+        judged = self.ratio if self.target.ratio else self.figure
+        return judged is not None and judged.median <= self.target.limit
+
+
+def compare(rounds: int, contenders: Mapping[Contender, Callable[[], Round]]) -> Samples:
+    """
+    Let the contenders take turns, each round in the other order.
+    """
+    samples: Samples = {}
+    turns = list(contenders.items())
+    for _ in range(rounds):
+        for contender, turn in turns:
+            for step, values in turn().items():
+                samples.setdefault(step, {}).setdefault(contender, []).append(list(values))
+        turns.reverse()
+    return samples
+
+
+def rows(group: str, samples: Samples, targets: Mapping[Step, Target] | None = None) -> Iterator[Row]:
+    """
+    For each step a row of the first contender against each other one; alone, when there is none.
+    """
+    for step, measured in samples.items():
+        subject, *others = measured
+        target = (targets or {}).get(step)
+        for baseline in others:
+            yield against(group, step, subject, measured[subject], baseline, measured[baseline], target)
+        if not others:
+            yield Row(group, step, subject, _all(measured[subject]), target=target)
+
+
+def against(
+    group: str,
+    name: str,
+    subject: str,
+    ours: list[list[float]],
+    baseline: str,
+    theirs: list[list[float]],
+    target: Target | None = None,
+    unit: str = "ns",
+) -> Row:
+    ours_all, theirs_all = _all(ours), _all(theirs)
+    ratios = [statistics.median(a) / statistics.median(b) for a, b in zip(ours, theirs, strict=True)]
+    ratio = Figure(ours_all.median / theirs_all.median, min(ratios), max(ratios), len(ratios))
+    return Row(group, name, subject, ours_all, baseline, theirs_all, ratio, target, unit)
+
+
+def _all(measured: list[list[float]]) -> Figure:
+    return Figure.of([value for values in measured for value in values])
+
+
+def timed(call: Callable[..., object], *arguments: object) -> float:
+    """
+    The nanoseconds that a call takes.
+    """
+    begin = time.perf_counter_ns()
+    call(*arguments)
+    return time.perf_counter_ns() - begin
+
+
+def say(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,122 @@
+"""
+What people read: sizes, tables and trees. Plain text, or rich's where it is installed and a terminal reads.
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from snapshotter.snapshot import Info, Kind, Usage
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_NUMBERS = {"SIZE", "INODES"}
+_COLOURS = {str(Kind.ACTIVE): "green", str(Kind.COMMITTED): "cyan", str(Kind.VIEW): "yellow"}
+
+
+def size(count: int) -> str:
+    """
+    A number of bytes in three or four digits and a unit.
+    """
+    if count < 1024:
+        return f"{count} B"
+    value, unit = count / 1024, 0
+    # What would be rounded to 1024.0 is 1.0 of the next.
+    while value >= 1023.95 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.1f} {_UNITS[unit]}"
+
+
+def printable(text: str) -> str:
+    """
+    *text* with what a terminal would obey, or could not show, written as escapes; keys come from anywhere.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """
+    Print *rows* below *headings*.
+    """
+    cells = [[printable(cell) for cell in row] for row in rows]
+    if console := _console():
+        _print_rich(console, headings, cells)
+    else:
+        _print_plain(headings, cells)
+
+
+def tree(rows: Iterable[tuple[str, Info, Usage | None]], *, in_bytes: bool = False) -> None:
+    """
+    Print what `family` arranged, with sizes; None is the usage of one that lost its subvolume.
+    """
+    amount = str if in_bytes else size
+    table(
+        ("KEY", "KIND", "SIZE", "INODES"),
+        [
+            (lines + info.name, str(info.kind), *((amount(usage.size), str(usage.inodes)) if usage else ("lost", "")))
+            for lines, info, usage in rows
+        ],
+    )
+
+
+def _print_plain(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    for row in (headings, *cells):
+        aligned = (
+            cell.rjust(width) if heading in _NUMBERS else cell.ljust(width)
+            for cell, width, heading in zip(row, widths, headings, strict=True)
+        )
+        print("  ".join(aligned).rstrip())
+
+
+def _print_rich(console: "Console", headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        grid.add_column(heading, justify="right" if heading in _NUMBERS else "left", overflow="fold")
+    for row in cells:
+        texts = (
+            Text(cell, _COLOURS.get(cell, "") if heading == "KIND" else "")
+            for heading, cell in zip(headings, row, strict=True)
+        )
+        grid.add_row(*texts)
+    console.print(grid)
+
+
+def _console() -> "Console | None":
+    if not (sys.stdout and sys.stdout.isatty()) or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return None
+    try:
+        from rich.console import Console
+    except ImportError:
+        return None
+    return Console()
+
+
+def family(infos: Iterable[Info]) -> Iterator[tuple[int, str, Info]]:
+    """
+    Each snapshot below its parent, by name: depth, the lines of the tree in front of its name, and itself.
+    """
+    by_parent: dict[str, list[Info]] = {}
+    every = sorted(infos, key=lambda info: info.name)
+    names = {info.name for info in every}
+    for info in every:
+        by_parent.setdefault(info.parent if info.parent in names else "", []).append(info)
+    encoding = (sys.stdout and sys.stdout.encoding) or "ascii"
+    tee, corner, bar = ("├─ ", "└─ ", "│  ") if encoding.lower().startswith("utf") else ("|- ", "`- ", "|  ")
+    # A stack: a chain of layers may be longer than Python recurses.
+    pending = [(0, "", "", info) for info in reversed(by_parent.get("", []))]
+    while pending:
+        depth, lines, indent, info = pending.pop()
+        yield depth, lines, info
+        children = by_parent.get(info.name, [])
+        last = len(children) - 1
+        pending.extend(
+            (depth + 1, indent + (corner if at == last else tee), indent + ("   " if at == last else bar), child)
+            for at, child in reversed(list(enumerate(children)))
+        )

@@ -1,0 +1,78 @@
+"""
+What is wrong with a store, and around it, and how to mend it.
+"""
+
+import contextlib
+import os
+import shlex
+import stat
+from collections.abc import Iterator
+
+from pybtrfs import filesystem
+from snapshotter.contract import Problem, Snapshotter
+from snapshotter.errors import DataLossError, UnavailableError
+
+_INHERITED = {os.ST_NOSUID: "nosuid", os.ST_NODEV: "nodev", os.ST_NOEXEC: "noexec"}
+
+
+def examine(root: str | os.PathLike[str]) -> list[Problem]:
+    """
+    Look at the store at *root* and at its filesystem, changing nothing and without the store's lock.
+
+    Needs CAP_SYS_ADMIN only where the directories are not ours to read.
+
+    Raises:
+        NotFoundError: *root* does not exist.
+        FailedPreconditionError: *root* is not a store, not on btrfs, or a newer release's.
+    """
+    path = os.path.realpath(root)
+    try:
+        with Snapshotter(path, read_only=True) as store:
+            problems = store.problems()
+    except (DataLossError, UnavailableError) as error:
+        problems = [Problem(path, str(error), "mend what is below it, or restore it from a backup")]
+    return [*problems, *_directory(path), *_filesystem(path), *_devices(path)]
+
+
+def _directory(root: str) -> Iterator[Problem]:
+    mode = stat.S_IMODE(os.stat(root).st_mode)
+    if mode != 0o700:
+        yield Problem(
+            root, f"its mode is {mode:04o}: others may reach into snapshots", f"chmod 0700 {shlex.quote(root)}"
+        )
+    flags = os.statvfs(root).f_flag
+    if flags & os.ST_RDONLY:
+        yield Problem(root, "its filesystem is read-only", "look for the reason in dmesg, then mount it anew")
+    if names := [name for flag, name in _INHERITED.items() if flags & flag]:
+        what = f"it is mounted {','.join(names)}, which containers inherit in the bind mode"
+        yield Problem(root, what, f"mount it without {','.join(names)}")
+
+
+def _filesystem(root: str) -> Iterator[Problem]:
+    directory = f"/sys/fs/btrfs/{filesystem.get_info(root).fsid}/qgroups"
+    if _read(f"{directory}/enabled") == "1" and _read(f"{directory}/mode") in ("qgroup", ""):
+        what = "full qgroups are enabled: removing snapshots can stall it for minutes"
+        yield Problem(root, what, f"btrfs quota disable {shlex.quote(root)}")
+
+
+def _devices(root: str) -> Iterator[Problem]:
+    for device in filesystem.iterate_devices(root):
+        stats = filesystem.get_device_stats(root, device.devid)
+        if errors := stats.write_errs + stats.flush_errs:
+            what = f"it has refused {errors} writes"
+            yield Problem(device.path, what, f"replace the disk, then btrfs device stats --reset {device.path}")
+        if image := _read(f"/sys/class/block/{os.path.basename(os.path.realpath(device.path))}/loop/backing_file"):
+            with contextlib.suppress(FileNotFoundError):  # deleted, or another mount namespace's
+                status = os.stat(image)
+                if (reserved := status.st_blocks * 512) < status.st_size:
+                    what = f"this image has {reserved} of its {status.st_size} bytes: a full disk below it loses data"
+                    yield Problem(image, what, f"fallocate --length {status.st_size} {shlex.quote(image)}")
+
+
+def _read(path: str) -> str:
+    """
+    What a file of sysfs says; nothing where there is none.
+    """
+    with contextlib.suppress(FileNotFoundError), open(path, errors="surrogateescape") as file:
+        return file.read().removesuffix("\n")
+    return ""

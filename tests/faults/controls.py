@@ -1,0 +1,43 @@
+"""
+Volumes that do not always do what they should: those that refuse are the store's to cope with; those that leave out a
+durable step show that a harness can fail.
+"""
+
+import itertools
+import os
+
+from pybtrfs import subvolume
+from snapshotter.errors import FailedPreconditionError
+from snapshotter.volumes import FS, LAYER, BtrfsVolumes, Directory
+
+
+class RefusesCommits(BtrfsVolumes):
+    """
+    Refuses every fourth commit when its layer is made already, as for a subvolume that came up meanwhile.
+    """
+
+    _commits = itertools.count()
+
+    def freeze(self, directory: Directory) -> None:
+        super().freeze(directory)
+        if next(self._commits) % 4 == 3:
+            raise FailedPreconditionError("refused")
+
+
+class WithoutBarrier(BtrfsVolumes):
+    """
+    Leaves out the fsync of the snapshot's directory.
+    """
+
+    def barrier(self, fd: int) -> None:
+        pass
+
+
+class FlagInsteadOfCopy(BtrfsVolumes):
+    """
+    Commits by renaming the active one and setting a flag: two steps, and no data is written back.
+    """
+
+    def freeze(self, directory: Directory) -> None:
+        os.rename(FS, LAYER, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+        subvolume.set_read_only(os.path.join(directory.path, LAYER))

@@ -1,0 +1,79 @@
+"""
+The parent's side of fuse_disk.py: start it, carry a btrfs on it, mark, break and mend it.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pybtrfs import image
+
+from .mounts import mounted
+from .power import Log, copy_sparse
+
+
+class Disk:
+    """
+    A disk that starts as the image at *path*, and whose every request is logged and can be refused.
+
+    A context manager; leaving it takes down whatever still uses the disk.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.directory = tempfile.mkdtemp(prefix="faults-", dir="/dev/shm")
+        size = os.stat(path).st_size
+        with open(path, "rb") as source, open(f"{self.directory}/disk", "wb") as target:
+            copy_sparse(source.fileno(), target.fileno())
+        self.target = f"{self.directory}/mount"
+        os.mkdir(self.target)
+        server = [sys.executable, "-I", "-S", str(Path(__file__).with_name("fuse_disk.py")), self.directory, str(size)]
+        # A session of its own: Ctrl-C must not stop what the mounts depend on.
+        self.server = subprocess.Popen(
+            server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert self.server.stdout is not None
+        if self.server.stdout.readline() != "ready\n":
+            raise RuntimeError(f"the FUSE server ended with status {self.server.wait()}")
+        self._mark = os.open(f"{self.directory}/fuse/mark", os.O_WRONLY | os.O_CLOEXEC)
+        self._control = os.open(f"{self.directory}/fuse/control", os.O_WRONLY | os.O_CLOEXEC)
+
+    def __enter__(self) -> "Disk":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._mark)
+        os.close(self._control)
+        self.server.communicate()  # the end of its stdin is the server's order to clean up
+
+    @contextlib.contextmanager
+    def mounted(self, options: str = "") -> Iterator[str]:
+        """
+        The disk's btrfs, mounted; yields the mount point.
+        """
+        with image.attach(f"{self.directory}/fuse/disk") as device, mounted(device.path, self.target, options):
+            yield self.target
+
+    def mark(self, text: str) -> None:
+        """
+        Write a marker into the log: everything the disk did so far stands before it.
+        """
+        os.write(self._mark, text.encode())
+
+    def refuse(self, *rules: str) -> None:
+        """
+        From now on refuse what *rules* name (see Faults.set in fuse_disk.py); none for a healthy disk.
+        """
+        os.write(self._control, "\n".join(rules).encode() or b"\n")
+
+    def log(self) -> Log:
+        """
+        What the disk did until now; usable after the disk is gone.
+        """
+        return Log(Path(self.directory, "log").read_bytes())

@@ -1,0 +1,123 @@
+"""
+Stop before and after each call by which a store changes the disk: by SIGKILL, or by an error.
+"""
+
+import contextlib
+import errno
+import functools
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from pybtrfs import ioctl, syscall
+
+CALLS: list[tuple[Any, str]] = [
+    *((ioctl, "_ioctl"), (syscall, "syncfs")),
+    *((os, name) for name in ("chmod", "fchmod", "fsync", "mkdir", "rename", "rmdir", "setxattr", "unlink")),
+]
+# What needs space, and goes on failing on a full disk; reading and destroying do not.
+FILLING = {
+    *("BTRFS_IOC_SUBVOL_CREATE_V2", "BTRFS_IOC_SNAP_CREATE_V2", "BTRFS_IOC_SUBVOL_SETFLAGS", "syncfs"),
+    *("chmod", "fchmod", "fsync", "mkdir", "rename", "setxattr"),
+}
+
+
+@dataclass
+class Points:
+    """
+    The points passed so far, two a call; *hit* names the one at which *act* was called first.
+
+    A *sticky* one acts at all later ones too that need space.
+    """
+
+    at: int
+    act: Callable[[], None]
+    sticky: bool = False
+    passed: int = 0
+    hit: str = ""
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def reached(self, point: str) -> None:
+        with self._lock:
+            self.passed += 1
+            later = self.sticky and self.passed > self.at and point.split()[1] in FILLING
+            now = self.passed == self.at or later
+            if now and not self.hit:
+                self.hit = f"point {self.at}, {point}"
+        if now:
+            self.act()
+
+    def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            what = str(args[1]) if name == "_ioctl" else name
+            self.reached(f"before {what}")
+            result = call(*args, **kwargs)
+            self.reached(f"after {what}")
+            return result
+
+        return wrapped
+
+
+@contextlib.contextmanager
+def stopped(points: Points) -> Iterator[Points]:
+    """
+    Do what *points* say, in all threads, within a ``with``.
+    """
+    with contextlib.ExitStack() as stack:
+        for owner, name in CALLS:
+            stack.enter_context(mock.patch.object(owner, name, points.around(name, getattr(owner, name))))
+        yield points
+
+
+def kill() -> None:
+    """
+    End this process as kill -9 does.
+    """
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail(name: str) -> Callable[[], None]:
+    """
+    Raise the OSError of that errno.
+    """
+    number = getattr(errno, name)
+
+    def act() -> None:
+        raise OSError(number, os.strerror(number))
+
+    return act
+
+
+def in_child(at: int, call: Callable[[Callable[[], object]], None]) -> tuple[bool, bool]:
+    """
+    Make *call* in a process that is killed at point *at*; whether it was, and whether *call* had acknowledged before.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with stopped(Points(at, kill)):
+                call(lambda: os.write(writer, b"."))
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        acknowledged = bool(pipe.read())
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return True, acknowledged
+    assert os.WEXITSTATUS(status) == 0
+    return False, acknowledged

@@ -1,0 +1,126 @@
+"""
+Each operation that changes a store, with a store to do it on.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pybtrfs import subvolume
+from snapshotter import Info, Kind, Snapshotter, records
+from snapshotter.errors import AlreadyExistsError, Error, NotFoundError
+from snapshotter.records import State as RecordState
+
+from .workload import STORE, Effect, State, Workload, digest, snapshot
+
+
+@dataclass(frozen=True)
+class Operation:
+    """
+    What is called, what it changes given what is there, and what it answers when that has happened already.
+    """
+
+    call: Callable[[Snapshotter], object]
+    effect: Callable[[dict[str, State]], Effect]
+    again: tuple[type[Error], ...]
+
+
+def _labelled(state: State) -> State:
+    return {**state, "labels": {"new": "label"}}
+
+
+def _committed(state: State) -> State:
+    return {**state, "kind": str(Kind.COMMITTED), "labels": {}}
+
+
+OPERATIONS = {
+    "prepare": Operation(
+        lambda s: s.prepare("new", "base"),
+        lambda there: {"new": snapshot(Kind.ACTIVE, "base", {}, there["base"]["digest"])},
+        (AlreadyExistsError,),
+    ),
+    "prepare empty": Operation(
+        lambda s: s.prepare("new", labels={"a": "b"}),
+        lambda there: {"new": snapshot(Kind.ACTIVE, "", {"a": "b"}, None)},
+        (AlreadyExistsError,),
+    ),
+    "view": Operation(
+        lambda s: s.view("new", "base"),
+        lambda there: {"new": snapshot(Kind.VIEW, "base", {}, None)},
+        (AlreadyExistsError,),
+    ),
+    "fork": Operation(lambda s: s.fork("active", "new"), lambda there: {"new": there["active"]}, (AlreadyExistsError,)),
+    "commit": Operation(
+        lambda s: s.commit("new", "active"),
+        lambda there: {"active": None, "new": _committed(there["active"])},
+        (NotFoundError,),
+    ),
+    "update": Operation(
+        lambda s: s.update(Info(Kind.COMMITTED, "base", labels={"new": "label"})),
+        lambda there: {"base": _labelled(there["base"])},
+        (),
+    ),
+    "remove active": Operation(lambda s: s.remove("active"), lambda there: {"active": None}, (NotFoundError,)),
+    "remove view": Operation(lambda s: s.remove("view"), lambda there: {"view": None}, (NotFoundError,)),
+    "remove layer": Operation(lambda s: s.remove("lone layer"), lambda there: {"lone layer": None}, (NotFoundError,)),
+}
+
+
+@contextlib.contextmanager
+def store(mount: str) -> Iterator[list[str]]:
+    """
+    A store below *mount* for one operation; yields the markers of what it holds, and deletes it afterwards.
+    """
+    root = os.path.join(mount, STORE)
+    marks: list[str] = []
+    with Snapshotter.create(root, mount_mode="bind") as snapshotter:
+        workload = Workload(snapshotter, marks.append)
+
+        def written(key: str, parent: str) -> State:
+            workload.acknowledged(
+                {key: snapshot(Kind.ACTIVE, parent, {}, None)}, lambda: snapshotter.prepare(key, parent)
+            )
+            (mount,) = snapshotter.mounts(key)
+            with open(os.path.join(mount.source, key), "wb") as file:
+                file.write(key.encode() * 5000)
+            state = snapshot(Kind.ACTIVE, parent, {}, digest(mount.source))
+            workload.acknowledged({key: state}, lambda: None)
+            return state
+
+        for name, parent in (("base", ""), ("lone layer", "base")):
+            layer = _committed(written("draft", parent))
+            workload.acknowledged(
+                {"draft": None, name: layer},
+                lambda name=name: snapshotter.commit(name, "draft"),  # type: ignore[misc]
+            )
+        written("active", "base")
+        workload.acknowledged({"view": snapshot(Kind.VIEW, "base", {}, None)}, lambda: snapshotter.view("view", "base"))
+    try:
+        yield marks
+    finally:
+        subvolume.delete(root, recursive=True)
+
+
+def wait_settled(root: str) -> None:
+    """
+    Wait until no record speaks of an operation under way: what the worker does after the answer is done.
+    """
+    deadline = time.monotonic() + 30
+    while any(state in (RecordState.PREPARING, RecordState.COMMITTING, RecordState.REMOVED) for state in _states(root)):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"records of {root!r} are not settled")
+        time.sleep(0.001)
+
+
+def _states(root: str) -> Iterator[RecordState]:
+    snapshots = os.path.join(root, "snapshots")
+    for name in os.listdir(snapshots):
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(os.path.join(snapshots, name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if data := records.read(fd):
+                    yield records.decode(data, int(name)).state
+            finally:
+                os.close(fd)

@@ -1,0 +1,264 @@
+"""
+What the disk refused is never committed, and a disk that is broken takes nothing of what was acknowledged.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pybtrfs import image, syscall
+from snapshotter import Info, Kind, Snapshotter
+from snapshotter.errors import DataLossError, Error, FailedPreconditionError, UnavailableError
+
+from .disk import Disk
+from .failpoints import in_child
+from .power import sweep
+from .workload import STORE, digest
+
+pytestmark = pytest.mark.btrfs
+
+SIZE = 256 << 20
+MEBIBYTE = bytes(1 << 20)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    """
+    An image with an empty btrfs.
+    """
+    path = str(tmp_path / "base")
+    image.create(path, SIZE, sparse=True)
+    return path
+
+
+@pytest.fixture
+def disk(base: str) -> Iterator[Disk]:
+    with Disk(base) as disk:
+        yield disk
+
+
+@contextlib.contextmanager
+def opened(disk: Disk) -> Iterator[Snapshotter]:
+    """
+    The store on the disk, made the first time.
+    """
+    with disk.mounted() as mount:
+        root = os.path.join(mount, STORE)
+        opening = Snapshotter if os.path.exists(root) else Snapshotter.create
+        with opening(root, mount_mode="bind") as snapshotter:
+            yield snapshotter
+
+
+def path_of(snapshotter: Snapshotter, key: str) -> str:
+    (mount,) = snapshotter.mounts(key)
+    return mount.source
+
+
+def write(snapshotter: Snapshotter, key: str, data: bytes) -> None:
+    with open(os.path.join(path_of(snapshotter, key), "file"), "wb") as file:
+        file.write(data)
+
+
+def kinds(snapshotter: Snapshotter) -> dict[str, Kind]:
+    return {info.name: info.kind for info in snapshotter.walk()}
+
+
+def committed_content(snapshotter: Snapshotter, name: str) -> bytes:
+    snapshotter.view("look", name)
+    content = Path(path_of(snapshotter, "look"), "file").read_bytes()
+    snapshotter.remove("look")
+    return content
+
+
+def in_background(path: str) -> None:
+    """
+    The kernel has begun to write it back, and nobody has asked how that went.
+    """
+    with open(os.path.join(path, "file"), "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def fsynced(path: str) -> None:
+    """
+    The writer was told, and commits all the same.
+    """
+    with open(os.path.join(path, "file"), "rb") as file, contextlib.suppress(OSError):
+        os.fsync(file.fileno())
+
+
+def nothing(path: str) -> None:
+    """
+    The snapshot is the first to write it back.
+    """
+
+
+@pytest.mark.parametrize("before", [nothing, in_background, fsynced])
+@pytest.mark.parametrize("number", ["EIO", "ENOSPC"])
+def test_refused_data_is_not_committed(disk: Disk, number: str, before: Callable[[str], None]) -> None:
+    """
+    Commit raises DataLossError and changes nothing; what was active then is never committed, after a restart neither.
+    """
+    with opened(disk) as snapshotter:
+        for key in ("victim", "bystander", "healthy"):
+            snapshotter.prepare(key)
+        write(snapshotter, "healthy", MEBIBYTE)
+        snapshotter.commit("base", "healthy")
+        snapshotter.prepare("on base", "base")
+        disk.refuse(f"data {number}")
+        write(snapshotter, "victim", MEBIBYTE)
+        before(path_of(snapshotter, "victim"))
+        with pytest.raises(DataLossError, match="'victim'"):
+            snapshotter.commit("layer", "victim")
+        disk.refuse()
+        actives = dict.fromkeys(("victim", "bystander", "on base"), Kind.ACTIVE)
+        assert kinds(snapshotter) == {"base": Kind.COMMITTED, **actives}
+        snapshotter.fork("victim", "fork")
+        for key in (*actives, "fork"):
+            with pytest.raises(DataLossError):
+                snapshotter.commit("layer", key)
+        snapshotter.prepare("new", "base")
+        write(snapshotter, "new", b"new")
+        snapshotter.commit("new layer", "new")
+    with opened(disk) as snapshotter:
+        assert snapshotter.problems() == []
+        expected = {"base": Kind.COMMITTED, "new layer": Kind.COMMITTED, "fork": Kind.ACTIVE, **actives}
+        assert kinds(snapshotter) == expected
+        for key in (*actives, "fork"):
+            with pytest.raises(DataLossError):
+                snapshotter.commit("layer", key)
+            snapshotter.remove(key)
+        assert committed_content(snapshotter, "base") == MEBIBYTE
+        assert committed_content(snapshotter, "new layer") == b"new"
+
+
+@pytest.mark.parametrize("number", ["EIO", "ENOSPC"])
+def test_power_failure_after_refused_data(disk: Disk, base: str, number: str) -> None:
+    """
+    A commit of data that was refused does not happen, wherever the power fails in it or afterwards.
+    """
+    with opened(disk) as snapshotter:
+        snapshotter.prepare("victim")
+        disk.refuse(f"data {number}")
+        disk.mark("start")
+        write(snapshotter, "victim", MEBIBYTE)
+        with pytest.raises(DataLossError):
+            snapshotter.commit("layer", "victim")
+        disk.refuse()
+        snapshotter.prepare("later")
+    log = disk.log()
+
+    def verify(mount: str, marks: list[str]) -> list[str]:
+        with Snapshotter(os.path.join(mount, STORE), mount_mode="bind") as snapshotter:
+            found = kinds(snapshotter)
+            if found.get("victim") is not Kind.ACTIVE or "layer" in found:
+                return [f"found {found}"]
+        return []
+
+    assert not sweep(log, base, verify, points=60, seed=0, start=log.marks[0] + 1).violations
+
+
+@pytest.mark.parametrize("number", ["EIO", "ENOSPC"])
+def test_kill_after_refused_data(disk: Disk, number: str) -> None:
+    """
+    A commit of data that was refused does not happen, wherever in it the process is killed.
+    """
+    killed = True
+    at = 0
+    while killed:
+        at += 1
+        with opened(disk) as snapshotter:
+            root = snapshotter.root
+            snapshotter.prepare("victim")
+            disk.refuse(f"data {number}")
+            write(snapshotter, "victim", MEBIBYTE)
+            snapshotter.close()
+
+            def commit(acknowledge: Callable[[], object], root: str = root) -> None:
+                with Snapshotter(root, mount_mode="bind") as snapshotter, pytest.raises(DataLossError):
+                    snapshotter.commit("layer", "victim")
+
+            killed, _ = in_child(at, commit)
+            disk.refuse()
+            with Snapshotter(root, mount_mode="bind") as snapshotter:
+                assert kinds(snapshotter) == {"victim": Kind.ACTIVE}
+                snapshotter.remove("victim")
+    assert at > 20
+
+
+def test_full_host(tmp_path: Path) -> None:
+    """
+    On a sparse image on a host that is full, nothing is committed that is not wholly there.
+    """
+    host, target = tmp_path / "host", tmp_path / "mount"
+    host.mkdir()
+    target.mkdir()
+    syscall.mount("tmpfs", host, "tmpfs", 0, "size=32m")
+    try:
+        image.create(host / "image", SIZE, sparse=True)
+        with (
+            image.mount(host / "image", target),
+            Snapshotter.create(target / STORE, mount_mode="bind") as snapshotter,
+        ):
+            snapshotter.prepare("before")
+            write(snapshotter, "before", MEBIBYTE)
+            snapshotter.commit("base", "before")
+            snapshotter.prepare("victim", "base")
+            write(snapshotter, "victim", os.urandom(64 << 20))
+            with pytest.raises(Error):
+                snapshotter.commit("layer", "victim")
+        syscall.mount("tmpfs", host, "tmpfs", syscall.MS_REMOUNT, "size=512m")
+        with image.mount(host / "image", target), Snapshotter(target / STORE, mount_mode="bind") as snapshotter:
+            assert snapshotter.problems() == []
+            assert kinds(snapshotter) == {"base": Kind.COMMITTED, "victim": Kind.ACTIVE}
+            assert committed_content(snapshotter, "base") == MEBIBYTE
+    finally:
+        syscall.umount2(host)
+
+
+CHANGES: dict[str, Callable[[Snapshotter], object]] = {
+    "prepare": lambda s: s.prepare("new", "base"),
+    "prepare empty": lambda s: s.prepare("new"),
+    "view": lambda s: s.view("new", "base"),
+    "fork": lambda s: s.fork("active", "new"),
+    "commit": lambda s: s.commit("new", "active"),
+    "update": lambda s: s.update(Info(Kind.COMMITTED, "base", labels={"a": "b"})),
+    "remove": lambda s: s.remove("active"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("rule", ["write EIO", "flush EIO"])
+def test_broken_disk(disk: Disk, rule: str, change: str) -> None:
+    """
+    Once the disk refuses metadata no change is acknowledged, what is in memory is still told, and after a repair
+    everything acknowledged before is there.
+    """
+    with opened(disk) as snapshotter:
+        for key in ("healthy", "active"):
+            snapshotter.prepare(key)
+            write(snapshotter, key, MEBIBYTE)
+        snapshotter.commit("base", "healthy", labels={"x": "y"})
+        snapshotter.update(Info(Kind.ACTIVE, "active", labels={"x": "z"}))
+        snapshotter.view("view", "base")
+        before = {info.name: info for info in snapshotter.walk()}
+        content = digest(path_of(snapshotter, "view"))
+        disk.refuse(rule)
+        # Remove answers nothing else, since any other error would end containerd's garbage collection.
+        unavailable = FailedPreconditionError if change == "remove" else UnavailableError
+        with pytest.raises(unavailable):
+            CHANGES[change](snapshotter)
+        for name, other in CHANGES.items():
+            with pytest.raises(FailedPreconditionError if name == "remove" else UnavailableError):
+                other(snapshotter)
+        assert {info.name: info for info in snapshotter.walk()} == before
+        assert snapshotter.stat("base") == before["base"]
+        disk.refuse()
+    with opened(disk) as snapshotter:
+        assert snapshotter.problems() == []
+        assert {info.name: info for info in snapshotter.walk()} == before
+        assert digest(path_of(snapshotter, "view")) == content
+        for name in ("prepare", "update", "remove"):
+            CHANGES[name](snapshotter)

@@ -1,0 +1,121 @@
+"""
+Power failures: what was acknowledged is there, what was not has happened whole or not at all.
+"""
+
+import functools
+import os
+import random
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pybtrfs import image
+from snapshotter import Snapshotter
+from snapshotter.errors import Error
+from snapshotter.volumes import Volumes
+
+from .controls import FlagInsteadOfCopy, RefusesCommits, WithoutBarrier
+from .disk import Disk
+from .power import MODES, Log, Replay, Result, sweep
+from .workload import STORE, Workload, verify
+
+pytestmark = pytest.mark.btrfs
+
+SIZE = 512 << 20
+THREADS = 8
+STEPS = 60
+
+
+def recorded(base: Path, volumes: type[Volumes], seed: int) -> Log:
+    """
+    The log of the workload, done on *volumes*, from an empty store on.
+    """
+    image.create(base, SIZE, sparse=True)
+    with Disk(str(base)) as disk:
+        # The kernel's own commits, every 30 s else, are to fall between our steps too.
+        with disk.mounted("commit=1") as mount:
+            root = os.path.join(mount, STORE)
+            Snapshotter.create(root).close()
+            with Snapshotter(root, volumes=volumes, mount_mode="bind") as snapshotter:
+                disk.mark('{"start": 0}')
+                Workload(snapshotter, disk.mark).run(THREADS, STEPS, seed)
+            disk.mark('{"stop": 0}')
+        log = disk.log()
+    print(
+        f"{THREADS} threads, {len(log.marks) // 2} operations, {len(log.entries)} entries, {len(log.flushes)} flushes"
+    )
+    return log
+
+
+def crash(base: Path, volumes: type[Volumes], points: int, seed: int) -> Result:
+    """
+    Cut the power at *points* places of the workload on *volumes*.
+    """
+    log = recorded(base, volumes, seed)
+    return sweep(log, str(base), verify, points=points, seed=seed, start=log.marks[0] + 1)
+
+
+def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    """
+    At each of 300 crash points the store opens with all that was acknowledged, and with nothing else.
+    """
+    result = crash(tmp_path / "base", RefusesCommits, points=300, seed=1)
+    assert not result.violations
+
+
+@pytest.mark.parametrize("volumes", [WithoutBarrier, FlagInsteadOfCopy])
+def test_a_missing_step_is_found(volumes: type[Volumes], tmp_path: Path) -> None:
+    """
+    The same test reports violations when one durable step is left out.
+    """
+    result = crash(tmp_path / "base", volumes, points=60, seed=1)
+    assert len(result.violations) >= 10
+
+
+def test_a_store_is_made_whole(tmp_path: Path) -> None:
+    """
+    Wherever the power fails while a store is made, there is a store, or one can be made.
+    """
+    base = str(tmp_path / "base")
+    image.create(base, SIZE, sparse=True)
+    with Disk(base) as disk:
+        with disk.mounted() as mount:
+            disk.mark("begin")
+            Snapshotter.create(os.path.join(mount, STORE)).close()
+            disk.mark("made")
+        log = disk.log()
+
+    def verify(mount: str, marks: list[str]) -> list[str]:
+        root = os.path.join(mount, STORE)
+        try:
+            Snapshotter(root).close()
+        except Error as error:
+            if "made" in marks:
+                return [f"{error}"]
+            Snapshotter.create(root).close()
+        return []
+
+    assert not sweep(log, base, verify, points=100, seed=1, start=log.marks[0] + 1).violations
+
+
+def still(marks: list[str], mount: str, _: list[str]) -> list[str]:
+    return verify(mount, marks)
+
+
+def test_recovery_is_interrupted(tmp_path: Path) -> None:
+    """
+    The power fails again while the store is opened after a power failure, and nothing acknowledged is lost.
+    """
+    log = recorded(tmp_path / "base", RefusesCommits, seed=2)
+    rng = random.Random(2)
+    with closing(Replay(log, str(tmp_path / "base"), str(tmp_path))) as replay:
+        for number, point in enumerate(log.points(4, rng, log.marks[0] + 1)):
+            crashed = replay.cut(point, MODES[number % len(MODES)], rng)
+            judge = functools.partial(still, log.marked(point))
+            with Disk(crashed) as disk:
+                with disk.mounted() as mount, Snapshotter(os.path.join(mount, STORE), mount_mode="bind") as snapshotter:
+                    snapshotter.cleanup()
+                recovery = disk.log()
+            result = sweep(recovery, crashed, judge, points=8, seed=number)
+            assert not result.violations

@@ -1,0 +1,636 @@
+import contextlib
+import errno
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pybtrfs import image, subvolume, syscall
+from snapshotter import Mount, Snapshotter, cli, image_store
+from snapshotter.mounting import mounted
+
+CODES = {0, 1, 2, 3, 4, 5, 130}
+
+pytestmark = pytest.mark.btrfs
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def root(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """
+    An empty store, which the environment names.
+    """
+    path = str(btrfs / "store")
+    Snapshotter.create(path).close()
+    monkeypatch.setenv("SNAPSHOTTER_ROOT", path)
+    return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*argv: str) -> Ran:
+        capsys.readouterr()
+        code = cli.main(argv)
+        out, err = capsys.readouterr()
+        if err:
+            assert err.startswith("snapshotter: ") and err.count("\n") == 1
+        return Ran(code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def layers(root: str, run: Run) -> str:
+    """
+    A store with a layer "base", its child "web" with a file, and a view.
+    """
+    for argv in (
+        "prepare build",
+        "commit base build --label a=b=c",
+        "prepare web base --label owner=me",
+        "view v base",
+    ):
+        assert run(*argv.split()).code == 0
+    with Snapshotter(root) as store, mounted(store.mounts("web")) as path:
+        fd = os.open(f"{path}/file", os.O_WRONLY | os.O_CREAT)
+        os.write(fd, bytes(5000))
+        os.fsync(fd)
+        os.close(fd)
+    return root
+
+
+def command(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "snapshotter", *argv], capture_output=True, text=True, **options)
+
+
+def complaint(argv: list[str]) -> tuple[int, str]:
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        return cli.main(argv), error.getvalue()
+
+
+def image_of(root: str) -> str:
+    """
+    The image below a store; it is sparse, so doctor names it.
+    """
+    return str(next(parent for parent in Path(root).parents if parent.name == "mount").with_name("image"))
+
+
+def settle(store: Snapshotter) -> None:
+    """
+    Wait until no record says that its snapshot is being made.
+    """
+    names = os.listdir(f"{store.root}/snapshots")
+    while any(b'"preparing"' in os.getxattr(f"{store.root}/snapshots/{name}", "user.snapshotter") for name in names):
+        time.sleep(0.01)
+
+
+def names(run: Run, *argv: str) -> list[str]:
+    return [info["name"] for info in json.loads(run("ls", "--json", *argv).out)]
+
+
+class TestCommands:
+    def test_prepare_mount_commit(self, root: str, run: Run, tmp_path: Path) -> None:
+        """
+        What prepare and mounts print can be run, and what is written there is in the layer.
+        """
+        printed = run("prepare", "a")
+        assert printed.code == 0
+        target = tmp_path / "a target"
+        target.mkdir()
+        assert shlex.split(printed.out)[-1] == "TARGET"
+        line = run("mounts", "a", str(target)).out
+        assert shlex.split(line)[:-1] == shlex.split(printed.out)[:-1]
+        subprocess.run(line, shell=True, check=True)
+        try:
+            (target / "file").write_text("content")
+        finally:
+            syscall.umount2(target)
+        assert run("commit", "layer", "a") == (0, "", "")
+        with Snapshotter(root) as store, mounted(store.view("v", "layer")) as path:
+            assert Path(path, "file").read_text() == "content"
+
+    def test_json_of_mounts(self, layers: str, run: Run) -> None:
+        """
+        prepare, view, fork and mounts give the mounts as JSON, too.
+        """
+        with Snapshotter(layers, read_only=True) as store:
+            expected = [
+                {"type": m.type, "source": m.source, "target": m.target, "options": list(m.options)}
+                for m in store.mounts("web")
+            ]
+        assert json.loads(run("mounts", "web", "--json").out) == expected
+        for argv in (["prepare", "p", "base"], ["view", "w", "base"], ["fork", "web", "f"]):
+            [mount] = json.loads(run(*argv, "--json").out)
+            assert mount["type"] == "btrfs"
+            assert ("ro" in mount["options"]) == (argv[0] == "view")
+
+    def test_bind_mounts(self) -> None:
+        """
+        A bind mount is printed as mount(8) takes it.
+        """
+        mount = Mount("bind", "/a b", "sub", ("rbind", "ro"))
+        assert cli.mount_command(mount, "/mnt") == "mount -o rbind,ro '/a b' /mnt/sub"
+
+    def test_ls(self, layers: str, run: Run) -> None:
+        """
+        ls lists every snapshot by name, or those that a filter matches.
+        """
+        infos = json.loads(run("ls", "--json").out)
+        assert [(info["kind"], info["name"], info["parent"], info["labels"]) for info in infos] == [
+            ("Committed", "base", "", {"a": "b=c"}),
+            ("View", "v", "base", {}),
+            ("Active", "web", "base", {"owner": "me"}),
+        ]
+        for info in infos:
+            assert datetime.fromisoformat(info["created"]).utcoffset() is not None
+            assert info.keys() == {"kind", "name", "parent", "labels", "created", "updated"}
+        assert names(run, "kind==view", "labels.owner==me") == ["v", "web"]
+        lines = run("ls").out.splitlines()
+        assert lines[0].split() == ["KEY", "KIND", "PARENT", "CREATED"]
+        assert [line.split()[0] for line in lines[1:]] == ["base", "v", "web"]
+        assert run("ls", "kind==").code == 2
+
+    def test_ls_beside_the_owner(self, layers: str, run: Run) -> None:
+        """
+        What reads needs no lock; what changes is refused with 3 and names the holder.
+        """
+        with Snapshotter(layers) as store:
+            store.prepare("new", "base")
+            assert names(run) == ["base", "new", "v", "web"]
+            for argv in ("tree", "usage new", "mounts new"):
+                assert run(*argv.split()).code == 0
+            assert run("doctor").out.startswith(image_of(layers))
+            for argv in ("prepare x", "view x", "commit x web", "fork web x", "rm web", "cleanup", "init --adopt"):
+                refused = run(*argv.split())
+                assert refused.code == 3, argv
+                assert f"held by process {os.getpid()}" in refused.err
+
+    def test_tree(self, layers: str, run: Run) -> None:
+        """
+        tree shows children below their parents, with sizes in both forms.
+        """
+        rows = json.loads(run("tree", "--json").out)
+        assert [(row["name"], row["depth"], row["size"], row["inodes"]) for row in rows] == [
+            ("base", 0, 0, 1),
+            ("v", 1, 0, 0),
+            ("web", 1, 8192, 1),
+        ]
+        assert "└─ web  Active     8.0 KiB" in run("tree").out
+        assert "8192" in run("tree", "--bytes").out
+
+    def test_usage(self, layers: str, run: Run) -> None:
+        """
+        usage measures what it is asked for, in order.
+        """
+        assert json.loads(run("usage", "web", "base", "--json").out) == [
+            {"key": "web", "size": 8192, "inodes": 1},
+            {"key": "base", "size": 0, "inodes": 1},
+        ]
+        assert run("usage", "web").out.splitlines()[1].split() == ["web", "8.0", "KiB", "1"]
+        assert run("usage", "web", "--bytes").out.splitlines()[1].split() == ["web", "8192", "1"]
+        assert run("usage", "web", "nothing").code == 4
+
+    def test_fork(self, layers: str, run: Run) -> None:
+        """
+        fork copies an active snapshot with its labels.
+        """
+        assert run("fork", "web", "copy").code == 0
+        assert names(run, "labels.owner==me") == ["copy", "web"]
+        assert run("usage", "copy", "--bytes").out.splitlines()[1].split() == ["copy", "8192", "1"]
+
+    def test_rm(self, layers: str, run: Run) -> None:
+        """
+        rm removes what it can, complains of each other, and its directories are gone when it returns.
+        """
+        assert run("rm", "base").code == 1
+        complaints = command("rm", "web", "nothing", "base", "v")
+        assert complaints.returncode == 4
+        assert len(complaints.stderr.splitlines()) == 2
+        assert names(run) == ["base"]
+        assert run("rm", "base") == (0, "", "")
+        assert os.listdir(f"{layers}/snapshots") == []
+
+    def test_cleanup(self, layers: str, run: Run) -> None:
+        """
+        cleanup destroys what was left of a removed snapshot.
+        """
+        with Snapshotter(layers) as store:
+            with mounted(store.mounts("web")):
+                store.remove("web")
+                store.cleanup()
+            assert len(os.listdir(f"{layers}/snapshots")) == 3
+        assert run("cleanup") == (0, "", "")
+        assert len(os.listdir(f"{layers}/snapshots")) == 2
+
+    def test_doctor(self, layers: str, run: Run) -> None:
+        """
+        doctor says that nothing is wrong, or what is, and how to mend it.
+        """
+        os.mkdir(f"{layers}/snapshots/stranger")
+        found = run("doctor")
+        assert found.code == 5
+        assert (
+            "stranger: it is not the directory of a snapshot\n  cure: move it away, or delete it by hand\n" in found.out
+        )
+        problems = json.loads(run("doctor", "--json").out)
+        assert f"{layers}/snapshots/stranger" in [problem["subject"] for problem in problems]
+        assert all(problem.keys() == {"subject", "what", "cure"} for problem in problems)
+
+    def test_another_clients_store(self, btrfs: Path, run: Run) -> None:
+        """
+        The command acts as the client that the store is bound to.
+        """
+        with Snapshotter.create(btrfs / "s", client="containerd") as store:
+            store.prepare("a")
+        assert run("--root", str(btrfs / "s"), "rm", "a").code == 0
+        with Snapshotter(btrfs / "s", client="containerd") as store:
+            assert list(store.walk()) == []
+
+
+class TestInit:
+    def test_on_btrfs(self, btrfs: Path, run: Run) -> None:
+        """
+        init makes a store of what is missing or empty, and of nothing else.
+        """
+        root = str(btrfs / "new")
+        assert run("init", "--root", root) == (0, f"made a store in {root}\n", "")
+        assert run("init", "--root", root).code == 1
+        assert run("ls", "--root", root).code == 0
+        (btrfs / "empty").mkdir()
+        assert run("init", "--root", str(btrfs / "empty")).code == 0
+        assert "is not empty" in run("init", "--root", str(btrfs)).err
+        assert run("init", "--root", str(btrfs / "no" / "where")).code == 4
+
+    def test_elsewhere(self, tmp_path: Path, run: Run) -> None:
+        """
+        Where there is no btrfs, init says what to do.
+        """
+        assert "--image" in run("init", "--root", str(tmp_path / "s")).err
+
+    def test_on_a_mount_point(self, tmp_path: Path, run: Run) -> None:
+        """
+        A btrfs mounted on a directory of another filesystem can be a store itself.
+        """
+        image.create(tmp_path / "i", 200 << 20, sparse=True)
+        (tmp_path / "s").mkdir()
+        with image.mount(tmp_path / "i", tmp_path / "s"):
+            assert run("init", "--root", str(tmp_path / "s")).code == 0
+
+    def test_in_an_image(self, tmp_path: Path, run: Run) -> None:
+        """
+        init --image makes a preallocated btrfs, mounts it, and prints the unit that mounts it again.
+        """
+        root, file = tmp_path / "s", tmp_path / "s.img"
+        made = run("init", "--root", str(root), "--image", "200M")
+        try:
+            assert made.code == 0
+            assert os.stat(file).st_blocks * 512 >= 200 << 20
+            assert f"\nWhat={file}\nWhere={root}\nType=btrfs\nOptions=loop,nodiscard" in made.out
+            assert run("prepare", "a", "--root", str(root)).code == 0
+            assert run("doctor", "--root", str(root)) == (0, "nothing is wrong\n", "")
+        finally:
+            syscall.umount2(root)
+        # As the unit does.
+        subprocess.run(["mount", "-o", "loop,nodiscard,user_subvol_rm_allowed", file, root], check=True)
+        try:
+            assert names(run, "--root", str(root)) == ["a"]
+        finally:
+            syscall.umount2(root)
+
+    def test_image_options(self, tmp_path: Path, run: Run) -> None:
+        """
+        The image may be elsewhere, and sparse, which doctor tells.
+        """
+        root, file = str(tmp_path / "s"), str(tmp_path / "elsewhere")
+        assert run("init", "--root", root, "--image", "1G", "--sparse", "--image-file", file).code == 0
+        try:
+            assert os.stat(file).st_size == 1 << 30
+            assert os.stat(file).st_blocks * 512 < 100 << 20
+            assert run("doctor", "--root", root).code == 5
+        finally:
+            syscall.umount2(root)
+
+    @pytest.mark.parametrize("exists", [False, True])
+    def test_image_undone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run, exists: bool) -> None:
+        """
+        When the last step fails, the image, its mount and a new root are gone.
+        """
+
+        def fail(root: str) -> None:
+            assert os.path.ismount(root)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), root)
+
+        root = tmp_path / "s"
+        if exists:
+            root.mkdir()
+        monkeypatch.setattr(image_store.Snapshotter, "create", fail)
+        assert run("init", "--root", str(root), "--image", "200M", "--sparse").code == 1
+        assert os.listdir(tmp_path) == (["s"] if exists else [])
+
+    def test_image_interrupted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+        """
+        Ctrl-C while it works undoes it all.
+        """
+
+        def interrupt(root: str) -> Snapshotter:
+            os.kill(os.getpid(), signal.SIGINT)
+            return make(root)
+
+        make = Snapshotter.create
+        monkeypatch.setattr(image_store.Snapshotter, "create", interrupt)
+        ran = run("init", "--root", str(tmp_path / "s"), "--image", "200M", "--sparse")
+        assert ran == (130, "", "snapshotter: interrupted\n")
+        assert os.listdir(tmp_path) == []
+
+    @pytest.mark.parametrize(
+        ("argv", "code", "text"),
+        [
+            ("--image 1M", 2, "too small"),
+            ("--image 20X", 2, "'20X' is not a size"),
+            ("--image-file x", 2, "need --image"),
+            ("--sparse", 2, "need --image"),
+            ("--adopt --image 1G", 2, "--adopt"),
+            ("--image 900T", 1, "No space left|File too large"),
+        ],
+    )
+    def test_image_refused(self, tmp_path: Path, run: Run, argv: str, code: int, text: str) -> None:
+        """
+        What init cannot do it says, and leaves nothing.
+        """
+        ran = run("init", "--root", str(tmp_path / "s"), *argv.split())
+        assert ran.code == code
+        assert any(part in ran.err for part in text.split("|"))
+        assert os.listdir(tmp_path) == []
+
+    def test_image_in_the_way(self, tmp_path: Path, run: Run) -> None:
+        """
+        Nothing that is there already is touched.
+        """
+        root = str(tmp_path / "s")
+        (tmp_path / "s.img").write_text("mine")
+        assert "exists" in run("init", "--root", root, "--image", "200M").err
+        (tmp_path / "s").mkdir()
+        (tmp_path / "s" / "mine").touch()
+        assert "is not empty" in run("init", "--root", root, "--image", "200M").err
+        assert "is not a directory" in run("init", "--root", f"{root}/mine", "--image", "200M").err
+        assert "already" in run("init", "--root", "/proc", "--image", "200M").err
+        assert (tmp_path / "s.img").read_text() == "mine"
+
+    def test_adopt(self, btrfs: Path, run: Run) -> None:
+        """
+        A store that was moved is one again; a copy without subvolumes is not.
+        """
+        old, new, copy = btrfs / "old", btrfs / "new", btrfs / "copy"
+        subvolume.create(copy)
+        old.mkdir()
+        with Snapshotter.create(old) as store:
+            store.prepare("a")
+            settle(store)
+        subprocess.run(["cp", "--archive", *old.iterdir(), copy], check=True)
+        assert "copy of a store" in run("prepare", "b", "--root", str(copy)).err
+        assert "none of the 1 subvolumes" in run("init", "--adopt", "--root", str(copy)).err
+        new.mkdir()
+        subvolume.set_read_only(old / "empty", False)  # or it cannot be renamed
+        for name in os.listdir(old):
+            (old / name).rename(new / name)
+        subvolume.set_read_only(new / "empty")
+        assert "copy of a store" in run("prepare", "b", "--root", str(new)).err
+        assert run("init", "--adopt", "--root", str(new)) == (0, f"adopted {new}\n", "")
+        assert run("prepare", "b", "--root", str(new)).code == 0
+        assert names(run, "--root", str(new)) == ["a", "b"]
+
+    @pytest.mark.parametrize(
+        ("root", "name"),
+        [
+            ("/var/lib/snap", "var-lib-snap.mount"),
+            ("/srv/.x/a-b", "srv-.x-a\\x2db.mount"),
+            ("/.x", "\\x2ex.mount"),
+            ("/srv/ü 5%", "srv-\\xc3\\xbc\\x205\\x25.mount"),
+        ],
+    )
+    def test_unit_name(self, root: str, name: str) -> None:
+        """
+        A mount unit is named as systemd-escape says.
+        """
+        assert f"systemctl enable '{name}'\n" in image_store.mount_unit(root, "/i")
+        assert f"\nWhere={root.replace('%', '%%')}\n" in image_store.mount_unit(root, "/i")
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("argv", "code", "text"),
+        [
+            ("", 2, "required: COMMAND"),
+            ("frob", 2, "invalid choice: 'frob'"),
+            ("prepare", 2, "snapshotter prepare --help"),
+            ("prepare a b c", 2, "unrecognized arguments: c"),
+            ("prepare a --label x", 2, "'x' is not KEY=VALUE"),
+            ("prepare a --label =x", 2, "key of a label is empty"),
+            ("prepare a --lab x=y", 2, "unrecognized"),
+            ("prepare a none", 4, "'none'"),
+            ("prepare web", 1, "already exists"),
+            ("prepare a web", 2, "not committed"),
+            ("commit base web", 1, "already exists"),
+            ("commit c v", 1, "not active"),
+            ("fork base c", 1, "not active"),
+            ("mounts none", 4, "'none'"),
+            ("mounts base", 1, "not active"),
+            ("rm none", 4, "'none'"),
+            ("ls --root /nowhere", 4, "'/nowhere' does not exist"),
+            ("ls --root /proc", 1, "not on btrfs"),
+            ("--root /nowhere ls", 4, "'/nowhere' does not exist"),
+            ("ls --root /dev/null", 1, "Not a directory"),
+        ],
+    )
+    def test_codes(self, layers: str, run: Run, argv: str, code: int, text: str) -> None:
+        """
+        Each mistake has its exit code and one line that names it, and changes nothing.
+        """
+        before = run("ls", "--json")
+        ran = run(*argv.split())
+        assert (ran.code, ran.out) == (code, "")
+        assert text in ran.err
+        assert run("ls", "--json") == before
+
+    def test_lost(self, layers: str, run: Run) -> None:
+        """
+        What lost its subvolume is 5, in doctor by name, in tree marked; and it can be removed.
+        """
+        with Snapshotter(layers) as store:
+            settle(store)
+            [subvolid] = [option for option in store.mounts("web")[0].options if option.startswith("subvolid=")]
+        subvolume.delete_by_id(layers, int(subvolid.removeprefix("subvolid=")))
+        assert run("mounts", "web").code == run("usage", "web").code == 5
+        assert "└─ web  Active     lost" in run("tree").out
+        assert [row["size"] for row in json.loads(run("tree", "--json").out)] == [0, 0, None]
+        assert "web: its subvolume is missing" in run("doctor").out
+        assert run("rm", "web").code == 0
+        assert run("doctor").out.count("web") == 0
+
+    def test_no_root(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        Without a store's path, every command says how to give one.
+        """
+        for value in (None, ""):
+            monkeypatch.delenv("SNAPSHOTTER_ROOT", raising=False)
+            if value is not None:
+                monkeypatch.setenv("SNAPSHOTTER_ROOT", value)
+            for argv in ("init", "ls", "tree", "usage a", "rm a", "cleanup", "doctor", "prepare a", "--root= ls"):
+                ran = run(*argv.split())
+                assert ran.code == 2
+                assert "use --root DIR" in ran.err
+
+    def test_root_wins(self, layers: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        --root, before or behind the command, wins over the environment.
+        """
+        monkeypatch.setenv("SNAPSHOTTER_ROOT", "/nowhere")
+        assert names(run, "--root", layers) == ["base", "v", "web"]
+        assert run("--root", layers, "ls").code == run("--root", "/nowhere", "ls", "--root", layers).code == 0
+
+    def test_unprivileged(self, layers: str, unprivileged: Callable[..., Any]) -> None:
+        """
+        Without a right to the store, one line says so.
+        """
+        refusal = f"snapshotter: cannot open store {layers!r}: Permission denied\n"
+        assert unprivileged(complaint, ["ls"]) == unprivileged(complaint, ["rm", "web"]) == (1, refusal)
+
+    def test_interrupted(self, layers: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        Ctrl-C ends with 130.
+        """
+
+        def interrupt(*args: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Snapshotter, "walk", interrupt)
+        assert run("ls") == (130, "", "snapshotter: interrupted\n")
+
+    def test_closed_pipe(self, layers: str) -> None:
+        """
+        Who closes the pipe early gets no complaint.
+        """
+        reader, writer = os.pipe()
+        os.close(reader)
+        try:
+            ran = subprocess.run(
+                [sys.executable, "-m", "snapshotter", "ls"], stdout=writer, stderr=subprocess.PIPE, text=True
+            )
+        finally:
+            os.close(writer)
+        assert (ran.returncode, ran.stderr) == (1, "")
+
+    def test_full_output(self, layers: str) -> None:
+        """
+        Output that cannot be written is a failure.
+        """
+        with open("/dev/full", "w") as full:
+            ran = subprocess.run(
+                [sys.executable, "-m", "snapshotter", "ls"], stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        assert (ran.returncode, ran.stderr) == (1, "snapshotter: No space left on device\n")
+
+    def test_strange_keys(self, root: str, run: Run) -> None:
+        """
+        A key cannot command the terminal, and ASCII terminals get escapes.
+        """
+        key = "a\x1b[31m\nü"
+        assert run("prepare", key).code == 0
+        assert "a\\x1b[31m\\nü" in run("ls").out
+        assert json.loads(run("ls", "--json").out)[0]["name"] == key
+        ran = command("tree", env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+        assert "a\\x1b[31m\\n\\xfc" in ran.stdout
+        ran = command("rm", os.fsdecode(b"\xff"))
+        assert (ran.returncode, ran.stderr.count("\n")) == (4, 1)
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def test_noise(self, layers: str, capsys: pytest.CaptureFixture[str], data: st.DataObject) -> None:
+        """
+        Whatever the arguments, the exit code is one of the closed set, and there is no traceback.
+        """
+        commands = ["prepare", "view", "commit", "fork", "mounts", "ls", "tree", "usage", "rm", "cleanup", "doctor"]
+        words = ["--json", "--bytes", "--label", "a=b", "--root", "--", "web", "base", "v", "-x", "--help", "init", ""]
+        word = st.sampled_from(commands + words) | st.text(max_size=8)
+        argv = data.draw(st.lists(word, max_size=3)) if data.draw(st.booleans()) else []
+        argv = [data.draw(st.sampled_from(commands)), *argv, *data.draw(st.lists(word, max_size=3))]
+        try:
+            code: Any = cli.main(argv)
+        except SystemExit as end:
+            code = end.code
+            assert "--help" in argv or "-h" in argv or "--version" in argv
+        assert code in CODES
+        assert "Traceback" not in capsys.readouterr().err
+
+
+class TestOutput:
+    def test_help(self) -> None:
+        """
+        Help has examples and the exit codes, for the whole and for each command.
+        """
+        ran = command("--help")
+        assert ran.returncode == 0
+        assert "examples:" in ran.stdout
+        assert "130 interrupted" in ran.stdout
+        assert command("mounts", "--help").stdout.endswith("example: snapshotter mounts web /mnt | sh\n")
+        assert command("--version").stdout.startswith("snapshotter ")
+
+    @pytest.fixture
+    def terminal(self) -> Iterator[Callable[..., str]]:
+        """
+        Runs the command on a terminal, and gives what came out there.
+        """
+
+        def run(*argv: str, **environment: str) -> str:
+            ours, theirs = os.openpty()
+            try:
+                env = {**os.environ, "TERM": "xterm", **environment}
+                env = {name: value for name, value in env.items() if value}
+                subprocess.run([sys.executable, "-m", "snapshotter", *argv], stdout=theirs, env=env, check=True)
+                return os.read(ours, 65536).decode()
+            finally:
+                os.close(ours)
+                os.close(theirs)
+
+        yield run
+
+    def test_terminal(self, layers: str, terminal: Callable[..., str]) -> None:
+        """
+        A terminal gets colours, unless NO_COLOR is set; a pipe never does.
+        """
+        coloured = terminal("tree", NO_COLOR="")
+        assert "\x1b[36mCommitted" in coloured
+        assert "└─ web" in coloured
+        assert "\x1b" not in terminal("tree", NO_COLOR="1")
+        assert "\x1b" not in terminal("tree", TERM="dumb", NO_COLOR="")
+        assert "\x1b" not in command("tree").stdout
+
+    def test_lazy(self) -> None:
+        """
+        A command imports only what it needs.
+        """
+        script = "import sys, snapshotter.cli; print(*sys.modules)"
+        loaded = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert not {"rich", "pybtrfs.image", "snapshotter.demo", "snapshotter.doctor", "asyncio"} & set(loaded)

@@ -1,0 +1,74 @@
+import io
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapshotter import Info, Kind, Usage, display
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        ((1 << 20) - 1, "1.0 MiB"),
+        (5 << 40, "5.0 TiB"),
+        (1 << 64, "16.0 EiB"),
+        (1 << 74, "16384.0 EiB"),
+    ],
+)
+def test_size(count: int, text: str) -> None:
+    """
+    Sizes have a number below 1024 and its unit.
+    """
+    assert display.size(count) == text
+
+
+@given(st.text())
+def test_printable(text: str) -> None:
+    """
+    Nothing is left that moves a cursor, breaks a line or cannot be shown.
+    """
+    assert display.printable(text).isprintable()
+
+
+def info(name: str, parent: str = "") -> Info:
+    return Info(Kind.COMMITTED, name, parent)
+
+
+def test_tree(capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    Children stand below their parents, by name; one whose parent is not there is a root.
+    """
+    infos = [info("b"), info("a2", "a"), info("a"), info("a11", "a1"), info("a1", "a"), info("x", "gone")]
+    display.tree((lines, each, Usage(2048, 1)) for _, lines, each in display.family(infos))
+    assert capsys.readouterr().out.splitlines() == [
+        "KEY        KIND          SIZE  INODES",
+        "a          Committed  2.0 KiB       1",
+        "├─ a1      Committed  2.0 KiB       1",
+        "│  └─ a11  Committed  2.0 KiB       1",
+        "└─ a2      Committed  2.0 KiB       1",
+        "b          Committed  2.0 KiB       1",
+        "x          Committed  2.0 KiB       1",
+    ]
+
+
+def test_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Where there are no box characters, others draw the tree.
+    """
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    family = display.family([info("a"), info("b", "a"), info("c", "a"), info("d", "b")])
+    assert [lines for _, lines, _ in family] == ["", "|- ", "|  `- ", "`- "]
+
+
+def test_long_chain() -> None:
+    """
+    A chain of layers may be longer than Python recurses.
+    """
+    chain = [info("0")] + [info(str(number), str(number - 1)) for number in range(1, 3000)]
+    assert [depth for depth, _, _ in display.family(chain)] == list(range(3000))

@@ -1,0 +1,202 @@
+import fcntl
+import os
+import shutil
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pybtrfs import image, subvolume, syscall
+from snapshotter import Problem, Snapshotter, doctor
+from snapshotter.errors import FailedPreconditionError, NotFoundError
+
+pytestmark = pytest.mark.btrfs
+
+BTRFS_IOC_QUOTA_CTL = 0xC0109428
+QUOTA_CTL_ENABLE, QUOTA_CTL_DISABLE = 1, 2
+
+
+@pytest.fixture
+def mount(image_mount: Callable[..., Path]) -> Path:
+    """
+    A store, mounted from a preallocated image.
+    """
+    path = image_mount(256 << 20, sparse=False)
+    Snapshotter.create(path).close()
+    return path
+
+
+def only(problems: list[Problem]) -> Problem:
+    [problem] = problems
+    return problem
+
+
+def test_healthy(mount: Path) -> None:
+    """
+    Nothing is found where nothing is wrong, also beside the owner of the store.
+    """
+    with Snapshotter(mount) as store:
+        store.prepare("a")
+        assert doctor.examine(mount) == []
+
+
+def test_quarantined(mount: Path) -> None:
+    """
+    A snapshot without its subvolume is named.
+    """
+    with Snapshotter(mount) as store:
+        store.prepare("a")
+        while b'"preparing"' in os.getxattr(mount / "snapshots/1", "user.snapshotter"):
+            time.sleep(0.01)
+    subvolume.delete(mount / "snapshots/1/fs")
+    problem = only(doctor.examine(mount))
+    assert (problem.subject, problem.what) == ("a", "its subvolume is missing, or not what was committed")
+
+
+def test_without_record(mount: Path) -> None:
+    """
+    What no record accounts for is named, and nothing is done to it.
+    """
+    subvolume.create(mount / "snapshots/stranger")
+    assert only(doctor.examine(mount)).subject == str(mount / "snapshots/stranger")
+    assert (mount / "snapshots/stranger").exists()
+
+
+def test_copy(mount: Path) -> None:
+    """
+    A copy of a store is told from the store.
+    """
+    original = mount / "original"
+    Snapshotter.create(original).close()
+    subvolume.snapshot(original, mount / "copy")
+    problem = only(doctor.examine(mount / "copy"))
+    assert problem.what == "it is a copy of a store, and can only be read"
+    assert "--adopt" in problem.cure
+
+
+def test_mode(mount: Path) -> None:
+    """
+    A root that others may enter is found.
+    """
+    mount.chmod(0o755)
+    problem = only(doctor.examine(mount))
+    assert problem == Problem(str(mount), "its mode is 0755: others may reach into snapshots", f"chmod 0700 {mount}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (syscall.MS_NOSUID, "nosuid"),
+        (syscall.MS_NODEV, "nodev"),
+        (syscall.MS_NOEXEC, "noexec"),
+        (syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC, "nosuid,nodev,noexec"),
+    ],
+)
+def test_inherited_flags(mount: Path, flags: int, names: str) -> None:
+    """
+    Mount flags that bind mounts inherit are found.
+    """
+    syscall.mount("", mount, "", syscall.MS_REMOUNT | syscall.MS_BIND | flags)
+    problem = only(doctor.examine(mount))
+    assert problem.what.startswith(f"it is mounted {names},")
+    assert problem.cure == f"mount it without {names}"
+
+
+def test_read_only(mount: Path) -> None:
+    """
+    A read-only filesystem is found.
+    """
+    syscall.mount("", mount, "", syscall.MS_REMOUNT | syscall.MS_BIND | syscall.MS_RDONLY)
+    assert only(doctor.examine(mount)).what == "its filesystem is read-only"
+
+
+def test_sparse_image(image_mount: Callable[..., Path]) -> None:
+    """
+    An image whose space is not reserved is found, and the cure works.
+    """
+    path = image_mount(256 << 20, sparse=True)
+    Snapshotter.create(path).close()
+    problem = only(doctor.examine(path))
+    assert problem.subject == str(path.parent / "image")
+    assert problem.cure == f"fallocate --length {256 << 20} {path.parent / 'image'}"
+    fd = os.open(path.parent / "image", os.O_RDWR)
+    os.posix_fallocate(fd, 0, 256 << 20)
+    os.close(fd)
+    assert doctor.examine(path) == []
+
+
+def test_qgroups(mount: Path) -> None:
+    """
+    Full qgroups are found while they are enabled.
+    """
+    fd = os.open(mount, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, BTRFS_IOC_QUOTA_CTL, struct.pack("QQ", QUOTA_CTL_ENABLE, 0))
+        problem = only(doctor.examine(mount))
+        assert problem.what.startswith("full qgroups are enabled")
+        assert problem.cure == f"btrfs quota disable {mount}"
+        fcntl.ioctl(fd, BTRFS_IOC_QUOTA_CTL, struct.pack("QQ", QUOTA_CTL_DISABLE, 0))
+        assert doctor.examine(mount) == []
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """
+    A mounted btrfs, and what makes its disk refuse every write from then on: a seal on the memory it is.
+    """
+    disk = os.memfd_create("disk", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    image.create(tmp_path / "image", 200 << 20, sparse=True)
+    with open(tmp_path / "image", "rb") as source, open(disk, "wb", closefd=False) as target:
+        shutil.copyfileobj(source, target)
+    (tmp_path / "mount").mkdir()
+    try:
+        with image.mount(f"/proc/self/fd/{disk}", tmp_path / "mount"):
+            yield tmp_path / "mount", lambda: fcntl.fcntl(disk, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE) and None
+    finally:
+        os.close(disk)
+
+
+def test_write_errors(failing: tuple[Path, Callable[[], None]]) -> None:
+    """
+    A disk that refuses writes is found, and what became of the filesystem.
+    """
+    path, fail = failing
+    Snapshotter.create(path).close()
+    assert doctor.examine(path) == []
+    fail()
+    with pytest.raises(OSError, match="Input/output error"):
+        subvolume.create(path / "x")
+        os.sync()
+        os.mkdir(path / "y")
+    found: dict[str, list[str]] = {}
+    for problem in doctor.examine(path):
+        found.setdefault(problem.subject, []).append(problem.what)
+    [device] = found.keys() - {str(path)}
+    assert device.startswith("/dev/loop")
+    assert found[device][0].startswith("it has refused ")
+    assert "its filesystem is read-only" in found[str(path)]
+
+
+def test_damaged(mount: Path) -> None:
+    """
+    A store whose own record is damaged is found, beside what else is wrong.
+    """
+    os.setxattr(mount / "store", "user.snapshotter", b"{}")
+    mount.chmod(0o755)
+    damaged, mode = doctor.examine(mount)
+    assert "damaged" in damaged.what
+    assert mode.what.startswith("its mode is 0755")
+
+
+def test_not_a_store(btrfs: Path) -> None:
+    """
+    What is no store at all is an error, not a finding.
+    """
+    with pytest.raises(FailedPreconditionError):
+        doctor.examine(btrfs)
+    with pytest.raises(NotFoundError):
+        doctor.examine(btrfs / "missing")

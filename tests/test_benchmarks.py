@@ -1,0 +1,112 @@
+"""
+The benchmarks run. What they measure decides nothing here.
+"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import run
+from benchmarks.measure import Effort, Figure, Row, Target, compare, rows
+
+TINY = Effort(
+    rounds=2,
+    operations=2,
+    commands=1,
+    listed=10,
+    files=20,
+    layers=1,
+    simultaneous=3,
+    storms=1,
+    seconds=1.2,
+    aged=5,
+)
+CALLS = {"create", "snapshot", "delete", "get_id", "get_info", "get_read_only", "list 10 subvolumes"}
+OPERATIONS = {
+    "prepare",
+    "prepare, no parent",
+    "view",
+    "commit of one file",
+    "remove",
+    "prepare and remove, one thread",
+    "the same until it is destroyed",
+    "3 prepares at once",
+    "commit of 20 files",
+    "usage, 20 of them changed",
+    "remove of 20 files",
+    *(f"prepare and remove, {threads} threads" for threads in (1, 4, 16, 64)),
+    *(f"{name} at 64 threads, {percent} %" for name in ("prepare", "remove") for percent in (50, 99)),
+    "backlog of destroys at 64 threads, most in 1 s",
+}
+TARGETS = 6  # on each store
+
+
+@pytest.mark.btrfs
+def test_a_run_has_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    A run measures everything on a fresh store and on an aged one, and writes JSON and a table that say the same.
+    """
+    path = run("tiny", TINY, os.fspath(tmp_path), tmp_path / "results")
+    values = json.loads(path.read_text())
+    assert {"kernel", "cpu", "cores", "medium"} <= values["machine"].keys()
+    names: dict[str, set[str]] = {}
+    for row in values["rows"]:
+        names.setdefault(row["group"], set()).add(row["name"])
+        assert math.isfinite(row["figure"]["median"])
+        assert bool(row["baseline"]) == bool(row["ratio"])
+    assert names == {
+        "pybtrfs": CALLS,
+        "fresh store": OPERATIONS,
+        "store aged by 5 snapshots": OPERATIONS | {"open"},
+    }
+    assert sum(row["target"] is not None for row in values["rows"]) == 2 * TARGETS
+    table = capsys.readouterr().out
+    assert all(row["name"] in table for row in values["rows"])
+
+
+@pytest.mark.btrfs
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
+    """
+    Ctrl-C ends a run with status 130, and its image is gone.
+    """
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--directory", os.fspath(tmp_path)]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        process.stderr.readline()  # it is measuring
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+    assert process.returncode == 130
+    assert os.listdir(tmp_path) == []
+
+
+def test_contenders_take_turns() -> None:
+    """
+    Each round has both contenders, in alternating order, and a ratio is that of the medians.
+    """
+    turns = []
+
+    def turn(name: str, time: float) -> dict[str, list[float]]:
+        turns.append(name)
+        return {"step": [time, time]}
+
+    samples = compare(2, {"ours": lambda: turn("ours", 30), "theirs": lambda: turn("theirs", 20)})
+    assert turns == ["ours", "theirs", "theirs", "ours"]
+    (row,) = rows("group", samples, {"step": Target(1.4, ratio=True)})
+    assert row.figure == Figure(30, 30, 30, 4)
+    assert row.ratio == Figure(1.5, 1.5, 1.5, 2)
+    assert row.met is False
+
+
+def test_a_target_may_be_of_the_figure_itself() -> None:
+    """
+    A target that is no ratio judges the median.
+    """
+    assert Row("group", "name", "ours", Figure(5, 1, 9, 3), target=Target(5)).met
+    assert Row("group", "name", "ours", Figure(5, 1, 9, 3)).met is None

@@ -1,0 +1,67 @@
+"""
+What README shows works.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pybtrfs import syscall
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize(
+    "code", [pytest.param(code, id=re.findall(r"from (\w+)", code)[0]) for code in blocks("python")]
+)
+def test_python(code: str, btrfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    Each example runs, and prints something.
+    """
+    exec(code.replace("/var/lib/snapshots", str(btrfs / "store")), {})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.btrfs
+def test_console(tmp_path: Path) -> None:
+    """
+    The console example gives what it shows, but for what it leaves out.
+    """
+    [session] = blocks("console")
+    environment = dict(os.environ)
+    try:
+        for step in re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]:
+            command, _, shown = step.replace("/var/lib/store", str(tmp_path / "store")).partition("\n")
+            if command.startswith("export "):
+                name, _, value = command.removeprefix("export ").partition("=")
+                environment[name] = value
+                continue
+            assert command.startswith("snapshotter ")
+            argv = [sys.executable, "-m", *command.split()]
+            ran = subprocess.run(argv, capture_output=True, text=True, env=environment)
+            assert (ran.returncode, ran.stderr) == (0, ""), command
+            assert shown in ("", ran.stdout)
+    finally:
+        syscall.umount2(tmp_path / "store")
+
+
+def test_table() -> None:
+    """
+    The table has every command, and docs/cli.md too.
+    """
+    listed = subprocess.run([sys.executable, "-m", "snapshotter", "--help"], capture_output=True, text=True).stdout
+    commands = set(re.findall(r"^    ([a-z]+) ", listed, re.MULTILINE))
+    assert {"init", "prepare", "demo"} < commands
+    reference = (Path(__file__).parent.parent / "docs/cli.md").read_text()
+    for command in commands:
+        assert f"`{command}`" in README or f"`make {command}`" in README
+        assert re.search(rf"^\| `{command}\b", reference, re.MULTILINE)
