@@ -258,7 +258,7 @@ def test_swapfile(store: Snapshotter) -> None:
     active = prepared(store, "active", "base")
     make_swapfile(active / "swap")
     with swapping(active / "swap"):
-        with pytest.raises(FailedPreconditionError, match="cannot commit snapshot 'active': .*swapoff first"):
+        with pytest.raises(FailedPreconditionError, match=r"cannot commit snapshot 'active': .*swapoff first"):
             store.commit("layer", "active")
         assert store.stat("active").kind is Kind.ACTIVE
         assert os.listdir(active.parent) == ["fs"]
@@ -449,7 +449,7 @@ def test_too_large(store: Snapshotter) -> None:
             with pytest.raises(InvalidArgumentError, match=text):
                 call(labels)
     for call in (lambda key: store.prepare(key), lambda key: store.commit(key, "active")):
-        with pytest.raises(InvalidArgumentError, match="need .* bytes"):
+        with pytest.raises(InvalidArgumentError, match=r"need .* bytes"):
             call("k" * 30_000)
         with pytest.raises(InvalidArgumentError, match="more than 32768"):
             call("k" * 32_769)
