@@ -207,8 +207,6 @@ class BtrfsVolumes:
         try:
             subvolume.create(path)
         except NotBtrfsError as error:
-            if os.path.exists(path):  # a mount point, in a directory of another filesystem
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from error
             raise _not_btrfs(path) from error
 
     def make_empty(self, root_fd: int) -> None:
