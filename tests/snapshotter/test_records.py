@@ -29,7 +29,7 @@ texts = st.text(min_size=1)  # surrogates cannot be encoded, and are no key
 labels = st.dictionaries(texts, texts, max_size=5)
 numbers = st.integers(0, 2**64 - 1)
 usages = st.builds(Usage, numbers, numbers)
-commitments = st.builds(Commitment, texts, labels, numbers)
+commitments = st.builds(Commitment, texts, labels, numbers, st.booleans())
 any_record = st.builds(
     Record,
     id=numbers,

@@ -565,7 +565,7 @@ def test_copy(how: str, root: Path) -> None:
         for change in CHANGES.values():
             with pytest.raises(FailedPreconditionError, match=r"copy.*adopt|root.*adopt"):
                 change(opened)
-        assert {problem.subject for problem in opened.problems()} == {"base", "active"}
+        assert {problem.subject for problem in opened.problems()} == {"base", "active", str(copy)}
     with pytest.raises(FailedPreconditionError, match=r"none of the 2 subvolumes are in .*bring the subvolumes too"):
         Snapshotter.adopt(copy)
     assert everything(copy) == before
@@ -633,6 +633,7 @@ def test_client(btrfs: Path) -> None:
         opened.commit("base", "active")
         opened.prepare("active", "base")
         opened.view("view", "base")
+        opened.cleanup()
     before = everything(root)
     with Snapshotter(root, client="auto") as opened:
         for change in CHANGES.values():

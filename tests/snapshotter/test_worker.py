@@ -80,10 +80,11 @@ def disk() -> Disk:
 
 
 @pytest.fixture
-def running(disk: Disk) -> Iterator[Worker]:
+def running(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     """
-    A worker, closed at the end.
+    A worker that does not dawdle, closed at the end.
     """
+    monkeypatch.setattr(worker, "BATCH_SECONDS", 0)
     running = Worker(disk, disk)  # type: ignore[arg-type]  # one is as much of both as the worker asks for
     yield running
     disk.gate.set()
@@ -139,7 +140,7 @@ def test_drain_does_not_wait_for_what_is_held(disk: Disk, running: Worker) -> No
     running.destroy(1)
     running.drain(PATIENCE)
     running.drain(PATIENCE)
-    assert disk.attempts[1] == 2
+    assert disk.attempts[1] >= 2
     assert running.pending == [1]
     del disk.refuses[1]
     running.drain(PATIENCE)
@@ -160,36 +161,44 @@ def test_drain_is_bounded(disk: Disk, running: Worker) -> None:
 
 def test_backlog(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Behind a long backlog, who hands in more does one itself.
+    Behind a long backlog, who hands in more waits until it is less, and not for ever.
     """
     monkeypatch.setattr(worker, "BACKLOG", 3)
+    monkeypatch.setattr(worker, "CROWDED_SECONDS", 0.01)
+    occupy(disk, running)
+    for snapshot_id in (10, 11, 12, 13):
+        running.destroy(snapshot_id)
+    assert running.pending == [10, 11, 12, 13]
+    monkeypatch.setattr(worker, "CROWDED_SECONDS", PATIENCE)
+    caller = threading.Thread(target=running.destroy, args=(14,))
+    caller.start()
+    with running._condition:
+        assert running._condition.wait_for(lambda: len(running._doomed) == 5, PATIENCE)
+    assert caller.is_alive()
+    disk.gate.set()
+    caller.join(PATIENCE)
+    assert not caller.is_alive()
+    running.drain(PATIENCE)
+    assert sorted(disk.removed) == [*range(worker.THREADS), 10, 11, 12, 13, 14]
+
+
+def occupy(disk: Disk, running: Worker) -> None:
+    """
+    Keep every thread in a destroy until the gate opens.
+    """
     disk.gate.clear()
     for snapshot_id in range(worker.THREADS):
         running.destroy(snapshot_id)
         assert disk.entered.acquire(timeout=PATIENCE)
-    for snapshot_id in (10, 11, 12):
-        running.destroy(snapshot_id)
-    assert running.pending == [10, 11, 12]
-    caller = threading.Thread(target=running.destroy, args=(13,), name="caller")
-    caller.start()
-    assert disk.entered.acquire(timeout=PATIENCE)
-    disk.gate.set()
-    caller.join(PATIENCE)
-    running.drain(PATIENCE)
-    assert disk.by[10] == "caller"
-    assert {name.rpartition("-")[0] for key, name in disk.by.items() if key != 10} == {"snapshotter-worker"}
-    assert sorted(disk.removed) == [*range(worker.THREADS), 10, 11, 12, 13]
 
 
 def test_close_leaves_the_rest(disk: Disk, running: Worker) -> None:
     """
     Closing ends after what is in hand, however much waits behind it.
     """
-    disk.gate.clear()
-    for snapshot_id in range(20):
+    occupy(disk, running)
+    for snapshot_id in range(10, 30):
         running.destroy(snapshot_id)
-    for _ in range(worker.THREADS):
-        assert disk.entered.acquire(timeout=PATIENCE)
     closing = threading.Thread(target=running.close)
     closing.start()
     with running._condition:
@@ -198,10 +207,45 @@ def test_close_leaves_the_rest(disk: Disk, running: Worker) -> None:
     closing.join(PATIENCE)
     assert not closing.is_alive()
     assert len(disk.removed) == worker.THREADS
-    running.destroy(21)
+    running.destroy(40)
     running.submit(lambda: pytest.fail("run after closing"))
     running.drain(PATIENCE)
     assert len(disk.removed) == worker.THREADS
+
+
+def test_close_within_a_batch(disk: Disk, running: Worker) -> None:
+    """
+    A batch under way is no reason to close later: what is not begun of it stays.
+    """
+    running.drain(PATIENCE)
+    disk.gate.clear()
+    with running._condition:  # no thread looks before all are there
+        for snapshot_id in range(20):
+            running.destroy(snapshot_id)
+    assert disk.entered.acquire(timeout=PATIENCE)
+    closing = threading.Thread(target=running.close)
+    closing.start()
+    with running._condition:
+        assert running._condition.wait_for(lambda: running._closed, PATIENCE)
+    disk.gate.set()
+    closing.join(PATIENCE)
+    assert disk.removed == [0]
+    assert running.pending == list(range(1, 20))
+
+
+def test_later(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What has time waits in nobody's way, and goes at the latest when somebody drains.
+    """
+    running.destroy(1, FS, later=True)
+    running.destroy(2)
+    disk.wait_for(lambda: disk.removed == [2])
+    assert running.pending == [1]
+    running.drain(PATIENCE)
+    assert (1, FS) in disk.destroyed
+    monkeypatch.setattr(worker, "TASK_SECONDS", 0)
+    running.destroy(3, FS, later=True)
+    disk.wait_for(lambda: (3, FS) in disk.destroyed)
 
 
 def test_one_table_a_batch(disk: Disk, running: Worker) -> None:
@@ -282,7 +326,7 @@ def test_no_threads(
     disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """
-    Where no thread can be started, work waits for the next one who hands some in; nobody fails for it.
+    Where no thread can be started, work waits until one can; nobody fails for it.
     """
 
     def start(thread: threading.Thread) -> None:
