@@ -62,13 +62,13 @@ def test_table_is_complete() -> None:
 @pytest.mark.parametrize(("row", "verdict"), TABLE.items())
 def test_judge(row: tuple[State | None, str, str], verdict: Verdict) -> None:
     """
-    Each row is judged as the table says; that devices have refused writes changes one row only.
+    Each row is judged as the table says; that a commit was not verified changes one row only.
     """
     state, fs, layer = row
     found = Found(bool(fs), bool(layer), bool(fs or layer))
-    assert judge(state, found) is verdict
-    refused = Verdict.ACTIVE if row == (State.COMMITTING, "fs", "layer") else verdict
-    assert judge(state, found, refused=True) is refused
+    assert judge(state, found, verified=True) is verdict
+    unverified = Verdict.ACTIVE if row == (State.COMMITTING, "fs", "layer") else verdict
+    assert judge(state, found) is unverified
 
 
 def test_judge_strangers() -> None:
@@ -116,7 +116,14 @@ def reopen(root: Path) -> Iterator[Callable[..., Snapshotter]]:
 
 
 def make(
-    root: Path, state: State | None, fs: str = "", layer: str = "", id: int = LOST, key: str = "lost", **values: Any
+    root: Path,
+    state: State | None,
+    fs: str = "",
+    layer: str = "",
+    id: int = LOST,
+    key: str = "lost",
+    verified: bool = True,
+    **values: Any,
 ) -> Path:
     """
     Make the directory of a snapshot by hand, as a crash or a person would have left it.
@@ -128,7 +135,7 @@ def make(
         (path / name / "content").write_text(name)
         subvolume.set_read_only(path / name, name == "layer")
     if state:
-        commitment = Commitment("new name", {"of": "commit"}, 7) if state is State.COMMITTING else None
+        commitment = Commitment("new name", {"of": "commit"}, 7, verified) if state is State.COMMITTING else None
         write(path, Record(id, state, key, labels={"of": "active"}, commitment=commitment, **values))
     return path
 
@@ -219,9 +226,9 @@ def test_directories_are_no_subvolumes(name: str, root: Path, reopen: Callable[.
 @pytest.mark.btrfs
 def test_commit_of_refused_data(root: Path, reopen: Callable[..., Snapshotter]) -> None:
     """
-    A commit that stopped before it was verified is not believed when devices have refused writes: its data is suspect.
+    A commit that stopped before it was verified is not believed, and its data suspect when devices have refused writes.
     """
-    path = make(root, State.COMMITTING, "fs", "layer", errors=-1)
+    path = make(root, State.COMMITTING, "fs", "layer", verified=False, errors=-1)
     with reopen() as store:
         assert store.stat("lost").labels == {"of": "active"}
         with pytest.raises(NotFoundError):
