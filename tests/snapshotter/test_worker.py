@@ -208,9 +208,23 @@ def test_close_leaves_the_rest(disk: Disk, running: Worker) -> None:
     assert not closing.is_alive()
     assert len(disk.removed) == worker.THREADS
     running.destroy(40)
-    running.submit(lambda: pytest.fail("run after closing"))
     running.drain(PATIENCE)
     assert len(disk.removed) == worker.THREADS
+
+
+def test_close_runs_tasks(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Tasks that wait for their time are run at closing, as far as there is time for them.
+    """
+    done: list[int] = []
+    for number in range(3):
+        running.submit(lambda number=number: done.append(number))
+    running.close()
+    assert done == [0, 1, 2]
+    monkeypatch.setattr(worker, "CLOSE_SECONDS", 0)
+    running.submit(lambda: done.append(3))
+    running.close()
+    assert done == [0, 1, 2]
 
 
 def test_close_within_a_batch(disk: Disk, running: Worker) -> None:
