@@ -4,6 +4,7 @@ The parent's side of fuse_disk.py: start it, carry a btrfs on it, mark, break an
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from pybtrfs import image
 
 from .mounts import mounted
 from .power import Log, copy_sparse
+
+PATIENCE = 5  # seconds
 
 
 class Disk:
@@ -50,7 +53,13 @@ class Disk:
     def close(self) -> None:
         os.close(self._mark)
         os.close(self._control)
-        self.server.communicate()  # the end of its stdin is the server's order to clean up
+        try:
+            self.server.communicate(timeout=PATIENCE)  # the end of its stdin is the server's order to clean up
+        except subprocess.TimeoutExpired:
+            # Something on the disk is still open, by ourselves perhaps: it gets EIO from now on.
+            self.server.kill()
+            self.server.communicate()
+            shutil.rmtree(self.directory)
 
     @contextlib.contextmanager
     def mounted(self, options: str = "") -> Iterator[str]:

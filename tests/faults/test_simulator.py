@@ -214,3 +214,16 @@ def test_nothing_is_left(base: str) -> None:
     assert disk.server.returncode == 0
     assert not os.path.exists(disk.directory)
     assert disk.directory not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_nothing_is_left_of_a_disk_in_use(base: str) -> None:
+    """
+    A file that is open on the disk keeps nothing of it alive.
+    """
+    with pytest.raises(OSError, match="busy"), Disk(base) as disk, disk.mounted() as mount:
+        file = open(os.path.join(mount, "file"), "wb")  # noqa: SIM115 - open until after the disk is gone
+        file.write(b"data")
+        file.flush()
+    file.close()
+    assert not os.path.exists(disk.directory)
+    assert disk.directory not in Path("/proc/self/mountinfo").read_text()
