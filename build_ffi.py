@@ -19,16 +19,20 @@ int pybtrfs_syncfs(int fd);
 int64_t pybtrfs_fstatfs_type(int fd);
 int pybtrfs_openat2(int dirfd, const char *path, const struct pybtrfs_open_how *how);
 int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle, int flags);
+uint32_t pybtrfs_keep_changed(char *items, uint32_t count, uint64_t transid, struct pybtrfs_ioctl_search_header *last,
+                              uint32_t *size);
 """
 
 SOURCE = """
 #include "btrfs_uapi.h"
+#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
+#include <string.h>
 #include <unistd.h>
 
 #ifndef SYS_openat2
@@ -73,6 +77,37 @@ static int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle,
 {
     int opened = open_by_handle_at(fd, (struct file_handle *)handle, flags);
     return opened < 0 ? -errno : opened;
+}
+
+/*
+ * Keep, of the items that a tree search found, the inodes and file extents that changed after the transaction. Gives
+ * how many they are and how large, and the header of the last item found.
+ */
+static uint32_t pybtrfs_keep_changed(char *items, uint32_t count, uint64_t transid,
+                                     struct pybtrfs_ioctl_search_header *last, uint32_t *size)
+{
+    const char *from = items;
+    char *to = items;
+    uint32_t kept = 0;
+
+    while (count--) {
+        memcpy(last, from, sizeof(*last));
+        uint32_t length = sizeof(*last) + last->len;
+        int inode = last->type == PYBTRFS_INODE_ITEM_KEY;
+        if ((inode || last->type == PYBTRFS_EXTENT_DATA_KEY) && last->len >= 2 * sizeof(uint64_t)) {
+            uint64_t changed;
+            /* Both begin with the transaction that made them; in an inode the one that changed it last follows. */
+            memcpy(&changed, from + sizeof(*last) + (inode ? sizeof(changed) : 0), sizeof(changed));
+            if (le64toh(changed) > transid) {
+                memmove(to, from, length);
+                to += length;
+                kept++;
+            }
+        }
+        from += length;
+    }
+    *size = (uint32_t)(to - items);
+    return kept;
 }
 """
 

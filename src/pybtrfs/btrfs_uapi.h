@@ -128,6 +128,9 @@ struct pybtrfs_ioctl_subvol_wait {
 
 /* Trees and inodes */
 
+#define PYBTRFS_INODE_ITEM_KEY 1
+#define PYBTRFS_EXTENT_DATA_KEY 108
+
 struct pybtrfs_ioctl_search_key {
     uint64_t tree_id;
     uint64_t min_objectid;

@@ -283,6 +283,24 @@ def tree_search_v2(fd: int, key: SearchKey, buf_size: int) -> tuple[int, bytes]:
     return int(arguments.key.nr_items), ffi.buffer(arguments.buf, buf_size)[:]
 
 
+def tree_search_v2_changed(
+    fd: int, key: SearchKey, buf_size: int, transid: int
+) -> tuple[int, bytes, tuple[int, int, int] | None]:
+    """
+    As `tree_search_v2`, and keep only the inodes and file extents that changed after *transid*; return also the
+    objectid, type and offset of the last item found, if there was any.
+    """
+    arguments = ffi.new("struct pybtrfs_ioctl_search_args_v2 *", {"key": key, "buf_size": buf_size, "buf": buf_size})
+    _ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
+    if not arguments.key.nr_items:
+        return 0, b"", None
+    last = ffi.new("struct pybtrfs_ioctl_search_header *")
+    size = ffi.new("uint32_t *")
+    items = ffi.cast("char *", arguments.buf)
+    count = lib.pybtrfs_keep_changed(items, int(arguments.key.nr_items), transid, last, size)
+    return count, ffi.buffer(items, int(size[0]))[:], (int(last.objectid), int(last.type), int(last.offset))
+
+
 def ino_lookup(fd: int, treeid: int, objectid: int) -> tuple[int, bytes]:
     """
     Return the tree, and the path of the inode in it with a slash behind, empty for the root of the tree.

@@ -264,12 +264,10 @@ Value = (
 _Entry = TypeVar("_Entry")
 
 _INODE_ITEM = Struct("<5Q4IQQQ32x qIqIqIqI")
-_INODE_TRANSID = Struct("<8xQ")
 _INODE_REF = Struct("<QH")
 _INODE_EXTREF = Struct("<QQH")
 _DIR_ITEM = Struct("<QBQQHHB")
 _FILE_EXTENT = Struct("<QQBBHB")
-_EXTENT_GENERATION = Struct("<Q")
 _FILE_EXTENT_ON_DISK = Struct("<4Q")
 _ROOT_ITEM = Struct("<160x7QI17xxB Q16s16s16s4QqIqIqIqI64x")
 _ROOT_ITEM_V1 = Struct("<160x7QI17xxB")
@@ -285,14 +283,6 @@ def inode_item(data: bytes) -> InodeItem:
         _INODE_ITEM, data
     )
     return InodeItem(generation, transid, size, nbytes, nlink, uid, gid, mode, rdev, flags, sequence, *_times(times))
-
-
-def inode_transid(data: bytes, at: int = 0) -> int:
-    """
-    Return the transaction that last changed the inode whose item begins *at* there, without decoding the rest.
-    """
-    transid: int = _INODE_TRANSID.unpack_from(data, at)[0]
-    return transid
 
 
 def inode_ref(data: bytes) -> tuple[InodeRef, ...]:
@@ -314,14 +304,6 @@ def extent_data(data: bytes) -> InlineExtent | FileExtent:
     if type_ not in (FILE_EXTENT_REG, FILE_EXTENT_PREALLOC):
         raise ValueError(f"{type_} is not a type of file extent")
     return FileExtent._make((*head, type_, *_unpack(_FILE_EXTENT_ON_DISK, data, _FILE_EXTENT.size)))
-
-
-def extent_generation(data: bytes, at: int = 0) -> int:
-    """
-    Return the transaction that made the extent whose item begins *at* there, without decoding the rest.
-    """
-    generation: int = _EXTENT_GENERATION.unpack_from(data, at)[0]
-    return generation
 
 
 def root_item(data: bytes) -> RootItem:

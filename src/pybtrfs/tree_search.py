@@ -4,12 +4,14 @@ The items of a btrfs tree, as the kernel finds them.
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from struct import Struct
 
 from pybtrfs import ioctl
 from pybtrfs.items import (
+    FIRST_FREE_OBJECTID,
     FREE_SPACE_EXTENT_KEY,
+    LAST_FREE_OBJECTID,
     ORPHAN_ITEM_KEY,
     QGROUP_RELATION_KEY,
     SHARED_BLOCK_REF_KEY,
@@ -19,15 +21,15 @@ from pybtrfs.items import (
 )
 from pybtrfs.path import Target, opened
 
-__all__ = ["MAX", "MAX_KEY", "MIN_KEY", "Item", "Key", "search"]
+__all__ = ["MAX", "MAX_KEY", "MIN_KEY", "Item", "Key", "search", "search_changes"]
 
 MAX = (1 << 64) - 1
 MIN_KEY = Key(0, 0, 0)
 MAX_KEY = Key(MAX, 255, MAX)
 
 _HEADER = Struct("=QQQII")
-_KIND = Struct("=24xII")
 _ALL_ITEMS = (1 << 32) - 1
+_CHANGES_SIZE = 1 << 18  # bytes; the kernel descends anew for each
 _WITHOUT_DATA = (
     ORPHAN_ITEM_KEY,
     TREE_BLOCK_REF_KEY,
@@ -45,7 +47,6 @@ def search(
     max_key: Key = MAX_KEY,
     min_transid: int = 0,
     max_transid: int = MAX,
-    wanted: Mapping[int, Callable[[bytes, int], bool]] | None = None,
     buffer_size: int = 65536,
 ) -> Iterator[Item]:
     """
@@ -62,8 +63,6 @@ def search(
         tree_id: The tree; 0 is the subvolume that contains *target*.
         min_transid: Leave out leaves not written since this transaction. It speaks of leaves: items that
             did not change are found as well when a neighbour did.
-        wanted: Yield items of these types only, and of those the ones that are wanted by the bytes that hold the
-            item's data and the place in them where it begins; None is all. What is left out costs a third.
         buffer_size: In bytes; enlarged when an item does not fit.
 
     Raises:
@@ -71,7 +70,6 @@ def search(
     """
     with opened(target) as fd:
         call = _search_v2
-        unpack_header, unpack_kind = _HEADER.unpack_from, _KIND.unpack_from
         start = min_key
         while True:
             key = ioctl.SearchKey(
@@ -98,20 +96,55 @@ def search(
                 raise
             if count == 0:
                 return
-            end = 0
-            for _ in range(count):
-                position = end
-                type_, length = unpack_kind(buffer, position)
-                data = position + _HEADER.size
-                end = data + length
-                if wanted is None or ((is_wanted := wanted.get(type_)) and is_wanted(buffer, data)):
-                    transid, objectid, offset, type_, _ = unpack_header(buffer, position)
-                    yield Item(objectid, type_, offset, transid, buffer[data:end])
-            _, objectid, offset, type_, _ = unpack_header(buffer, position)
-            following = _following(Key(objectid, type_, offset))
+            for item in _items(count, buffer):
+                yield item
+            following = _following(item)
             if following is None or following > max_key:
                 return
             start = following
+
+
+def search_changes(target: Target, transid: int, *, tree_id: int = 0) -> Iterator[Item]:
+    """
+    Yield the inodes and file extents of a subvolume that changed after the transaction *transid*; all of them for 0.
+
+    Leaves that did not change are skipped by the kernel, and unchanged items of the others before they become objects:
+    a search of 20,000 files of which few changed costs a tenth of `search`.
+
+    Issues ``BTRFS_IOC_TREE_SEARCH_V2`` (Linux 3.16), which needs ``CAP_SYS_ADMIN``.
+
+    Raises:
+        FileNotFoundError: There is no such tree.
+    """
+    with opened(target) as fd:
+        start: Key | None = Key(FIRST_FREE_OBJECTID, 0, 0)
+        while start is not None and start.objectid <= LAST_FREE_OBJECTID:
+            key = ioctl.SearchKey(
+                tree_id,
+                start.objectid,
+                LAST_FREE_OBJECTID,
+                start.offset,
+                MAX,
+                transid + 1 if transid else 0,
+                MAX,
+                start.type,
+                255,
+                _ALL_ITEMS,
+            )
+            count, buffer, last = ioctl.tree_search_v2_changed(fd, key, _CHANGES_SIZE, transid)
+            if last is None:
+                return
+            yield from _items(count, buffer)
+            start = _following(Key(*last))
+
+
+def _items(count: int, buffer: bytes) -> Iterator[Item]:
+    end = 0
+    for _ in range(count):
+        transid, objectid, offset, type_, length = _HEADER.unpack_from(buffer, end)
+        data = end + _HEADER.size
+        end = data + length
+        yield Item(objectid, type_, offset, transid, buffer[data:end])
 
 
 def _search_v2(fd: int, key: ioctl.SearchKey, buffer_size: int) -> tuple[int, bytes]:
@@ -128,8 +161,8 @@ def _search_v1(fd: int, key: ioctl.SearchKey, buffer_size: int) -> tuple[int, by
     return count, buffer
 
 
-def _following(key: Key) -> Key | None:
-    objectid, type_, offset = key
+def _following(key: Key | Item) -> Key | None:
+    objectid, type_, offset = key[:3]
     if offset < MAX:
         return Key(objectid, type_, offset + 1)
     if type_ < 255:

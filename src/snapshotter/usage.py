@@ -12,14 +12,11 @@ import stat
 from collections.abc import Iterator
 
 from pybtrfs import items, tree_search
-from pybtrfs.items import EXTENT_DATA_KEY, INODE_ITEM_KEY, InlineExtent, InodeItem, Key
+from pybtrfs.items import INODE_ITEM_KEY, InlineExtent, InodeItem, Key
 from snapshotter.snapshot import Measured, Usage
 
-_FIRST = Key(items.FIRST_FREE_OBJECTID, 0, 0)
-_LAST = Key(items.LAST_FREE_OBJECTID, 255, (1 << 64) - 1)
 _BLOCK = 4096
 _ONE_INODE = 512  # bytes that hold it with its header
-_MANY_ITEMS = 1 << 18  # bytes; with fewer the kernel begins anew too often
 
 
 def measure(fd: int, born: int, parent_fd: int | None) -> Measured:
@@ -38,19 +35,7 @@ def measure(fd: int, born: int, parent_fd: int | None) -> Measured:
 def _search(fd: int, born: int, parent_fd: int | None) -> Measured:
     size = apparent = changed = altered = 0
     extents: set[int] = set()
-    # The search skips leaves, not items: most items of a changed leaf have not changed.
-    changes = tree_search.search(
-        fd,
-        min_key=_FIRST,
-        max_key=_LAST,
-        min_transid=born + 1 if born else 0,
-        buffer_size=_MANY_ITEMS,
-        wanted={
-            INODE_ITEM_KEY: lambda data, at: items.inode_transid(data, at) > born,
-            EXTENT_DATA_KEY: lambda data, at: items.extent_generation(data, at) > born,
-        },
-    )
-    for item in changes:
+    for item in tree_search.search_changes(fd, born):
         if item.type == INODE_ITEM_KEY:
             inode = items.inode_item(item.data)
             if not inode.nlink:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import filesystem, ioctl, items, subvolume
+from pybtrfs import filesystem, ioctl, items, subvolume, tree_search
 from pybtrfs.errors import NotBtrfsError
 from pybtrfs.items import DirItem, FileExtent, InlineExtent, InodeItem, InodeRef, Item, Key
-from pybtrfs.tree_search import MAX, MAX_KEY, MIN_KEY, search
+from pybtrfs.tree_search import MAX, MAX_KEY, MIN_KEY, search, search_changes
 
 pytestmark = pytest.mark.btrfs
 
@@ -180,6 +180,51 @@ def test_items_without_data(btrfs: Path, kernel: str) -> None:
         key = Key(items.ORPHAN_OBJECTID, items.ORPHAN_ITEM_KEY, number)
         (item,) = search(btrfs / "base", min_key=key, max_key=key)
     assert items.decode(item) == b""
+
+
+@pytest.mark.parametrize("buffer_size", [400, 4096, 1 << 18])
+def test_changes(files: Path, monkeypatch: pytest.MonkeyPatch, buffer_size: int) -> None:
+    """
+    The inodes and extents that changed after a transaction are those that a search of everything finds, whole and in
+    order, however few fit into a buffer.
+    """
+
+    def changes(transid: int) -> list[Item]:
+        def changed(item: Item) -> bool:
+            if item.type == items.INODE_ITEM_KEY:
+                return items.inode_item(item.data).transid > transid
+            return item.type == items.EXTENT_DATA_KEY and items.extent_data(item.data).generation > transid
+
+        return [item for item in search(files) if changed(item)]
+
+    monkeypatch.setattr(tree_search, "_CHANGES_SIZE", buffer_size)
+    transid = max(item.transid for item in search(files))
+    assert list(search_changes(files, transid)) == []
+    (files / "file 7").write_bytes(b"other")
+    (files / "file 200").chmod(0o700)
+    (files / "new").write_bytes(os.urandom(5000))
+    with open(files / "large", "r+b") as file:
+        file.seek(8192)
+        file.write(b"y" * 4096)
+    (files / "file 8").unlink()
+    filesystem.sync(files)
+    since = list(search_changes(files, transid))
+    assert since == changes(transid)
+    assert {item.objectid for item in since} == {
+        (files / name).stat().st_ino for name in (".", "file 7", "file 200", "new", "large")
+    }
+    assert list(search_changes(files, 0)) == changes(0)
+    assert list(search_changes(files.parent, 0, tree_id=subvolume.get_id(files))) == changes(0)
+
+
+def test_changes_need_privilege(files: Path, tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
+    with pytest.raises(FileNotFoundError):
+        list(search_changes(files, 0, tree_id=1 << 40))
+    with pytest.raises(NotBtrfsError):
+        list(search_changes(tmp_path, 0))
+    with pytest.raises(PermissionError) as caught:
+        unprivileged(lambda: list(search_changes(files, 0)))
+    assert caught.value.__notes__ == ["BTRFS_IOC_TREE_SEARCH_V2", "needs CAP_SYS_ADMIN"]
 
 
 @pytest.mark.parametrize("form", [str, os.fsencode, Path, subvolume.Subvolume])

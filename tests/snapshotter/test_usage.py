@@ -495,7 +495,7 @@ def test_failed_reading(open_: Callable[..., Snapshotter], monkeypatch: pytest.M
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch, pytest.raises(Exception, match="cannot measure snapshot 'k': Input/output"):
-        patch.setattr(tree_search, "search", search)
+        patch.setattr(tree_search, "search_changes", search)
         store.usage("k")
     store.commit("c", "k")
     assert store.usage("c") == Usage(0, 1)
