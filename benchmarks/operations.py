@@ -233,9 +233,10 @@ class Bench:
             times = {commit: [timed(store.commit, layer, key)]}
             with mounted(store.prepare(child, layer)) as path:
                 bare("fill", path, 0, changed, FILE_BYTES, files // changed)
-            syscall.syncfs(self.fd)
+            store.cleanup()  # what was committed is destroyed beside it otherwise
             times[usage] = [timed(store.usage, child)]
             store.remove(child)
+            store.cleanup()
             times[remove] = [timed(store.remove, layer)]
             self.quiet()
             return times
