@@ -35,7 +35,7 @@ from snapshotter.worker import Worker
 
 UsageDefinition = Literal["added", "containerd"]
 
-CLEANUP_SECONDS = 5.0
+CLEANUP_SECONDS = 5.0  # for destroying and for the space together
 # What a record may grow by without its labels: usage, generation, state.
 RECORD_RESERVE = 256
 

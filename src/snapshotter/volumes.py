@@ -28,6 +28,7 @@ EMPTY = "empty"  # what a view without parent shows
 
 MountMode = Literal["btrfs", "bind"]
 
+WAKE_SECONDS = 1.0  # between calls of a cleaner that may not have heard
 RECENT_SECONDS = 1.0  # each look at the devices is three system calls, where threads lose their turn
 
 _ROOT_INODE = 256  # of every subvolume's root directory
@@ -325,11 +326,15 @@ class BtrfsVolumes:
         return devices
 
     def reclaim(self, seconds: float) -> None:
-        # The first commit wakes the cleaner, another one frees what it has let go.
-        filesystem.sync(self._fd)
         end = time.monotonic() + seconds
-        while subvolume.count_deleted(self._fd) and time.monotonic() < end:
+        next_sync = 0.0
+        while subvolume.count_deleted(self._fd) and (now := time.monotonic()) < end:
+            # It wakes the cleaner, which does not hear it on its way to sleep.
+            if now >= next_sync:
+                filesystem.sync(self._fd)
+                next_sync = now + WAKE_SECONDS
             time.sleep(0.01)
+        # What the cleaner has let go is free after another commit.
         filesystem.sync(self._fd)
 
     def born(self, directory: Directory) -> int:

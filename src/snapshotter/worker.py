@@ -117,12 +117,13 @@ class Worker:
         """
         Have the space of everything destroyed so far given back, within about *seconds*; False when there is none.
         """
+        end = time.monotonic() + seconds
         self.drain(seconds)
         with self._condition:
             if not self._reclaimable:
                 return False
             self._reclaimable = False
-        self._volumes.reclaim(seconds)
+        self._volumes.reclaim(max(0.0, end - time.monotonic()))
         return True
 
     def close(self) -> None:

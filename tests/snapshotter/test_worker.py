@@ -37,7 +37,7 @@ class Disk:
         self.changed = threading.Condition()
         self.attempts: dict[int, int] = defaultdict(int)
         self.tables = 0
-        self.reclaimed = 0
+        self.reclaimed: list[float] = []
 
     @contextmanager
     def directory(self, snapshot_id: int) -> Iterator[Directory]:
@@ -67,7 +67,7 @@ class Disk:
             self.changed.notify_all()
 
     def reclaim(self, seconds: float) -> None:
-        self.reclaimed += 1
+        self.reclaimed.append(seconds)
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         with self.changed:
@@ -286,7 +286,20 @@ def test_reclaim(disk: Disk, running: Worker) -> None:
     running.destroy(2)
     assert running.reclaim(PATIENCE)
     assert not running.reclaim(PATIENCE)
-    assert disk.reclaimed == 1
+    assert len(disk.reclaimed) == 1
+
+
+def test_reclaim_is_bounded(disk: Disk, running: Worker) -> None:
+    """
+    The time that destroys took is not there again for the space.
+    """
+    running.destroy(1)
+    running.drain(PATIENCE)
+    disk.gate.clear()
+    running.destroy(2)
+    assert disk.entered.acquire(timeout=PATIENCE)
+    assert running.reclaim(0.1)
+    assert disk.reclaimed == [0]
 
 
 def test_destroy_now(disk: Disk, running: Worker) -> None:
