@@ -619,13 +619,14 @@ class Snapshotter:
 
     def _with_space(self, attempt: Callable[[], T]) -> T:
         """
-        *attempt*, once more if the disk was full and destroyed snapshots had space to give back.
+        *attempt*, once more if the disk was full, with the space that whatever was deleted has to give back.
         """
         try:
             return attempt()
         except OSError as error:
-            if error.errno != errno.ENOSPC or not self._worker.reclaim(CLEANUP_SECONDS):
+            if error.errno != errno.ENOSPC:
                 raise
+        self._worker.reclaim(CLEANUP_SECONDS, always=True)
         return attempt()
 
     def _encode(self, record: Record) -> bytes:

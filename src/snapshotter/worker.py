@@ -117,18 +117,19 @@ class Worker:
             self._condition.notify_all()
             self._condition.wait_for(lambda: self._closed or not (self._doomed or self._busy), seconds)
 
-    def reclaim(self, seconds: float) -> bool:
+    def reclaim(self, seconds: float, *, always: bool = False) -> None:
         """
-        Have the space of everything destroyed so far given back, within about *seconds*; False when there is none.
+        Have the space of everything destroyed so far given back, within about *seconds*.
+
+        Args:
+            always: Also when nothing was since the last time: others may have, the same store before it was opened too.
         """
         end = time.monotonic() + seconds
         self.drain(seconds)
         with self._condition:
-            if not self._reclaimable:
-                return False
-            self._reclaimable = False
-        self._volumes.reclaim(max(0.0, end - time.monotonic()))
-        return True
+            wanted, self._reclaimable = always or self._reclaimable, False
+        if wanted:
+            self._volumes.reclaim(max(0.0, end - time.monotonic()))
 
     def close(self) -> None:
         """
