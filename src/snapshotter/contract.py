@@ -502,6 +502,8 @@ class Snapshotter:
                 if item.id:
                     by_id[item.id] = _lost(item.id, item.problem)
             elif item.verdict is Verdict.REMOVED or item.record is None:
+                for stranger in item.found.strangers:
+                    self._report(f"{item.name}/{stranger}", "it is no subvolume, and keeps a removed snapshot from going")
                 if writing:
                     self._worker.destroy(item.id)
             elif item.record.key in self._index:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from pybtrfs import filesystem, ioctl, subvolume, syscall
-from pybtrfs.errors import NotBtrfsError
+from pybtrfs.errors import NotBtrfsError, not_subvolume
 from snapshotter import mountinfo, usage
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.mountinfo import MountTable
@@ -49,12 +49,13 @@ class Found(NamedTuple):
     """
     What stands in a snapshot's directory.
 
-    *layer* means a whole, read-only one; *anything* also what is neither.
+    *layer* means a whole, read-only one; *strangers* are the names of what is no subvolume of a snapshot.
     """
 
     fs: bool
     layer: bool
     anything: bool
+    strangers: tuple[str, ...] = ()
 
 
 class Volumes(Protocol):
@@ -229,8 +230,10 @@ class BtrfsVolumes:
 
     def found(self, directory: Directory) -> Found:
         os.lseek(directory.fd, 0, os.SEEK_SET)  # a descriptor from before the entries lists a stale directory
-        layer = _is_subvolume(directory.fd, LAYER) and _is_read_only(directory.fd, LAYER)
-        return Found(_is_subvolume(directory.fd, FS), layer, bool(os.listdir(directory.fd)))
+        names = set(os.listdir(directory.fd))
+        ours = {name for name in names & {FS, LAYER} if _is_subvolume(directory.fd, name)}
+        layer = LAYER in ours and _is_read_only(directory.fd, LAYER)
+        return Found(FS in ours, layer, bool(names), tuple(sorted(names - ours)))
 
     def create(self, directory: Directory) -> None:
         subvolume.create((directory.fd, FS))
@@ -291,6 +294,8 @@ class BtrfsVolumes:
         if mounts.has_mount_below(os.path.join(directory.path, name)):
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
         with contextlib.suppress(FileNotFoundError), opened(directory.fd, name) as fd:
+            if not subvolume.is_subvolume(fd):
+                raise not_subvolume(name)
             subvolid = subvolume.get_id(fd)
             ids = {subvolid}
             if any(subvolume.children(fd)):

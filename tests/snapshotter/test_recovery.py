@@ -4,6 +4,7 @@ What a store holds after whatever happened to it: each row of the table, by rule
 
 import itertools
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -221,6 +222,30 @@ def test_directories_are_no_subvolumes(name: str, root: Path, reopen: Callable[.
     (link / name).symlink_to(root / "snapshots" / "1" / "layer")
     store = reopen()
     assert {problem.subject for problem in store.problems()} == {"directory", "link"}
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("name", ["fs", "layer", "stranger"])
+def test_strangers_in_a_removed_one(name: str, root: Path, reopen: Callable[..., Snapshotter]) -> None:
+    """
+    What is no subvolume in the directory of a removed snapshot is reported and never deleted; once it is gone,
+    the directory goes.
+    """
+    path = make(root, State.REMOVED, fs="" if name == "fs" else "fs")
+    (path / name).mkdir()
+    (path / name / "content").write_text("precious")
+    for _ in range(2):
+        with reopen() as store:
+            store.cleanup()
+            (problem,) = store.problems()
+            assert problem.subject == str(path / name)
+            assert problem.cure == "move it away, or delete it by hand"
+    assert (path / name / "content").read_text() == "precious"
+    shutil.rmtree(path / name)
+    with reopen() as store:
+        store.cleanup()
+        assert store.problems() == []
+    assert not path.exists()
 
 
 @pytest.mark.btrfs
