@@ -14,8 +14,10 @@ A store's directory: what it is, who owns it, and the ids it hands out.
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -34,6 +36,8 @@ ID_BLOCK = 1024
 COMMAND_SIZE = 1000  # more does not tell a holder from others
 # An ioctl in flight keeps the lock of a killed process until it ends, flushing all it has to.
 DEAD_HOLDER_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,12 +190,16 @@ class Store:
 
     def acquire(self) -> Lock:
         """
-        Take the store for writing; the lock is the caller's to release.
+        Take the store for writing, and close it to others; the lock is the caller's to release.
 
         Raises:
             StoreHeldError: Another process has it, or this one already.
         """
         lock = Lock(self._fd, self.root)
+        mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
+        if mode & 0o077:
+            os.fchmod(self._fd, 0o700)
+            log.warning("store %r was open to others, with mode %04o: it is closed now", self.root, mode)
         # Whoever had it may have reserved ids since.
         self.header = self._read()
         self._next_id = self.header.id_limit

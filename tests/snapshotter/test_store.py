@@ -311,6 +311,23 @@ def test_read_only_filesystem(image_mount: Callable[..., Path]) -> None:
         assert reader.stat("base")
 
 
+def test_loosened(btrfs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    A root that somebody opened to others is closed, and that is said, by who opens it for changes only.
+    """
+    root = btrfs / "root"
+    Snapshotter.create(root).close()
+    root.chmod(0o2755)
+    Snapshotter(root, read_only=True).close()
+    assert (mode(root), caplog.text) == (0o2755, "")
+    Snapshotter(root).close()
+    assert mode(root) == 0o700
+    assert "was open to others, with mode 2755: it is closed now" in caplog.text
+    caplog.clear()
+    Snapshotter(root).close()
+    assert caplog.text == ""
+
+
 # The lock
 
 HOLD = """
