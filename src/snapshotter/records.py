@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
-from snapshotter.errors import FailedPreconditionError
+from snapshotter.errors import FailedPreconditionError, quoted
 from snapshotter.snapshot import Kind, Measured, Usage
 
 FORMAT = 1
@@ -97,7 +97,7 @@ class Record:
         What the commit under way makes of it.
         """
         if self.commitment is None:
-            raise ValueError(f"no commit of {self.key!r} is under way")
+            raise ValueError(f"no commit of {quoted(self.key)} is under way")
         return replace(
             self,
             state=State.COMMITTED,
