@@ -30,7 +30,7 @@ from snapshotter.records import Commitment, Record, State
 from snapshotter.recovery import Recovered, Verdict
 from snapshotter.session import Session, translating
 from snapshotter.snapshot import Info, Kind, Measured, Mount, Usage
-from snapshotter.store import SNAPSHOTS, Store
+from snapshotter.store import SNAPSHOTS, Store, real_path
 from snapshotter.volumes import EMPTY, FS, LAYER, BtrfsVolumes, Directory, MountMode, Volumes
 from snapshotter.worker import Worker
 
@@ -116,11 +116,12 @@ class Snapshotter:
         Raises:
             NotFoundError: *root* does not exist.
             FailedPreconditionError: *root* is not a store, not on btrfs, or a newer release's.
+            InvalidArgumentError: *root* cannot be a path, or an option is wrong.
             StoreHeldError: Another process has the store.
             DataLossError: The store's own record is damaged.
         """
         _check_options(client, usage, mount_mode)
-        self.root = os.path.realpath(root)
+        self.root = real_path(root)
         self._definition = usage
         self._verify = verify
         self._index = Index()
@@ -162,7 +163,7 @@ class Snapshotter:
         _check_options(
             options.get("client", "local"), options.get("usage", "added"), options.get("mount_mode", "btrfs")
         )
-        path = os.path.realpath(root)
+        path = real_path(root)
         volumes = options.get("volumes", BtrfsVolumes)
         with translating(f"make a store at {path!r}"):
             # A mount point is on another filesystem than the directory it is in.
@@ -188,7 +189,7 @@ class Snapshotter:
         Raises:
             FailedPreconditionError: Its subvolumes are not here: it is a copy of the records alone.
         """
-        path = os.path.realpath(root)
+        path = real_path(root)
         with cls(path, read_only=True, **options) as copy:
             with_subvolume = [snapshot for snapshot in copy._index.snapshots() if snapshot.kind is not Kind.VIEW]
             if with_subvolume and all(snapshot.quarantine for snapshot in with_subvolume):

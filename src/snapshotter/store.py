@@ -28,7 +28,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from snapshotter import records
-from snapshotter.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, StoreHeldError
+from snapshotter.errors import (
+    AlreadyExistsError,
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    StoreHeldError,
+    quoted,
+)
 from snapshotter.volumes import EMPTY, Directory, Volumes
 
 STORE, LOCK, SNAPSHOTS = "store", "lock", "snapshots"
@@ -36,6 +43,7 @@ ID_BLOCK = 1024
 COMMAND_SIZE = 1000  # more does not tell a holder from others
 # An ioctl in flight keeps the lock of a killed process until it ends, flushing all it has to.
 DEAD_HOLDER_SECONDS = 60.0
+PATH_MAX, NAME_MAX = 4095, 255  # bytes, as the kernel takes them
 
 log = logging.getLogger(__name__)
 
@@ -294,6 +302,25 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(records.FILE, dir_fd=directory.fd)
             os.rmdir(str(snapshot_id), dir_fd=self._snapshots_fd)
+
+
+def real_path(path: str | os.PathLike[str]) -> str:
+    """
+    The absolute *path* without symlinks; it need not exist.
+
+    Raises:
+        InvalidArgumentError: No file can have such a path.
+    """
+    try:
+        real = os.path.realpath(path)
+        size = len(os.fsencode(real))
+    except ValueError as error:
+        raise InvalidArgumentError(f"{quoted(os.fspath(path))} is not a path: {error}") from error
+    if size > PATH_MAX or any(len(os.fsencode(name)) > NAME_MAX for name in real.split("/")):
+        raise InvalidArgumentError(
+            f"path {quoted(real)} has more than {PATH_MAX} bytes, or a name in it more than {NAME_MAX}"
+        )
+    return real
 
 
 _PF_EXITING = 0x4

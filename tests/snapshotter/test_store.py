@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pybtrfs import subvolume, syscall
-from snapshotter import Snapshotter, records, store
+from snapshotter import Snapshotter, doctor, records, store
 from snapshotter.errors import (
     AlreadyExistsError,
     DataLossError,
@@ -163,6 +163,29 @@ def test_bad_options(options: dict[str, Any], btrfs: Path) -> None:
     with pytest.raises(InvalidArgumentError):
         Snapshotter.create(btrfs / "root", **options)
     assert os.listdir(btrfs) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b", "x" * 256, "é" * 128, "x/" * 2048, "a\0" + "x" * 5000, "\ud800"], ids=lambda name: ascii(name[:4])
+)
+@pytest.mark.parametrize("call", [Snapshotter, Snapshotter.create, Snapshotter.adopt, doctor.examine])
+def test_impossible_path(call: Callable[[str], object], name: str, btrfs: Path) -> None:
+    """
+    A root that no file can have is named, shortened, and nothing is made.
+    """
+    with pytest.raises(
+        InvalidArgumentError, match=r"is not a path|has more than 4095 bytes, or a name in it"
+    ) as caught:
+        call(f"{btrfs}/{name}")
+    assert len(str(caught.value)) < 500
+    assert os.listdir(btrfs) == []
+
+
+def test_longest_name(btrfs: Path) -> None:
+    """
+    A name may be as long as the filesystem takes it.
+    """
+    works(Snapshotter.create(btrfs / ("é" * 127 + "x")))
 
 
 def test_is_one_already(btrfs: Path) -> None:
