@@ -503,15 +503,13 @@ class Snapshotter:
                 self._report(item.name, item.problem)
                 if item.id:
                     by_id[item.id] = _lost(item.id, item.problem)
-            elif item.verdict is Verdict.REMOVED or item.record is None:
+            elif item.record is None:
                 for stranger in item.found.strangers:
                     self._report(
                         f"{item.name}/{stranger}", "it is no subvolume, and keeps a removed snapshot from going"
                     )
                 if writing:
                     self._worker.destroy(item.id)
-            elif item.record.key in self._index:
-                self._report(item.name, f"its key {quoted(item.record.key)} is another's")
             else:
                 parent_id = item.record.parent
                 if parent_id and parent_id not in by_id:
