@@ -299,8 +299,7 @@ class Store:
         Remove the directory of a snapshot that holds no subvolume any more; its record goes with it.
         """
         with contextlib.suppress(FileNotFoundError), self.directory(snapshot_id) as directory:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(records.FILE, dir_fd=directory.fd)
+            records.delete_file(directory.fd)
             os.rmdir(str(snapshot_id), dir_fd=self._snapshots_fd)
 
 

@@ -675,7 +675,23 @@ def test_clock_set_back(store: Snapshotter, monkeypatch: pytest.MonkeyPatch) -> 
     assert store.update(Info(Kind.ACTIVE, "child", labels={"a": "1"})).labels == {"a": "1"}
 
 
-# Texts
+# Sizes and texts
+
+
+def test_largest_label(open_store: Callable[..., Snapshotter]) -> None:
+    """
+    A label as large as containerd allows has room, also at a commit and an update, and is there for who opens the
+    store anew.
+    """
+    labels = {"k" * 96: "v" * 4000}
+    with open_store() as store:
+        store.prepare("k", labels=labels)
+        store.commit("c", "k", labels)
+        store.view("v", "c", labels)
+        store.update(Info(Kind.VIEW, "v", labels=labels | {"another": "one"}))
+    store = open_store()
+    assert store.stat("c").labels == labels
+    assert store.stat("v").labels == labels | {"another": "one"}
 
 
 def test_huge_keys_are_not_repeated(store: Snapshotter) -> None:
