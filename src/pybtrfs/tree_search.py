@@ -72,18 +72,7 @@ def search(
         call = _search_v2
         start = min_key
         while True:
-            key = ioctl.SearchKey(
-                tree_id,
-                start.objectid,
-                max_key.objectid,
-                start.offset,
-                max_key.offset,
-                min_transid,
-                max_transid,
-                start.type,
-                max_key.type,
-                _ALL_ITEMS,
-            )
+            key = _search_key(tree_id, start, max_key, min_transid, max_transid)
             try:
                 count, buffer = call(fd, key, buffer_size)
             except OSError as error:
@@ -119,23 +108,27 @@ def search_changes(target: Target, transid: int, *, tree_id: int = 0) -> Iterato
     with opened(target) as fd:
         start: Key | None = Key(FIRST_FREE_OBJECTID, 0, 0)
         while start is not None and start.objectid <= LAST_FREE_OBJECTID:
-            key = ioctl.SearchKey(
-                tree_id,
-                start.objectid,
-                LAST_FREE_OBJECTID,
-                start.offset,
-                MAX,
-                transid + 1 if transid else 0,
-                MAX,
-                start.type,
-                255,
-                _ALL_ITEMS,
-            )
+            key = _search_key(tree_id, start, Key(LAST_FREE_OBJECTID, 255, MAX), transid + 1 if transid else 0, MAX)
             count, buffer, last = ioctl.tree_search_v2_changed(fd, key, _CHANGES_SIZE, transid)
             if last is None:
                 return
             yield from _items(count, buffer)
             start = _following(Key(*last))
+
+
+def _search_key(tree_id: int, start: Key, end: Key, min_transid: int, max_transid: int) -> ioctl.SearchKey:
+    return ioctl.SearchKey(
+        tree_id,
+        start.objectid,
+        end.objectid,
+        start.offset,
+        end.offset,
+        min_transid,
+        max_transid,
+        start.type,
+        end.type,
+        _ALL_ITEMS,
+    )
 
 
 def _items(count: int, buffer: bytes) -> Iterator[Item]:
