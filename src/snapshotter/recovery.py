@@ -150,7 +150,7 @@ def _recovered(store: Store, volumes: Volumes, snapshot_id: int) -> Recovered:
         record = None
     elif verdict is Verdict.ACTIVE:
         record = written.active()
-    elif written.commitment and verdict in (Verdict.COMMITTED, Verdict.QUARANTINED):
+    elif written.commitment:
         # Of a lost one the commit had happened, too: only then does the worker destroy `fs`.
         record = written.committed()
     return Recovered(name, verdict, snapshot_id, record, written, found)

@@ -31,8 +31,7 @@ MountMode = Literal["btrfs", "bind"]
 WAKE_SECONDS = 1.0  # between calls of a cleaner that may not have heard
 RECENT_SECONDS = 1.0  # each look at the devices is three system calls, where threads lose their turn
 
-_ROOT_INODE = 256  # of every subvolume's root directory
-_FROZEN_FLAGS = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
+_FROZEN_FLAGS = ioctl.FS_IMMUTABLE_FL | ioctl.FS_APPEND_FL
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,7 +417,7 @@ def _is_subvolume(dir_fd: int, name: str) -> bool:
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return status.st_ino == _ROOT_INODE and stat.S_ISDIR(status.st_mode)
+    return status.st_ino == ioctl.FIRST_FREE_OBJECTID and stat.S_ISDIR(status.st_mode)
 
 
 def _is_read_only(dir_fd: int, name: str) -> bool:
