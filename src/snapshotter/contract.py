@@ -618,7 +618,7 @@ class Snapshotter:
         Undo what was made of a snapshot that nobody was told of.
         """
         with contextlib.suppress(OSError), self._store.directory(snapshot_id) as directory:
-            records.write(directory.fd, records.encode(Record(snapshot_id, State.REMOVED, "")))
+            _write(directory, Record(snapshot_id, State.REMOVED, ""))
         self._worker.destroy(snapshot_id)
 
     def _with_space(self, attempt: Callable[[], T]) -> T:
@@ -660,7 +660,7 @@ class Snapshotter:
                 if self._verify:
                     self._verify_written(active)
                 verified = replace(committing, commitment=replace(commitment, verified=True))
-                records.write(directory.fd, records.encode(verified))
+                _write(directory, verified)
                 self._volumes.barrier(directory.fd)
             except BaseException:
                 # The layer goes first: with it, a verified "committing" would be a commit.
@@ -704,11 +704,11 @@ class Snapshotter:
         Write the record of before a change that failed; recovery copes where this fails too.
         """
         with contextlib.suppress(OSError):
-            records.write(directory.fd, records.encode(snapshot.record))
+            _write(directory, snapshot.record)
 
     def _mark_removed(self, snapshot: Snapshot, directory: Directory) -> None:
         try:
-            records.write(directory.fd, records.encode(Record(snapshot.id, State.REMOVED, "")))
+            _write(directory, Record(snapshot.id, State.REMOVED, ""))
             self._volumes.barrier(directory.fd)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -730,7 +730,7 @@ class Snapshotter:
                 record = replace(snapshot.record, usage=usage)
                 if not snapshot.settled or record != snapshot.record:
                     with self._store.directory(snapshot.id) as directory:
-                        records.write(directory.fd, records.encode(record))
+                        _write(directory, record)
                     self._index.update(snapshot, record, settled=True)
         except (OSError, Error) as error:
             log.info("record of snapshot %s is not brought up to date: %s", quoted(snapshot.key), error)
@@ -776,6 +776,10 @@ class Snapshotter:
     def _check_active(snapshot: Snapshot) -> None:
         if snapshot.kind is not Kind.ACTIVE:
             raise FailedPreconditionError(f"snapshot {quoted(snapshot.key)} is not active")
+
+
+def _write(directory: Directory, record: Record) -> None:
+    records.write(directory.fd, records.encode(record))
 
 
 def _lost(snapshot_id: int, why: str) -> Snapshot:
