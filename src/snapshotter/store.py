@@ -198,19 +198,23 @@ class Store:
 
     def acquire(self) -> Lock:
         """
-        Take the store for writing, and close it to others; the lock is the caller's to release.
+        Take the store for writing, and its root from other users; the lock is the caller's to release.
 
         Raises:
             StoreHeldError: Another process has it, or this one already.
         """
         lock = Lock(self._fd, self.root)
-        mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
-        if mode & 0o077:
-            os.fchmod(self._fd, 0o700)
-            log.warning("store %r was open to others, with mode %04o: it is closed now", self.root, mode)
-        # Whoever had it may have reserved ids since.
-        self.header = self._read()
-        self._next_id = self.header.id_limit
+        try:
+            mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
+            if mode & 0o077:
+                os.fchmod(self._fd, 0o700)
+                log.warning("store %r was open to other users, with mode %04o: it is closed now", self.root, mode)
+            # Whoever had it may have reserved ids since.
+            self.header = self._read()
+            self._next_id = self.header.id_limit
+        except BaseException:
+            lock.release()
+            raise
         return lock
 
     def adopt(self) -> None:

@@ -345,7 +345,7 @@ def test_loosened(btrfs: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert (mode(root), caplog.text) == (0o2755, "")
     Snapshotter(root).close()
     assert mode(root) == 0o700
-    assert "was open to others, with mode 2755: it is closed now" in caplog.text
+    assert "was open to other users, with mode 2755: it is closed now" in caplog.text
     caplog.clear()
     Snapshotter(root).close()
     assert caplog.text == ""
@@ -503,6 +503,21 @@ def test_lock_is_no_symlink(root: Path) -> None:
     with pytest.raises(FailedPreconditionError):
         Snapshotter(root)
     assert (root / "target").read_text() == "precious"
+
+
+def test_lock_is_not_kept(root: Path) -> None:
+    """
+    A store that turns out not to be usable once it is taken is let go.
+    """
+    opened = store.Store(str(root), volumes := BtrfsVolumes(str(root), "btrfs"))
+    header = os.getxattr(root / "store", records.XATTR)
+    os.setxattr(root / "store", records.XATTR, b"{}")
+    with pytest.raises(DataLossError):
+        opened.acquire()
+    os.setxattr(root / "store", records.XATTR, header)
+    opened.acquire().release()
+    opened.close()
+    volumes.close()
 
 
 # Ids
