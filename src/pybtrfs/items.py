@@ -275,6 +275,8 @@ _ROOT_REF = Struct("<QQH")
 _QGROUP_STATUS = Struct("<4Q")
 _QGROUP_INFO = Struct("<5Q")
 
+_make = tuple.__new__  # without the checks of a NamedTuple's own
+
 _NEVER = (bytes(16), bytes(16), bytes(16), 0, 0, 0, 0, 0, 0, 0, 0)
 
 
@@ -314,7 +316,7 @@ def root_item(data: bytes) -> RootItem:
     if generation != generation_v2:
         # Last written by a kernel that does not know the new fields, and left them as they were.
         return RootItem._make((*values[:9], *_NEVER))
-    return RootItem._make((*values[:9], *values[10:17], *_times(values[17:])))
+    return _make(RootItem, values[:9] + values[10:17] + _times(values[17:]))
 
 
 def root_ref(data: bytes) -> RootRef:

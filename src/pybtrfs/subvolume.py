@@ -547,25 +547,9 @@ def _place(fd: int, subvolid: int) -> _Place:
 
 
 def _info(subvolid: int, root: RootItem, parent_id: int, ref: RootRef) -> SubvolumeInfo:
-    return SubvolumeInfo(
-        subvolid,
-        os.fsdecode(ref.name),
-        parent_id,
-        ref.dirid,
-        root.generation,
-        root.flags,
-        root.uuid,
-        root.parent_uuid,
-        root.received_uuid,
-        root.ctransid,
-        root.otransid,
-        root.stransid,
-        root.rtransid,
-        root.ctime,
-        root.otime,
-        root.stime,
-        root.rtime,
-    )
+    # From the uuid on the fields are the same.
+    own = subvolid, os.fsdecode(ref.name), parent_id, ref.dirid, root.generation, root.flags
+    return tuple.__new__(SubvolumeInfo, own + root[9:])
 
 
 def _directory(fd: int, treeid: int, dirid: int) -> bytes:
@@ -591,7 +575,7 @@ def _directory(fd: int, treeid: int, dirid: int) -> bytes:
 
 
 def _sweep(fd: int, top: int) -> list[SubvolumeEntry]:
-    roots: dict[int, RootItem] = {}
+    roots: dict[int, bytes] = {}
     places: dict[int, _Place] = {}
     for item in search(
         fd,
@@ -600,12 +584,13 @@ def _sweep(fd: int, top: int) -> list[SubvolumeEntry]:
         max_key=Key(items.LAST_FREE_OBJECTID, items.ROOT_BACKREF_KEY, MAX),
     ):
         if item.type == items.ROOT_ITEM_KEY:
-            roots[item.objectid] = items.root_item(item.data)
+            roots[item.objectid] = item.data
         elif item.type == items.ROOT_BACKREF_KEY:
             places[item.objectid] = item.offset, items.root_ref(item.data)
 
-    directories: dict[tuple[int, int], bytes | None] = {}
-    paths: dict[int, bytes | None] = {top: b""}
+    # With a slash behind; None for what is not below the top.
+    paths: dict[int, str | None] = {top: ""}
+    directories: dict[tuple[int, int], str | None] = {}
 
     def place(subvolid: int) -> None:
         # A subvolume may have a larger id than one that it contains. None is also the answer to a loop.
@@ -618,23 +603,28 @@ def _sweep(fd: int, top: int) -> list[SubvolumeEntry]:
             subvolid, _ = places[subvolid]
         for current in reversed(unplaced):
             parent_id, ref = places[current]
-            above = paths[parent_id]
+            above = directory(parent_id, ref.dirid)
             if above is None:
                 return
-            where = parent_id, ref.dirid
-            if where not in directories:
-                directories[where] = _directory_if_any(fd, parent_id, ref.dirid)
-            directory = directories[where]
-            if directory is None:
-                return
-            paths[current] = above + directory + ref.name + b"/"
+            paths[current] = f"{above}{os.fsdecode(ref.name)}/"
+
+    def directory(subvolid: int, dirid: int) -> str | None:
+        where = subvolid, dirid
+        if where not in directories:
+            place(subvolid)
+            above = paths[subvolid]
+            inside = None if above is None else _directory_if_any(fd, subvolid, dirid)
+            directories[where] = None if inside is None else f"{above}{os.fsdecode(inside)}"
+        return directories[where]
 
     entries = []
-    for subvolid, root in roots.items():
-        place(subvolid)
-        path = paths[subvolid]
-        if path:
-            entries.append(SubvolumeEntry(os.fsdecode(path[:-1]), _info(subvolid, root, *places[subvolid])))
+    for subvolid, data in roots.items():
+        if subvolid in places and subvolid != top:
+            parent_id, ref = places[subvolid]
+            above = directory(parent_id, ref.dirid)
+            if above is not None:
+                info = _info(subvolid, items.root_item(data), parent_id, ref)
+                entries.append(SubvolumeEntry(above + info.name, info))
     return entries
 
 

@@ -72,18 +72,7 @@ def search(
         call = _search_v2
         start = min_key
         while True:
-            key = ioctl.SearchKey(
-                tree_id,
-                start.objectid,
-                max_key.objectid,
-                start.offset,
-                max_key.offset,
-                min_transid,
-                max_transid,
-                start.type,
-                max_key.type,
-                _ALL_ITEMS,
-            )
+            key = _search_key(tree_id, start, max_key, min_transid, max_transid)
             try:
                 count, buffer = call(fd, key, buffer_size)
             except OSError as error:
@@ -119,18 +108,7 @@ def search_changes(target: Target, transid: int, *, tree_id: int = 0) -> Iterato
     with opened(target) as fd:
         start: Key | None = Key(FIRST_FREE_OBJECTID, 0, 0)
         while start is not None and start.objectid <= LAST_FREE_OBJECTID:
-            key = ioctl.SearchKey(
-                tree_id,
-                start.objectid,
-                LAST_FREE_OBJECTID,
-                start.offset,
-                MAX,
-                transid + 1 if transid else 0,
-                MAX,
-                start.type,
-                255,
-                _ALL_ITEMS,
-            )
+            key = _search_key(tree_id, start, Key(LAST_FREE_OBJECTID, 255, MAX), transid + 1 if transid else 0, MAX)
             count, buffer, last = ioctl.tree_search_v2_changed(fd, key, _CHANGES_SIZE, transid)
             if last is None:
                 return
@@ -138,13 +116,29 @@ def search_changes(target: Target, transid: int, *, tree_id: int = 0) -> Iterato
             start = _following(Key(*last))
 
 
+def _search_key(tree_id: int, start: Key, end: Key, min_transid: int, max_transid: int) -> ioctl.SearchKey:
+    return ioctl.SearchKey(
+        tree_id,
+        start.objectid,
+        end.objectid,
+        start.offset,
+        end.offset,
+        min_transid,
+        max_transid,
+        start.type,
+        end.type,
+        _ALL_ITEMS,
+    )
+
+
 def _items(count: int, buffer: bytes) -> Iterator[Item]:
+    make = tuple.__new__  # of a NamedTuple half as expensive as its own
     end = 0
     for _ in range(count):
         transid, objectid, offset, type_, length = _HEADER.unpack_from(buffer, end)
         data = end + _HEADER.size
         end = data + length
-        yield Item(objectid, type_, offset, transid, buffer[data:end])
+        yield make(Item, (objectid, type_, offset, transid, buffer[data:end]))
 
 
 def _search_v2(fd: int, key: ioctl.SearchKey, buffer_size: int) -> tuple[int, bytes]:

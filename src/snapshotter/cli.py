@@ -21,6 +21,7 @@ from snapshotter import display
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import DataLossError, Error, InvalidArgumentError, NotFoundError, StoreHeldError
 from snapshotter.snapshot import Info, Mount
+from snapshotter.store import real_path
 
 DONE, FAILED, USAGE, HELD, NOT_FOUND, INCONSISTENT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
@@ -219,8 +220,6 @@ def _root(arguments: argparse.Namespace) -> str:
     root: str = getattr(arguments, "root", "") or os.environ.get("SNAPSHOTTER_ROOT", "")
     if not root:
         raise InvalidArgumentError("no store is given: use --root DIR, or set SNAPSHOTTER_ROOT")
-    if "\0" in root:
-        raise InvalidArgumentError(f"{root!r} is not a path")
     return root
 
 
@@ -285,7 +284,7 @@ def _init(arguments: argparse.Namespace) -> None:
     elif arguments.image is not None:
         from snapshotter import image_store
 
-        file = arguments.image_file or os.path.realpath(root) + ".img"
+        file = arguments.image_file or real_path(root) + ".img"
         image_store.create(root, file, arguments.image, sparse=arguments.sparse)
         print(image_store.mount_unit(root, file), end="")
     elif arguments.image_file or arguments.sparse:

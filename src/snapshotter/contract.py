@@ -21,6 +21,7 @@ from snapshotter.errors import (
     NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
+    quoted,
 )
 from snapshotter.index import Index, Snapshot
 from snapshotter.labels import apply_fieldpaths, check_key, check_labels
@@ -29,13 +30,13 @@ from snapshotter.records import Commitment, Record, State
 from snapshotter.recovery import Recovered, Verdict
 from snapshotter.session import Session, translating
 from snapshotter.snapshot import Info, Kind, Measured, Mount, Usage
-from snapshotter.store import SNAPSHOTS, Store
+from snapshotter.store import SNAPSHOTS, Store, real_path
 from snapshotter.volumes import EMPTY, FS, LAYER, BtrfsVolumes, Directory, MountMode, Volumes
 from snapshotter.worker import Worker
 
 UsageDefinition = Literal["added", "containerd"]
 
-CLEANUP_SECONDS = 5.0
+CLEANUP_SECONDS = 5.0  # for destroying and for the space together
 # What a record may grow by without its labels: usage, generation, state.
 RECORD_RESERVE = 256
 
@@ -115,11 +116,12 @@ class Snapshotter:
         Raises:
             NotFoundError: *root* does not exist.
             FailedPreconditionError: *root* is not a store, not on btrfs, or a newer release's.
+            InvalidArgumentError: *root* cannot be a path, or an option is wrong.
             StoreHeldError: Another process has the store.
             DataLossError: The store's own record is damaged.
         """
         _check_options(client, usage, mount_mode)
-        self.root = os.path.realpath(root)
+        self.root = real_path(root)
         self._definition = usage
         self._verify = verify
         self._index = Index()
@@ -161,7 +163,7 @@ class Snapshotter:
         _check_options(
             options.get("client", "local"), options.get("usage", "added"), options.get("mount_mode", "btrfs")
         )
-        path = os.path.realpath(root)
+        path = real_path(root)
         volumes = options.get("volumes", BtrfsVolumes)
         with translating(f"make a store at {path!r}"):
             # A mount point is on another filesystem than the directory it is in.
@@ -187,7 +189,7 @@ class Snapshotter:
         Raises:
             FailedPreconditionError: Its subvolumes are not here: it is a copy of the records alone.
         """
-        path = os.path.realpath(root)
+        path = real_path(root)
         with cls(path, read_only=True, **options) as copy:
             with_subvolume = [snapshot for snapshot in copy._index.snapshots() if snapshot.kind is not Kind.VIEW]
             if with_subvolume and all(snapshot.quarantine for snapshot in with_subvolume):
@@ -262,7 +264,7 @@ class Snapshotter:
             snapshot = self._index.get(key)
             record = snapshot.record
             try:
-                with self._session.reading(f"measure snapshot {key!r}"):
+                with self._session.reading(f"measure snapshot {quoted(key)}"):
                     measured = self._measure(snapshot)
                     return measured.added if self._definition == "added" else measured.containerd
             except DataLossError:
@@ -279,7 +281,7 @@ class Snapshotter:
             FailedPreconditionError: It is committed.
             DataLossError: Its subvolume is gone.
         """
-        with self._session.reading(f"mount snapshot {key!r}"), self._index.change(key):
+        with self._session.reading(f"mount snapshot {quoted(key)}"), self._index.change(key):
             return self._mounts(self._index.get(key))
 
     def problems(self) -> list[Problem]:
@@ -355,7 +357,7 @@ class Snapshotter:
             DataLossError: *key* lost its subvolume.
         """
         check_key(new_key)
-        with self._changing(f"fork snapshot {key!r}"), self._index.change(key, new_key):
+        with self._changing(f"fork snapshot {quoted(key)}"), self._index.change(key, new_key):
             source = self._index.get(key)
             self._check_active(source)
             self._check_free(new_key)
@@ -408,15 +410,15 @@ class Snapshotter:
         """
         check_key(name)
         labels = check_labels(labels)
-        with self._changing(f"commit snapshot {key!r}"):
+        with self._changing(f"commit snapshot {quoted(key)}"):
             with self._index.change(name, key):
                 active = self._index.get(key)
                 self._check_free(name)
                 self._check_active(active)
                 if parent and parent != active.parent_key:
                     raise InvalidArgumentError(
-                        f"cannot change parent of active snapshot {key!r} on commit: it is {active.parent_key!r}, "
-                        f"not {parent!r}"
+                        f"cannot change parent of active snapshot {quoted(key)} on commit: "
+                        f"it is {quoted(active.parent_key)}, not {quoted(parent)}"
                     )
                 _check_whole(active)
                 self._check_trusted(active)
@@ -441,7 +443,7 @@ class Snapshotter:
             NotFoundError: No snapshot has that name.
             InvalidArgumentError: Another path; the labels break a rule.
         """
-        with self._changing(f"update snapshot {info.name!r}"), self._index.change(info.name):
+        with self._changing(f"update snapshot {quoted(info.name)}"), self._index.change(info.name):
             snapshot = self._index.get(info.name)
             labels = apply_fieldpaths(snapshot.info, info, fieldpaths)
             record = replace(snapshot.record, labels=labels, updated=time.time_ns())
@@ -469,11 +471,11 @@ class Snapshotter:
                 since any other error would end containerd's garbage collection.
         """
         try:
-            with self._changing(f"remove snapshot {key!r}"):
+            with self._changing(f"remove snapshot {quoted(key)}"):
                 with self._index.change(key):
                     snapshot = self._index.get(key)
                     if snapshot.children:
-                        raise FailedPreconditionError(f"cannot remove snapshot {key!r} with child")
+                        raise FailedPreconditionError(f"cannot remove snapshot {quoted(key)} with child")
                     with contextlib.suppress(FileNotFoundError), self._store.directory(snapshot.id) as directory:
                         self._mark_removed(snapshot, directory)
                     self._index.remove(snapshot)
@@ -501,11 +503,13 @@ class Snapshotter:
                 self._report(item.name, item.problem)
                 if item.id:
                     by_id[item.id] = _lost(item.id, item.problem)
-            elif item.verdict is Verdict.REMOVED or item.record is None:
+            elif item.record is None:
+                for stranger in item.found.strangers:
+                    self._report(
+                        f"{item.name}/{stranger}", "it is no subvolume, and keeps a removed snapshot from going"
+                    )
                 if writing:
                     self._worker.destroy(item.id)
-            elif item.record.key in self._index:
-                self._report(item.name, f"its key {item.record.key!r} is another's")
             else:
                 parent_id = item.record.parent
                 if parent_id and parent_id not in by_id:
@@ -542,8 +546,8 @@ class Snapshotter:
             owner = self._store.header.client
             if owner not in ("", self.client) and len(self._index):
                 raise FailedPreconditionError(
-                    f"store {self.root!r} holds the snapshots of client {owner!r}, and {self.client!r} would delete "
-                    "them: make a second store beside it"
+                    f"store {self.root!r} holds the snapshots of client {quoted(owner)}, and {quoted(self.client)} "
+                    "would delete them: make a second store beside it"
                 )
             yield
 
@@ -559,9 +563,9 @@ class Snapshotter:
     ) -> tuple[Mount, ...]:
         check_key(key)
         labels = check_labels(labels)
-        with self._changing(f"create snapshot {key!r}"), self._index.change(key, parent=parent) as base:
+        with self._changing(f"create snapshot {quoted(key)}"), self._index.change(key, parent=parent) as base:
             if base and base.kind is not Kind.COMMITTED:
-                raise InvalidArgumentError(f"parent {parent!r} is not committed snapshot")
+                raise InvalidArgumentError(f"parent {quoted(parent)} is not committed snapshot")
             self._check_free(key)
             if base:
                 _check_whole(base)
@@ -614,18 +618,19 @@ class Snapshotter:
         Undo what was made of a snapshot that nobody was told of.
         """
         with contextlib.suppress(OSError), self._store.directory(snapshot_id) as directory:
-            records.write(directory.fd, records.encode(Record(snapshot_id, State.REMOVED, "")))
+            _write(directory, Record(snapshot_id, State.REMOVED, ""))
         self._worker.destroy(snapshot_id)
 
     def _with_space(self, attempt: Callable[[], T]) -> T:
         """
-        *attempt*, once more if the disk was full and destroyed snapshots had space to give back.
+        *attempt*, once more if the disk was full, with the space that whatever was deleted has to give back.
         """
         try:
             return attempt()
         except OSError as error:
-            if error.errno != errno.ENOSPC or not self._worker.reclaim(CLEANUP_SECONDS):
+            if error.errno != errno.ENOSPC:
                 raise
+        self._worker.reclaim(CLEANUP_SECONDS, always=True)
         return attempt()
 
     def _encode(self, record: Record) -> bytes:
@@ -633,7 +638,7 @@ class Snapshotter:
         limit = self._volumes.record_limit - RECORD_RESERVE
         if len(data) > limit:
             raise InvalidArgumentError(
-                f"key and labels of snapshot {record.key!r:.64} need {len(data)} bytes, "
+                f"key and labels of snapshot {quoted(record.key)} need {len(data)} bytes, "
                 f"and a record has room for {limit}"
             )
         return data
@@ -655,7 +660,7 @@ class Snapshotter:
                 if self._verify:
                     self._verify_written(active)
                 verified = replace(committing, commitment=replace(commitment, verified=True))
-                records.write(directory.fd, records.encode(verified))
+                _write(directory, verified)
                 self._volumes.barrier(directory.fd)
             except BaseException:
                 # The layer goes first: with it, a verified "committing" would be a commit.
@@ -680,7 +685,7 @@ class Snapshotter:
     def _check_trusted(self, active: Snapshot) -> None:
         if self._verify and self._is_suspect(active):
             raise DataLossError(
-                f"the disk may have refused data of snapshot {active.key!r}: mend the disk and make it again"
+                f"the disk may have refused data of snapshot {quoted(active.key)}: mend the disk and make it again"
             )
 
     def _is_suspect(self, active: Snapshot) -> bool:
@@ -699,11 +704,11 @@ class Snapshotter:
         Write the record of before a change that failed; recovery copes where this fails too.
         """
         with contextlib.suppress(OSError):
-            records.write(directory.fd, records.encode(snapshot.record))
+            _write(directory, snapshot.record)
 
     def _mark_removed(self, snapshot: Snapshot, directory: Directory) -> None:
         try:
-            records.write(directory.fd, records.encode(Record(snapshot.id, State.REMOVED, "")))
+            _write(directory, Record(snapshot.id, State.REMOVED, ""))
             self._volumes.barrier(directory.fd)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -725,10 +730,10 @@ class Snapshotter:
                 record = replace(snapshot.record, usage=usage)
                 if not snapshot.settled or record != snapshot.record:
                     with self._store.directory(snapshot.id) as directory:
-                        records.write(directory.fd, records.encode(record))
+                        _write(directory, record)
                     self._index.update(snapshot, record, settled=True)
         except (OSError, Error) as error:
-            log.info("record of snapshot %r is not brought up to date: %s", snapshot.key, error)
+            log.info("record of snapshot %s is not brought up to date: %s", quoted(snapshot.key), error)
 
     # -- asking
 
@@ -752,7 +757,7 @@ class Snapshotter:
 
     def _mounts(self, snapshot: Snapshot) -> tuple[Mount, ...]:
         if snapshot.kind is Kind.COMMITTED:
-            raise FailedPreconditionError(f"requested snapshot {snapshot.key!r} not active or view")
+            raise FailedPreconditionError(f"requested snapshot {quoted(snapshot.key)} not active or view")
         _check_whole(snapshot)
         if snapshot.kind is Kind.ACTIVE:
             return (self._volumes.mount(os.path.join(self.root, SNAPSHOTS, str(snapshot.id), FS), read_only=False),)
@@ -765,12 +770,16 @@ class Snapshotter:
 
     def _check_free(self, key: str) -> None:
         if key in self._index:
-            raise AlreadyExistsError(f"snapshot {key!r} already exists")
+            raise AlreadyExistsError(f"snapshot {quoted(key)} already exists")
 
     @staticmethod
     def _check_active(snapshot: Snapshot) -> None:
         if snapshot.kind is not Kind.ACTIVE:
-            raise FailedPreconditionError(f"snapshot {snapshot.key!r} is not active")
+            raise FailedPreconditionError(f"snapshot {quoted(snapshot.key)} is not active")
+
+
+def _write(directory: Directory, record: Record) -> None:
+    records.write(directory.fd, records.encode(record))
 
 
 def _lost(snapshot_id: int, why: str) -> Snapshot:
@@ -782,7 +791,7 @@ def _lost(snapshot_id: int, why: str) -> Snapshot:
 
 def _check_whole(snapshot: Snapshot) -> None:
     if snapshot.quarantine:
-        raise DataLossError(f"snapshot {snapshot.key!r} cannot be used: {snapshot.quarantine}")
+        raise DataLossError(f"snapshot {quoted(snapshot.key)} cannot be used: {snapshot.quarantine}")
 
 
 def _check_options(client: str | None, usage: str, mount_mode: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pybtrfs import filesystem
 from snapshotter.contract import Problem, Snapshotter
 from snapshotter.errors import DataLossError, UnavailableError
+from snapshotter.store import real_path
 
 _INHERITED = {os.ST_NOSUID: "nosuid", os.ST_NODEV: "nodev", os.ST_NOEXEC: "noexec"}
 
@@ -25,7 +26,7 @@ def examine(root: str | os.PathLike[str]) -> list[Problem]:
         NotFoundError: *root* does not exist.
         FailedPreconditionError: *root* is not a store, not on btrfs, or a newer release's.
     """
-    path = os.path.realpath(root)
+    path = real_path(root)
     try:
         with Snapshotter(path, read_only=True) as store:
             problems = store.problems()

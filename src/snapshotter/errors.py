@@ -16,7 +16,19 @@ __all__ = [
     "ResourceExhaustedError",
     "StoreHeldError",
     "UnavailableError",
+    "quoted",
 ]
+
+QUOTED_SIZE = 160  # characters; containerd's own keys have about a hundred
+
+
+def quoted(value: object) -> str:
+    """
+    *value* as an error repeats it, of a long text the beginning: errors travel in headers.
+    """
+    if isinstance(value, str) and len(value) > QUOTED_SIZE:
+        return f"{value[:QUOTED_SIZE]!r}..."
+    return repr(value)
 
 
 class Error(Exception):

@@ -11,6 +11,7 @@ from pybtrfs import image
 from snapshotter import interruption
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
+from snapshotter.store import real_path
 
 _PLAIN = frozenset(string.ascii_letters + string.digits + ":_.")
 
@@ -30,7 +31,7 @@ def create(root: str, file: str, size: int, *, sparse: bool = False) -> None:
         InvalidArgumentError: *size* is too small; a path holds what a mount unit cannot.
         ResourceExhaustedError: There is not enough space.
     """
-    root, file = os.path.realpath(root), os.path.realpath(file)
+    root, file = real_path(root), real_path(file)
     for path in (root, file):
         if not path.isprintable():
             raise InvalidArgumentError(f"{path!r} cannot stand in a systemd unit: choose another path")
@@ -93,7 +94,7 @@ def mount_unit(root: str, file: str) -> str:
     """
     The systemd unit that mounts the image *file* at *root*, with how to install it as a comment.
     """
-    root, file = os.path.realpath(root), os.path.realpath(file)
+    root, file = real_path(root), real_path(file)
     name = _unit_name(root)
     what, where = file.replace("%", "%%"), root.replace("%", "%%")
     return f"""\

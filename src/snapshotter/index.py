@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from snapshotter.errors import NotFoundError
+from snapshotter.errors import NotFoundError, quoted
 from snapshotter.records import Record
 from snapshotter.snapshot import Info, Kind, Measured
 
@@ -97,7 +97,7 @@ class Index:
             try:
                 return self._by_key[key]
             except KeyError:
-                raise NotFoundError(f"snapshot {key!r} does not exist: not found") from None
+                raise NotFoundError(f"snapshot {quoted(key)} does not exist: not found") from None
 
     def snapshots(self) -> list[Snapshot]:
         """

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
-from snapshotter.errors import FailedPreconditionError
+from pybtrfs import syscall
+from snapshotter.errors import FailedPreconditionError, quoted
 from snapshotter.snapshot import Kind, Measured, Usage
 
 FORMAT = 1
 XATTR = "user.snapshotter"
-FILE = "record"  # where the filesystem refuses user xattrs
+FILE = "record"  # on other filesystems, where an xattr holds less, or is refused
+_NEW_FILE = "record.new"
 
 
 class State(StrEnum):
@@ -97,7 +99,7 @@ class Record:
         What the commit under way makes of it.
         """
         if self.commitment is None:
-            raise ValueError(f"no commit of {self.key!r} is under way")
+            raise ValueError(f"no commit of {quoted(self.key)} is under way")
         return replace(
             self,
             state=State.COMMITTED,
@@ -226,41 +228,45 @@ def _record(values: Mapping[str, Any], snapshot_id: int) -> Record:
 
 def write(fd: int, data: bytes) -> None:
     """
-    Replace the record of the directory or file *fd*, atomically; durable only after a barrier.
+    Replace the record of the directory *fd*, atomically; durable only after a barrier.
     """
-    try:
+    if _in_xattr(fd):
         os.setxattr(fd, XATTR, data)
-    except OSError as error:
-        if error.errno != errno.EOPNOTSUPP:
-            raise
-        _write_file(fd, data)
+        return
+    new = os.open(_NEW_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=fd)
+    with open(new, "wb") as file:
+        file.write(data)
+    os.rename(_NEW_FILE, FILE, src_dir_fd=fd, dst_dir_fd=fd)
 
 
 def read(fd: int) -> bytes | None:
     """
-    The record of the directory or file *fd*, or None when it has none.
+    The record of the directory *fd*, or None when it has none.
     """
+    if not _in_xattr(fd):
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(os.open(FILE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd), "rb") as file,
+        ):
+            return file.read()
+        return None
     try:
         return os.getxattr(fd, XATTR)
     except OSError as error:
-        if error.errno == errno.EOPNOTSUPP:
-            return _read_file(fd)
         if error.errno == errno.ENODATA:
             return None
         raise
 
 
-def _write_file(fd: int, data: bytes) -> None:
-    new = os.open(FILE + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=fd)
-    with open(new, "wb") as file:
-        file.write(data)
-    os.rename(FILE + ".new", FILE, src_dir_fd=fd, dst_dir_fd=fd)
+def delete_file(fd: int) -> None:
+    """
+    Delete what the record of the directory *fd* has beside it there, so that the directory is empty.
+    """
+    if not _in_xattr(fd):
+        for name in (FILE, _NEW_FILE):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=fd)
 
 
-def _read_file(fd: int) -> bytes | None:
-    with (
-        contextlib.suppress(FileNotFoundError),
-        open(os.open(FILE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd), "rb") as file,
-    ):
-        return file.read()
-    return None
+def _in_xattr(fd: int) -> bool:
+    return syscall.fstatfs_type(fd) == syscall.BTRFS_SUPER_MAGIC

@@ -2,11 +2,13 @@
 What a store holds after whatever happened to it: each snapshot judged from its record and its directory.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
 from snapshotter import records
+from snapshotter.errors import quoted
 from snapshotter.records import Record, State
 from snapshotter.store import Store
 from snapshotter.volumes import Found, Volumes
@@ -31,7 +33,7 @@ class Recovered(NamedTuple):
 
     Attributes:
         id: 0 where *name* is none.
-        record: What the record should say, unless there is none.
+        record: What the record should say; None for what is removed or unknown.
         written: What it says.
         problem: What is wrong with an unknown one.
     """
@@ -73,6 +75,48 @@ def survey(store: Store, volumes: Volumes) -> Iterator[Recovered]:
     """
     Judge every entry of ``snapshots/``, parents before their children.
     """
+    return one_a_key(list(_judged(store, volumes)))
+
+
+def one_a_key(items: Sequence[Recovered]) -> Iterator[Recovered]:
+    """
+    Of *items*, by id, those of one key: all but the one that took it last have failed to, for it was free then. Where
+    the disk refused the undoing of a creation, that is undone now, and a commit's snapshot is active again.
+
+    What cannot have failed, such as a copy made by hand, is unknown.
+    """
+    owners: dict[str, Recovered] = {}
+    taken: dict[str, float] = {}
+    for item in items:
+        if (record := item.record) and record.created > taken.get(record.key, -math.inf):
+            owners[record.key] = item
+            taken[record.key] = _taken(record, item)
+    for item in items:
+        record, written = item.record, item.written
+        if not record or not written or owners[record.key] is item:
+            yield item
+        elif written.commitment and item.found.fs and written.key not in owners:
+            owners[written.key] = item
+            yield item._replace(verdict=Verdict.ACTIVE, record=written.active())
+        elif written.state in (State.PREPARING, State.VIEW) and item.id < owners[record.key].id:
+            yield item._replace(verdict=Verdict.REMOVED, record=None)
+        else:
+            problem = f"its key {quoted(record.key)} is another's"
+            yield item._replace(verdict=Verdict.UNKNOWN, record=None, problem=problem)
+
+
+def _taken(record: Record, item: Recovered) -> float:
+    """
+    When *item* took its key, for comparison with what was made after it, in nanoseconds.
+    """
+    if record.state is not State.COMMITTED:
+        return -math.inf  # when it was made
+    if item.written and item.written.commitment and item.found.fs:
+        return record.created
+    return math.inf  # brought up to date, or without its former active: it was answered
+
+
+def _judged(store: Store, volumes: Volumes) -> Iterator[Recovered]:
     names = store.names()
     ids = sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
     for name in sorted(set(names) - set(map(str, ids))):
@@ -101,10 +145,12 @@ def _recovered(store: Store, volumes: Volumes, snapshot_id: int) -> Recovered:
     except records.DamagedError as error:
         return Recovered(name, Verdict.UNKNOWN, snapshot_id, found=found, problem=f"its record is damaged: {error}")
     verdict = judge(written.state, found, verified=written.commitment is not None and written.commitment.verified)
-    record = written
-    if verdict is Verdict.ACTIVE:
+    record: Record | None = written
+    if verdict is Verdict.REMOVED:
+        record = None
+    elif verdict is Verdict.ACTIVE:
         record = written.active()
-    elif written.commitment and verdict in (Verdict.COMMITTED, Verdict.QUARANTINED):
+    elif written.commitment:
         # Of a lost one the commit had happened, too: only then does the worker destroy `fs`.
         record = written.committed()
     return Recovered(name, verdict, snapshot_id, record, written, found)

@@ -14,8 +14,10 @@ A store's directory: what it is, who owns it, and the ids it hands out.
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -26,7 +28,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from snapshotter import records
-from snapshotter.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, StoreHeldError
+from snapshotter.errors import (
+    AlreadyExistsError,
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    StoreHeldError,
+    quoted,
+)
 from snapshotter.volumes import EMPTY, Directory, Volumes
 
 STORE, LOCK, SNAPSHOTS = "store", "lock", "snapshots"
@@ -34,6 +43,9 @@ ID_BLOCK = 1024
 COMMAND_SIZE = 1000  # more does not tell a holder from others
 # An ioctl in flight keeps the lock of a killed process until it ends, flushing all it has to.
 DEAD_HOLDER_SECONDS = 60.0
+PATH_MAX, NAME_MAX = 4095, 255  # bytes, as the kernel takes them
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,15 +198,23 @@ class Store:
 
     def acquire(self) -> Lock:
         """
-        Take the store for writing; the lock is the caller's to release.
+        Take the store for writing, and its root from other users; the lock is the caller's to release.
 
         Raises:
             StoreHeldError: Another process has it, or this one already.
         """
         lock = Lock(self._fd, self.root)
-        # Whoever had it may have reserved ids since.
-        self.header = self._read()
-        self._next_id = self.header.id_limit
+        try:
+            mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
+            if mode & 0o077:
+                os.fchmod(self._fd, 0o700)
+                log.warning("store %r was open to other users, with mode %04o: it is closed now", self.root, mode)
+            # Whoever had it may have reserved ids since.
+            self.header = self._read()
+            self._next_id = self.header.id_limit
+        except BaseException:
+            lock.release()
+            raise
         return lock
 
     def adopt(self) -> None:
@@ -283,9 +303,27 @@ class Store:
         Remove the directory of a snapshot that holds no subvolume any more; its record goes with it.
         """
         with contextlib.suppress(FileNotFoundError), self.directory(snapshot_id) as directory:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(records.FILE, dir_fd=directory.fd)
+            records.delete_file(directory.fd)
             os.rmdir(str(snapshot_id), dir_fd=self._snapshots_fd)
+
+
+def real_path(path: str | os.PathLike[str]) -> str:
+    """
+    The absolute *path* without symlinks; it need not exist.
+
+    Raises:
+        InvalidArgumentError: No file can have such a path.
+    """
+    try:
+        real = os.path.realpath(path)
+        size = len(os.fsencode(real))
+    except ValueError as error:
+        raise InvalidArgumentError(f"{quoted(os.fspath(path))} is not a path: {error}") from error
+    if size > PATH_MAX or any(len(os.fsencode(name)) > NAME_MAX for name in real.split("/")):
+        raise InvalidArgumentError(
+            f"path {quoted(real)} has more than {PATH_MAX} bytes, or a name in it more than {NAME_MAX}"
+        )
+    return real
 
 
 _PF_EXITING = 0x4

@@ -16,6 +16,8 @@ from snapshotter.mountinfo import MountTable
 from snapshotter.snapshot import Measured, Mount
 from snapshotter.volumes import EMPTY, FS, LAYER, Directory, Found, MountMode, opened
 
+_NEW = ".new"  # behind the name of a copy that is not whole yet
+
 
 class DirectoryVolumes:
     """
@@ -25,7 +27,7 @@ class DirectoryVolumes:
     survives a power failure, and a committed layer can be written to by who looks for its path.
     """
 
-    record_limit = 4_000  # ext4 keeps the xattrs of a file in one block
+    record_limit = 7_680  # as on most btrfs, though files hold more
 
     def __init__(self, root: str, mount_mode: MountMode) -> None:
         self._status = os.stat(root)
@@ -47,7 +49,8 @@ class DirectoryVolumes:
 
     def found(self, directory: Directory) -> Found:
         names = {name for name in os.listdir(directory.fd) if not name.startswith("record")}
-        return Found(FS in names, LAYER in names, bool(names))
+        strangers = names - {FS, LAYER, FS + _NEW, LAYER + _NEW}
+        return Found(FS in names, LAYER in names, bool(names), tuple(sorted(strangers)))
 
     def create(self, directory: Directory) -> None:
         _make_directory(FS, directory.fd)
@@ -60,7 +63,7 @@ class DirectoryVolumes:
         _copy(os.path.join(directory.path, FS), os.path.join(directory.path, LAYER))
 
     def destroy(self, directory: Directory, name: str, mounts: MountTable) -> None:
-        for leftover in (name, name + ".new"):
+        for leftover in (name, name + _NEW):
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(leftover, dir_fd=directory.fd)
 
@@ -107,8 +110,8 @@ def _copy(source: str, target: str) -> None:
     """
     Copy a tree, whole or not at all.
     """
-    _copy_entry(source, target + ".new", {})
-    os.rename(target + ".new", target)
+    _copy_entry(source, target + _NEW, {})
+    os.rename(target + _NEW, target)
 
 
 def _copy_entry(source: str, target: str, linked: dict[int, str]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from pybtrfs import filesystem, ioctl, subvolume, syscall
-from pybtrfs.errors import NotBtrfsError
+from pybtrfs.errors import NotBtrfsError, not_subvolume
 from snapshotter import mountinfo, usage
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.mountinfo import MountTable
@@ -28,10 +28,10 @@ EMPTY = "empty"  # what a view without parent shows
 
 MountMode = Literal["btrfs", "bind"]
 
+WAKE_SECONDS = 1.0  # between calls of a cleaner that may not have heard
 RECENT_SECONDS = 1.0  # each look at the devices is three system calls, where threads lose their turn
 
-_ROOT_INODE = 256  # of every subvolume's root directory
-_FROZEN_FLAGS = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
+_FROZEN_FLAGS = ioctl.FS_IMMUTABLE_FL | ioctl.FS_APPEND_FL
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,13 @@ class Found(NamedTuple):
     """
     What stands in a snapshot's directory.
 
-    *layer* means a whole, read-only one; *anything* also what is neither.
+    *layer* means a whole, read-only one; *strangers* are the names of what is no subvolume of a snapshot.
     """
 
     fs: bool
     layer: bool
     anything: bool
+    strangers: tuple[str, ...] = ()
 
 
 class Volumes(Protocol):
@@ -228,8 +229,10 @@ class BtrfsVolumes:
 
     def found(self, directory: Directory) -> Found:
         os.lseek(directory.fd, 0, os.SEEK_SET)  # a descriptor from before the entries lists a stale directory
-        layer = _is_subvolume(directory.fd, LAYER) and _is_read_only(directory.fd, LAYER)
-        return Found(_is_subvolume(directory.fd, FS), layer, bool(os.listdir(directory.fd)))
+        names = set(os.listdir(directory.fd))
+        ours = {name for name in names & {FS, LAYER} if _is_subvolume(directory.fd, name)}
+        layer = LAYER in ours and _is_read_only(directory.fd, LAYER)
+        return Found(FS in ours, layer, bool(names), tuple(sorted(names - ours)))
 
     def create(self, directory: Directory) -> None:
         subvolume.create((directory.fd, FS))
@@ -290,6 +293,8 @@ class BtrfsVolumes:
         if mounts.has_mount_below(os.path.join(directory.path, name)):
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
         with contextlib.suppress(FileNotFoundError), opened(directory.fd, name) as fd:
+            if not subvolume.is_subvolume(fd):
+                raise not_subvolume(name)
             subvolid = subvolume.get_id(fd)
             ids = {subvolid}
             if any(subvolume.children(fd)):
@@ -325,11 +330,15 @@ class BtrfsVolumes:
         return devices
 
     def reclaim(self, seconds: float) -> None:
-        # The first commit wakes the cleaner, another one frees what it has let go.
-        filesystem.sync(self._fd)
         end = time.monotonic() + seconds
-        while subvolume.count_deleted(self._fd) and time.monotonic() < end:
+        next_sync = 0.0
+        while subvolume.count_deleted(self._fd) and (now := time.monotonic()) < end:
+            # It wakes the cleaner, which does not hear it on its way to sleep.
+            if now >= next_sync:
+                filesystem.sync(self._fd)
+                next_sync = now + WAKE_SECONDS
             time.sleep(0.01)
+        # What the cleaner has let go is free after another commit.
         filesystem.sync(self._fd)
 
     def born(self, directory: Directory) -> int:
@@ -408,7 +417,7 @@ def _is_subvolume(dir_fd: int, name: str) -> bool:
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return status.st_ino == _ROOT_INODE and stat.S_ISDIR(status.st_mode)
+    return status.st_ino == ioctl.FIRST_FREE_OBJECTID and stat.S_ISDIR(status.st_mode)
 
 
 def _is_read_only(dir_fd: int, name: str) -> bool:

@@ -64,22 +64,25 @@ class Worker:
         Run *task* in a while; it takes care of its own errors.
         """
         with self._condition:
+            self._start()
             self._tasks.append((time.monotonic() + TASK_SECONDS, task))
             if len(self._tasks) == 1:
-                self._wake()
+                self._condition.notify_all()
 
     def destroy(self, snapshot_id: int, name: str = "", *, later: bool = False) -> None:
         """
         Destroy a snapshot's directory with all in it, or the one subvolume *name*; *later*, in a while.
         """
         with self._condition:
+            self._start()
             if later:
                 self._held.append(Doomed(snapshot_id, name, due=time.monotonic() + TASK_SECONDS))
-                self._wake()
+                self._condition.notify_all()
                 return
             self._doomed.append(Doomed(snapshot_id, name))
+            # For the others the threads have set their time already.
             if len(self._doomed) in (1, BATCH):
-                self._wake()
+                self._condition.notify_all()
             if len(self._doomed) > BACKLOG:
                 self._condition.wait_for(lambda: self._closed or len(self._doomed) <= BACKLOG, CROWDED_SECONDS)
 
@@ -110,20 +113,23 @@ class Worker:
             self._doomed.extend(self._held)
             self._held.clear()
             self._next_batch = 0.0
-            self._wake()
+            self._start()
+            self._condition.notify_all()
             self._condition.wait_for(lambda: self._closed or not (self._doomed or self._busy), seconds)
 
-    def reclaim(self, seconds: float) -> bool:
+    def reclaim(self, seconds: float, *, always: bool = False) -> None:
         """
-        Have the space of everything destroyed so far given back, within about *seconds*; False when there is none.
+        Have the space of everything destroyed so far given back, within about *seconds*.
+
+        Args:
+            always: Also when nothing was since the last time: others may have, the same store before it was opened too.
         """
+        end = time.monotonic() + seconds
         self.drain(seconds)
         with self._condition:
-            if not self._reclaimable:
-                return False
-            self._reclaimable = False
-        self._volumes.reclaim(seconds)
-        return True
+            wanted, self._reclaimable = always or self._reclaimable, False
+        if wanted:
+            self._volumes.reclaim(max(0.0, end - time.monotonic()))
 
     def close(self) -> None:
         """
@@ -139,19 +145,19 @@ class Worker:
             _, task = self._tasks.popleft()
             task()
 
-    def _wake(self) -> None:
-        if not self._threads and not self._closed:
-            for number in range(THREADS):
-                thread = threading.Thread(
-                    target=self._run, args=(number == 0,), name=f"snapshotter-worker-{number}", daemon=True
-                )
-                try:
-                    thread.start()
-                except RuntimeError as error:
+    def _start(self) -> None:
+        while len(self._threads) < THREADS and not self._closed:
+            number = len(self._threads)
+            thread = threading.Thread(
+                target=self._run, args=(number == 0,), name=f"snapshotter-worker-{number}", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError as error:
+                if not self._threads:
                     log.warning("destroying waits for a thread: %s", error)
-                    break
-                self._threads.append(thread)
-        self._condition.notify_all()
+                return
+            self._threads.append(thread)
 
     def _run(self, tasks_first: bool) -> None:
         while True:

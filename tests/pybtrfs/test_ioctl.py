@@ -103,6 +103,19 @@ CASES = [
         lambda e, found: found[0] > 0 and len(found[1]) == 8192,
         errno.EPERM,
     ),
+    Case(
+        "tree_search_v2_changed",
+        lambda e: ioctl.tree_search_v2_changed(e.mine, SEARCH, 8192, 0),
+        lambda e, found: found[0] > 0 and found[1] and found[2][0] >= 256,
+        errno.EPERM,
+    ),
+    Case(
+        "tree_search_v2_changed",
+        lambda e: ioctl.tree_search_v2_changed(e.mine, SEARCH, 8192, 1 << 60),
+        lambda e, found: found[:2] == (0, b"") and found[2][0] >= 256,
+        errno.EPERM,
+        label="nothing",
+    ),
     Case("ino_lookup", lambda e: ioctl.ino_lookup(e.mine, 0, 256), lambda e, found: found == (e.mine_id, b"")),
     Case(
         "ino_lookup",
@@ -188,7 +201,8 @@ def refuses(case: Case, e: SimpleNamespace, unprivileged: Callable[..., Any]) ->
         unprivileged(case.call, e)
     assert caught.value.errno == case.refused
     notes = caught.value.__notes__
-    assert notes[0].removeprefix("BTRFS_IOC_").removeprefix("FS_IOC_").lower() in (case.name, case.name[:-6])
+    own_name = case.name.removesuffix("_by_id").removesuffix("_changed")
+    assert notes[0].removeprefix("BTRFS_IOC_").removeprefix("FS_IOC_").lower() in (case.name, own_name)
     if case.refused == errno.EPERM:
         assert notes[1].startswith("needs ")
         assert "CAP_" in notes[1]

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import itertools
 import mmap
 import os
 import random
@@ -373,6 +374,24 @@ def test_metadata_full(image_mount: Callable[..., Path]) -> None:
         store.remove("new")
         store.view("view", "base")
         store.commit("layer", "active")
+        consistent(store)
+
+
+def test_deleted_by_others(image_mount: Callable[..., Path]) -> None:
+    """
+    What others deleted a moment ago, such as this store's owner of before, makes room as well.
+    """
+    mount = image_mount(image.MINIMUM_SIZE)
+    with Snapshotter.create(mount / "root") as store:
+        filled = mount / "filled"
+        subvolume.create(filled)
+        assert fill(filled / "large", with_metadata) > 1000
+        keys = map(str, itertools.count())
+        while worked(store, lambda: store.prepare(next(keys))):
+            pass
+        store.cleanup()
+        subvolume.delete(filled)
+        store.prepare("fits")
         consistent(store)
 
 

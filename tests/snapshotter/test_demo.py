@@ -17,13 +17,16 @@ DEMO = [sys.executable, "-m", "snapshotter", "demo"]
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """
-    No temporary file is left; the leak check looks for mounts and loop devices.
+    The demo's own directory for temporary files, of which none is left; the leak check looks for mounts and loop
+    devices.
     """
-    before = os.listdir(tempfile.gettempdir())
-    yield
-    assert os.listdir(tempfile.gettempdir()) == before
+    with tempfile.TemporaryDirectory() as path:
+        monkeypatch.setenv("TMPDIR", path)
+        monkeypatch.setattr(tempfile, "tempdir", path)
+        yield path
+        assert os.listdir(path) == []
 
 
 def test_demo() -> None:
@@ -49,17 +52,16 @@ def test_demo() -> None:
         ("remove 9", signal.SIGTERM),
     ],
 )
-def test_interrupted(moment: str, number: int) -> None:
+def test_interrupted(moment: str, number: int, temporary: str) -> None:
     """
     Interrupted behind the line *moment*, or while it makes its btrfs, the demo ends with 130 and leaves nothing.
     """
-    before = os.listdir(tempfile.gettempdir())
     with subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         if moment:
             assert any(line.startswith(moment) for line in process.stdout)
         else:
-            while os.listdir(tempfile.gettempdir()) == before:
+            while not os.listdir(temporary):
                 assert process.poll() is None
         process.send_signal(number)
         process.send_signal(number)  # impatient

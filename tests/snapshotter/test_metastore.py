@@ -673,3 +673,55 @@ def test_clock_set_back(store: Snapshotter, monkeypatch: pytest.MonkeyPatch) -> 
     assert store.stat("name").created == datetime.fromtimestamp(1, UTC)
     store.prepare("child", "name")
     assert store.update(Info(Kind.ACTIVE, "child", labels={"a": "1"})).labels == {"a": "1"}
+
+
+# Sizes and texts
+
+
+def test_largest_label(open_store: Callable[..., Snapshotter]) -> None:
+    """
+    A label as large as containerd allows has room, also at a commit and an update, and is there for who opens the
+    store anew.
+    """
+    labels = {"k" * 96: "v" * 4000}
+    with open_store() as store:
+        store.prepare("k", labels=labels)
+        store.commit("c", "k", labels)
+        store.view("v", "c", labels)
+        store.update(Info(Kind.VIEW, "v", labels=labels | {"another": "one"}))
+    store = open_store()
+    assert store.stat("c").labels == labels
+    assert store.stat("v").labels == labels | {"another": "one"}
+
+
+def test_huge_keys_are_not_repeated(store: Snapshotter) -> None:
+    """
+    Errors repeat the beginning of a key, for they travel in headers; containerd's own keys are shorter, and whole.
+    """
+    active, base, missing, huge = "a" * 3000, "b" * 3000, "c" * 3000, "d" * 32_768
+    chain = "k8s.io/1234567/extract-123456789-AbCd sha256:" + "0" * 64
+    store.prepare("k")
+    store.commit(base, "k")
+    store.prepare(active, base)
+    calls: list[Callable[[], object]] = [
+        *(lambda key=key: store.stat(key) for key in (missing, huge, huge + "d", chain)),
+        *(lambda key=key: store.mounts(key) for key in (missing, base)),
+        *(lambda key=key: store.remove(key) for key in (missing, base)),
+        *(lambda key=key: store.fork(key, "x") for key in (missing, base)),
+        *(lambda key=key: store.commit("x", key) for key in (missing, base)),
+        lambda: store.commit("x", active, parent=missing),
+        lambda: store.commit(base, active),
+        lambda: store.usage(missing),
+        lambda: store.update(Info(Kind.ACTIVE, missing)),
+        lambda: store.update(Info(Kind.ACTIVE, active), "x" * 3000),
+        lambda: store.update(Info(Kind.ACTIVE, active), f"labels.{missing}.x", missing),
+        *(lambda key=key, parent=parent: store.prepare(key, parent) for key, parent in [(active, ""), ("x", missing)]),
+        *(lambda parent=parent: store.view("x", parent) for parent in (missing, active)),
+        *(lambda key=key: store.prepare(key) for key in (huge, huge + "d")),
+    ]
+    for call in calls:
+        with pytest.raises(Error) as caught:
+            call()
+        assert len(str(caught.value)) < 750
+    with pytest.raises(NotFoundError, match=chain):
+        store.stat(chain)

@@ -4,6 +4,7 @@ What a store holds after whatever happened to it: each row of the table, by rule
 
 import itertools
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from pybtrfs import subvolume
 from snapshotter import Kind, Snapshotter, records, worker
 from snapshotter.errors import DataLossError, Error, FailedPreconditionError, NotFoundError
 from snapshotter.records import Commitment, Record, State
-from snapshotter.recovery import Verdict, judge
+from snapshotter.recovery import Recovered, Verdict, judge, one_a_key
 from snapshotter.volumes import BtrfsVolumes, Directory, Found
 
 TABLE = {
@@ -221,6 +222,30 @@ def test_directories_are_no_subvolumes(name: str, root: Path, reopen: Callable[.
     (link / name).symlink_to(root / "snapshots" / "1" / "layer")
     store = reopen()
     assert {problem.subject for problem in store.problems()} == {"directory", "link"}
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("name", ["fs", "layer", "stranger"])
+def test_strangers_in_a_removed_one(name: str, root: Path, reopen: Callable[..., Snapshotter]) -> None:
+    """
+    What is no subvolume in the directory of a removed snapshot is reported and never deleted; once it is gone,
+    the directory goes.
+    """
+    path = make(root, State.REMOVED, fs="" if name == "fs" else "fs")
+    (path / name).mkdir()
+    (path / name / "content").write_text("precious")
+    for _ in range(2):
+        with reopen() as store:
+            store.cleanup()
+            (problem,) = store.problems()
+            assert problem.subject == str(path / name)
+            assert problem.cure == "move it away, or delete it by hand"
+    assert (path / name / "content").read_text() == "precious"
+    shutil.rmtree(path / name)
+    with reopen() as store:
+        store.cleanup()
+        assert store.problems() == []
+    assert not path.exists()
 
 
 @pytest.mark.btrfs
@@ -491,3 +516,85 @@ def test_reading_beside_a_commit(root: Path, reopen: Callable[..., Snapshotter])
     assert not steps
     assert reader.problems() == []
     assert {info.name for info in reader.walk()} == {"base", "other"}
+
+
+# Several with one key
+
+FAILED, ANSWERED = 100, 200  # when
+
+CLAIMS = {
+    # what took the key "k": record, fs, layer
+    "preparing": (State.PREPARING, "fs", ""),
+    "active": (State.ACTIVE, "fs", ""),
+    "view": (State.VIEW, "", ""),
+    "committing": (State.COMMITTING, "fs", "layer"),
+    "committed, not brought up to date": (State.COMMITTING, "", "layer"),
+    "committed": (State.COMMITTED, "", "layer"),
+}
+PAIRS = [
+    (failed, answered, failed_first)
+    for failed in ("preparing", "view", "committing")
+    for answered in CLAIMS
+    for failed_first in (True, False)
+    if failed_first or answered.startswith("committ")  # only a commit makes an older one take a key
+]
+
+
+def claim(root: Path, what: str, id: int, time: int) -> Path:
+    state, fs, layer = CLAIMS[what]
+    path = make(root, state, fs, layer, id=id, key="k", created=time)
+    if state is State.COMMITTING:
+        commitment = Commitment("k", {}, time, verified=True)
+        write(path, Record(id, state, f"active {id}", commitment=commitment))
+    return path
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize(("failed", "answered", "failed_first"), PAIRS)
+def test_failed_and_not_undone(
+    failed: str, answered: str, failed_first: bool, root: Path, reopen: Callable[..., Snapshotter]
+) -> None:
+    """
+    What was answered has its key, also beside what is left of an earlier call that failed and wanted the same: of a
+    commit the active, of a creation nothing, where it is certain that it was not answered.
+    """
+    ids = (LOST, LOST + 1) if failed_first else (LOST + 1, LOST)
+    left = claim(root, failed, ids[0], FAILED)
+    claim(root, answered, ids[1], ANSWERED)
+    for _ in range(2):
+        with reopen() as store:
+            store.cleanup()
+            assert store._index.get("k").id == ids[1]
+            assert store.stat("k").kind is KINDS[judge(CLAIMS[answered][0], Found(True, True, True), verified=True)]
+            others = {info.name for info in store.walk()} - {"base", "other", "active", "k"}
+            assert others == ({f"active {ids[0]}"} if failed == "committing" else set())
+            certain = failed == "committing" or failed_first
+            assert [problem.subject for problem in store.problems()] == ([] if certain else [str(left)])
+        if failed == "committing":
+            assert os.listdir(left) == ["fs"]
+        else:
+            assert left.exists() != certain
+
+
+def test_taken_later() -> None:
+    """
+    Time decides between a commit that may have failed and what was made after its active; nothing else of the clock.
+    """
+
+    def item(id: int, what: str, time: int) -> Recovered:
+        state, fs, layer = CLAIMS[what]
+        found = Found(bool(fs), bool(layer), bool(fs or layer))
+        record = Record(id, state, "k", created=time)
+        if state is State.COMMITTING:
+            record = Record(id, state, f"active {id}", commitment=Commitment("k", {}, time, verified=True))
+        verdict = judge(state, found, verified=True)
+        return Recovered(str(id), verdict, id, record.committed() if record.commitment else record, record, found)
+
+    for failed, answered, failed_first in PAIRS:
+        for times in [(FAILED, ANSWERED), (ANSWERED, FAILED)]:
+            ids = (1, 2) if failed_first else (2, 1)
+            owner = item(ids[1], answered, times[1])
+            items = sorted([item(ids[0], failed, times[0]), owner], key=lambda item: item.id)
+            older, newer = (failed, answered) if failed_first else (answered, failed)
+            if times[0] < times[1] or older != "committing":
+                assert owner in one_a_key(items), (older, newer, times)

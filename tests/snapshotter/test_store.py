@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pybtrfs import subvolume, syscall
-from snapshotter import Snapshotter, records, store
+from snapshotter import Snapshotter, doctor, records, store
 from snapshotter.errors import (
     AlreadyExistsError,
     DataLossError,
@@ -163,6 +163,29 @@ def test_bad_options(options: dict[str, Any], btrfs: Path) -> None:
     with pytest.raises(InvalidArgumentError):
         Snapshotter.create(btrfs / "root", **options)
     assert os.listdir(btrfs) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b", "x" * 256, "é" * 128, "x/" * 2048, "a\0" + "x" * 5000, "\ud800"], ids=lambda name: ascii(name[:4])
+)
+@pytest.mark.parametrize("call", [Snapshotter, Snapshotter.create, Snapshotter.adopt, doctor.examine])
+def test_impossible_path(call: Callable[[str], object], name: str, btrfs: Path) -> None:
+    """
+    A root that no file can have is named, shortened, and nothing is made.
+    """
+    with pytest.raises(
+        InvalidArgumentError, match=r"is not a path|has more than 4095 bytes, or a name in it"
+    ) as caught:
+        call(f"{btrfs}/{name}")
+    assert len(str(caught.value)) < 500
+    assert os.listdir(btrfs) == []
+
+
+def test_longest_name(btrfs: Path) -> None:
+    """
+    A name may be as long as the filesystem takes it.
+    """
+    works(Snapshotter.create(btrfs / ("é" * 127 + "x")))
 
 
 def test_is_one_already(btrfs: Path) -> None:
@@ -309,6 +332,23 @@ def test_read_only_filesystem(image_mount: Callable[..., Path]) -> None:
         Snapshotter(root)
     with Snapshotter(root, read_only=True) as reader:
         assert reader.stat("base")
+
+
+def test_loosened(btrfs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    A root that somebody opened to others is closed, and that is said, by who opens it for changes only.
+    """
+    root = btrfs / "root"
+    Snapshotter.create(root).close()
+    root.chmod(0o2755)
+    Snapshotter(root, read_only=True).close()
+    assert (mode(root), caplog.text) == (0o2755, "")
+    Snapshotter(root).close()
+    assert mode(root) == 0o700
+    assert "was open to other users, with mode 2755: it is closed now" in caplog.text
+    caplog.clear()
+    Snapshotter(root).close()
+    assert caplog.text == ""
 
 
 # The lock
@@ -463,6 +503,21 @@ def test_lock_is_no_symlink(root: Path) -> None:
     with pytest.raises(FailedPreconditionError):
         Snapshotter(root)
     assert (root / "target").read_text() == "precious"
+
+
+def test_lock_is_not_kept(root: Path) -> None:
+    """
+    A store that turns out not to be usable once it is taken is let go.
+    """
+    opened = store.Store(str(root), volumes := BtrfsVolumes(str(root), "btrfs"))
+    header = os.getxattr(root / "store", records.XATTR)
+    os.setxattr(root / "store", records.XATTR, b"{}")
+    with pytest.raises(DataLossError):
+        opened.acquire()
+    os.setxattr(root / "store", records.XATTR, header)
+    opened.acquire().release()
+    opened.close()
+    volumes.close()
 
 
 # Ids

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import ioctl, subvolume, syscall
+from pybtrfs import filesystem, ioctl, subvolume, syscall
 from snapshotter import Mount
+from snapshotter import volumes as volumes_module
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.mountinfo import MountTable
 from snapshotter.mounting import mounted
@@ -26,6 +27,9 @@ from .namespaces import other_namespace, source
 
 NONE = MountTable()
 Make = Callable[[str], Directory]
+
+
+PATIENCE = 10
 
 
 @contextmanager
@@ -498,3 +502,37 @@ def open_directory(path: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+@pytest.mark.btrfs
+def test_reclaim(image_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The space of many destroyed subvolumes is there afterwards, also if the cleaner did not hear the first call.
+    """
+    mount = image_mount()
+    filesystem.sync(mount)
+    before = used(mount)
+    for number in range(500):
+        subvolume.create(mount / str(number))
+        (mount / str(number) / "file").write_bytes(os.urandom(50_000))
+    filesystem.sync(mount)
+    for number in range(500):
+        subvolume.delete(mount / str(number))
+    sync, unheard = filesystem.sync, [mount]
+
+    def sync_unheard(target: int) -> None:
+        if unheard:
+            unheard.pop()
+        else:
+            sync(target)
+
+    monkeypatch.setattr(filesystem, "sync", sync_unheard)
+    monkeypatch.setattr(volumes_module, "WAKE_SECONDS", 0.1)
+    with opened(BtrfsVolumes, mount) as volumes:
+        volumes.reclaim(PATIENCE)
+    assert subvolume.count_deleted(mount) == 0
+    assert used(mount) < before + (2 << 20)
+
+
+def used(mount: Path) -> int:
+    return sum(space.used_bytes for space in filesystem.get_space(mount))
