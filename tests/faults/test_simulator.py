@@ -6,15 +6,18 @@ import contextlib
 import errno
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pybtrfs import image, subvolume
+from tests.snapshotter.namespaces import other_namespace
 
 from .disk import Disk
 from .fuse_disk import MARK, punch
+from .mounts import mounted
 from .power import MODES, Replay, sweep
 
 pytestmark = pytest.mark.btrfs
@@ -203,6 +206,31 @@ def test_known_durability(base: str, step: Callable[[str, str], None], durable: 
         assert not result.violations
     else:
         assert len(result.violations) > 20
+
+
+def test_a_copy_of_a_mount_is_waited_for(base: str, tmp_path: Path) -> None:
+    """
+    A mount namespace that was made meanwhile holds the filesystem: a mount is over when that is, too.
+    """
+    target = tmp_path / "target"
+    target.mkdir()
+    ended = threading.Event()
+
+    def end_behind_the_unmounting(stack: contextlib.ExitStack) -> None:
+        while target.is_mount():
+            pass
+        ended.set()
+        stack.close()
+
+    with image.attach(base) as device:
+        with mounted(device.path, str(target)):
+            stack = contextlib.ExitStack()
+            stack.enter_context(other_namespace("true"))
+            thread = threading.Thread(target=end_behind_the_unmounting, args=(stack,))
+            thread.start()
+        assert ended.is_set()
+        os.close(os.open(device.path, os.O_RDONLY | os.O_EXCL))
+        thread.join()
 
 
 def test_nothing_is_left(base: str) -> None:
