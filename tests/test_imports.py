@@ -31,8 +31,9 @@ LAYERS = [
     {"snapshotter.contract"},
     {"snapshotter"},
     {"snapshotter.image_store"},
-    {"snapshotter.demo", "snapshotter.doctor", "snapshotter.client"},
+    {"snapshotter.demo", "snapshotter.doctor", "snapshotter.client", "snapshotter.config", "snapshotter.systemd"},
     {"snapshotter.service"},
+    {"snapshotter.daemon"},
     {"snapshotter.cli"},
     {"snapshotter.__main__"},
 ]
