@@ -72,6 +72,7 @@ class Options(TypedDict, total=False):
     mount_mode: MountMode
     verify: bool
     volumes: type[Volumes]
+    socket: str
 
 
 class Snapshotter:
@@ -95,6 +96,7 @@ class Snapshotter:
         mount_mode: MountMode = "btrfs",
         verify: bool = True,
         volumes: type[Volumes] = BtrfsVolumes,
+        socket: str = "",
     ) -> None:
         """
         Open the store at *root*, and finish or undo what a crash interrupted.
@@ -111,6 +113,7 @@ class Snapshotter:
             mount_mode: ``"btrfs"`` mounts the device by ``subvolid``, ``"bind"`` the path of the subvolume.
             verify: Have `commit` find out whether the disk took the data.
             volumes: What makes the subvolumes; `snapshotter.testing.DirectoryVolumes` needs no btrfs.
+            socket: Where this process serves the store; its lock says so to whoever finds it held.
 
         Raises:
             NotFoundError: *root* does not exist.
@@ -137,7 +140,7 @@ class Snapshotter:
                 why_read_only = f"it is a copy of a store: {_ADOPT}"
                 self._problems.append(Problem(self.root, "it is a copy of a store, and can only be read", _ADOPT))
             if not why_read_only:
-                stack.callback(self._store.acquire().release)
+                stack.callback(self._store.acquire(socket).release)
             self.client = client or self._store.header.client or "local"
             self._first_id = self._store.header.id_limit
             self._worker = Worker(self._store, self._volumes)
