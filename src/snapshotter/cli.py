@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import io
 import json
-import logging
 import os
 import re
 import shlex
@@ -32,9 +31,6 @@ _CODES = (
     (Error, FAILED),
 )
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-
-# What is logged is raised too, or `doctor` tells it.
-logging.getLogger("snapshotter").addHandler(logging.NullHandler())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
