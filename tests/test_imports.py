@@ -3,6 +3,8 @@ What may import what.
 """
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +120,19 @@ def test_imports(module: str, path: Path) -> None:
     Imports point downwards, and what touches the kernel, a process or the network stays where it belongs.
     """
     assert violations(module, path.read_text()) == []
+
+
+def test_start_of_the_command() -> None:
+    """
+    What is needed for serving alone is not imported by other commands, which would wait for it.
+    """
+    ask = (
+        "import sys; from snapshotter import cli; print(cli.main(['config', 'default']), *sys.modules, file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+    loaded = ran.stderr.split()
+    assert loaded[0] == "0"
+    assert not {"asyncio", "difflib", "google.protobuf", "grpclib", "socket", "tomllib"} & set(loaded)
 
 
 @pytest.mark.parametrize(

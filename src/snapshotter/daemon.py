@@ -30,7 +30,8 @@ from snapshotter.events import Event
 from snapshotter.service import Service
 from snapshotter.systemd import Systemd
 
-STOP_SECONDS = 10.0
+CALLS_SECONDS = 10.0  # for calls under way to end, after a signal
+CLOSE_SECONDS = 5.0  # for what goes on nevertheless, and the store
 FEEDS = 3  # in the time after which systemd takes a service for hung
 NOBODY = "watchdog"  # the key that is asked for: containerd's have slashes
 
@@ -77,14 +78,14 @@ async def _serve(config: Config, systemd: Systemd, listener: socket.socket) -> N
         feeding.cancel()
     Event.STOPPING.emit(root=config.root, address=address)
     systemd.notify("STOPPING=1", "STATUS=finishing the calls under way")
+    await service.stop(CALLS_SECONDS)
     try:
-        async with asyncio.timeout(STOP_SECONDS):
-            await service.stop()
+        async with asyncio.timeout(CLOSE_SECONDS):
             store = await asyncio.shield(opened)
             await loop.run_in_executor(pool, store.close)
     except TimeoutError:
-        Event.CUT_OFF.emit(root=config.root, seconds=STOP_SECONDS)
-        os._exit(1)  # a thread in the kernel would be waited for
+        Event.CUT_OFF.emit(root=config.root, seconds=CALLS_SECONDS + CLOSE_SECONDS)
+        os._exit(1)  # Python would wait for a thread that the kernel holds
 
 
 async def _feed(systemd: Systemd, address: str, pool: ThreadPoolExecutor) -> None:

@@ -101,15 +101,17 @@ class Service:
         await server.start(sock=sock)
         self._servers.append(server)
 
-    async def stop(self) -> None:
+    async def stop(self, seconds: float) -> None:
         """
-        Take no more connections and no more calls, and wait until those under way are answered.
+        Refuse new connections and calls, and give those under way *seconds* to end.
+
+        What hangs goes on in its thread: closing the store waits for it.
         """
         self._stopping = True
         for server in self._servers:
             server.stop_listening()
         if self._calls:
-            await asyncio.wait(self._calls)
+            await asyncio.wait(self._calls, timeout=seconds)
         for server in self._servers:
             server.close()
         for pool in (self._changes, self._reads, self._cleanups):
