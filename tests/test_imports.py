@@ -35,7 +35,14 @@ LAYERS = [
     {"snapshotter.contract"},
     {"snapshotter"},
     {"snapshotter.image_store"},
-    {"snapshotter.demo", "snapshotter.doctor", "snapshotter.client", "snapshotter.config", "snapshotter.systemd"},
+    {
+        "snapshotter.demo",
+        "snapshotter.doctor",
+        "snapshotter.client",
+        "snapshotter.config",
+        "snapshotter.metrics",
+        "snapshotter.systemd",
+    },
     {"snapshotter.service"},
     {"snapshotter.daemon"},
     {"snapshotter.cli"},
@@ -58,6 +65,7 @@ IO |= {"subprocess", "threading", "time"}
 
 ONLY = {  # these imports are these modules' alone
     "pybtrfs._btrfs": {"pybtrfs", "pybtrfs.ioctl", "pybtrfs.syscall"},
+    "prometheus_client": {"snapshotter.metrics"},
     "grpclib": {"snapshotter.api.snapshots_grpc", "snapshotter.client", "snapshotter.service"},
     "google.protobuf": {
         "snapshotter.api.mount_pb2",
