@@ -8,15 +8,13 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from snapshotter.contract import UsageDefinition
 from snapshotter.display import printable
 from snapshotter.errors import InvalidArgumentError
+from snapshotter.events import LogFormat, LogLevel
 from snapshotter.volumes import MountMode
-
-LogLevel = Literal["debug", "info", "warning", "error"]
-LogFormat = Literal["text", "json"]
 
 VERSION = 1
 PREFIX = "SNAPSHOTTER_"

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, TypedDict, Unpack
 
-__all__ = ["Event", "Fields", "JSONFormatter", "LogFormat", "TextFormatter", "listen"]
+__all__ = ["Event", "Fields", "JSONFormatter", "LogFormat", "LogLevel", "TextFormatter", "listen"]
 
 LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 _DEBUG, _INFO, _WARNING, _ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 _PLAIN = re.compile(r"[\w./:@+,-]+", re.ASCII)
@@ -73,6 +74,9 @@ class Event(enum.StrEnum):
     DEFECT = "defect", _ERROR, "a mistake of ours in the background; what was in hand is tried at the next opening"
     READY = "ready", _INFO, "the daemon answers calls at `address`"
     STOPPING = "stopping", _INFO, "the daemon takes no new calls, and ends when those under way have"
+    CUT_OFF = "cut-off", _ERROR, "the daemon ended before calls under way had: `seconds` were not enough for them"
+    TIGHTENED = "tightened", _WARNING, "others could enter the root, or its mode was odd: it is 0700 now"
+    UNANSWERED = "unanswered", _ERROR, "the daemon does not answer itself, so the watchdog hears nothing"
     REFUSED = "refused", _DEBUG, "a call was answered by an error that its caller has to expect, such as NotFound"
     FAILED = "failed", _ERROR, "a call could not be done: a defect, or the machine's fault"
     BAD_PATTERN = "bad-pattern", _WARNING, "a filter's regular expression does not compile, and matches nothing"
@@ -160,7 +164,7 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def listen(stream: TextIO, log_format: LogFormat = "text", level: int = logging.INFO) -> None:
+def listen(stream: TextIO, log_format: LogFormat = "text", level: LogLevel = "info") -> None:
     """
     Write every event of *level* and above to *stream*, and the warnings of all other libraries.
 
@@ -169,4 +173,4 @@ def listen(stream: TextIO, log_format: LogFormat = "text", level: int = logging.
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    _log.setLevel(level)
+    _log.setLevel(level.upper())
