@@ -4,7 +4,6 @@ What Prometheus reads of a daemon: calls, snapshots, and the filesystem below.
 
 import contextlib
 import functools
-import os
 import platform
 import socket
 import socketserver
@@ -20,10 +19,11 @@ from prometheus_client.registry import Collector
 
 from pybtrfs import filesystem, ioctl
 from pybtrfs._version import __version__
+from snapshotter import sockets
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
 
-__all__ = ["Metrics", "listen", "serving"]
+__all__ = ["Metrics", "serving"]
 
 # A stat takes a fraction of the first, a commit of much data any of the last.
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -133,33 +133,6 @@ class _StoreCollector(Collector):
         )
 
 
-def listen(address: str) -> socket.socket:
-    """
-    A listening socket at *address*: the path of a unix socket, for its owner alone, or ``HOST:PORT``.
-
-    Raises:
-        InvalidArgumentError: It is neither.
-        OSError: It is taken, or not ours to take.
-    """
-    if address.startswith("/"):
-        listener = socket.socket(socket.AF_UNIX)
-        try:
-            os.fchmod(listener.fileno(), 0o600)  # before it has a name that anybody could connect to
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(address)
-            listener.bind(address)
-            listener.listen()
-        except BaseException:
-            listener.close()
-            raise
-        return listener
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise InvalidArgumentError(f"{address!r} is neither an absolute path nor HOST:PORT")
-    host = host.removeprefix("[").removesuffix("]")
-    return socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-
-
 class _Handler(MetricsHandler):
     timeout = CLIENT_SECONDS
 
@@ -176,12 +149,21 @@ class _Server(socketserver.TCPServer):
 
 
 @contextlib.contextmanager
-def serving(metrics: Metrics, listener: socket.socket) -> Iterator[None]:
+def serving(metrics: Metrics, address: str) -> Iterator[str]:
     """
-    Answer on *listener*, which is closed at the end, one client at a time and in a thread of its own: what hangs there,
-    as a look at a dead filesystem may, holds up no call.
+    Answer at *address*, the path of a unix socket or ``HOST:PORT``, for the time of a ``with``, which gets the address
+    with the port that was found for port 0.
+
+    One client at a time, in a thread of its own: what hangs there, as a look at a dead filesystem may, holds up no
+    call.
+
+    Raises:
+        InvalidArgumentError: *address* is neither.
+        FailedPreconditionError: The address cannot be had.
+        StoreHeldError: Another process listens at that path.
     """
-    with _Server(listener, metrics) as server:
+    with _listening(address) as listener:
+        server = _Server(listener, metrics)
         stopped = threading.Event()
 
         def run() -> None:
@@ -190,8 +172,27 @@ def serving(metrics: Metrics, listener: socket.socket) -> Iterator[None]:
 
         thread = threading.Thread(target=run, name="snapshotter-metrics", daemon=True)
         thread.start()
+        name = listener.getsockname()
         try:
-            yield
+            yield name if isinstance(name, str) else f"{address.rpartition(':')[0]}:{name[1]}"
         finally:
             stopped.set()
             thread.join(STOP_SECONDS)  # one that hangs is left to the end of the process
+
+
+@contextlib.contextmanager
+def _listening(address: str) -> Iterator[socket.socket]:
+    if address.startswith("/"):
+        with sockets.listening(address) as listener:
+            yield listener
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise InvalidArgumentError(f"{address!r} is neither an absolute path nor HOST:PORT")
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    try:
+        listener = socket.create_server((host.strip("[]"), int(port)), family=family)
+    except OSError as error:
+        raise FailedPreconditionError(f"cannot listen at {address!r}: {error}") from error
+    with listener:
+        yield listener

@@ -17,8 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pybtrfs import filesystem
 from snapshotter import Snapshotter, metrics
-from snapshotter.errors import InvalidArgumentError
-from snapshotter.metrics import Metrics, listen, serving
+from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
+from snapshotter.metrics import Metrics, serving
 from snapshotter.service import Observer
 
 DOCS = (Path(__file__).parent.parent.parent / "docs/containerd.md").read_text()
@@ -37,7 +37,7 @@ class _Connection(http.client.HTTPConnection):
             self.sock.connect(self._address)
         else:
             host, _, port = self._address.rpartition(":")
-            self.sock = socket.create_connection((host, int(port)), PATIENCE)
+            self.sock = socket.create_connection((host.strip("[]"), int(port)), PATIENCE)
 
 
 def scrape(address: str) -> str:
@@ -73,7 +73,7 @@ def measured(address: str) -> Iterator[Metrics]:
     Metrics that are served at the address.
     """
     measured = Metrics()
-    with serving(measured, listen(address)):
+    with serving(measured, address):
         yield measured
 
 
@@ -189,18 +189,16 @@ def test_documented(measured: Metrics, address: str, btrfs: Path) -> None:
 @pytest.mark.parametrize("umask", [0o000, 0o777])
 def test_unix_socket(umask: int, address: str) -> None:
     """
-    The socket is its owner's alone whatever the umask, and takes the place of one that nobody listens to.
+    The socket is its owner's alone whatever the umask.
     """
     before = os.umask(umask)
     try:
-        with listen(address):
-            pass
-        listener = listen(address)
+        with serving(Metrics(), address):
+            assert stat.S_IMODE(os.stat(address).st_mode) == 0o600
+            assert "snapshotter_build_info" in scrape(address)
     finally:
         os.umask(before)
-    with serving(Metrics(), listener):
-        assert stat.S_IMODE(os.stat(address).st_mode) == 0o600 & ~umask
-        assert "snapshotter_build_info" in scrape(address)
+    assert not os.path.exists(address)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
@@ -208,30 +206,35 @@ def test_tcp(host: str) -> None:
     """
     A host and a port are listened at, and nothing beside that host.
     """
-    with listen(f"{host}:0") as listener:
-        name, port, *_ = listener.getsockname()
-        assert name in ("127.0.0.1", "::1")
-        with serving(Metrics(), listener):
-            assert "snapshotter_build_info" in scrape(f"{name}:{port}")
+    with serving(Metrics(), f"{host}:0") as address:
+        assert "snapshotter_build_info" in scrape(address)
+        port = f":{int(address.rpartition(':')[2]):04X} "
+        tables = [Path(f"/proc/net/tcp{suffix}").read_text() for suffix in ("", "6")]
+        [bound] = [
+            line.split()[1] for table in tables for line in table.splitlines() if port in line and " 0A " in line
+        ]
+        assert bound.partition(":")[0] in ("0100007F", "00000000000000000000000001000000")
 
 
-@pytest.mark.parametrize("address", ["", "9110", ":9110", "localhost:", "localhost:http", "relative.sock"])
+@pytest.mark.parametrize(
+    "address", ["", "9110", ":9110", "localhost:", "localhost:http", "localhost:65536", "relative.sock"]
+)
 def test_bad_address(address: str) -> None:
     """
     What is neither a path nor a host with a port is refused, and so nothing is open to the world by omission.
     """
-    with pytest.raises(InvalidArgumentError, match="HOST:PORT"):
-        listen(address)
+    with pytest.raises(InvalidArgumentError, match="HOST:PORT"), serving(Metrics(), address):
+        pass
 
 
-def test_taken_address(tmp_path: Path) -> None:
+def test_taken_address() -> None:
     """
-    An address that cannot be had is an error of the kernel's, and nothing stays open.
+    An address that cannot be had is said so.
     """
-    with listen("127.0.0.1:0") as listener, pytest.raises(OSError):
-        listen(f"127.0.0.1:{listener.getsockname()[1]}")
-    with pytest.raises(OSError):
-        listen(str(tmp_path / "missing/metrics.sock"))
+    with serving(Metrics(), "127.0.0.1:0") as address:
+        for taken in (address, "host.invalid:1"):
+            with pytest.raises(FailedPreconditionError, match=taken), serving(Metrics(), taken):
+                pass
 
 
 def test_silent_clients(measured: Metrics, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +284,7 @@ def test_hanging_filesystem(address: str, btrfs: Path, monkeypatch: pytest.Monke
         measured.opened(store, 0)
         asking = socket.socket(socket.AF_UNIX)
         stack.callback(asking.close)
-        with serving(measured, listen(address)):
+        with serving(measured, address):
             asking.connect(address)
             asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert entered.wait(PATIENCE)
