@@ -25,7 +25,14 @@ LAYERS = [
     {"pybtrfs.subvolume", "pybtrfs.image"},
     {"snapshotter.errors", "snapshotter.events"},
     {"snapshotter.snapshot"},
-    {"snapshotter.filters", "snapshotter.labels", "snapshotter.mountinfo", "snapshotter.shared", "snapshotter.session"},
+    {
+        "snapshotter.filters",
+        "snapshotter.labels",
+        "snapshotter.mountinfo",
+        "snapshotter.shared",
+        "snapshotter.session",
+        "snapshotter.sockets",
+    },
     {"snapshotter.usage", "snapshotter.mounting", "snapshotter.display", "snapshotter.interruption"},
     {"snapshotter.records", "snapshotter.volumes"},
     {"snapshotter.api"},
@@ -37,7 +44,14 @@ LAYERS = [
     {"snapshotter.contract"},
     {"snapshotter"},
     {"snapshotter.image_store"},
-    {"snapshotter.demo", "snapshotter.doctor", "snapshotter.client", "snapshotter.config", "snapshotter.systemd"},
+    {
+        "snapshotter.demo",
+        "snapshotter.doctor",
+        "snapshotter.client",
+        "snapshotter.config",
+        "snapshotter.metrics",
+        "snapshotter.systemd",
+    },
     {"snapshotter.service"},
     {"snapshotter.daemon"},
     {"snapshotter.cli"},
@@ -60,6 +74,7 @@ IO |= {"subprocess", "threading", "time"}
 
 ONLY = {  # these imports are these modules' alone
     "pybtrfs._btrfs": {"pybtrfs", "pybtrfs.ioctl", "pybtrfs.syscall"},
+    "prometheus_client": {"snapshotter.metrics"},
     "grpclib": {"snapshotter.api.snapshots_grpc", "snapshotter.client", "snapshotter.service"},
     "google.protobuf": {
         "snapshotter.api.mount_pb2",

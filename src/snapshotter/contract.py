@@ -7,6 +7,7 @@ import copy
 import errno
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self, TypedDict, TypeVar, Unpack
@@ -59,6 +60,21 @@ class Problem:
     subject: str
     what: str
     cure: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """
+    A store in numbers.
+
+    Args:
+        pending: Removed snapshots, and former subvolumes of committed ones, that are not destroyed yet.
+        problems: As many as `Snapshotter.problems` has.
+    """
+
+    snapshots: Mapping[Kind, int]
+    pending: int
+    problems: int
 
 
 class Options(TypedDict, total=False):
@@ -312,6 +328,14 @@ class Snapshotter:
             if snapshot.quarantine
         ]
         return quarantined + self._problems
+
+    def status(self) -> Status:
+        """
+        Count what the store holds, without a look at the disk.
+        """
+        self._session.check()
+        kinds = Counter(snapshot.kind for snapshot in self._index.snapshots())
+        return Status({kind: kinds[kind] for kind in Kind}, len(self._worker.pending), len(self.problems()))
 
     # -- changing
 

@@ -4,7 +4,6 @@ containerd's Snapshots service over a store: bytes to calls, calls to threads, e
 
 import asyncio
 import contextlib
-import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -23,6 +22,7 @@ from grpclib.server import Server, Stream
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, FailedPreconditionError, NotFoundError, UnavailableError
+from snapshotter.events import Event
 from snapshotter.messages import code_of, info_from, info_to, mounts_to, usage_to
 
 __all__ = ["Observer", "Service"]
@@ -31,7 +31,8 @@ CHANGING_THREADS = 64
 READING_THREADS = 8
 LIST_BATCH = 100  # as containerd's own
 
-log = logging.getLogger(__name__)
+# The others are what a caller has to expect.
+_FAILURES = {"DATA_LOSS", "RESOURCE_EXHAUSTED", "UNAVAILABLE"}
 
 
 class Observer(Protocol):
@@ -172,10 +173,12 @@ class Service:
             code = "OK"
         except Error as error:
             code = code_of(error)
+            event = Event.FAILED if code in _FAILURES else Event.REFUSED
+            event.emit(op=name, code=code, seconds=time.monotonic() - begun, error=str(error))
             raise GRPCError(Status[code], str(error)) from error
         except Exception as error:
             code = "INTERNAL"
-            log.exception("%s failed", name)
+            Event.FAILED.emit(traceback=True, op=name, code=code, seconds=time.monotonic() - begun, error=repr(error))
             raise GRPCError(Status.INTERNAL, f"{name} failed: {error!r}") from error
         finally:
             self._observer.ended(name, code, time.monotonic() - begun)
