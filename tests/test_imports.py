@@ -24,6 +24,7 @@ LAYERS = [
     {"snapshotter.errors"},
     {"snapshotter.snapshot"},
     {"snapshotter.filters", "snapshotter.labels", "snapshotter.mountinfo", "snapshotter.shared", "snapshotter.session"},
+    {"snapshotter.rpc"},
     {"snapshotter.usage", "snapshotter.mounting", "snapshotter.display", "snapshotter.interruption"},
     {"snapshotter.records", "snapshotter.volumes"},
     {"snapshotter.api"},
@@ -56,13 +57,15 @@ IO |= {"subprocess", "threading", "time"}
 
 ONLY = {  # these imports are these modules' alone
     "pybtrfs._btrfs": {"pybtrfs", "pybtrfs.ioctl", "pybtrfs.syscall"},
-    "grpclib": {"snapshotter.api.snapshots_grpc", "snapshotter.client", "snapshotter.service"},
+    "grpclib": {"snapshotter.api.snapshots_grpc", "snapshotter.client", "snapshotter.rpc", "snapshotter.service"},
+    "h2": {"snapshotter.rpc"},
     "google.protobuf": {
         "snapshotter.api.mount_pb2",
         "snapshotter.api.snapshots_pb2",
         "snapshotter.api.snapshots_grpc",
         "snapshotter.client",
         "snapshotter.messages",
+        "snapshotter.rpc",
         "snapshotter.service",
     },
     "subprocess": set(),

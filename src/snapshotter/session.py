@@ -35,6 +35,9 @@ class Session:
     Args:
         resources: Closed when the session ends, once no call is under way.
         why_read_only: Why nothing may be changed; empty when it may.
+
+    Attributes:
+        failure: Why the disk is not asked any more; empty while it is.
     """
 
     def __init__(self, root: str, resources: contextlib.ExitStack, why_read_only: str) -> None:
@@ -45,7 +48,7 @@ class Session:
         self._gate = threading.Condition()
         self._running = 0
         self._closed = False
-        self._failure = ""
+        self.failure = ""
 
     def check(self) -> None:
         """
@@ -81,16 +84,16 @@ class Session:
                 yield
             except OSError as error:
                 if error.errno in _DEAD:
-                    self._failure = f"the filesystem of {self._root!r} failed, {error.strerror}: mount it and reopen"
-                    log.error("%s", self._failure)
+                    self.failure = f"the filesystem of {self._root!r} failed, {error.strerror}: mount it and reopen"
+                    log.error("%s", self.failure)
                 raise _translated(doing, error) from error
 
     @contextlib.contextmanager
     def _using(self) -> Iterator[None]:
         with self._gate:
             self.check()
-            if self._failure:
-                raise UnavailableError(self._failure)
+            if self.failure:
+                raise UnavailableError(self.failure)
             self._running += 1
         try:
             yield
@@ -98,7 +101,7 @@ class Session:
             with self._gate:
                 self._running -= 1
                 self._gate.notify_all()
-            if self._failure:
+            if self.failure:
                 self._end()
 
     def close(self) -> None:
