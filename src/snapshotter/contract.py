@@ -3,10 +3,11 @@ containerd's snapshotter contract: who may do what when, and in which order it r
 """
 
 import contextlib
+import copy
 import errno
-import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self, TypedDict, TypeVar, Unpack
@@ -22,8 +23,9 @@ from snapshotter.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from snapshotter.events import Event
 from snapshotter.index import Index, Snapshot
-from snapshotter.labels import apply_fieldpaths, check_key, check_labels
+from snapshotter.labels import apply_fieldpaths, check_key, check_labels, quoted
 from snapshotter.mountinfo import MountTable
 from snapshotter.records import Commitment, Record, State
 from snapshotter.recovery import Recovered, Verdict
@@ -40,10 +42,7 @@ CLEANUP_SECONDS = 5.0
 RECORD_RESERVE = 256
 
 _ADOPT = "make it one with `snapshotter init --adopt`"
-_NOTHING = Measured(Usage(), Usage())
 _LAYER_VERSION = -1  # of a measurement that never changes
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -62,6 +61,21 @@ class Problem:
     cure: str
 
 
+@dataclass(frozen=True, slots=True)
+class Status:
+    """
+    A store in numbers.
+
+    Args:
+        pending: Removed snapshots, and former subvolumes of committed ones, that are not destroyed yet.
+        problems: As many as `Snapshotter.problems` has.
+    """
+
+    snapshots: Mapping[Kind, int]
+    pending: int
+    problems: int
+
+
 class Options(TypedDict, total=False):
     """
     The options of opening a store; see `Snapshotter`.
@@ -72,6 +86,7 @@ class Options(TypedDict, total=False):
     mount_mode: MountMode
     verify: bool
     volumes: type[Volumes]
+    socket: str
 
 
 class Snapshotter:
@@ -95,6 +110,7 @@ class Snapshotter:
         mount_mode: MountMode = "btrfs",
         verify: bool = True,
         volumes: type[Volumes] = BtrfsVolumes,
+        socket: str = "",
     ) -> None:
         """
         Open the store at *root*, and finish or undo what a crash interrupted.
@@ -111,6 +127,7 @@ class Snapshotter:
             mount_mode: ``"btrfs"`` mounts the device by ``subvolid``, ``"bind"`` the path of the subvolume.
             verify: Have `commit` find out whether the disk took the data.
             volumes: What makes the subvolumes; `snapshotter.testing.DirectoryVolumes` needs no btrfs.
+            socket: Where this process serves the store; its lock says so to whoever finds it held.
 
         Raises:
             NotFoundError: *root* does not exist.
@@ -119,6 +136,7 @@ class Snapshotter:
             DataLossError: The store's own record is damaged.
         """
         _check_options(client, usage, mount_mode)
+        started = time.monotonic()
         self.root = os.path.realpath(root)
         self._definition = usage
         self._verify = verify
@@ -137,13 +155,18 @@ class Snapshotter:
                 why_read_only = f"it is a copy of a store: {_ADOPT}"
                 self._problems.append(Problem(self.root, "it is a copy of a store, and can only be read", _ADOPT))
             if not why_read_only:
-                stack.callback(self._store.acquire().release)
+                stack.callback(self._store.acquire(socket).release)
             self.client = client or self._store.header.client or "local"
             self._first_id = self._store.header.id_limit
             self._worker = Worker(self._store, self._volumes)
             stack.callback(self._worker.close)
             self._load(writing=not why_read_only)
-            self._session = Session(self.root, stack.pop_all(), why_read_only)
+            resources = contextlib.ExitStack()
+            resources.callback(Event.CLOSED.emit, root=self.root)
+            resources.callback(stack.pop_all().close)
+            self._session = Session(self.root, resources, why_read_only)
+        seconds = time.monotonic() - started
+        Event.OPENED.emit(root=self.root, snapshots=len(self._index), seconds=seconds, error=why_read_only)
 
     @classmethod
     def create(cls, root: str | os.PathLike[str], **options: Unpack[Options]) -> Self:
@@ -199,6 +222,18 @@ class Snapshotter:
                 copy._store.adopt()
         return cls(path, **options)
 
+    def bound_to(self, client: str) -> Self:
+        """
+        The same open store for another client: what it changes is refused while the snapshots are somebody else's.
+
+        Raises:
+            InvalidArgumentError: *client* is empty.
+        """
+        _check_client(client)
+        bound = copy.copy(self)
+        bound.client = client
+        return bound
+
     def close(self) -> None:
         """
         Release the store, once the calls under way have returned and the destroy in hand is done; the next open does
@@ -218,6 +253,13 @@ class Snapshotter:
         Why this store cannot be changed; empty when it can.
         """
         return self._session.why_read_only
+
+    @property
+    def failure(self) -> str:
+        """
+        Why the filesystem is not asked any more, having failed; empty while it works.
+        """
+        return self._session.failure
 
     # -- reading
 
@@ -257,18 +299,19 @@ class Snapshotter:
             NotFoundError: No snapshot has the key.
             DataLossError: Its subvolume is gone.
         """
+        measured = self._reading(key, "measure", self._measure)
+        return self._by_definition(measured)
+
+    def known_usage(self, key: str) -> Usage | None:
+        """
+        What `usage` says, where no system call is needed to know; None elsewhere.
+
+        Raises:
+            NotFoundError: No snapshot has the key.
+        """
         self._session.check()
-        while True:
-            snapshot = self._index.get(key)
-            record = snapshot.record
-            try:
-                with self._session.reading(f"measure snapshot {key!r}"):
-                    measured = self._measure(snapshot)
-                    return measured.added if self._definition == "added" else measured.containerd
-            except DataLossError:
-                # It is no loss when a commit or a removal took the subvolume from under the search.
-                if self._index.get(key).record is record:
-                    raise
+        measured = self._index.get(key).known
+        return self._by_definition(measured) if measured else None
 
     def mounts(self, key: str) -> tuple[Mount, ...]:
         """
@@ -279,8 +322,26 @@ class Snapshotter:
             FailedPreconditionError: It is committed.
             DataLossError: Its subvolume is gone.
         """
-        with self._session.reading(f"mount snapshot {key!r}"), self._index.change(key):
-            return self._mounts(self._index.get(key))
+        return self._reading(key, "mount", self._mounts)
+
+    def _by_definition(self, measured: Measured) -> Usage:
+        return measured.added if self._definition == "added" else measured.containerd
+
+    def _reading(self, key: str, doing: str, read: Callable[[Snapshot], T]) -> T:
+        """
+        What *read* finds of the snapshot *key*; it waits for no change, and is judged on what it was read of.
+        """
+        self._session.check()
+        while True:
+            snapshot = self._index.get(key)
+            record = snapshot.record
+            try:
+                with self._session.reading(f"{doing} snapshot {quoted(key)}"):
+                    return read(snapshot)
+            except DataLossError:
+                # It is no loss when a commit or a removal took the subvolume from under the reading.
+                if self._index.get(key).record is record:
+                    raise
 
     def problems(self) -> list[Problem]:
         """
@@ -292,6 +353,14 @@ class Snapshotter:
             if snapshot.quarantine
         ]
         return quarantined + self._problems
+
+    def status(self) -> Status:
+        """
+        Count what the store holds, without a look at the disk.
+        """
+        self._session.check()
+        kinds = Counter(snapshot.kind for snapshot in self._index.snapshots())
+        return Status({kind: kinds[kind] for kind in Kind}, len(self._worker.pending), len(self.problems()))
 
     # -- changing
 
@@ -354,8 +423,9 @@ class Snapshotter:
             AlreadyExistsError: *new_key* is taken.
             DataLossError: *key* lost its subvolume.
         """
+        started = time.monotonic()
         check_key(new_key)
-        with self._changing(f"fork snapshot {key!r}"), self._index.change(key, new_key):
+        with self._changing(f"fork snapshot {quoted(key)}"), self._index.change(key, new_key):
             source = self._index.get(key)
             self._check_active(source)
             self._check_free(new_key)
@@ -377,7 +447,9 @@ class Snapshotter:
                 born=born,
                 suspect=self._is_suspect(source),
             )
-            return self._mounts(self._make(draft, source.parent, fill))
+            copy = self._make(draft, source.parent, fill)
+            Event.FORKED.emit(key=new_key, id=copy.id, source=key, seconds=time.monotonic() - started)
+            return self._mounts(copy)
 
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         """
@@ -406,23 +478,25 @@ class Snapshotter:
             DataLossError: The disk may have refused data of the snapshot.
             ResourceExhaustedError: The disk is full.
         """
+        started = time.monotonic()
         check_key(name)
         labels = check_labels(labels)
-        with self._changing(f"commit snapshot {key!r}"):
+        with self._changing(f"commit snapshot {quoted(key)}"):
             with self._index.change(name, key):
                 active = self._index.get(key)
                 self._check_free(name)
                 self._check_active(active)
                 if parent and parent != active.parent_key:
                     raise InvalidArgumentError(
-                        f"cannot change parent of active snapshot {key!r} on commit: it is {active.parent_key!r}, "
-                        f"not {parent!r}"
+                        f"cannot change parent of active snapshot {quoted(key)} on commit: "
+                        f"it is {quoted(active.parent_key)}, not {quoted(parent)}"
                     )
                 _check_whole(active)
                 self._check_trusted(active)
                 commitment = Commitment(name, labels, time.time_ns())
                 committed = self._with_space(lambda: self._freeze(active, commitment))
                 self._index.update(active, committed, settled=False)
+                Event.COMMITTED.emit(key=name, id=active.id, source=key, seconds=time.monotonic() - started)
             # Later, for the kernel locks the directory until it has dropped the files it caches, 0.1 s for 20,000.
             self._worker.destroy(active.id, FS, later=True)
             self._worker.submit(lambda: self._settle(active))
@@ -441,7 +515,8 @@ class Snapshotter:
             NotFoundError: No snapshot has that name.
             InvalidArgumentError: Another path; the labels break a rule.
         """
-        with self._changing(f"update snapshot {info.name!r}"), self._index.change(info.name):
+        started = time.monotonic()
+        with self._changing(f"update snapshot {quoted(info.name)}"), self._index.change(info.name):
             snapshot = self._index.get(info.name)
             labels = apply_fieldpaths(snapshot.info, info, fieldpaths)
             record = replace(snapshot.record, labels=labels, updated=time.time_ns())
@@ -454,6 +529,7 @@ class Snapshotter:
                     self._restore(directory, snapshot)
                     raise
             self._index.update(snapshot, record, settled=True)
+            Event.UPDATED.emit(key=info.name, id=snapshot.id, seconds=time.monotonic() - started)
             return snapshot.info
 
     def remove(self, key: str) -> None:
@@ -468,15 +544,17 @@ class Snapshotter:
             FailedPreconditionError: Another snapshot rests on it, or it cannot be removed now; never anything else,
                 since any other error would end containerd's garbage collection.
         """
+        started = time.monotonic()
         try:
-            with self._changing(f"remove snapshot {key!r}"):
+            with self._changing(f"remove snapshot {quoted(key)}"):
                 with self._index.change(key):
                     snapshot = self._index.get(key)
                     if snapshot.children:
-                        raise FailedPreconditionError(f"cannot remove snapshot {key!r} with child")
+                        raise FailedPreconditionError(f"cannot remove snapshot {quoted(key)} with child")
                     with contextlib.suppress(FileNotFoundError), self._store.directory(snapshot.id) as directory:
                         self._mark_removed(snapshot, directory)
                     self._index.remove(snapshot)
+                Event.REMOVED.emit(key=key, id=snapshot.id, seconds=time.monotonic() - started)
                 self._worker.destroy(snapshot.id)
         except (UnavailableError, ResourceExhaustedError, DataLossError) as error:
             raise FailedPreconditionError(str(error)) from error
@@ -503,9 +581,11 @@ class Snapshotter:
                     by_id[item.id] = _lost(item.id, item.problem)
             elif item.verdict is Verdict.REMOVED or item.record is None:
                 if writing:
+                    if item.written and item.written.state is State.PREPARING:
+                        Event.UNDONE.emit(key=item.written.key, id=item.id)
                     self._worker.destroy(item.id)
             elif item.record.key in self._index:
-                self._report(item.name, f"its key {item.record.key!r} is another's")
+                self._report(item.name, f"its key {quoted(item.record.key)} is another's")
             else:
                 parent_id = item.record.parent
                 if parent_id and parent_id not in by_id:
@@ -515,12 +595,18 @@ class Snapshotter:
                     "its subvolume is missing, or not what was committed" if item.verdict is Verdict.QUARANTINED else ""
                 )
                 snapshot = Snapshot(item.record, parent, quarantine, settled=item.record == item.written)
+                if quarantine:
+                    Event.QUARANTINED.emit(key=snapshot.key, id=snapshot.id, error=quarantine)
                 self._index.add(snapshot)
                 by_id[snapshot.id] = snapshot
                 if writing:
                     self._finish(snapshot, item)
 
     def _finish(self, snapshot: Snapshot, item: Recovered) -> None:
+        if item.verdict is not Verdict.QUARANTINED and not snapshot.settled:
+            committing = item.written is not None and item.written.state is State.COMMITTING
+            event = Event.UNDONE if committing and item.verdict is Verdict.ACTIVE else Event.RECOVERED
+            event.emit(key=snapshot.key, id=snapshot.id)
         if item.verdict is Verdict.ACTIVE and (item.found.layer or not snapshot.settled):
             with contextlib.suppress(OSError), self._store.directory(snapshot.id) as directory:
                 self._volumes.destroy(directory, LAYER, MountTable())
@@ -531,7 +617,7 @@ class Snapshotter:
 
     def _report(self, name: str, what: str) -> None:
         problem = Problem(os.path.join(self.root, SNAPSHOTS, name), what, "move it away, or delete it by hand")
-        log.warning("%s: %s", problem.subject, what)
+        Event.UNKNOWN.emit(path=problem.subject, error=what)
         self._problems.append(problem)
 
     # -- who may change
@@ -557,11 +643,12 @@ class Snapshotter:
         labels: Mapping[str, str] | None,
         fill: Callable[[Directory, Snapshot | None], None],
     ) -> tuple[Mount, ...]:
+        started = time.monotonic()
         check_key(key)
         labels = check_labels(labels)
-        with self._changing(f"create snapshot {key!r}"), self._index.change(key, parent=parent) as base:
+        with self._changing(f"create snapshot {quoted(key)}"), self._index.change(key, parent=parent) as base:
             if base and base.kind is not Kind.COMMITTED:
-                raise InvalidArgumentError(f"parent {parent!r} is not committed snapshot")
+                raise InvalidArgumentError(f"parent {quoted(parent)} is not committed snapshot")
             self._check_free(key)
             if base:
                 _check_whole(base)
@@ -578,7 +665,10 @@ class Snapshotter:
                 now,
                 errors=self._volumes.write_errors(recent=True),
             )
-            return self._mounts(self._make(draft, base, lambda directory: fill(directory, base)))
+            snapshot = self._make(draft, base, lambda directory: fill(directory, base))
+            event = Event.VIEWED if state is State.VIEW else Event.PREPARED
+            event.emit(key=key, id=snapshot.id, parent=parent, seconds=time.monotonic() - started)
+            return self._mounts(snapshot)
 
     def _make(self, draft: Record, parent: Snapshot | None, fill: Callable[[Directory], None]) -> Snapshot:
         """
@@ -633,7 +723,7 @@ class Snapshotter:
         limit = self._volumes.record_limit - RECORD_RESERVE
         if len(data) > limit:
             raise InvalidArgumentError(
-                f"key and labels of snapshot {record.key!r:.64} need {len(data)} bytes, "
+                f"key and labels of snapshot {quoted(record.key)} need {len(data)} bytes, "
                 f"and a record has room for {limit}"
             )
         return data
@@ -673,14 +763,14 @@ class Snapshotter:
             self._volumes.verify()
         except OSError as error:
             # The kernel tells once, and not whose data it was.
-            log.error("the disk refused data: %s", error)
+            Event.DATA_REFUSED.emit(root=self.root, error=str(error))
             self._store.suspect_all()
         self._check_trusted(active)
 
     def _check_trusted(self, active: Snapshot) -> None:
         if self._verify and self._is_suspect(active):
             raise DataLossError(
-                f"the disk may have refused data of snapshot {active.key!r}: mend the disk and make it again"
+                f"the disk may have refused data of snapshot {quoted(active.key)}: mend the disk and make it again"
             )
 
     def _is_suspect(self, active: Snapshot) -> bool:
@@ -728,15 +818,13 @@ class Snapshotter:
                         records.write(directory.fd, records.encode(record))
                     self._index.update(snapshot, record, settled=True)
         except (OSError, Error) as error:
-            log.info("record of snapshot %r is not brought up to date: %s", snapshot.key, error)
+            Event.UNSETTLED.emit(key=snapshot.key, id=snapshot.id, error=str(error))
 
     # -- asking
 
     def _measure(self, snapshot: Snapshot) -> Measured:
-        if snapshot.kind is Kind.VIEW:
-            return _NOTHING
-        if snapshot.record.usage:
-            return snapshot.record.usage
+        if snapshot.known:
+            return snapshot.known
         _check_whole(snapshot)
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(self._store.directory(snapshot.id))
@@ -752,7 +840,7 @@ class Snapshotter:
 
     def _mounts(self, snapshot: Snapshot) -> tuple[Mount, ...]:
         if snapshot.kind is Kind.COMMITTED:
-            raise FailedPreconditionError(f"requested snapshot {snapshot.key!r} not active or view")
+            raise FailedPreconditionError(f"requested snapshot {quoted(snapshot.key)} not active or view")
         _check_whole(snapshot)
         if snapshot.kind is Kind.ACTIVE:
             return (self._volumes.mount(os.path.join(self.root, SNAPSHOTS, str(snapshot.id), FS), read_only=False),)
@@ -765,12 +853,12 @@ class Snapshotter:
 
     def _check_free(self, key: str) -> None:
         if key in self._index:
-            raise AlreadyExistsError(f"snapshot {key!r} already exists")
+            raise AlreadyExistsError(f"snapshot {quoted(key)} already exists")
 
     @staticmethod
     def _check_active(snapshot: Snapshot) -> None:
         if snapshot.kind is not Kind.ACTIVE:
-            raise FailedPreconditionError(f"snapshot {snapshot.key!r} is not active")
+            raise FailedPreconditionError(f"snapshot {quoted(snapshot.key)} is not active")
 
 
 def _lost(snapshot_id: int, why: str) -> Snapshot:
@@ -782,15 +870,20 @@ def _lost(snapshot_id: int, why: str) -> Snapshot:
 
 def _check_whole(snapshot: Snapshot) -> None:
     if snapshot.quarantine:
-        raise DataLossError(f"snapshot {snapshot.key!r} cannot be used: {snapshot.quarantine}")
+        raise DataLossError(f"snapshot {quoted(snapshot.key)} cannot be used: {snapshot.quarantine}")
 
 
 def _check_options(client: str | None, usage: str, mount_mode: str) -> None:
-    if client == "":
-        raise InvalidArgumentError("client is empty")
+    if client is not None:
+        _check_client(client)
     for name, value, choices in (
         ("usage", usage, ("added", "containerd")),
         ("mount_mode", mount_mode, ("btrfs", "bind")),
     ):
         if value not in choices:
             raise InvalidArgumentError(f"{name} is {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def _check_client(client: str) -> None:
+    if not client:
+        raise InvalidArgumentError("client is empty")
