@@ -101,7 +101,7 @@ def run(program: Path, pattern: str, directory: Path, command: Sequence[str] = S
     The result of each case that matches *pattern*, with stores in *directory*, by its name.
     """
     with subprocess.Popen(
-        [program, "-test.v", f"-test.run=^{pattern}$", *command],
+        [program, "-test.v", "-test.timeout=10m", f"-test.run=^{pattern}$", *command],
         env={**os.environ, "TMPDIR": str(directory)},
         start_new_session=True,
         stdout=subprocess.PIPE,
@@ -109,7 +109,7 @@ def run(program: Path, pattern: str, directory: Path, command: Sequence[str] = S
         text=True,
     ) as process:
         try:
-            said, _ = process.communicate(timeout=600)
+            said, _ = process.communicate()
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # its daemons too, when it did not stop them
@@ -169,6 +169,14 @@ def test_walk(suite: Path, large_nodes: Path) -> None:
     nobody reads, or that is given up, is in no other call's way.
     """
     assert run(suite, "Walk", large_nodes) == {"Walk": "PASS"}
+
+
+@pytest.mark.btrfs
+def test_calls_in_flight(suite: Path, btrfs: Path) -> None:
+    """
+    Hundreds of calls at once on one connection are all answered, and right.
+    """
+    assert run(suite, "InFlight", btrfs) == {"InFlight": "PASS"}
 
 
 @pytest.mark.btrfs

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/snapshots/native"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 )
 
 // pair starts the daemon, and beside it containerd's own native snapshotter in this process: what one does, the other
@@ -228,6 +229,8 @@ func testErrors(t *testing.T) {
 		{view("new", "view"), invalid, invalid},
 		{prepare("active", "none"), missing, missing},
 		{prepare("active", "active"), invalid, invalid},
+		{prepare("any\x00 /text\né", ""), ok, ok},
+		{stat("any\x00 /text\né"), ok, ok},
 		{prepare("", ""), invalid, unmapped},
 		{view("", ""), invalid, unmapped},
 		{prepare(long, ""), invalid, ok},
@@ -363,5 +366,40 @@ func testFilters(t *testing.T) {
 		if got, want := names(ours), names(theirs); got != want {
 			t.Errorf("Walk(%q): %s, and containerd's own %s", filters, got, want)
 		}
+	}
+}
+
+// testInFlight has many clients at once, on one connection, each with a chain of snapshots on the same base.
+func testInFlight(t *testing.T) {
+	const clients = 300
+	s := start(t).as(client)
+	for _, c := range []call{prepare("a", ""), commit("base", "a")} {
+		if err := c.make(t.Context(), s); err != nil {
+			t.Fatal(c.name, err)
+		}
+	}
+	var group errgroup.Group
+	for i := range clients {
+		key := func(name string) string { return fmt.Sprintf("%d/%s", i, name) }
+		group.Go(func() error {
+			for _, c := range []call{
+				prepare(key("active"), "base"), mounts(key("active")), usage(key("active")),
+				commit(key("committed"), key("active"), label("one", "1")), stat(key("committed")),
+				view(key("view"), key("committed")), walk(`labels.one,name=="` + key("committed") + `"`),
+				update(key("committed"), nil, "labels.one"), usage(key("committed")),
+				remove(key("view")), remove(key("committed")),
+			} {
+				if err := c.make(t.Context(), s); err != nil {
+					return fmt.Errorf("%s: %w", c.name, err)
+				}
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+	if left := all(t, s); len(left) != 1 {
+		t.Errorf("left behind: %v", left)
 	}
 }

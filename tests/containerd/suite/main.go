@@ -17,6 +17,7 @@ func main() {
 		{Name: "Update", F: testUpdate},
 		{Name: "Filters", F: testFilters},
 		{Name: "Walk", F: testWalk},
+		{Name: "InFlight", F: testInFlight},
 		{Name: "OtherName", F: testOtherName},
 		{Name: "SameName", F: testSameName},
 		{Name: "Forgotten", F: testForgotten},
