@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint bench
+.PHONY: setup demo test lint bench proto
 
 setup:
 	@PYTHON='$(PYTHON)' tools/setup
@@ -21,3 +21,6 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+proto: setup
+	@$(BIN)/python tools/make_messages.py src

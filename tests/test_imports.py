@@ -26,6 +26,10 @@ LAYERS = [
     {"snapshotter.filters", "snapshotter.labels", "snapshotter.mountinfo", "snapshotter.shared", "snapshotter.session"},
     {"snapshotter.usage", "snapshotter.mounting", "snapshotter.display", "snapshotter.interruption"},
     {"snapshotter.records", "snapshotter.volumes"},
+    {"snapshotter.api"},
+    {"snapshotter.api.mount_pb2"},
+    {"snapshotter.api.snapshots_pb2"},
+    {"snapshotter.api.snapshots_grpc", "snapshotter.messages"},
     {"snapshotter.index", "snapshotter.store", "snapshotter.testing"},
     {"snapshotter.recovery", "snapshotter.worker"},
     {"snapshotter.contract"},
@@ -52,7 +56,15 @@ IO |= {"subprocess", "threading", "time"}
 
 ONLY = {  # these imports are these modules' alone
     "pybtrfs._btrfs": {"pybtrfs", "pybtrfs.ioctl", "pybtrfs.syscall"},
-    "grpclib": {"snapshotter.client", "snapshotter.service"},
+    "grpclib": {"snapshotter.api.snapshots_grpc", "snapshotter.client", "snapshotter.service"},
+    "google.protobuf": {
+        "snapshotter.api.mount_pb2",
+        "snapshotter.api.snapshots_pb2",
+        "snapshotter.api.snapshots_grpc",
+        "snapshotter.client",
+        "snapshotter.messages",
+        "snapshotter.service",
+    },
     "subprocess": set(),
 }
 

@@ -3,6 +3,7 @@ containerd's snapshotter contract: who may do what when, and in which order it r
 """
 
 import contextlib
+import copy
 import errno
 import logging
 import os
@@ -198,6 +199,18 @@ class Snapshotter:
             with copy._store.acquire():
                 copy._store.adopt()
         return cls(path, **options)
+
+    def bound_to(self, client: str) -> Self:
+        """
+        The same open store for another client: what it changes is refused while the snapshots are somebody else's.
+
+        Raises:
+            InvalidArgumentError: *client* is empty.
+        """
+        _check_client(client)
+        bound = copy.copy(self)
+        bound.client = client
+        return bound
 
     def close(self) -> None:
         """
@@ -786,11 +799,16 @@ def _check_whole(snapshot: Snapshot) -> None:
 
 
 def _check_options(client: str | None, usage: str, mount_mode: str) -> None:
-    if client == "":
-        raise InvalidArgumentError("client is empty")
+    if client is not None:
+        _check_client(client)
     for name, value, choices in (
         ("usage", usage, ("added", "containerd")),
         ("mount_mode", mount_mode, ("btrfs", "bind")),
     ):
         if value not in choices:
             raise InvalidArgumentError(f"{name} is {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def _check_client(client: str) -> None:
+    if not client:
+        raise InvalidArgumentError("client is empty")
