@@ -152,8 +152,10 @@ def read_main(path: str) -> Main:
 
 def dumped(containerd: str, main: str) -> str:
     """
-    What containerd makes of its configuration.
+    What containerd makes of its configuration; of none, where the file *main* is missing.
     """
+    if not os.path.exists(main):
+        return _run(containerd, "config", "default")
     return _run(containerd, "--config", main, "config", "dump")
 
 
