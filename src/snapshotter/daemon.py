@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from snapshotter import mountinfo, sockets
-from snapshotter.client import Client
 from snapshotter.config import Config
 from snapshotter.contract import Options, Snapshotter
 from snapshotter.errors import (
@@ -105,12 +104,15 @@ async def _feed(systemd: Systemd, address: str, pool: ThreadPoolExecutor) -> Non
     Tell the watchdog that calls are answered, as often as they are.
     """
     seconds = systemd.watchdog_seconds / FEEDS
+    if not seconds:
+        return
+    from snapshotter.client import Client  # takes time of the start, and only this needs it
 
     def call() -> None:
         with Client(address, timeout=seconds) as client, contextlib.suppress(NotFoundError):
             client.stat(NOBODY)
 
-    while seconds:
+    while True:
         await asyncio.sleep(seconds)
         try:
             await asyncio.get_running_loop().run_in_executor(pool, call)
