@@ -59,6 +59,19 @@ volumes.BtrfsVolumes.create = slow
 """
 )
 
+# By gRPC's own client, which reads an answer also when the connection ends behind it.
+PREPARE = """
+import sys, grpc
+from snapshotter.api import snapshots_pb2 as pb
+with grpc.insecure_channel("unix:" + sys.argv[1]) as channel:
+    prepare = channel.unary_unary(
+        "/containerd.services.snapshots.v1.Snapshots/Prepare",
+        pb.PrepareSnapshotRequest.SerializeToString,
+        pb.PrepareSnapshotResponse.FromString,
+    )
+    print(len(prepare(pb.PrepareSnapshotRequest(snapshotter="local", key="a"), timeout=60).mounts), "mount")
+"""
+
 # As systemd does it: the socket becomes descriptor 3, and the variables name the process itself.
 ACTIVATED = """
 import os, sys
@@ -645,9 +658,10 @@ class TestSignals:
         """
         open_gate = one.gate("prepare")
         one.ready(patch=SLOW_PREPARE)
-        with one.client() as client, ThreadPoolExecutor() as pool:
-            call = pool.submit(client.prepare, "a")
+        command = [sys.executable, "-c", PREPARE, str(one.address)]
+        with one.client() as client, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
             one.printed("preparing")
+            assert client.serving()
             one.send(number)
             one.told("STOPPING=1")
             with pytest.raises(UnavailableError, match="is stopping"):
@@ -655,8 +669,8 @@ class TestSignals:
             with socket.socket(socket.AF_UNIX) as late, pytest.raises(ConnectionRefusedError):
                 late.connect(str(one.address))
             open_gate()
-            assert call.result()
-            assert one.ended() == 0
+            assert other.communicate()[0] == "1 mount\n"
+        assert one.ended() == 0
         with Snapshotter(one.root) as store:
             assert store.stat("a").kind is Kind.ACTIVE
 
@@ -769,6 +783,25 @@ class Remote(Client):
         raise NotFoundError("containerd's RPCs have no fork")
 
 
+def killed_at(acknowledgements: int, one: Daemon, patch: str = "") -> list[str]:
+    """
+    Kill the daemon when so many of 24 clients' calls were acknowledged; the markers of what they were promised.
+    """
+    one.ready("--mount-mode", "bind", patch=patch)
+    marks: list[str] = []
+    left = iter(range(1, acknowledgements))
+
+    def mark(text: str) -> None:
+        marks.append(text)
+        if '"end"' in text and next(left, None) is None:
+            one.send(signal.SIGKILL)
+
+    with Remote(one.address, timeout=PATIENCE) as client, pytest.raises(UnavailableError):
+        Workload(client, mark).run(threads=24, steps=10_000, seed=acknowledgements)
+    one.ended()
+    return marks
+
+
 @pytest.mark.parametrize("acknowledgements", [1, 30, 100, 300, 700])
 def test_killed(make: Callable[..., Daemon], image_mount: Callable[..., Path], acknowledgements: int) -> None:
     """
@@ -776,18 +809,8 @@ def test_killed(make: Callable[..., Daemon], image_mount: Callable[..., Path], a
     next daemon is killed as soon as it is ready.
     """
     mount = image_mount(1 << 30)
-    one = make(mount / STORE).ready("--mount-mode", "bind")
-    marks: list[str] = []
-    done = iter(range(1, acknowledgements))
-
-    def mark(text: str) -> None:
-        marks.append(text)
-        if '"end"' in text and next(done, None) is None:
-            one.send(signal.SIGKILL)
-
-    with Remote(one.address, timeout=PATIENCE) as client, pytest.raises(UnavailableError):
-        Workload(client, mark).run(threads=24, steps=10_000, seed=acknowledgements)
-    one.ended()
+    one = make(mount / STORE)
+    marks = killed_at(acknowledgements, one)
     one.ready("--mount-mode", "bind")
     with one.client() as client:
         there = {info.name: info for info in client.walk()}
@@ -795,6 +818,16 @@ def test_killed(make: Callable[..., Daemon], image_mount: Callable[..., Path], a
     assert verify(str(mount), marks) == []
     with Snapshotter(one.root, read_only=True) as store:
         assert {info.name: info for info in store.walk()} == there
+
+
+def test_a_lost_change_is_found(make: Callable[..., Daemon], image_mount: Callable[..., Path]) -> None:
+    """
+    The same test reports a daemon that acknowledges what it has not done.
+    """
+    mount = image_mount(1 << 30)
+    forget = "from snapshotter import Snapshotter; Snapshotter.update = lambda self, info, *paths: info; "
+    marks = killed_at(100, make(mount / STORE), patch=forget)
+    assert any("promised was" in problem for problem in verify(str(mount), marks))
 
 
 # -- what it never does
