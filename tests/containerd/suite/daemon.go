@@ -36,7 +36,7 @@ type daemon struct {
 
 // serve starts a daemon on root, and returns once it has answered.
 func serve(ctx context.Context, root string) (*daemon, error) {
-	address := filepath.Join(filepath.Dir(root), "socket")
+	address := filepath.Join(filepath.Dir(root), "s") // short, for it has to fit into 107 bytes
 	connection, err := grpc.NewClient("unix://"+address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{
