@@ -55,13 +55,17 @@ class Client:
         channel = Channel(path=self.address)
         return channel, SnapshotsStub(channel), HealthStub(channel)
 
+    async def _disconnect(self) -> None:
+        self._channel.close()
+        await asyncio.sleep(0)  # a transport closes its socket on the loop's next turn
+
     def close(self) -> None:
         """
         End the connection. Closing twice is fine.
         """
         if self._loop.is_closed():
             return
-        self._loop.call_soon_threadsafe(self._channel.close)
+        asyncio.run_coroutine_threadsafe(self._disconnect(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
