@@ -8,7 +8,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from hypothesis import strategies as st
 from snapshotter import Info, Kind, Snapshotter, Usage, errors, rpc, service
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.client import Client
-from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
+from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from snapshotter.testing import DirectoryVolumes
 
-from .serving import Serving, serving
+from .serving import serving
 from .wire import Wire, framed
 
 CHECK = "/grpc.health.v1.Health/Check"
