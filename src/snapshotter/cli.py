@@ -208,10 +208,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command("cleanup", _cleanup, "destroy what is left of removed snapshots, and wait for their space")
     command("doctor", _doctor, "look for what is wrong with a store, and say how to mend it; 5 if something is", "json")
-    settings = _Parser(add_help=False)
-    settings.add_argument("--config", metavar="FILE", help="the configuration; by default $SNAPSHOTTER_CONFIG")
+    place = _Parser(add_help=False)
+    place.add_argument("--config", metavar="FILE", help="the daemon's configuration; by default $SNAPSHOTTER_CONFIG")
+    place.add_argument("--address", metavar="SOCKET", help="the daemon's socket")
+    settings = _Parser(add_help=False, parents=[place])
     for name, setting in config.SETTINGS.items():
-        if name != "root":
+        if name not in ("root", "address"):
             settings.add_argument(config.flag(name), metavar="VALUE", dest=name, help=setting.metadata["expected"])
     command("serve", _serve, "serve a store to containerd; make it where there is none", parents=[settings])
     configuration = command("config", _config, "print or check the configuration of serve", parents=[settings])
@@ -220,14 +222,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=("default", "dump", "check"),
         help="a file with the defaults; what is in force, and where from; or nothing, if it is right",
     )
-    command("ping", _ping, "ask whether a daemon serves its store", parents=[settings])
+    command("ping", _ping, "ask whether a daemon serves its store", parents=[place])
     setup = command("setup", None, "print what containerd and systemd have to know of the daemon")
     targets = setup.add_subparsers(metavar="WHAT", required=True)
-    place = _Parser(add_help=False, parents=[anywhere])
-    place.add_argument("--config", metavar="FILE", help="the daemon's configuration; by default $SNAPSHOTTER_CONFIG")
-    place.add_argument("--address", metavar="SOCKET", help="the daemon's socket")
     about = "print or write a file for containerd's configuration, or check what is in force"
-    to_containerd = targets.add_parser("containerd", help=about, description=about, parents=[place])
+    to_containerd = targets.add_parser("containerd", help=about, description=about, parents=[anywhere, place])
     to_containerd.set_defaults(run=_setup_containerd)
     to_containerd.add_argument("--name", default="btrfs-snapshotter", help="what containerd calls it (%(default)s)")
     to_containerd.add_argument("--cri", action="store_true", help="make it the snapshotter of Kubernetes")
@@ -247,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
         help="name what a `containerd config dump` lacks, a FILE or - or of the program; 1 if anything",
     )
     about = "print or write the units of the daemon"
-    to_systemd = targets.add_parser("systemd", help=about, description=about, parents=[place])
+    to_systemd = targets.add_parser("systemd", help=about, description=about, parents=[anywhere, place])
     to_systemd.set_defaults(run=_setup_systemd)
     to_systemd.add_argument("--write", metavar="DIR", help="write them there, instead of printing them")
     command("demo", _demo, "show it all on a btrfs of its own, which is gone afterwards; needs root")

@@ -72,14 +72,15 @@ async def _serve(config: Config, systemd: Systemd, listener: socket.socket, metr
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    pool = ThreadPoolExecutor(1, "snapshotter-life")
+    pool = ThreadPoolExecutor(2, "snapshotter-life")  # for what is opened or closed, and for the watchdog's call
     begun = time.monotonic()
     opened = loop.run_in_executor(pool, _open, config, address)
     service = Service(opened, metrics)
     await service.start(listener)
     systemd.notify(f"STATUS=opening {config.root}")
     await asyncio.wait({opened, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    if opened.done() and not opened.exception():
+    failed = opened.done() and opened.exception() is not None
+    if opened.done() and not failed:
         if metrics:
             metrics.opened(opened.result(), time.monotonic() - begun)
         Event.READY.emit(root=config.root, address=address)
@@ -87,8 +88,9 @@ async def _serve(config: Config, systemd: Systemd, listener: socket.socket, metr
         feeding = asyncio.create_task(_feed(systemd, address, pool))
         await stopped
         feeding.cancel()
-    Event.STOPPING.emit(root=config.root, address=address)
-    systemd.notify("STOPPING=1", "STATUS=finishing the calls under way")
+    if not failed:
+        Event.STOPPING.emit(root=config.root, address=address)
+        systemd.notify("STOPPING=1", "STATUS=finishing the calls under way")
     await service.stop(CALLS_SECONDS)
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
@@ -117,7 +119,7 @@ async def _feed(systemd: Systemd, address: str, pool: ThreadPoolExecutor) -> Non
         try:
             await asyncio.get_running_loop().run_in_executor(pool, call)
             systemd.notify("WATCHDOG=1")
-        except Error as error:
+        except (Error, OSError) as error:
             Event.UNANSWERED.emit(address=address, error=str(error))
 
 

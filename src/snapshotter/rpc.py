@@ -138,7 +138,8 @@ class Server:
         Serve on *sock*, a unix socket that is bound.
         """
         loop = asyncio.get_running_loop()
-        self._servers.append(await loop.create_unix_server(lambda: _Connection(self), sock=sock))
+        # create_unix_server() would remove the socket at the end, from Python 3.13 on, and it may be systemd's.
+        self._servers.append(await loop.create_server(lambda: _Connection(self), sock=sock))
 
     async def stop(self, seconds: float) -> None:
         """

@@ -1,3 +1,4 @@
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapshotter import config
-from snapshotter.config import SETTINGS, Config
+from snapshotter.config import SETTINGS, Config, toml
 from snapshotter.errors import InvalidArgumentError
 
 
@@ -198,3 +199,15 @@ class TestFiles:
         assert 'log_level = "info"  # default' in lines
         file.write_text(text)
         assert config.load(str(file), {}, {}).config == loaded.config
+
+
+def test_docs() -> None:
+    """
+    The table in docs/daemon.md has every setting, with its flag, its variable and its default.
+    """
+    rows = [
+        f"| `{name}` | `--{name.replace('_', '-')}` | `SNAPSHOTTER_{name.upper()}` | `{toml(setting.default)}` |"
+        for name, setting in SETTINGS.items()
+    ]
+    docs = (Path(__file__).parent.parent.parent / "docs/daemon.md").read_text()
+    assert re.findall(r"^\| `\w+` \| `--.*$", docs, re.MULTILINE) == rows

@@ -59,6 +59,19 @@ volumes.BtrfsVolumes.create = slow
 """
 )
 
+# By gRPC's own client, which reads an answer also when the connection ends behind it.
+PREPARE = """
+import sys, grpc
+from snapshotter.api import snapshots_pb2 as pb
+with grpc.insecure_channel("unix:" + sys.argv[1]) as channel:
+    prepare = channel.unary_unary(
+        "/containerd.services.snapshots.v1.Snapshots/Prepare",
+        pb.PrepareSnapshotRequest.SerializeToString,
+        pb.PrepareSnapshotResponse.FromString,
+    )
+    print(len(prepare(pb.PrepareSnapshotRequest(snapshotter="local", key="a"), timeout=60).mounts), "mount")
+"""
+
 # As systemd does it: the socket becomes descriptor 3, and the variables name the process itself.
 ACTIVATED = """
 import os, sys
@@ -645,9 +658,10 @@ class TestSignals:
         """
         open_gate = one.gate("prepare")
         one.ready(patch=SLOW_PREPARE)
-        with one.client() as client, ThreadPoolExecutor() as pool:
-            call = pool.submit(client.prepare, "a")
+        command = [sys.executable, "-c", PREPARE, str(one.address)]
+        with one.client() as client, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
             one.printed("preparing")
+            assert client.serving()
             one.send(number)
             one.told("STOPPING=1")
             with pytest.raises(UnavailableError, match="is stopping"):
@@ -655,8 +669,8 @@ class TestSignals:
             with socket.socket(socket.AF_UNIX) as late, pytest.raises(ConnectionRefusedError):
                 late.connect(str(one.address))
             open_gate()
-            assert call.result()
-            assert one.ended() == 0
+            assert other.communicate()[0] == "1 mount\n"
+        assert one.ended() == 0
         with Snapshotter(one.root) as store:
             assert store.stat("a").kind is Kind.ACTIVE
 
