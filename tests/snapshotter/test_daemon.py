@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -394,6 +395,15 @@ class TestSocket:
         assert one.stop() == 0
         assert not one.address.parent.exists()
 
+    def test_default_acl(self, one: Daemon, btrfs: Path) -> None:
+        """
+        It is so too where the directory gives to everybody what is made in it.
+        """
+        everybody = struct.pack("<I" + 3 * "HHI", 2, 0x01, 7, 2**32 - 1, 0x04, 7, 2**32 - 1, 0x20, 7, 2**32 - 1)
+        os.setxattr(btrfs, "system.posix_acl_default", everybody)
+        one.ready("--address", str(btrfs / "s.sock"))
+        assert mode(btrfs / "s.sock") == 0o600
+
     def test_directory(self, one: Daemon) -> None:
         """
         A directory that is there stays as it is; one above it is not made.
@@ -404,6 +414,8 @@ class TestSocket:
         assert (mode(one.address.parent), os.listdir(one.address.parent)) == (before, [])
         code, line = one.refused("--address", f"{one.work}/no/such/s.sock")
         assert (code, line) == (4, f"'{one.work}/no' does not exist: make it first")
+        code, line = one.refused("--address", "/proc/s.sock")
+        assert (code, line.endswith(": '/proc/s.sock'")) == (1, True)
 
     def test_stale(self, one: Daemon) -> None:
         """
@@ -746,7 +758,7 @@ class TestWatchdog:
         """
         The watchdog is fed as long as calls are answered.
         """
-        one.ready(WATCHDOG_USEC="30000")
+        one.ready(WATCHDOG_USEC="300000")
         for _ in range(3):
             one.told("WATCHDOG=1")
         assert one.stop() == 0
@@ -844,7 +856,7 @@ def test_calls(one: Daemon, patch: str, expected: int) -> None:
     calls = "execve,execveat,mount,umount2,fsopen,fsmount,move_mount,open_tree,mount_setattr,pivot_root,chroot"
     one.ready(
         prefix=("strace", "-D", "-f", "-o", str(trace), "-e", f"trace={calls}", sys.executable, "-c", patch + RUN),
-        WATCHDOG_USEC="30000",
+        WATCHDOG_USEC="300000",
     )
     one.told("WATCHDOG=1")
     with one.client() as client:
