@@ -279,6 +279,21 @@ class TestRoot:
             assert names(client) == {"a"}
         assert one.stop() == 0
 
+    def test_odd_names(self, make: Callable[..., Daemon], btrfs: Path) -> None:
+        """
+        Root and socket may have any name, and the manager is told nothing else by it.
+        """
+        one = make(btrfs / os.fsdecode(b"\xff\nREADY=1\xc3\xa9"))
+        one.address = one.work / os.fsdecode(b"\xff\n.sock")
+        one.start()
+        one.told(f"STATUS=opening {btrfs}/\\udcff\\nREADY=1é")
+        one.told("READY=1")
+        with one.client() as client:
+            client.prepare("a")
+        assert ping(one)[0] == 0
+        assert one.stop() == 0
+        assert all(" info " in line for line in one.log.read_text().splitlines())
+
     def test_mount_point(self, make: Callable[..., Daemon], tmp_path: Path) -> None:
         """
         The root can be the mount point of a filesystem of its own; it is unmounted without force afterwards.
