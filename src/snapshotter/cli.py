@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except Error as error:
         return _report(error)
+    except ModuleNotFoundError as error:
+        return _complain(f"{error.name} is missing: pip install 'btrfs-snapshotter[daemon]'", FAILED)
     except OSError as error:
         place = f": {error.filename!r}" if error.filename is not None else ""
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
@@ -474,7 +476,7 @@ def _ping(arguments: argparse.Namespace) -> None:
 
     with Client(address, timeout=PING_SECONDS) as client:
         if not client.serving():
-            raise UnavailableError(f"the daemon at {address!r} is opening its store")
+            raise UnavailableError(f"the daemon at {address!r} is opening its store, or its filesystem failed")
     print(f"{display.printable(address)} serves")
 
 

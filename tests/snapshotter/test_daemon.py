@@ -554,7 +554,11 @@ class TestOpening:
         with greeted(one.address), one.client() as client, ThreadPoolExecutor() as pool:
             calls = [pool.submit(client.stat, "a"), pool.submit(client.prepare, "b"), pool.submit(names, client)]
             assert not client.serving()
-            assert ping(one) == (1, "", f"snapshotter: the daemon at '{one.address}' is opening its store\n")
+            assert ping(one) == (
+                1,
+                "",
+                f"snapshotter: the daemon at '{one.address}' is opening its store, or its filesystem failed\n",
+            )
             assert not any(call.done() for call in calls)
             one.manager.setblocking(False)
             with pytest.raises(BlockingIOError):
@@ -645,6 +649,17 @@ class TestConfiguration:
         assert one.refused("--verify", "maybe") == (2, "--verify: verify is 'maybe', and has to be true or false")
         assert not one.root.exists()
         assert not one.address.parent.exists()
+
+    @pytest.mark.parametrize("module", ["grpclib", "google.protobuf", "h2", "prometheus_client"])
+    def test_missing_library(self, one: Daemon, module: str) -> None:
+        """
+        Without what the extra installs, the daemon names it, in one line.
+        """
+        code, line = one.refused(
+            "--metrics-address", "localhost:0", patch=f"import sys; sys.modules['{module}'] = None\n"
+        )
+        assert (code, line.startswith(module)) == (1, True)
+        assert line.endswith(" is missing: pip install 'btrfs-snapshotter[daemon]'")
 
     def test_commands(self, one: Daemon) -> None:
         """
