@@ -56,10 +56,6 @@ class Client:
         channel = Channel(path=self.address)
         return channel, SnapshotsStub(channel), HealthStub(channel)
 
-    async def _disconnect(self) -> None:
-        self._channel.close()
-        await asyncio.sleep(0)  # a transport closes its socket on the loop's next turn
-
     def close(self) -> None:
         """
         End the connection. Closing twice is fine.
@@ -70,6 +66,10 @@ class Client:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _disconnect(self) -> None:
+        self._channel.close()
+        await asyncio.sleep(0)  # the transport closes its socket in the loop's next turn
 
     def __enter__(self) -> Self:
         return self

@@ -5,10 +5,10 @@ containerd's snapshotter contract: who may do what when, and in which order it r
 import contextlib
 import copy
 import errno
-import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self, TypedDict, TypeVar, Unpack
@@ -24,6 +24,7 @@ from snapshotter.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from snapshotter.events import Event
 from snapshotter.index import Index, Snapshot, describe
 from snapshotter.labels import apply_fieldpaths, check_key, check_labels, quoted
 from snapshotter.mountinfo import MountTable
@@ -44,8 +45,6 @@ RECORD_RESERVE = 256
 _ADOPT = "make it one with `snapshotter init --adopt`"
 _LAYER_VERSION = -1  # of a measurement that never changes
 
-log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 
@@ -61,6 +60,21 @@ class Problem:
     subject: str
     what: str
     cure: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """
+    A store in numbers.
+
+    Args:
+        pending: Removed snapshots, and former subvolumes of committed ones, that are not destroyed yet.
+        problems: As many as `Snapshotter.problems` has.
+    """
+
+    snapshots: Mapping[Kind, int]
+    pending: int
+    problems: int
 
 
 class _Making:
@@ -89,6 +103,7 @@ class Options(TypedDict, total=False):
     mount_mode: MountMode
     verify: bool
     volumes: type[Volumes]
+    socket: str
 
 
 class Snapshotter:
@@ -112,6 +127,7 @@ class Snapshotter:
         mount_mode: MountMode = "btrfs",
         verify: bool = True,
         volumes: type[Volumes] = BtrfsVolumes,
+        socket: str = "",
     ) -> None:
         """
         Open the store at *root*, and finish or undo what a crash interrupted.
@@ -128,6 +144,7 @@ class Snapshotter:
             mount_mode: ``"btrfs"`` mounts the device by ``subvolid``, ``"bind"`` the path of the subvolume.
             verify: Have `commit` find out whether the disk took the data.
             volumes: What makes the subvolumes; `snapshotter.testing.DirectoryVolumes` needs no btrfs.
+            socket: Where this process serves the store; its lock says so to whoever finds it held.
 
         Raises:
             NotFoundError: *root* does not exist.
@@ -136,6 +153,7 @@ class Snapshotter:
             DataLossError: The store's own record is damaged.
         """
         _check_options(client, usage, mount_mode)
+        started = time.monotonic()
         self.root = os.path.realpath(root)
         self._definition = usage
         self._verify = verify
@@ -154,14 +172,19 @@ class Snapshotter:
                 why_read_only = f"it is a copy of a store: {_ADOPT}"
                 self._problems.append(Problem(self.root, "it is a copy of a store, and can only be read", _ADOPT))
             if not why_read_only:
-                stack.callback(self._store.acquire().release)
+                stack.callback(self._store.acquire(socket).release)
             self.client = client or self._store.header.client or "local"
             self._making = _Making()
             self._first_id = self._store.header.id_limit
             self._worker = Worker(self._store, self._volumes)
             stack.callback(self._worker.close)
             self._load(writing=not why_read_only)
-            self._session = Session(self.root, stack.pop_all(), why_read_only)
+            resources = contextlib.ExitStack()
+            resources.callback(Event.CLOSED.emit, root=self.root)
+            resources.callback(stack.pop_all().close)
+            self._session = Session(self.root, resources, why_read_only)
+        seconds = time.monotonic() - started
+        Event.OPENED.emit(root=self.root, snapshots=len(self._index), seconds=seconds, error=why_read_only)
 
     @classmethod
     def create(cls, root: str | os.PathLike[str], **options: Unpack[Options]) -> Self:
@@ -351,6 +374,14 @@ class Snapshotter:
         ]
         return quarantined + self._problems
 
+    def status(self) -> Status:
+        """
+        Count what the store holds, without a look at the disk.
+        """
+        self._session.check()
+        kinds = Counter(snapshot.kind for snapshot in self._index.snapshots())
+        return Status({kind: kinds[kind] for kind in Kind}, len(self._worker.pending), len(self.problems()))
+
     # -- changing
 
     def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
@@ -412,6 +443,7 @@ class Snapshotter:
             AlreadyExistsError: *new_key* is taken.
             DataLossError: *key* lost its subvolume.
         """
+        started = time.monotonic()
         check_key(new_key)
         with self._changing(f"fork snapshot {quoted(key)}"), self._index.change(key, new_key):
             source = self._index.get(key)
@@ -435,7 +467,9 @@ class Snapshotter:
                 born=born,
                 suspect=self._is_suspect(source),
             )
-            return self._mounts(self._make(draft, source.parent, fill))
+            copy = self._make(draft, source.parent, fill)
+            Event.FORKED.emit(key=new_key, id=copy.id, source=key, seconds=time.monotonic() - started)
+            return self._mounts(copy)
 
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         """
@@ -464,6 +498,7 @@ class Snapshotter:
             DataLossError: The disk may have refused data of the snapshot.
             ResourceExhaustedError: The disk is full.
         """
+        started = time.monotonic()
         check_key(name)
         labels = check_labels(labels)
         with self._changing(f"commit snapshot {quoted(key)}"):
@@ -481,6 +516,7 @@ class Snapshotter:
                 commitment = Commitment(name, labels, time.time_ns())
                 committed = self._with_space(lambda: self._freeze(active, commitment))
                 self._index.update(active, committed, settled=False)
+                Event.COMMITTED.emit(key=name, id=active.id, source=key, seconds=time.monotonic() - started)
             # Later, for the kernel locks the directory until it has dropped the files it caches, 0.1 s for 20,000.
             self._worker.destroy(active.id, FS, later=True)
             self._worker.submit(lambda: self._settle(active))
@@ -499,6 +535,7 @@ class Snapshotter:
             NotFoundError: No snapshot has that name.
             InvalidArgumentError: Another path; the labels break a rule.
         """
+        started = time.monotonic()
         with self._changing(f"update snapshot {quoted(info.name)}"), self._index.change(info.name):
             snapshot = self._index.get(info.name)
             labels = apply_fieldpaths(snapshot.info, info, fieldpaths)
@@ -512,6 +549,7 @@ class Snapshotter:
                     self._restore(directory, snapshot)
                     raise
             self._index.update(snapshot, record, settled=True)
+            Event.UPDATED.emit(key=info.name, id=snapshot.id, seconds=time.monotonic() - started)
             return snapshot.info
 
     def remove(self, key: str) -> None:
@@ -526,6 +564,7 @@ class Snapshotter:
             FailedPreconditionError: Another snapshot rests on it, or it cannot be removed now; never anything else,
                 since any other error would end containerd's garbage collection.
         """
+        started = time.monotonic()
         try:
             with self._changing(f"remove snapshot {quoted(key)}"):
                 with self._index.change(key):
@@ -535,6 +574,7 @@ class Snapshotter:
                     with contextlib.suppress(FileNotFoundError), self._store.directory(snapshot.id) as directory:
                         self._mark_removed(snapshot, directory)
                     self._index.remove(snapshot)
+                Event.REMOVED.emit(key=key, id=snapshot.id, seconds=time.monotonic() - started)
                 self._worker.destroy(snapshot.id)
         except (UnavailableError, ResourceExhaustedError, DataLossError) as error:
             raise FailedPreconditionError(str(error)) from error
@@ -554,13 +594,15 @@ class Snapshotter:
         Fill the index from what recovery finds; hand what it leaves over to the worker.
         """
         by_id: dict[int, Snapshot] = {}
-        for item in recovery.survey(self._store, self._volumes):
+        for item in recovery.survey(self._store, self._volumes, held=writing):
             if item.verdict is Verdict.UNKNOWN:
                 self._report(item.name, item.problem)
                 if item.id:
                     by_id[item.id] = _lost(item.id, item.problem)
             elif item.verdict is Verdict.REMOVED or item.record is None:
                 if writing:
+                    if item.written and item.written.state is State.PREPARING:
+                        Event.UNDONE.emit(key=item.written.key, id=item.id)
                     self._worker.destroy(item.id)
             elif item.record.key in self._index:
                 self._report(item.name, f"its key {quoted(item.record.key)} is another's")
@@ -573,12 +615,18 @@ class Snapshotter:
                     "its subvolume is missing, or not what was committed" if item.verdict is Verdict.QUARANTINED else ""
                 )
                 snapshot = Snapshot(item.record, parent, quarantine, settled=item.record == item.written)
+                if quarantine:
+                    Event.QUARANTINED.emit(key=snapshot.key, id=snapshot.id, error=quarantine)
                 self._index.add(snapshot)
                 by_id[snapshot.id] = snapshot
                 if writing:
                     self._finish(snapshot, item)
 
     def _finish(self, snapshot: Snapshot, item: Recovered) -> None:
+        if item.verdict is not Verdict.QUARANTINED and not snapshot.settled:
+            committing = item.written is not None and item.written.state is State.COMMITTING
+            event = Event.UNDONE if committing and item.verdict is Verdict.ACTIVE else Event.RECOVERED
+            event.emit(key=snapshot.key, id=snapshot.id)
         if item.verdict is Verdict.ACTIVE and (item.found.layer or not snapshot.settled):
             with contextlib.suppress(OSError), self._store.directory(snapshot.id) as directory:
                 self._volumes.destroy(directory, LAYER, MountTable())
@@ -589,7 +637,7 @@ class Snapshotter:
 
     def _report(self, name: str, what: str) -> None:
         problem = Problem(os.path.join(self.root, SNAPSHOTS, name), what, "move it away, or delete it by hand")
-        log.warning("%s: %s", problem.subject, what)
+        Event.UNKNOWN.emit(path=problem.subject, error=what)
         self._problems.append(problem)
 
     # -- who may change
@@ -637,6 +685,7 @@ class Snapshotter:
         labels: Mapping[str, str] | None,
         fill: Callable[[Directory, Snapshot | None], None],
     ) -> tuple[Mount, ...]:
+        started = time.monotonic()
         check_key(key)
         labels = check_labels(labels)
         with (
@@ -660,7 +709,10 @@ class Snapshotter:
                 now,
                 errors=self._volumes.write_errors(recent=True),
             )
-            return self._mounts(self._make(draft, base, lambda directory: fill(directory, base)))
+            snapshot = self._make(draft, base, lambda directory: fill(directory, base))
+            event = Event.VIEWED if state is State.VIEW else Event.PREPARED
+            event.emit(key=key, id=snapshot.id, parent=parent, seconds=time.monotonic() - started)
+            return self._mounts(snapshot)
 
     def _make(self, draft: Record, parent: Snapshot | None, fill: Callable[[Directory], None]) -> Snapshot:
         """
@@ -755,7 +807,7 @@ class Snapshotter:
             self._volumes.verify()
         except OSError as error:
             # The kernel tells once, and not whose data it was.
-            log.error("the disk refused data: %s", error)
+            Event.DATA_REFUSED.emit(root=self.root, error=str(error))
             self._store.suspect_all()
         self._check_trusted(active)
 
@@ -810,7 +862,7 @@ class Snapshotter:
                         records.write(directory.fd, records.encode(record))
                     self._index.update(snapshot, record, settled=True)
         except (OSError, Error) as error:
-            log.info("record of snapshot %r is not brought up to date: %s", snapshot.key, error)
+            Event.UNSETTLED.emit(key=snapshot.key, id=snapshot.id, error=str(error))
 
     # -- asking
 
