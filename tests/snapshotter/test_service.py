@@ -412,6 +412,18 @@ def test_broken_requests(plain: Snapshotter, body: bytes, status: Status) -> Non
         assert wire.call("Stat", b"").status == Status.NOT_FOUND.value
 
 
+def test_headers_are_not_needed(plain: Snapshotter) -> None:
+    """
+    containerd's collection sends no namespace, everybody else one and more; all are answered alike.
+    """
+    with wired(plain) as wire:
+        for headers in ({}, {"containerd-namespace": "k8s.io", "traceparent": "00-1-2-01", "grpc-timeout": "60S"}):
+            for name in ("List", "Remove", "Cleanup"):
+                number = wire.begin(name, headers)
+                wire.body(number, framed(METHODS[name](snapshotter="c")))
+                assert wire.end(number).status == (Status.NOT_FOUND.value if name == "Remove" else Status.OK.value)
+
+
 def test_what_is_not_ours(plain: Snapshotter) -> None:
     """
     An unknown method is unimplemented, and what is not gRPC gets HTTP's answer.
