@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except Error as error:
         return _report(error)
+    except ModuleNotFoundError as error:
+        return _complain(f"{error.name} is missing: pip install 'btrfs-snapshotter[daemon]'", FAILED)
     except OSError as error:
         place = f": {error.filename!r}" if error.filename is not None else ""
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
@@ -474,7 +476,7 @@ def _ping(arguments: argparse.Namespace) -> None:
 
     with Client(address, timeout=PING_SECONDS) as client:
         if not client.serving():
-            raise UnavailableError(f"the daemon at {address!r} is opening its store")
+            raise UnavailableError(f"the daemon at {address!r} is opening its store, or its filesystem failed")
     print(f"{display.printable(address)} serves")
 
 
@@ -527,9 +529,11 @@ def _setup_systemd(arguments: argparse.Namespace) -> None:
         else:
             print(f"# {path}\n{text}")
     steps = [f"systemctl daemon-reload && systemctl enable --now {' '.join(reversed(unit_files.NAMES))}"]
+    if not os.path.exists(settings.root):
+        steps.insert(0, f"before that, make a store: snapshotter init --root {shlex.quote(settings.root)}")
     if command[0].startswith(("/home/", "/root/", "/tmp/", "/var/tmp/")):
         steps.insert(0, f"install this package elsewhere: the daemon of the unit sees nothing of {command[0]}")
-    _advise(f"in {directory}; then:", steps)
+    _advise(f"for {directory}; then:", steps)
 
 
 def _write(path: str, text: str) -> None:

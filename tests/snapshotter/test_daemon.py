@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -278,6 +279,21 @@ class TestRoot:
             assert names(client) == {"a"}
         assert one.stop() == 0
 
+    def test_odd_names(self, make: Callable[..., Daemon], btrfs: Path) -> None:
+        """
+        Root and socket may have any name, and the manager is told nothing else by it.
+        """
+        one = make(btrfs / os.fsdecode(b"\xff\nREADY=1\xc3\xa9"))
+        one.address = one.work / os.fsdecode(b"\xff\n.sock")
+        one.start()
+        one.told(f"STATUS=opening {btrfs}/\\udcff\\nREADY=1é")
+        one.told("READY=1")
+        with one.client() as client:
+            client.prepare("a")
+        assert ping(one)[0] == 0
+        assert one.stop() == 0
+        assert all(" info " in line for line in one.log.read_text().splitlines())
+
     def test_mount_point(self, make: Callable[..., Daemon], tmp_path: Path) -> None:
         """
         The root can be the mount point of a filesystem of its own; it is unmounted without force afterwards.
@@ -394,6 +410,15 @@ class TestSocket:
         assert one.stop() == 0
         assert not one.address.parent.exists()
 
+    def test_default_acl(self, one: Daemon, btrfs: Path) -> None:
+        """
+        It is so too where the directory gives to everybody what is made in it.
+        """
+        everybody = struct.pack("<I" + 3 * "HHI", 2, 0x01, 7, 2**32 - 1, 0x04, 7, 2**32 - 1, 0x20, 7, 2**32 - 1)
+        os.setxattr(btrfs, "system.posix_acl_default", everybody)
+        one.ready("--address", str(btrfs / "s.sock"))
+        assert mode(btrfs / "s.sock") == 0o600
+
     def test_directory(self, one: Daemon) -> None:
         """
         A directory that is there stays as it is; one above it is not made.
@@ -404,6 +429,8 @@ class TestSocket:
         assert (mode(one.address.parent), os.listdir(one.address.parent)) == (before, [])
         code, line = one.refused("--address", f"{one.work}/no/such/s.sock")
         assert (code, line) == (4, f"'{one.work}/no' does not exist: make it first")
+        code, line = one.refused("--address", "/proc/s.sock")
+        assert (code, line.endswith(": '/proc/s.sock'")) == (1, True)
 
     def test_stale(self, one: Daemon) -> None:
         """
@@ -527,7 +554,11 @@ class TestOpening:
         with greeted(one.address), one.client() as client, ThreadPoolExecutor() as pool:
             calls = [pool.submit(client.stat, "a"), pool.submit(client.prepare, "b"), pool.submit(names, client)]
             assert not client.serving()
-            assert ping(one) == (1, "", f"snapshotter: the daemon at '{one.address}' is opening its store\n")
+            assert ping(one) == (
+                1,
+                "",
+                f"snapshotter: the daemon at '{one.address}' is opening its store, or its filesystem failed\n",
+            )
             assert not any(call.done() for call in calls)
             one.manager.setblocking(False)
             with pytest.raises(BlockingIOError):
@@ -618,6 +649,17 @@ class TestConfiguration:
         assert one.refused("--verify", "maybe") == (2, "--verify: verify is 'maybe', and has to be true or false")
         assert not one.root.exists()
         assert not one.address.parent.exists()
+
+    @pytest.mark.parametrize("module", ["grpclib", "google.protobuf", "h2", "prometheus_client"])
+    def test_missing_library(self, one: Daemon, module: str) -> None:
+        """
+        Without what the extra installs, the daemon names it, in one line.
+        """
+        code, line = one.refused(
+            "--metrics-address", "localhost:0", patch=f"import sys; sys.modules['{module}'] = None\n"
+        )
+        assert (code, line.startswith(module)) == (1, True)
+        assert line.endswith(" is missing: pip install 'btrfs-snapshotter[daemon]'")
 
     def test_commands(self, one: Daemon) -> None:
         """
@@ -746,7 +788,7 @@ class TestWatchdog:
         """
         The watchdog is fed as long as calls are answered.
         """
-        one.ready(WATCHDOG_USEC="30000")
+        one.ready(WATCHDOG_USEC="300000")
         for _ in range(3):
             one.told("WATCHDOG=1")
         assert one.stop() == 0
@@ -844,7 +886,7 @@ def test_calls(one: Daemon, patch: str, expected: int) -> None:
     calls = "execve,execveat,mount,umount2,fsopen,fsmount,move_mount,open_tree,mount_setattr,pivot_root,chroot"
     one.ready(
         prefix=("strace", "-D", "-f", "-o", str(trace), "-e", f"trace={calls}", sys.executable, "-c", patch + RUN),
-        WATCHDOG_USEC="30000",
+        WATCHDOG_USEC="300000",
     )
     one.told("WATCHDOG=1")
     with one.client() as client:
