@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint bench
+.PHONY: setup demo test test-containerd lint bench proto
 
 setup:
 	@PYTHON='$(PYTHON)' tools/setup
@@ -12,7 +12,10 @@ demo: setup
 	@$(BIN)/snapshotter demo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest $(PYTEST)
+
+test-containerd: setup
+	$(BIN)/pytest tests/containerd --containerd all --buildkit
 
 lint: setup
 	$(BIN)/ruff check
@@ -21,3 +24,6 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+proto: setup
+	@$(BIN)/python tools/make_messages.py src

@@ -50,6 +50,13 @@ def _why_no_btrfs() -> str:
 WHY_NO_BTRFS = _why_no_btrfs()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # Here and not in tests/containerd, whose conftest.py pytest reads too late when all tests are asked for.
+    group = parser.getgroup("containerd")
+    group.addoption("--containerd", metavar="LIST", default="debian", help="versions of containerd to test with")
+    group.addoption("--buildkit", action="store_true", help="test with BuildKit, too")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # All temporary files go below one directory, so that the leak check can tell this run's mounts and
     # loop devices from others'. Not pytest's own directory: that is closed to unprivileged users.

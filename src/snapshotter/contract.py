@@ -3,10 +3,12 @@ containerd's snapshotter contract: who may do what when, and in which order it r
 """
 
 import contextlib
+import copy
 import errno
-import logging
 import os
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self, TypedDict, TypeVar, Unpack
@@ -23,7 +25,8 @@ from snapshotter.errors import (
     UnavailableError,
     quoted,
 )
-from snapshotter.index import Index, Snapshot
+from snapshotter.events import Event
+from snapshotter.index import Index, Snapshot, describe
 from snapshotter.labels import apply_fieldpaths, check_key, check_labels
 from snapshotter.mountinfo import MountTable
 from snapshotter.records import Commitment, Record, State
@@ -41,10 +44,7 @@ CLEANUP_SECONDS = 5.0  # for destroying and for the space together
 RECORD_RESERVE = 256
 
 _ADOPT = "make it one with `snapshotter init --adopt`"
-_NOTHING = Measured(Usage(), Usage())
 _LAYER_VERSION = -1  # of a measurement that never changes
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -63,6 +63,37 @@ class Problem:
     cure: str
 
 
+@dataclass(frozen=True, slots=True)
+class Status:
+    """
+    A store in numbers.
+
+    Args:
+        pending: Removed snapshots, and former subvolumes of committed ones, that are not destroyed yet.
+        problems: As many as `Snapshotter.problems` has.
+    """
+
+    snapshots: Mapping[Kind, int]
+    pending: int
+    problems: int
+
+
+class _Making:
+    """
+    How many snapshots are being made; its lock is held while the client is decided.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class Options(TypedDict, total=False):
     """
     The options of opening a store; see `Snapshotter`.
@@ -73,6 +104,7 @@ class Options(TypedDict, total=False):
     mount_mode: MountMode
     verify: bool
     volumes: type[Volumes]
+    socket: str
 
 
 class Snapshotter:
@@ -96,6 +128,7 @@ class Snapshotter:
         mount_mode: MountMode = "btrfs",
         verify: bool = True,
         volumes: type[Volumes] = BtrfsVolumes,
+        socket: str = "",
     ) -> None:
         """
         Open the store at *root*, and finish or undo what a crash interrupted.
@@ -112,6 +145,7 @@ class Snapshotter:
             mount_mode: ``"btrfs"`` mounts the device by ``subvolid``, ``"bind"`` the path of the subvolume.
             verify: Have `commit` find out whether the disk took the data.
             volumes: What makes the subvolumes; `snapshotter.testing.DirectoryVolumes` needs no btrfs.
+            socket: Where this process serves the store; its lock says so to whoever finds it held.
 
         Raises:
             NotFoundError: *root* does not exist.
@@ -121,6 +155,7 @@ class Snapshotter:
             DataLossError: The store's own record is damaged.
         """
         _check_options(client, usage, mount_mode)
+        started = time.monotonic()
         self.root = real_path(root)
         self._definition = usage
         self._verify = verify
@@ -139,13 +174,19 @@ class Snapshotter:
                 why_read_only = f"it is a copy of a store: {_ADOPT}"
                 self._problems.append(Problem(self.root, "it is a copy of a store, and can only be read", _ADOPT))
             if not why_read_only:
-                stack.callback(self._store.acquire().release)
+                stack.callback(self._store.acquire(socket).release)
             self.client = client or self._store.header.client or "local"
+            self._making = _Making()
             self._first_id = self._store.header.id_limit
             self._worker = Worker(self._store, self._volumes)
             stack.callback(self._worker.close)
             self._load(writing=not why_read_only)
-            self._session = Session(self.root, stack.pop_all(), why_read_only)
+            resources = contextlib.ExitStack()
+            resources.callback(Event.CLOSED.emit, root=self.root)
+            resources.callback(stack.pop_all().close)
+            self._session = Session(self.root, resources, why_read_only)
+        seconds = time.monotonic() - started
+        Event.OPENED.emit(root=self.root, snapshots=len(self._index), seconds=seconds, error=why_read_only)
 
     @classmethod
     def create(cls, root: str | os.PathLike[str], **options: Unpack[Options]) -> Self:
@@ -201,6 +242,18 @@ class Snapshotter:
                 copy._store.adopt()
         return cls(path, **options)
 
+    def bound_to(self, client: str) -> Self:
+        """
+        The same open store for another client: what it changes is refused while the snapshots are somebody else's.
+
+        Raises:
+            InvalidArgumentError: *client* is empty.
+        """
+        _check_client(client)
+        bound = copy.copy(self)
+        bound.client = client
+        return bound
+
     def close(self) -> None:
         """
         Release the store, once the calls under way have returned and the destroy in hand is done; the next open does
@@ -220,6 +273,13 @@ class Snapshotter:
         Why this store cannot be changed; empty when it can.
         """
         return self._session.why_read_only
+
+    @property
+    def failure(self) -> str:
+        """
+        Why the filesystem is not asked any more, having failed; empty while it works.
+        """
+        return self._session.failure
 
     # -- reading
 
@@ -245,7 +305,9 @@ class Snapshotter:
         """
         self._session.check()
         wanted = filters.parse(*filter_list)
-        infos = [snapshot.info for snapshot in self._index.snapshots()]
+        # A description is made when it is asked for, so that many of them hold up nobody.
+        found = [(snapshot.record, snapshot.parent_key) for snapshot in self._index.snapshots()]
+        infos = (describe(record, parent) for record, parent in found)
         return (info for info in infos if wanted.match(info))
 
     def usage(self, key: str) -> Usage:
@@ -259,18 +321,19 @@ class Snapshotter:
             NotFoundError: No snapshot has the key.
             DataLossError: Its subvolume is gone.
         """
+        measured = self._reading(key, "measure", self._measure)
+        return self._by_definition(measured)
+
+    def known_usage(self, key: str) -> Usage | None:
+        """
+        What `usage` says, where no system call is needed to know; None elsewhere.
+
+        Raises:
+            NotFoundError: No snapshot has the key.
+        """
         self._session.check()
-        while True:
-            snapshot = self._index.get(key)
-            record = snapshot.record
-            try:
-                with self._session.reading(f"measure snapshot {quoted(key)}"):
-                    measured = self._measure(snapshot)
-                    return measured.added if self._definition == "added" else measured.containerd
-            except DataLossError:
-                # It is no loss when a commit or a removal took the subvolume from under the search.
-                if self._index.get(key).record is record:
-                    raise
+        measured = self._index.get(key).known
+        return self._by_definition(measured) if measured else None
 
     def mounts(self, key: str) -> tuple[Mount, ...]:
         """
@@ -281,8 +344,26 @@ class Snapshotter:
             FailedPreconditionError: It is committed.
             DataLossError: Its subvolume is gone.
         """
-        with self._session.reading(f"mount snapshot {quoted(key)}"), self._index.change(key):
-            return self._mounts(self._index.get(key))
+        return self._reading(key, "mount", self._mounts)
+
+    def _by_definition(self, measured: Measured) -> Usage:
+        return measured.added if self._definition == "added" else measured.containerd
+
+    def _reading(self, key: str, doing: str, read: Callable[[Snapshot], T]) -> T:
+        """
+        What *read* finds of the snapshot *key*; it waits for no change, and is judged on what it was read of.
+        """
+        self._session.check()
+        while True:
+            snapshot = self._index.get(key)
+            record = snapshot.record
+            try:
+                with self._session.reading(f"{doing} snapshot {quoted(key)}"):
+                    return read(snapshot)
+            except DataLossError:
+                # It is no loss when a commit or a removal took the subvolume from under the reading.
+                if self._index.get(key).record is record:
+                    raise
 
     def problems(self) -> list[Problem]:
         """
@@ -294,6 +375,14 @@ class Snapshotter:
             if snapshot.quarantine
         ]
         return quarantined + self._problems
+
+    def status(self) -> Status:
+        """
+        Count what the store holds, without a look at the disk.
+        """
+        self._session.check()
+        kinds = Counter(snapshot.kind for snapshot in self._index.snapshots())
+        return Status({kind: kinds[kind] for kind in Kind}, len(self._worker.pending), len(self.problems()))
 
     # -- changing
 
@@ -356,6 +445,7 @@ class Snapshotter:
             AlreadyExistsError: *new_key* is taken.
             DataLossError: *key* lost its subvolume.
         """
+        started = time.monotonic()
         check_key(new_key)
         with self._changing(f"fork snapshot {quoted(key)}"), self._index.change(key, new_key):
             source = self._index.get(key)
@@ -379,7 +469,9 @@ class Snapshotter:
                 born=born,
                 suspect=self._is_suspect(source),
             )
-            return self._mounts(self._make(draft, source.parent, fill))
+            copy = self._make(draft, source.parent, fill)
+            Event.FORKED.emit(key=new_key, id=copy.id, source=key, seconds=time.monotonic() - started)
+            return self._mounts(copy)
 
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         """
@@ -408,6 +500,7 @@ class Snapshotter:
             DataLossError: The disk may have refused data of the snapshot.
             ResourceExhaustedError: The disk is full.
         """
+        started = time.monotonic()
         check_key(name)
         labels = check_labels(labels)
         with self._changing(f"commit snapshot {quoted(key)}"):
@@ -425,6 +518,7 @@ class Snapshotter:
                 commitment = Commitment(name, labels, time.time_ns())
                 committed = self._with_space(lambda: self._freeze(active, commitment))
                 self._index.update(active, committed, settled=False)
+                Event.COMMITTED.emit(key=name, id=active.id, source=key, seconds=time.monotonic() - started)
             # Later, for the kernel locks the directory until it has dropped the files it caches, 0.1 s for 20,000.
             self._worker.destroy(active.id, FS, later=True)
             self._worker.submit(lambda: self._settle(active))
@@ -443,6 +537,7 @@ class Snapshotter:
             NotFoundError: No snapshot has that name.
             InvalidArgumentError: Another path; the labels break a rule.
         """
+        started = time.monotonic()
         with self._changing(f"update snapshot {quoted(info.name)}"), self._index.change(info.name):
             snapshot = self._index.get(info.name)
             labels = apply_fieldpaths(snapshot.info, info, fieldpaths)
@@ -456,6 +551,7 @@ class Snapshotter:
                     self._restore(directory, snapshot)
                     raise
             self._index.update(snapshot, record, settled=True)
+            Event.UPDATED.emit(key=info.name, id=snapshot.id, seconds=time.monotonic() - started)
             return snapshot.info
 
     def remove(self, key: str) -> None:
@@ -470,6 +566,7 @@ class Snapshotter:
             FailedPreconditionError: Another snapshot rests on it, or it cannot be removed now; never anything else,
                 since any other error would end containerd's garbage collection.
         """
+        started = time.monotonic()
         try:
             with self._changing(f"remove snapshot {quoted(key)}"):
                 with self._index.change(key):
@@ -479,6 +576,7 @@ class Snapshotter:
                     with contextlib.suppress(FileNotFoundError), self._store.directory(snapshot.id) as directory:
                         self._mark_removed(snapshot, directory)
                     self._index.remove(snapshot)
+                Event.REMOVED.emit(key=key, id=snapshot.id, seconds=time.monotonic() - started)
                 self._worker.destroy(snapshot.id)
         except (UnavailableError, ResourceExhaustedError, DataLossError) as error:
             raise FailedPreconditionError(str(error)) from error
@@ -498,7 +596,7 @@ class Snapshotter:
         Fill the index from what recovery finds; hand what it leaves over to the worker.
         """
         by_id: dict[int, Snapshot] = {}
-        for item in recovery.survey(self._store, self._volumes):
+        for item in recovery.survey(self._store, self._volumes, held=writing):
             if item.verdict is Verdict.UNKNOWN:
                 self._report(item.name, item.problem)
                 if item.id:
@@ -509,6 +607,8 @@ class Snapshotter:
                         f"{item.name}/{stranger}", "it is no subvolume, and keeps a removed snapshot from going"
                     )
                 if writing:
+                    if item.written and item.written.state is State.PREPARING:
+                        Event.UNDONE.emit(key=item.written.key, id=item.id)
                     self._worker.destroy(item.id)
             else:
                 parent_id = item.record.parent
@@ -519,12 +619,18 @@ class Snapshotter:
                     "its subvolume is missing, or not what was committed" if item.verdict is Verdict.QUARANTINED else ""
                 )
                 snapshot = Snapshot(item.record, parent, quarantine, settled=item.record == item.written)
+                if quarantine:
+                    Event.QUARANTINED.emit(key=snapshot.key, id=snapshot.id, error=quarantine)
                 self._index.add(snapshot)
                 by_id[snapshot.id] = snapshot
                 if writing:
                     self._finish(snapshot, item)
 
     def _finish(self, snapshot: Snapshot, item: Recovered) -> None:
+        if item.verdict is not Verdict.QUARANTINED and not snapshot.settled:
+            committing = item.written is not None and item.written.state is State.COMMITTING
+            event = Event.UNDONE if committing and item.verdict is Verdict.ACTIVE else Event.RECOVERED
+            event.emit(key=snapshot.key, id=snapshot.id)
         if item.verdict is Verdict.ACTIVE and (item.found.layer or not snapshot.settled):
             with contextlib.suppress(OSError), self._store.directory(snapshot.id) as directory:
                 self._volumes.destroy(directory, LAYER, MountTable())
@@ -535,7 +641,7 @@ class Snapshotter:
 
     def _report(self, name: str, what: str) -> None:
         problem = Problem(os.path.join(self.root, SNAPSHOTS, name), what, "move it away, or delete it by hand")
-        log.warning("%s: %s", problem.subject, what)
+        Event.UNKNOWN.emit(path=problem.subject, error=what)
         self._problems.append(problem)
 
     # -- who may change
@@ -543,13 +649,35 @@ class Snapshotter:
     @contextlib.contextmanager
     def _changing(self, doing: str) -> Iterator[None]:
         with self._session.changing(doing):
-            owner = self._store.header.client
-            if owner not in ("", self.client) and len(self._index):
-                raise FailedPreconditionError(
-                    f"store {self.root!r} holds the snapshots of client {quoted(owner)}, and {quoted(self.client)} "
-                    "would delete them: make a second store beside it"
-                )
+            if not self._may_change():
+                raise self._foreign()
             yield
+
+    def _may_change(self) -> bool:
+        return self._store.header.client in ("", self.client) or not len(self._index)
+
+    def _foreign(self) -> FailedPreconditionError:
+        return FailedPreconditionError(
+            f"store {self.root!r} holds the snapshots of client {self._store.header.client!r}, and "
+            f"{quoted(self.client)} would delete them: make a second store beside it"
+        )
+
+    @contextlib.contextmanager
+    def _owning(self) -> Iterator[None]:
+        """
+        Around the making of a snapshot: the first one binds the store to its client, and two cannot be first.
+        """
+        with self._making:
+            if self._store.header.client != self.client:
+                if self._making.count or not self._may_change():
+                    raise self._foreign()
+                self._store.change(client=self.client)
+            self._making.count += 1
+        try:
+            yield
+        finally:
+            with self._making:
+                self._making.count -= 1
 
     # -- creating
 
@@ -561,16 +689,19 @@ class Snapshotter:
         labels: Mapping[str, str] | None,
         fill: Callable[[Directory, Snapshot | None], None],
     ) -> tuple[Mount, ...]:
+        started = time.monotonic()
         check_key(key)
         labels = check_labels(labels)
-        with self._changing(f"create snapshot {quoted(key)}"), self._index.change(key, parent=parent) as base:
+        with (
+            self._changing(f"create snapshot {quoted(key)}"),
+            self._index.change(key, parent=parent) as base,
+            self._owning(),
+        ):
             if base and base.kind is not Kind.COMMITTED:
                 raise InvalidArgumentError(f"parent {quoted(parent)} is not committed snapshot")
             self._check_free(key)
             if base:
                 _check_whole(base)
-            if self._store.header.client != self.client:
-                self._store.change(client=self.client)
             now = time.time_ns()
             draft = Record(
                 0,
@@ -582,7 +713,10 @@ class Snapshotter:
                 now,
                 errors=self._volumes.write_errors(recent=True),
             )
-            return self._mounts(self._make(draft, base, lambda directory: fill(directory, base)))
+            snapshot = self._make(draft, base, lambda directory: fill(directory, base))
+            event = Event.VIEWED if state is State.VIEW else Event.PREPARED
+            event.emit(key=key, id=snapshot.id, parent=parent, seconds=time.monotonic() - started)
+            return self._mounts(snapshot)
 
     def _make(self, draft: Record, parent: Snapshot | None, fill: Callable[[Directory], None]) -> Snapshot:
         """
@@ -678,7 +812,7 @@ class Snapshotter:
             self._volumes.verify()
         except OSError as error:
             # The kernel tells once, and not whose data it was.
-            log.error("the disk refused data: %s", error)
+            Event.DATA_REFUSED.emit(root=self.root, error=str(error))
             self._store.suspect_all()
         self._check_trusted(active)
 
@@ -733,15 +867,13 @@ class Snapshotter:
                         _write(directory, record)
                     self._index.update(snapshot, record, settled=True)
         except (OSError, Error) as error:
-            log.info("record of snapshot %s is not brought up to date: %s", quoted(snapshot.key), error)
+            Event.UNSETTLED.emit(key=snapshot.key, id=snapshot.id, error=str(error))
 
     # -- asking
 
     def _measure(self, snapshot: Snapshot) -> Measured:
-        if snapshot.kind is Kind.VIEW:
-            return _NOTHING
-        if snapshot.record.usage:
-            return snapshot.record.usage
+        if snapshot.known:
+            return snapshot.known
         _check_whole(snapshot)
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(self._store.directory(snapshot.id))
@@ -795,11 +927,16 @@ def _check_whole(snapshot: Snapshot) -> None:
 
 
 def _check_options(client: str | None, usage: str, mount_mode: str) -> None:
-    if client == "":
-        raise InvalidArgumentError("client is empty")
+    if client is not None:
+        _check_client(client)
     for name, value, choices in (
         ("usage", usage, ("added", "containerd")),
         ("mount_mode", mount_mode, ("btrfs", "bind")),
     ):
         if value not in choices:
             raise InvalidArgumentError(f"{name} is {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def _check_client(client: str) -> None:
+    if not client:
+        raise InvalidArgumentError("client is empty")

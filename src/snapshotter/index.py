@@ -10,7 +10,9 @@ from datetime import UTC, datetime, timedelta
 
 from snapshotter.errors import NotFoundError, quoted
 from snapshotter.records import Record
-from snapshotter.snapshot import Info, Kind, Measured
+from snapshotter.snapshot import Info, Kind, Measured, Usage
+
+NOTHING = Measured(Usage(), Usage())
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -52,19 +54,32 @@ class Snapshot:
         return self.record.state.kind
 
     @property
+    def known(self) -> Measured | None:
+        """
+        What it measures, where that cannot change.
+        """
+        return NOTHING if self.kind is Kind.VIEW else self.record.usage
+
+    @property
     def info(self) -> Info:
         """
         Its description, the caller's to keep.
         """
-        record = self.record
-        return Info(
-            kind=record.state.kind,
-            name=record.key,
-            parent=self.parent_key,
-            labels=dict(record.labels),
-            created=_EPOCH + timedelta(microseconds=record.created // 1000),
-            updated=_EPOCH + timedelta(microseconds=record.updated // 1000),
-        )
+        return describe(self.record, self.parent_key)
+
+
+def describe(record: Record, parent_key: str) -> Info:
+    """
+    The description of the snapshot that *record* is of.
+    """
+    return Info(
+        kind=record.state.kind,
+        name=record.key,
+        parent=parent_key,
+        labels=dict(record.labels),
+        created=_EPOCH + timedelta(microseconds=record.created // 1000),
+        updated=_EPOCH + timedelta(microseconds=record.updated // 1000),
+    )
 
 
 class Index:

@@ -18,6 +18,8 @@ MAX_LABEL_SIZE = 4_096
 # containerd has none; nobody sets more than a few dozen.
 MAX_LABELS = 1_000
 
+# Of a key or label in the text of an error, which is sent in a header; containerd's keys are shorter.
+
 
 def check_key(key: str) -> None:
     """

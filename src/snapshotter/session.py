@@ -4,7 +4,6 @@ The time that a store is open: who may use it, what the kernel's refusals mean, 
 
 import contextlib
 import errno
-import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from snapshotter.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from snapshotter.events import Event
 
 _EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 _DEAD = {errno.EIO, errno.EROFS}
@@ -25,8 +25,6 @@ _CURES = {
     errno.EPERM: ": CAP_SYS_ADMIN is missing, or it is being sent or is the default subvolume",
 }
 
-log = logging.getLogger(__name__)
-
 
 class Session:
     """
@@ -35,6 +33,9 @@ class Session:
     Args:
         resources: Closed when the session ends, once no call is under way.
         why_read_only: Why nothing may be changed; empty when it may.
+
+    Attributes:
+        failure: Why the disk is not asked any more; empty while it is.
     """
 
     def __init__(self, root: str, resources: contextlib.ExitStack, why_read_only: str) -> None:
@@ -45,7 +46,7 @@ class Session:
         self._gate = threading.Condition()
         self._running = 0
         self._closed = False
-        self._failure = ""
+        self.failure = ""
 
     def check(self) -> None:
         """
@@ -81,16 +82,16 @@ class Session:
                 yield
             except OSError as error:
                 if error.errno in _DEAD:
-                    self._failure = f"the filesystem of {self._root!r} failed, {error.strerror}: mount it and reopen"
-                    log.error("%s", self._failure)
+                    self.failure = f"the filesystem of {self._root!r} failed, {error.strerror}: mount it and reopen"
+                    Event.FILESYSTEM_FAILED.emit(root=self._root, error=str(error))
                 raise _translated(doing, error) from error
 
     @contextlib.contextmanager
     def _using(self) -> Iterator[None]:
         with self._gate:
             self.check()
-            if self._failure:
-                raise UnavailableError(self._failure)
+            if self.failure:
+                raise UnavailableError(self.failure)
             self._running += 1
         try:
             yield
@@ -98,7 +99,7 @@ class Session:
             with self._gate:
                 self._running -= 1
                 self._gate.notify_all()
-            if self._failure:
+            if self.failure:
                 self._end()
 
     def close(self) -> None:

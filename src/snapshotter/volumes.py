@@ -229,10 +229,10 @@ class BtrfsVolumes:
 
     def found(self, directory: Directory) -> Found:
         os.lseek(directory.fd, 0, os.SEEK_SET)  # a descriptor from before the entries lists a stale directory
-        names = set(os.listdir(directory.fd))
-        ours = {name for name in names & {FS, LAYER} if _is_subvolume(directory.fd, name)}
-        layer = LAYER in ours and _is_read_only(directory.fd, LAYER)
-        return Found(FS in ours, layer, bool(names), tuple(sorted(names - ours)))
+        fs, copy = (_is_subvolume(directory.fd, name) for name in (FS, LAYER))
+        layer = copy and _is_read_only(directory.fd, LAYER)
+        strangers = () if fs or copy else tuple(sorted(os.listdir(directory.fd)))
+        return Found(fs, layer, fs or copy or bool(strangers), strangers)
 
     def create(self, directory: Directory) -> None:
         subvolume.create((directory.fd, FS))

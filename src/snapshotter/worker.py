@@ -4,13 +4,14 @@ What happens after the answer: removed subvolumes are destroyed, records brought
 Nothing here need be durable. What a crash leaves undone, the next open finds and hands in again.
 """
 
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
+from snapshotter.events import Event
 from snapshotter.mountinfo import MountTable
 from snapshotter.store import Store
 from snapshotter.volumes import FS, LAYER, Volumes
@@ -23,8 +24,6 @@ CROWDED_SECONDS = 1.0  # and so long at most
 TASK_SECONDS = 1.0  # most snapshots that end soon are gone by then
 CLOSE_SECONDS = 1.0
 RETRY_SECONDS = (0.5, 30.0)  # from, and up to
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -51,6 +50,7 @@ class Worker:
         self._volumes = volumes
         self._condition = threading.Condition()
         self._doomed: deque[Doomed] = deque()
+        self._in_hand: dict[int, deque[Doomed]] = {}  # by thread
         self._held: list[Doomed] = []
         self._tasks: deque[tuple[float, Callable[[], None]]] = deque()
         self._next_batch = 0.0
@@ -101,7 +101,7 @@ class Worker:
         The snapshots of which something still has to be destroyed.
         """
         with self._condition:
-            return [doomed.snapshot_id for doomed in (*self._doomed, *self._held)]
+            return [doomed.snapshot_id for doomed in chain(self._doomed, self._held, *self._in_hand.values())]
 
     def drain(self, seconds: float) -> None:
         """
@@ -155,7 +155,7 @@ class Worker:
                 thread.start()
             except RuntimeError as error:
                 if not self._threads:
-                    log.warning("destroying waits for a thread: %s", error)
+                    Event.NO_THREAD.emit(error=str(error))
                 return
             self._threads.append(thread)
 
@@ -175,8 +175,8 @@ class Worker:
                 self._busy += 1
             try:
                 work()
-            except Exception:
-                log.exception("background work failed")
+            except Exception as error:
+                Event.DEFECT.emit(traceback=error, error=repr(error))
             finally:
                 with self._condition:
                     self._busy -= 1
@@ -204,23 +204,28 @@ class Worker:
     def _destroy_batch(self) -> None:
         with self._condition:
             batch = deque(self._doomed.popleft() for _ in range(min(BATCH, len(self._doomed))))
+            self._in_hand[threading.get_ident()] = batch
         mounts = None
         try:
             while batch and not self._closed:
-                doomed = batch.popleft()
+                doomed = batch[0]
                 try:
                     # Read after all of the batch were removed: whatever of it is still mounted is there.
                     mounts = mounts or self._volumes.mounts()
                     self._destroy_one(doomed, mounts)
                 except OSError as error:
                     self._hold(doomed, error)
+                finally:
+                    with self._condition:
+                        batch.popleft()
         finally:
             with self._condition:
+                del self._in_hand[threading.get_ident()]
                 self._doomed.extendleft(reversed(batch))
 
     def _hold(self, doomed: Doomed, error: OSError) -> None:
         if not doomed.delay:
-            log.info("snapshot %d cannot be destroyed yet: %s", doomed.snapshot_id, error)
+            Event.HELD.emit(id=doomed.snapshot_id, subvolume=doomed.name, error=str(error))
         shortest, longest = RETRY_SECONDS
         doomed.delay = min(max(shortest, doomed.delay * 2), longest)
         doomed.due = time.monotonic() + doomed.delay
@@ -229,6 +234,7 @@ class Worker:
             self._condition.notify_all()
 
     def _destroy_one(self, doomed: Doomed, mounts: MountTable) -> None:
+        started = time.monotonic()
         try:
             with self._store.directory(doomed.snapshot_id) as directory:
                 for name in (doomed.name,) if doomed.name else (FS, LAYER):
@@ -238,3 +244,4 @@ class Worker:
         self._reclaimable = True
         if not doomed.name:
             self._store.remove_directory(doomed.snapshot_id)
+        Event.DESTROYED.emit(id=doomed.snapshot_id, subvolume=doomed.name, seconds=time.monotonic() - started)

