@@ -25,7 +25,7 @@ from snapshotter.errors import (
     UnavailableError,
 )
 from snapshotter.events import Event
-from snapshotter.index import Index, Snapshot
+from snapshotter.index import Index, Snapshot, describe
 from snapshotter.labels import apply_fieldpaths, check_key, check_labels, quoted
 from snapshotter.mountinfo import MountTable
 from snapshotter.records import Commitment, Record, State
@@ -303,7 +303,9 @@ class Snapshotter:
         """
         self._session.check()
         wanted = filters.parse(*filter_list)
-        infos = [snapshot.info for snapshot in self._index.snapshots()]
+        # A description is made when it is asked for, so that many of them hold up nobody.
+        found = [(snapshot.record, snapshot.parent_key) for snapshot in self._index.snapshots()]
+        infos = (describe(record, parent) for record, parent in found)
         return (info for info in infos if wanted.match(info))
 
     def usage(self, key: str) -> Usage:

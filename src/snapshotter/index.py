@@ -66,15 +66,21 @@ class Snapshot:
         """
         Its description, the caller's to keep.
         """
-        record = self.record
-        return Info(
-            kind=record.state.kind,
-            name=record.key,
-            parent=self.parent_key,
-            labels=dict(record.labels),
-            created=_EPOCH + timedelta(microseconds=record.created // 1000),
-            updated=_EPOCH + timedelta(microseconds=record.updated // 1000),
-        )
+        return describe(self.record, self.parent_key)
+
+
+def describe(record: Record, parent_key: str) -> Info:
+    """
+    The description of the snapshot that *record* is of.
+    """
+    return Info(
+        kind=record.state.kind,
+        name=record.key,
+        parent=parent_key,
+        labels=dict(record.labels),
+        created=_EPOCH + timedelta(microseconds=record.created // 1000),
+        updated=_EPOCH + timedelta(microseconds=record.updated // 1000),
+    )
 
 
 class Index:

@@ -4,7 +4,7 @@ containerd's Snapshots service over a store: messages to calls, calls to threads
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from grpclib.health.v1 import health_pb2
 from snapshotter import rpc
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.contract import Snapshotter
-from snapshotter.errors import Error, UnavailableError
+from snapshotter.errors import Error, InvalidArgumentError, UnavailableError
 from snapshotter.events import Event
 from snapshotter.messages import code_of, info_to, mounts_to, usage_to
 from snapshotter.rpc import Answer, Method, Observer, RefusedError
@@ -27,6 +27,7 @@ __all__ = ["Observer", "Service"]
 
 CHANGING_THREADS = 64
 READING_THREADS = 8
+LISTING_THREADS = 2
 
 # How long a call may take. What is under way then goes on, what has not begun never does.
 READ_SECONDS = 30.0
@@ -37,6 +38,8 @@ STUCK_COLLECTION_SECONDS = 1.0  # while something goes on that is late already
 
 LIST_BATCH = 100  # as containerd's own
 LIST_BATCH_SIZE = 1 << 20  # in bytes; with large labels a hundred would be more than the 16 MiB that clients take
+
+MAX_FILTERS_SIZE = 1 << 16  # in characters, of one call; each is tried on every snapshot
 
 # Any other answer to a removal ends containerd's whole collection.
 _OF_REMOVE = (Status.NOT_FOUND, Status.FAILED_PRECONDITION)
@@ -50,8 +53,8 @@ class Service:
     Serves a store's snapshots to containerd, and gRPC's health service.
 
     Connections are accepted from `start` on, and calls held until the store is open: containerd gives a connection one
-    second, and a store may need longer. What the index tells is answered on the loop, the rest in threads, where
-    changes that hang leave reads alone.
+    second, and a store may need longer. What one look at the index tells is answered on the loop, the rest in threads,
+    where changes that hang leave reads alone.
 
     Args:
         opened: Has the store once it is open, or why it is not. The store is the caller's to close, after `stop`.
@@ -64,6 +67,8 @@ class Service:
             "changes": ThreadPoolExecutor(CHANGING_THREADS, "snapshotter-change"),
             "reads": ThreadPoolExecutor(READING_THREADS, "snapshotter-read"),
             "cleanups": ThreadPoolExecutor(1, "snapshotter-cleanup"),
+            # Asks nothing of the disk, but ten thousand snapshots take a while, and more with many filters.
+            "lists": ThreadPoolExecutor(LISTING_THREADS, "snapshotter-list"),
         }
         self._late: set[Future[Message]] = set()
         self._server = rpc.Server(self._methods(), _refusal, observer)
@@ -138,16 +143,13 @@ class Service:
             raise UnavailableError(f"{operation.name} takes more than {seconds:g} s: is the disk hanging?") from None
 
     async def _list(self, request: pb.ListSnapshotsRequest) -> AsyncGenerator[Message, None]:
+        size = sum(map(len, request.filters))
+        if size > MAX_FILTERS_SIZE:
+            raise InvalidArgumentError(f"filters of {size} characters are more than {MAX_FILTERS_SIZE}")
         await asyncio.wait([self._opened], timeout=READ_SECONDS)
-        batch, size = pb.ListSnapshotsResponse(), 0
-        for info in self._store().walk(*request.filters):
-            message = info_to(info)
-            size += message.ByteSize()
-            if batch.info and (len(batch.info) == LIST_BATCH or size > LIST_BATCH_SIZE):
-                yield batch
-                batch, size = pb.ListSnapshotsResponse(), message.ByteSize()
-            batch.info.append(message)
-        if batch.info:
+        store, loop, pool = self._store(), asyncio.get_running_loop(), self._pools["lists"]
+        batches = await loop.run_in_executor(pool, lambda: _batches(store.walk(*request.filters)))
+        while (batch := await loop.run_in_executor(pool, next, batches, None)) is not None:
             yield batch
 
     def _check(self, request: health_pb2.HealthCheckRequest) -> Message:
@@ -217,6 +219,19 @@ def _update(store: Snapshotter, request: pb.UpdateSnapshotRequest) -> Message:
     info = Info(Kind.ACTIVE, request.info.name, labels=dict(request.info.labels))
     updated = store.bound_to(request.snapshotter).update(info, *request.update_mask.paths)
     return pb.UpdateSnapshotResponse(info=info_to(updated))
+
+
+def _batches(infos: Iterator[Info]) -> Iterator[Message]:
+    batch, size = pb.ListSnapshotsResponse(), 0
+    for info in infos:
+        message = info_to(info)
+        size += message.ByteSize()
+        if batch.info and (len(batch.info) == LIST_BATCH or size > LIST_BATCH_SIZE):
+            yield batch
+            batch, size = pb.ListSnapshotsResponse(), message.ByteSize()
+        batch.info.append(message)
+    if batch.info:
+        yield batch
 
 
 def _known_usage(store: Snapshotter, request: pb.UsageRequest) -> Message | None:

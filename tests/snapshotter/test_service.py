@@ -325,6 +325,51 @@ def test_who_reads_slowly_holds_up_nobody() -> None:
         assert sum(len(pb.ListSnapshotsResponse.FromString(data).info) for data in slow.end(number).messages) == 5_000
 
 
+def test_a_long_list_holds_up_nobody() -> None:
+    """
+    While descriptions are gathered, other calls are answered.
+    """
+    begun, go = threading.Event(), threading.Event()
+
+    def walk(*_: object) -> Iterator[Info]:
+        begun.set()
+        go.wait()
+        yield Info(Kind.ACTIVE, "k")
+
+    with wired(Fake(walk)) as wire:
+        number = wire.begin("List")
+        wire.body(number, framed(b""))
+        begun.wait()
+        try:
+            assert wire.call(CHECK, b"").status == 0
+            assert number not in wire.ended
+        finally:
+            go.set()
+        assert len(wire.end(number).messages) == 1
+
+
+def test_too_many_filters(plain: Snapshotter) -> None:
+    """
+    Filters have room for the largest key and label; beyond that they are refused, unread.
+    """
+    with wired(plain) as wire:
+        for filters, status in (
+            ([f'name=="{"x" * 32_768}",labels.a=="{"y" * 4_096}"'], Status.OK),
+            (["name==x"] * 9_363, Status.INVALID_ARGUMENT),
+        ):
+            assert wire.call("List", pb.ListSnapshotsRequest(filters=filters)).status == status.value
+
+
+def test_too_many_headers(plain: Snapshotter) -> None:
+    """
+    A client with more headers than anybody needs loses its connection, and nobody else theirs.
+    """
+    with serving(plain) as server, Wire(server.address) as wire, Wire(server.address) as greedy:
+        with pytest.raises(ConnectionError):
+            greedy.end(greedy.begin("Stat", {f"header-{number}": "x" * 1_000 for number in range(1_000)}))
+        assert wire.call("Stat", b"").status == Status.NOT_FOUND.value
+
+
 def test_too_large_a_request_is_refused_unread(plain: Snapshotter) -> None:
     """
     The size that a message announces is enough to refuse it; the connection goes on.
@@ -365,6 +410,18 @@ def test_broken_requests(plain: Snapshotter, body: bytes, status: Status) -> Non
         wire.body(number, body)
         assert wire.end(number).status == status.value
         assert wire.call("Stat", b"").status == Status.NOT_FOUND.value
+
+
+def test_headers_are_not_needed(plain: Snapshotter) -> None:
+    """
+    containerd's collection sends no namespace, everybody else one and more; all are answered alike.
+    """
+    with wired(plain) as wire:
+        for headers in ({}, {"containerd-namespace": "k8s.io", "traceparent": "00-1-2-01", "grpc-timeout": "60S"}):
+            for name in ("List", "Remove", "Cleanup"):
+                number = wire.begin(name, headers)
+                wire.body(number, framed(METHODS[name](snapshotter="c")))
+                assert wire.end(number).status == (Status.NOT_FOUND.value if name == "Remove" else Status.OK.value)
 
 
 def test_what_is_not_ours(plain: Snapshotter) -> None:
