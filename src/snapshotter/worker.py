@@ -205,31 +205,29 @@ class Worker:
         try:
             while batch and not self._closed:
                 doomed = batch[0]
-                held: list[Doomed] = []
                 try:
                     # Read after all of the batch were removed: whatever of it is still mounted is there.
                     mounts = mounts or self._volumes.mounts()
                     self._destroy_one(doomed, mounts)
                 except OSError as error:
-                    held = [self._postponed(doomed, error)]
+                    self._hold(doomed, error)
                 finally:
                     with self._condition:
                         batch.popleft()
-                        if held:
-                            self._held.extend(held)
-                            self._condition.notify_all()
         finally:
             with self._condition:
                 del self._in_hand[threading.get_ident()]
                 self._doomed.extendleft(reversed(batch))
 
-    def _postponed(self, doomed: Doomed, error: OSError) -> Doomed:
+    def _hold(self, doomed: Doomed, error: OSError) -> None:
         if not doomed.delay:
             Event.HELD.emit(id=doomed.snapshot_id, subvolume=doomed.name, error=str(error))
         shortest, longest = RETRY_SECONDS
         doomed.delay = min(max(shortest, doomed.delay * 2), longest)
         doomed.due = time.monotonic() + doomed.delay
-        return doomed
+        with self._condition:
+            self._held.append(doomed)
+            self._condition.notify_all()
 
     def _destroy_one(self, doomed: Doomed, mounts: MountTable) -> None:
         started = time.monotonic()
