@@ -126,7 +126,7 @@ def test_held(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch) -> N
     for snapshot_id in (1, 2, 3, 4):
         running.destroy(snapshot_id)
     disk.wait_for(lambda: {2, 4} <= set(disk.removed) and disk.attempts[1] > 3 and disk.attempts[3] > 3)
-    assert set(running.pending) <= {1, 3}
+    assert {1, 3} <= set(running.pending)
     with disk.changed:
         disk.refuses.clear()
     disk.wait_for(lambda: sorted(disk.removed) == [1, 2, 3, 4])
@@ -254,7 +254,7 @@ def test_later(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch) -> 
     running.destroy(1, FS, later=True)
     running.destroy(2)
     disk.wait_for(lambda: disk.removed == [2])
-    assert running.pending == [1]
+    assert 1 in running.pending
     running.drain(PATIENCE)
     assert (1, FS) in disk.destroyed
     monkeypatch.setattr(worker, "TASK_SECONDS", 0)
