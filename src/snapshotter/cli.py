@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import io
 import json
-import logging
 import os
 import re
 import shlex
@@ -17,9 +16,16 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 from pybtrfs._version import __version__
-from snapshotter import display
+from snapshotter import config, display
 from snapshotter.contract import Snapshotter
-from snapshotter.errors import DataLossError, Error, InvalidArgumentError, NotFoundError, StoreHeldError
+from snapshotter.errors import (
+    DataLossError,
+    Error,
+    InvalidArgumentError,
+    NotFoundError,
+    StoreHeldError,
+    UnavailableError,
+)
 from snapshotter.snapshot import Info, Mount
 
 DONE, FAILED, USAGE, HELD, NOT_FOUND, INCONSISTENT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
@@ -31,10 +37,8 @@ _CODES = (
     (DataLossError, INCONSISTENT),
     (Error, FAILED),
 )
+PING_SECONDS = 5.0
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-
-# What is logged is raised too, or `doctor` tells it.
-logging.getLogger("snapshotter").addHandler(logging.NullHandler())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,14 +125,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, run: Any, text: str, *options: str, example: str = "") -> argparse.ArgumentParser:
+    def command(
+        name: str,
+        run: Any,
+        text: str,
+        *options: str,
+        example: str = "",
+        parents: Sequence[_Parser] = (),
+    ) -> argparse.ArgumentParser:
         added = commands.add_parser(
             name,
             help=text,
             description=text[0].upper() + text[1:] + ".",
             epilog=f"example: {example}" if example else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            parents=[anywhere],
+            parents=[anywhere, *parents],
         )
         added.set_defaults(run=run)
         if "labels" in options:
@@ -197,6 +208,19 @@ def _parser() -> argparse.ArgumentParser:
 
     command("cleanup", _cleanup, "destroy what is left of removed snapshots, and wait for their space")
     command("doctor", _doctor, "look for what is wrong with a store, and say how to mend it; 5 if something is", "json")
+    settings = _Parser(add_help=False)
+    settings.add_argument("--config", metavar="FILE", help="the configuration; by default $SNAPSHOTTER_CONFIG")
+    for name, setting in config.SETTINGS.items():
+        if name != "root":
+            settings.add_argument(config.flag(name), metavar="VALUE", dest=name, help=setting.metadata["expected"])
+    command("serve", _serve, "serve a store to containerd; make it where there is none", parents=[settings])
+    configuration = command("config", _config, "print or check the configuration of serve", parents=[settings])
+    configuration.add_argument(
+        "what",
+        choices=("default", "dump", "check"),
+        help="a file with the defaults; what is in force, and where from; or nothing, if it is right",
+    )
+    command("ping", _ping, "ask whether a daemon serves its store", parents=[settings])
     command("demo", _demo, "show it all on a btrfs of its own, which is gone afterwards; needs root")
     return parser
 
@@ -391,6 +415,39 @@ def _doctor(arguments: argparse.Namespace) -> int:
         print(display.printable(f"{problem.subject}: {problem.what}"))
         print(display.printable(f"  cure: {problem.cure}"))
     return INCONSISTENT if problems else DONE
+
+
+def _settings(arguments: argparse.Namespace) -> config.Loaded:
+    flags = {name: text for name in config.SETTINGS if (text := getattr(arguments, name, None)) is not None}
+    return config.load(arguments.config or os.environ.get("SNAPSHOTTER_CONFIG"), os.environ, flags)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    loaded = _settings(arguments).config
+    from snapshotter import daemon, events
+    from snapshotter.systemd import Systemd
+
+    events.listen(sys.stderr, loaded.log_format, loaded.log_level)
+    daemon.serve(loaded, Systemd(os.environ))
+
+
+def _config(arguments: argparse.Namespace) -> None:
+    if arguments.what == "default":
+        print(config.default(), end="")
+        return
+    loaded = _settings(arguments)
+    if arguments.what == "dump":
+        print(config.dump(loaded), end="")
+
+
+def _ping(arguments: argparse.Namespace) -> None:
+    address = _settings(arguments).config.address
+    from snapshotter.client import Client
+
+    with Client(address, timeout=PING_SECONDS) as client:
+        if not client.serving():
+            raise UnavailableError(f"the daemon at {address!r} is opening its store")
+    print(f"{display.printable(address)} serves")
 
 
 def _demo(arguments: argparse.Namespace) -> None:

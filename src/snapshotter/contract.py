@@ -5,7 +5,6 @@ containerd's snapshotter contract: who may do what when, and in which order it r
 import contextlib
 import copy
 import errno
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from snapshotter.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from snapshotter.events import Event
 from snapshotter.index import Index, Snapshot
 from snapshotter.labels import apply_fieldpaths, check_key, check_labels
 from snapshotter.mountinfo import MountTable
@@ -43,8 +43,6 @@ RECORD_RESERVE = 256
 _ADOPT = "make it one with `snapshotter init --adopt`"
 _NOTHING = Measured(Usage(), Usage())
 _LAYER_VERSION = -1  # of a measurement that never changes
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -73,6 +71,7 @@ class Options(TypedDict, total=False):
     mount_mode: MountMode
     verify: bool
     volumes: type[Volumes]
+    socket: str
 
 
 class Snapshotter:
@@ -96,6 +95,7 @@ class Snapshotter:
         mount_mode: MountMode = "btrfs",
         verify: bool = True,
         volumes: type[Volumes] = BtrfsVolumes,
+        socket: str = "",
     ) -> None:
         """
         Open the store at *root*, and finish or undo what a crash interrupted.
@@ -112,6 +112,7 @@ class Snapshotter:
             mount_mode: ``"btrfs"`` mounts the device by ``subvolid``, ``"bind"`` the path of the subvolume.
             verify: Have `commit` find out whether the disk took the data.
             volumes: What makes the subvolumes; `snapshotter.testing.DirectoryVolumes` needs no btrfs.
+            socket: Where this process serves the store; its lock says so to whoever finds it held.
 
         Raises:
             NotFoundError: *root* does not exist.
@@ -120,6 +121,7 @@ class Snapshotter:
             DataLossError: The store's own record is damaged.
         """
         _check_options(client, usage, mount_mode)
+        started = time.monotonic()
         self.root = os.path.realpath(root)
         self._definition = usage
         self._verify = verify
@@ -138,13 +140,18 @@ class Snapshotter:
                 why_read_only = f"it is a copy of a store: {_ADOPT}"
                 self._problems.append(Problem(self.root, "it is a copy of a store, and can only be read", _ADOPT))
             if not why_read_only:
-                stack.callback(self._store.acquire().release)
+                stack.callback(self._store.acquire(socket).release)
             self.client = client or self._store.header.client or "local"
             self._first_id = self._store.header.id_limit
             self._worker = Worker(self._store, self._volumes)
             stack.callback(self._worker.close)
             self._load(writing=not why_read_only)
-            self._session = Session(self.root, stack.pop_all(), why_read_only)
+            resources = contextlib.ExitStack()
+            resources.callback(Event.CLOSED.emit, root=self.root)
+            resources.callback(stack.pop_all().close)
+            self._session = Session(self.root, resources, why_read_only)
+        seconds = time.monotonic() - started
+        Event.OPENED.emit(root=self.root, snapshots=len(self._index), seconds=seconds, error=why_read_only)
 
     @classmethod
     def create(cls, root: str | os.PathLike[str], **options: Unpack[Options]) -> Self:
@@ -367,6 +374,7 @@ class Snapshotter:
             AlreadyExistsError: *new_key* is taken.
             DataLossError: *key* lost its subvolume.
         """
+        started = time.monotonic()
         check_key(new_key)
         with self._changing(f"fork snapshot {key!r}"), self._index.change(key, new_key):
             source = self._index.get(key)
@@ -390,7 +398,9 @@ class Snapshotter:
                 born=born,
                 suspect=self._is_suspect(source),
             )
-            return self._mounts(self._make(draft, source.parent, fill))
+            copy = self._make(draft, source.parent, fill)
+            Event.FORKED.emit(key=new_key, id=copy.id, source=key, seconds=time.monotonic() - started)
+            return self._mounts(copy)
 
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         """
@@ -419,6 +429,7 @@ class Snapshotter:
             DataLossError: The disk may have refused data of the snapshot.
             ResourceExhaustedError: The disk is full.
         """
+        started = time.monotonic()
         check_key(name)
         labels = check_labels(labels)
         with self._changing(f"commit snapshot {key!r}"):
@@ -436,6 +447,7 @@ class Snapshotter:
                 commitment = Commitment(name, labels, time.time_ns())
                 committed = self._with_space(lambda: self._freeze(active, commitment))
                 self._index.update(active, committed, settled=False)
+                Event.COMMITTED.emit(key=name, id=active.id, source=key, seconds=time.monotonic() - started)
             # Later, for the kernel locks the directory until it has dropped the files it caches, 0.1 s for 20,000.
             self._worker.destroy(active.id, FS, later=True)
             self._worker.submit(lambda: self._settle(active))
@@ -454,6 +466,7 @@ class Snapshotter:
             NotFoundError: No snapshot has that name.
             InvalidArgumentError: Another path; the labels break a rule.
         """
+        started = time.monotonic()
         with self._changing(f"update snapshot {info.name!r}"), self._index.change(info.name):
             snapshot = self._index.get(info.name)
             labels = apply_fieldpaths(snapshot.info, info, fieldpaths)
@@ -467,6 +480,7 @@ class Snapshotter:
                     self._restore(directory, snapshot)
                     raise
             self._index.update(snapshot, record, settled=True)
+            Event.UPDATED.emit(key=info.name, id=snapshot.id, seconds=time.monotonic() - started)
             return snapshot.info
 
     def remove(self, key: str) -> None:
@@ -481,6 +495,7 @@ class Snapshotter:
             FailedPreconditionError: Another snapshot rests on it, or it cannot be removed now; never anything else,
                 since any other error would end containerd's garbage collection.
         """
+        started = time.monotonic()
         try:
             with self._changing(f"remove snapshot {key!r}"):
                 with self._index.change(key):
@@ -490,6 +505,7 @@ class Snapshotter:
                     with contextlib.suppress(FileNotFoundError), self._store.directory(snapshot.id) as directory:
                         self._mark_removed(snapshot, directory)
                     self._index.remove(snapshot)
+                Event.REMOVED.emit(key=key, id=snapshot.id, seconds=time.monotonic() - started)
                 self._worker.destroy(snapshot.id)
         except (UnavailableError, ResourceExhaustedError, DataLossError) as error:
             raise FailedPreconditionError(str(error)) from error
@@ -516,6 +532,8 @@ class Snapshotter:
                     by_id[item.id] = _lost(item.id, item.problem)
             elif item.verdict is Verdict.REMOVED or item.record is None:
                 if writing:
+                    if item.written and item.written.state is State.PREPARING:
+                        Event.UNDONE.emit(key=item.written.key, id=item.id)
                     self._worker.destroy(item.id)
             elif item.record.key in self._index:
                 self._report(item.name, f"its key {item.record.key!r} is another's")
@@ -528,12 +546,18 @@ class Snapshotter:
                     "its subvolume is missing, or not what was committed" if item.verdict is Verdict.QUARANTINED else ""
                 )
                 snapshot = Snapshot(item.record, parent, quarantine, settled=item.record == item.written)
+                if quarantine:
+                    Event.QUARANTINED.emit(key=snapshot.key, id=snapshot.id, error=quarantine)
                 self._index.add(snapshot)
                 by_id[snapshot.id] = snapshot
                 if writing:
                     self._finish(snapshot, item)
 
     def _finish(self, snapshot: Snapshot, item: Recovered) -> None:
+        if item.verdict is not Verdict.QUARANTINED and not snapshot.settled:
+            committing = item.written is not None and item.written.state is State.COMMITTING
+            event = Event.UNDONE if committing and item.verdict is Verdict.ACTIVE else Event.RECOVERED
+            event.emit(key=snapshot.key, id=snapshot.id)
         if item.verdict is Verdict.ACTIVE and (item.found.layer or not snapshot.settled):
             with contextlib.suppress(OSError), self._store.directory(snapshot.id) as directory:
                 self._volumes.destroy(directory, LAYER, MountTable())
@@ -544,7 +568,7 @@ class Snapshotter:
 
     def _report(self, name: str, what: str) -> None:
         problem = Problem(os.path.join(self.root, SNAPSHOTS, name), what, "move it away, or delete it by hand")
-        log.warning("%s: %s", problem.subject, what)
+        Event.UNKNOWN.emit(path=problem.subject, error=what)
         self._problems.append(problem)
 
     # -- who may change
@@ -570,6 +594,7 @@ class Snapshotter:
         labels: Mapping[str, str] | None,
         fill: Callable[[Directory, Snapshot | None], None],
     ) -> tuple[Mount, ...]:
+        started = time.monotonic()
         check_key(key)
         labels = check_labels(labels)
         with self._changing(f"create snapshot {key!r}"), self._index.change(key, parent=parent) as base:
@@ -591,7 +616,10 @@ class Snapshotter:
                 now,
                 errors=self._volumes.write_errors(recent=True),
             )
-            return self._mounts(self._make(draft, base, lambda directory: fill(directory, base)))
+            snapshot = self._make(draft, base, lambda directory: fill(directory, base))
+            event = Event.VIEWED if state is State.VIEW else Event.PREPARED
+            event.emit(key=key, id=snapshot.id, parent=parent, seconds=time.monotonic() - started)
+            return self._mounts(snapshot)
 
     def _make(self, draft: Record, parent: Snapshot | None, fill: Callable[[Directory], None]) -> Snapshot:
         """
@@ -686,7 +714,7 @@ class Snapshotter:
             self._volumes.verify()
         except OSError as error:
             # The kernel tells once, and not whose data it was.
-            log.error("the disk refused data: %s", error)
+            Event.DATA_REFUSED.emit(root=self.root, error=str(error))
             self._store.suspect_all()
         self._check_trusted(active)
 
@@ -741,7 +769,7 @@ class Snapshotter:
                         records.write(directory.fd, records.encode(record))
                     self._index.update(snapshot, record, settled=True)
         except (OSError, Error) as error:
-            log.info("record of snapshot %r is not brought up to date: %s", snapshot.key, error)
+            Event.UNSETTLED.emit(key=snapshot.key, id=snapshot.id, error=str(error))
 
     # -- asking
 

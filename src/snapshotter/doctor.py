@@ -9,10 +9,9 @@ import stat
 from collections.abc import Iterator
 
 from pybtrfs import filesystem
+from snapshotter import mountinfo
 from snapshotter.contract import Problem, Snapshotter
 from snapshotter.errors import DataLossError, UnavailableError
-
-_INHERITED = {os.ST_NOSUID: "nosuid", os.ST_NODEV: "nodev", os.ST_NOEXEC: "noexec"}
 
 
 def examine(root: str | os.PathLike[str]) -> list[Problem]:
@@ -40,10 +39,9 @@ def _directory(root: str) -> Iterator[Problem]:
         yield Problem(
             root, f"its mode is {mode:04o}: others may reach into snapshots", f"chmod 0700 {shlex.quote(root)}"
         )
-    flags = os.statvfs(root).f_flag
-    if flags & os.ST_RDONLY:
+    if os.statvfs(root).f_flag & os.ST_RDONLY:
         yield Problem(root, "its filesystem is read-only", "look for the reason in dmesg, then mount it anew")
-    if names := [name for flag, name in _INHERITED.items() if flags & flag]:
+    if names := mountinfo.inherited(root):
         what = f"it is mounted {','.join(names)}, which containers inherit in the bind mode"
         yield Problem(root, what, f"mount it without {','.join(names)}")
 

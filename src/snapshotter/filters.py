@@ -12,18 +12,16 @@ containerd's as well, so that what works or fails there does the same here.
 """
 
 import enum
-import logging
 import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from snapshotter.errors import InvalidArgumentError, NotSupportedError
+from snapshotter.events import Event
 from snapshotter.snapshot import Info
 
 __all__ = ["Filter", "parse"]
-
-_log = logging.getLogger(__name__)
 
 # Caps on all the filters of one call together. The longest key, in quotes and
 # with every byte escaped, still fits.
@@ -125,7 +123,7 @@ def _regex(pattern: str) -> Callable[[str | None], bool]:
     try:
         compiled = re2.compile(pattern, options)
     except (re2.error, UnicodeEncodeError):
-        _log.error("error compiling regexp %r", pattern)
+        Event.BAD_PATTERN.emit(error=pattern)
         return lambda field: False
     return lambda field: compiled.search(field or "") is not None
 

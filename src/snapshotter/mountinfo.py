@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_INHERITED = {os.ST_NOSUID: "nosuid", os.ST_NODEV: "nodev", os.ST_NOEXEC: "noexec"}
 _SUBVOLID = re.compile(rb"(?:^|,)subvolid=(\d+)")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
@@ -47,6 +48,14 @@ def device_of(fd: int) -> bytes | None:
             if fields[0] == mount_id:
                 return fields[2]
     return None
+
+
+def inherited(path: str) -> list[str]:
+    """
+    The options of the mount that *path* is on which a bind mount of it has too, and a container cannot do with.
+    """
+    flags = os.statvfs(path).f_flag
+    return [name for flag, name in _INHERITED.items() if flags & flag]
 
 
 def read(device: bytes | None, root: str) -> MountTable:

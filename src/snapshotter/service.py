@@ -22,7 +22,7 @@ from grpclib.server import Server, Stream
 
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.contract import Snapshotter
-from snapshotter.errors import Error, FailedPreconditionError, NotFoundError
+from snapshotter.errors import Error, FailedPreconditionError, NotFoundError, UnavailableError
 from snapshotter.messages import code_of, info_from, info_to, mounts_to, usage_to
 
 __all__ = ["Observer", "Service"]
@@ -58,6 +58,13 @@ class _Unobserved:
         pass
 
 
+class _Server(Server):
+    def stop_listening(self) -> None:
+        # The base class can only cancel every call with it.
+        assert self._server
+        self._server.close()
+
+
 class Service:
     """
     Serves a store's snapshots, and gRPC's health service, on listening sockets.
@@ -79,7 +86,9 @@ class Service:
         self._status = ServiceStatus()
         self._status.set(False)
         opened.add_done_callback(self._set_status)
-        self._servers: list[Server] = []
+        self._servers: list[_Server] = []
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._stopping = False
 
     def _set_status(self, opened: "asyncio.Future[Snapshotter]") -> None:
         self._status.set(not opened.cancelled() and opened.exception() is None)
@@ -88,14 +97,21 @@ class Service:
         """
         Serve on *sock*, a unix socket that is bound, and may be listening already.
         """
-        server = Server([self, Health({OVERALL: [self._status], self: [self._status]})])
+        server = _Server([self, Health({OVERALL: [self._status], self: [self._status]})])
         await server.start(sock=sock)
         self._servers.append(server)
 
     async def stop(self) -> None:
+        """
+        Take no more connections and no more calls, and wait until those under way are answered.
+        """
+        self._stopping = True
+        for server in self._servers:
+            server.stop_listening()
+        if self._calls:
+            await asyncio.wait(self._calls)
         for server in self._servers:
             server.close()
-            await server.wait_closed()
         for pool in (self._changes, self._reads, self._cleanups):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -142,7 +158,14 @@ class Service:
         begun = time.monotonic()
         code = "CANCELLED"
         self._observer.started(name)
+        task = asyncio.current_task()
+        assert task
+        self._calls.add(task)
+        # The whole task, not this call alone, which ends before its status is sent.
+        task.add_done_callback(self._calls.discard)
         try:
+            if self._stopping:
+                raise UnavailableError("the service is stopping: try again")
             yield
             code = "OK"
         except Error as error:

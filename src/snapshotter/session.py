@@ -4,7 +4,6 @@ The time that a store is open: who may use it, what the kernel's refusals mean, 
 
 import contextlib
 import errno
-import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from snapshotter.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from snapshotter.events import Event
 
 _EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 _DEAD = {errno.EIO, errno.EROFS}
@@ -24,8 +24,6 @@ _CURES = {
     errno.EBUSY: ": it is mounted: unmount it first",
     errno.EPERM: ": CAP_SYS_ADMIN is missing, or it is being sent or is the default subvolume",
 }
-
-log = logging.getLogger(__name__)
 
 
 class Session:
@@ -82,7 +80,7 @@ class Session:
             except OSError as error:
                 if error.errno in _DEAD:
                     self._failure = f"the filesystem of {self._root!r} failed, {error.strerror}: mount it and reopen"
-                    log.error("%s", self._failure)
+                    Event.FILESYSTEM_FAILED.emit(root=self._root, error=str(error))
                 raise _translated(doing, error) from error
 
     @contextlib.contextmanager

@@ -27,7 +27,7 @@ from typing import Any, Self
 
 from snapshotter import records
 from snapshotter.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, StoreHeldError
-from snapshotter.volumes import EMPTY, Directory, Volumes
+from snapshotter.volumes import EMPTY, Directory, Volumes, opened
 
 STORE, LOCK, SNAPSHOTS = "store", "lock", "snapshots"
 ID_BLOCK = 1024
@@ -60,12 +60,12 @@ class Lock:
     The lock of a store, held until it is released or its process ends.
     """
 
-    def __init__(self, root_fd: int, root: str) -> None:
+    def __init__(self, root_fd: int, root: str, socket: str = "") -> None:
         self._pid = os.getpid()
         self._fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=root_fd)
         try:
             self._take(root)
-            holder = {"pid": self._pid, "command": " ".join(sys.argv)[:COMMAND_SIZE], "socket": ""}
+            holder = {"pid": self._pid, "command": " ".join(sys.argv)[:COMMAND_SIZE], "socket": socket}
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, json.dumps(holder).encode(), 0)
         except BaseException:
@@ -147,23 +147,23 @@ class Store:
         What a maker that stopped half-way left is used again: the record, which makes it a store, comes last.
 
         Raises:
-            AlreadyExistsError: *root* is a store.
-            FailedPreconditionError: There is something else in *root*.
+            AlreadyExistsError: *root* is a store; nothing was touched.
+            FailedPreconditionError: There is something else in *root*, or snapshots without the store's record.
             StoreHeldError: Somebody else is making it.
         """
         fd = _open_directory(root)
         try:
             if strangers := set(os.listdir(fd)) - {STORE, LOCK, EMPTY, SNAPSHOTS}:
                 raise FailedPreconditionError(f"{root!r} is not empty: it holds {min(strangers)!r}")
+            _check_unmade(fd, root)
             os.fchmod(fd, 0o700)
             with Lock(fd, root):
+                _check_unmade(fd, root)  # once more: who had the lock may have made it
                 for name in (STORE, SNAPSHOTS):
                     with contextlib.suppress(FileExistsError):
                         os.mkdir(name, 0o700, dir_fd=fd)
                 store_fd = _open_directory(STORE, fd)
                 try:
-                    if records.read(store_fd) is not None:
-                        raise AlreadyExistsError(f"{root!r} is already a store")
                     volumes.make_empty(fd)
                     header = Header(uuid=str(uuid.uuid4()), identity=volumes.identity())
                     records.write(store_fd, records.seal(asdict(header)))
@@ -184,14 +184,15 @@ class Store:
         """
         return self.header.identity != self._volumes.identity()
 
-    def acquire(self) -> Lock:
+    def acquire(self, socket: str = "") -> Lock:
         """
-        Take the store for writing; the lock is the caller's to release.
+        Take the store for writing; the lock is the caller's to release. It names the *socket* that the store is
+        served at.
 
         Raises:
             StoreHeldError: Another process has it, or this one already.
         """
-        lock = Lock(self._fd, self.root)
+        lock = Lock(self._fd, self.root, socket)
         # Whoever had it may have reserved ids since.
         self.header = self._read()
         self._next_id = self.header.id_limit
@@ -308,6 +309,15 @@ def _open_directory(name: str, dir_fd: int | None = None) -> int:
     # The root may be reached through a symlink, nothing inside a store is one.
     no_follow = os.O_NOFOLLOW if dir_fd is not None else 0
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | no_follow, dir_fd=dir_fd)
+
+
+def _check_unmade(fd: int, root: str) -> None:
+    with contextlib.suppress(FileNotFoundError), opened(fd, STORE) as store_fd:
+        if records.read(store_fd) is not None:
+            raise AlreadyExistsError(f"{root!r} is already a store")
+    with contextlib.suppress(FileNotFoundError), opened(fd, SNAPSHOTS) as snapshots_fd:
+        if os.listdir(snapshots_fd):
+            raise FailedPreconditionError(f"{root!r} holds snapshots, and the record of their store is gone")
 
 
 def _not_a_store(root: str) -> FailedPreconditionError:

@@ -4,13 +4,13 @@ What happens after the answer: removed subvolumes are destroyed, records brought
 Nothing here need be durable. What a crash leaves undone, the next open finds and hands in again.
 """
 
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from snapshotter.events import Event
 from snapshotter.mountinfo import MountTable
 from snapshotter.store import Store
 from snapshotter.volumes import FS, LAYER, Volumes
@@ -23,8 +23,6 @@ CROWDED_SECONDS = 1.0  # and so long at most
 TASK_SECONDS = 1.0  # most snapshots that end soon are gone by then
 CLOSE_SECONDS = 1.0
 RETRY_SECONDS = (0.5, 30.0)  # from, and up to
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -148,7 +146,7 @@ class Worker:
                 try:
                     thread.start()
                 except RuntimeError as error:
-                    log.warning("destroying waits for a thread: %s", error)
+                    Event.NO_THREAD.emit(error=str(error))
                     break
                 self._threads.append(thread)
         self._condition.notify_all()
@@ -169,8 +167,8 @@ class Worker:
                 self._busy += 1
             try:
                 work()
-            except Exception:
-                log.exception("background work failed")
+            except Exception as error:
+                Event.DEFECT.emit(traceback=True, error=repr(error))
             finally:
                 with self._condition:
                     self._busy -= 1
@@ -214,7 +212,7 @@ class Worker:
 
     def _hold(self, doomed: Doomed, error: OSError) -> None:
         if not doomed.delay:
-            log.info("snapshot %d cannot be destroyed yet: %s", doomed.snapshot_id, error)
+            Event.HELD.emit(id=doomed.snapshot_id, subvolume=doomed.name, error=str(error))
         shortest, longest = RETRY_SECONDS
         doomed.delay = min(max(shortest, doomed.delay * 2), longest)
         doomed.due = time.monotonic() + doomed.delay
@@ -223,6 +221,7 @@ class Worker:
             self._condition.notify_all()
 
     def _destroy_one(self, doomed: Doomed, mounts: MountTable) -> None:
+        started = time.monotonic()
         try:
             with self._store.directory(doomed.snapshot_id) as directory:
                 for name in (doomed.name,) if doomed.name else (FS, LAYER):
@@ -232,3 +231,4 @@ class Worker:
         self._reclaimable = True
         if not doomed.name:
             self._store.remove_directory(doomed.snapshot_id)
+        Event.DESTROYED.emit(id=doomed.snapshot_id, subvolume=doomed.name, seconds=time.monotonic() - started)

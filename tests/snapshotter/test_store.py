@@ -167,13 +167,29 @@ def test_bad_options(options: dict[str, Any], btrfs: Path) -> None:
 
 def test_is_one_already(btrfs: Path) -> None:
     """
-    A store is not made again.
+    A store is not made again, and not touched, also where somebody has it.
     """
-    works(Snapshotter.create(btrfs / "root"))
-    with pytest.raises(AlreadyExistsError, match="root' is already a store"):
-        Snapshotter.create(btrfs / "root")
-    with Snapshotter(btrfs / "root") as again:
-        assert again.stat("base")
+    root = btrfs / "root"
+    works(Snapshotter.create(root))
+    root.chmod(0o750)
+    with Snapshotter(root) as held:
+        lock = (root / "lock").read_text()
+        os.utime(root / "lock", (0, 0))
+        with pytest.raises(AlreadyExistsError, match="root' is already a store"):
+            Snapshotter.create(root)
+        assert held.stat("base")
+    assert (mode(root), (root / "lock").read_text(), (root / "lock").stat().st_mtime) == (0o750, lock, 0)
+
+
+def test_lost_record(btrfs: Path) -> None:
+    """
+    Snapshots whose store lost its record, as in a copy without attributes, are not taken into a new store.
+    """
+    root = btrfs / "root"
+    works(Snapshotter.create(root))
+    os.removexattr(root / "store", "user.snapshotter")
+    with pytest.raises(FailedPreconditionError, match="holds snapshots, and the record of their store is gone"):
+        Snapshotter.create(root)
 
 
 @pytest.mark.parametrize("step", range(7))
@@ -390,6 +406,16 @@ def test_held_elsewhere(root: Path) -> None:
     works_again = Snapshotter(root)
     works_again.remove("k")
     works_again.close()
+
+
+def test_socket(root: Path) -> None:
+    """
+    The lock names the socket that the store is served at, and no longer once somebody else has it.
+    """
+    Snapshotter(root, socket="/run/a.sock").close()
+    assert json.loads((root / "lock").read_text())["socket"] == "/run/a.sock"
+    Snapshotter(root).close()
+    assert json.loads((root / "lock").read_text())["socket"] == ""
 
 
 def test_long_command(root: Path) -> None:

@@ -319,7 +319,7 @@ def test_tasks(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch, cap
     disk.gate.set()
     running.drain(PATIENCE)
     assert disk.removed == [1]
-    assert "background work failed" in caplog.text
+    assert "defect" in caplog.text
 
 
 def test_unexpected_error(disk: Disk, running: Worker, caplog: pytest.LogCaptureFixture) -> None:
@@ -333,7 +333,7 @@ def test_unexpected_error(disk: Disk, running: Worker, caplog: pytest.LogCapture
     disk.gate.set()
     disk.wait_for(lambda: sorted(disk.removed) == [0, 1, 2, 3, 4, 6, 7, 8, 9])
     running.drain(PATIENCE)
-    assert "background work failed" in caplog.text
+    assert "defect" in caplog.text
 
 
 def test_no_threads(

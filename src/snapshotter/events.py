@@ -1,0 +1,176 @@
+"""
+What happens to a store and its daemon, told through `logging`: one table of events, and one line for each.
+
+A program that uses the library hears nothing unless it listens: `logging.getLogger("snapshotter")` has the events, with
+the attributes ``event`` and ``fields`` on each record. No label is ever told: what is in one is its owner's.
+"""
+
+import enum
+import json
+import logging
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO, TypedDict, Unpack
+
+__all__ = ["Event", "Fields", "JSONFormatter", "LogFormat", "LogLevel", "TextFormatter", "listen"]
+
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_DEBUG, _INFO, _WARNING, _ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
+_PLAIN = re.compile(r"[\w./:@+,-]+", re.ASCII)
+
+_log = logging.getLogger("snapshotter")
+_log.addHandler(logging.NullHandler())
+
+
+class Fields(TypedDict, total=False):
+    """
+    What an event may say beside its name.
+    """
+
+    op: str  # the method called
+    code: str  # of gRPC, that answered it
+    key: str  # of the snapshot, as it is known from now on
+    id: int  # of the snapshot: the name of its directory
+    source: str  # the key it had, or that it is a copy of
+    parent: str
+    subvolume: str  # the one concerned, when it is not all of the snapshot's
+    root: str  # of the store
+    path: str
+    address: str  # of a socket
+    snapshots: int
+    seconds: float  # that it took
+    error: str
+
+
+class Event(enum.StrEnum):
+    """
+    Everything that is told: its name, its level, and its meaning.
+    """
+
+    level: int
+    meaning: str
+
+    OPENED = "opened", _INFO, "the store is open, and settled after a crash; `error` says why only for reading"
+    CLOSED = "closed", _INFO, "the store is released"
+    PREPARED = "prepared", _INFO, "an active snapshot was made"
+    VIEWED = "viewed", _INFO, "a view was made"
+    FORKED = "forked", _INFO, "the active snapshot `source` was copied as `key`"
+    COMMITTED = "committed", _INFO, "the active snapshot `source` became the committed `key`"
+    UPDATED = "updated", _INFO, "labels were changed"
+    REMOVED = "removed", _INFO, "a snapshot was removed; its subvolumes are destroyed in the background"
+    DESTROYED = "destroyed", _INFO, "the subvolumes of a removed snapshot, or the former one of a committed, are gone"
+    HELD = "held", _INFO, "destroying is tried again later: `error` says what holds it"
+    RECOVERED = "recovered", _INFO, "at opening: a call that a crash interrupted had happened, and was finished"
+    UNDONE = "undone", _INFO, "at opening: a call that a crash interrupted had not happened, and was undone"
+    QUARANTINED = "quarantined", _WARNING, "at opening: a snapshot lost its subvolume, and can only be removed"
+    UNKNOWN = "unknown", _WARNING, "at opening: something in the store that no record accounts for, and is left alone"
+    UNSETTLED = "unsettled", _INFO, "a record was not brought up to date in the background; the next opening does it"
+    DATA_REFUSED = "data-refused", _ERROR, "the disk lost data: no snapshot active by then can be committed any more"
+    FILESYSTEM_FAILED = "filesystem-failed", _ERROR, "the filesystem is dead: mount it again, then reopen the store"
+    NO_THREAD = "no-thread", _WARNING, "no thread could be started: destroying waits until one can"
+    DEFECT = "defect", _ERROR, "a mistake of ours in the background; what was in hand is tried at the next opening"
+    READY = "ready", _INFO, "the daemon answers calls at `address`"
+    STOPPING = "stopping", _INFO, "the daemon takes no new calls, and ends when those under way have"
+    CUT_OFF = "cut-off", _ERROR, "the daemon ended before calls under way had: `seconds` were not enough for them"
+    TIGHTENED = "tightened", _WARNING, "others could enter the root, or its mode was odd: it is 0700 now"
+    UNANSWERED = "unanswered", _ERROR, "the daemon does not answer itself, so the watchdog hears nothing"
+    REFUSED = "refused", _DEBUG, "a call was answered by an error that its caller has to expect, such as NotFound"
+    FAILED = "failed", _ERROR, "a call could not be done: a defect, or the machine's fault"
+    BAD_PATTERN = "bad-pattern", _WARNING, "a filter's regular expression does not compile, and matches nothing"
+
+    def __new__(cls, value: str, level: int, meaning: str) -> "Event":
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.level = level
+        member.meaning = meaning
+        return member
+
+    def emit(self, *, traceback: bool = False, **fields: Unpack[Fields]) -> None:
+        """
+        Tell whoever listens, but for fields that are empty; with the traceback of the exception being handled if
+        *traceback*.
+        """
+        if _log.isEnabledFor(self.level):
+            said = {name: value for name, value in fields.items() if value != ""}
+            extra = {"event": self, "fields": said}
+            _log.log(self.level, _Line(self, said), exc_info=traceback, extra=extra)
+
+
+class _Line:
+    """
+    The message of an event, made when somebody reads it.
+    """
+
+    __slots__ = ("_event", "_fields")
+
+    def __init__(self, event: str, fields: Mapping[str, Any]) -> None:
+        self._event = event
+        self._fields = fields
+
+    def __str__(self) -> str:
+        return " ".join([self._event, *(f"{name}={_text(value)}" for name, value in self._fields.items())])
+
+
+def _text(value: object) -> str:
+    """
+    *value* as one word, whatever is in it: keys come from anywhere.
+    """
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+
+
+class _Formatter(logging.Formatter):
+    def described(self, record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
+        """
+        The event and the fields of *record*; what is none of ours is a ``log`` with a ``message``.
+        """
+        event = getattr(record, "event", "log")
+        fields = dict(record.fields) if hasattr(record, "fields") else {"message": record.getMessage()}
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return event, fields
+
+
+class TextFormatter(_Formatter):
+    """
+    ``TIME LEVEL EVENT FIELD=VALUE ...``: a value that is not one plain word is a JSON string.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{_time(record)} {record.levelname.lower()} {_Line(*self.described(record))}"
+
+
+class JSONFormatter(_Formatter):
+    """
+    One JSON object: time, level, event and the fields.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        event, fields = self.described(record)
+        if "seconds" in fields:
+            fields["seconds"] = round(fields["seconds"], 6)
+        return json.dumps({"time": _time(record), "level": record.levelname.lower(), "event": event, **fields})
+
+
+def _time(record: logging.LogRecord) -> str:
+    """
+    RFC 3339, in UTC with microseconds.
+    """
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def listen(stream: TextIO, log_format: LogFormat = "text", level: LogLevel = "info") -> None:
+    """
+    Write every event of *level* and above to *stream*, and the warnings of all other libraries.
+
+    For a program, once: it takes the place of whatever `logging` was set up to do before.
+    """
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    _log.setLevel(level.upper())

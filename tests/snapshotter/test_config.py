@@ -1,0 +1,202 @@
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapshotter import config
+from snapshotter.config import SETTINGS, Config
+from snapshotter.errors import InvalidArgumentError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.toml"
+
+
+def refusal(file: Path, content: str) -> str:
+    file.write_text(content)
+    with pytest.raises(InvalidArgumentError) as raised:
+        config.load(str(file), {}, {})
+    return str(raised.value).replace(str(file), "FILE")
+
+
+class TestLoad:
+    def test_nothing(self) -> None:
+        """
+        Without anything the defaults hold, and are said to.
+        """
+        loaded = config.load(None, {}, {})
+        assert loaded.config == Config()
+        assert loaded.origins == dict.fromkeys(SETTINGS, "default")
+
+    def test_order(self, file: Path) -> None:
+        """
+        A flag wins over the environment, that over the file, and that over the default; each is named.
+        """
+        file.write_text('version = 1\nroot = "/f"\naddress = "/f"\nusage = "containerd"\n')
+        environ = {"SNAPSHOTTER_ROOT": "/e", "SNAPSHOTTER_ADDRESS": "/e", "SNAPSHOTTER_VERIFY": "false"}
+        loaded = config.load(str(file), environ, {"root": "/g"})
+        assert loaded.config == Config(root="/g", address="/e", usage="containerd", verify=False)
+        assert loaded.origins == dict.fromkeys(SETTINGS, "default") | {
+            "root": "--root",
+            "address": "SNAPSHOTTER_ADDRESS",
+            "usage": str(file),
+            "verify": "SNAPSHOTTER_VERIFY",
+        }
+
+    def test_every_setting_from_everywhere(self, file: Path) -> None:
+        """
+        Each setting can be a key, a variable and a flag.
+        """
+        values: dict[str, Any] = {
+            "root": "/r",
+            "address": "/a",
+            "usage": "containerd",
+            "mount_mode": "bind",
+            "verify": False,
+            "log_level": "debug",
+            "log_format": "json",
+            "metrics_address": "localhost:9000",
+        }
+        assert values.keys() == SETTINGS.keys()
+        file.write_text(
+            "version = 1\n" + "".join(f"{name} = {config._toml(value)}\n" for name, value in values.items())
+        )
+        texts = {name: value if isinstance(value, str) else "false" for name, value in values.items()}
+        environ = {f"SNAPSHOTTER_{name.upper()}": text for name, text in texts.items()}
+        for loaded in (config.load(str(file), {}, {}), config.load(None, environ, {}), config.load(None, {}, texts)):
+            assert loaded.config == Config(**values)
+            assert "default" not in loaded.origins.values()
+
+    def test_empty_variable(self) -> None:
+        """
+        An empty variable is none, as where a unit clears it; an empty flag is a value.
+        """
+        environ = {"SNAPSHOTTER_ROOT": "", "SNAPSHOTTER_METRICS_ADDRESS": "localhost:1"}
+        assert config.load(None, environ, {"metrics_address": ""}).config == Config()
+        with pytest.raises(InvalidArgumentError, match="--root: root is ''"):
+            config.load(None, {}, {"root": ""})
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("key", "nearest"),
+        [("adress", "address"), ("Root", "root"), ("metrics", "metrics_address"), ("mode", "mount_mode")],
+    )
+    def test_unknown_key(self, file: Path, key: str, nearest: str) -> None:
+        """
+        A key that is none is refused, and the nearest one named.
+        """
+        expected = f"FILE: there is no setting '{key}': the nearest is '{nearest}'"
+        assert refusal(file, f'version = 1\n{key} = "x"\n') == expected
+        assert refusal(file, f"version = 1\n[{key}]\n") == expected
+
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            ("root = 3", "root is 3, and has to be an absolute path"),
+            ('root = "relative"', "root is 'relative', and has to be an absolute path"),
+            ('root = "/a\\u0000b"', "root is '/a\\x00b', and has to be an absolute path"),
+            ('address = "@abstract"', "address is '@abstract', and has to be an absolute path of at most 107 bytes"),
+            ('address = "unix:///run/a"', "address is 'unix:///run/a', and has to be an absolute path"),
+            (f'address = "/{"é" * 54}"', f"address is '/{'é' * 54}', and has to be an absolute path of at most 107"),
+            ('usage = "all"', 'usage is \'all\', and has to be "added" or "containerd"'),
+            ("verify = 1", "verify is 1, and has to be true or false"),
+            ('verify = "true"', "verify is 'true', and has to be true or false"),
+            ("log_level = []", 'log_level is [], and has to be "debug" or'),
+            ('metrics_address = "host"', "metrics_address is 'host', and has to be an absolute path, \"HOST:PORT\" or"),
+            ("metrics_address = 9000", "metrics_address is 9000, and has to be"),
+        ],
+    )
+    def test_wrong_value(self, file: Path, line: str, said: str) -> None:
+        """
+        A value of a wrong type, or out of range, is refused with what was expected.
+        """
+        assert refusal(file, f"version = 1\n{line}\n").startswith(f"FILE: {said}")
+
+    def test_wrong_text(self) -> None:
+        """
+        So is one in a variable or a flag, by its name.
+        """
+        with pytest.raises(
+            InvalidArgumentError, match=r"^SNAPSHOTTER_VERIFY: verify is 'yes', and has to be true or fa"
+        ):
+            config.load(None, {"SNAPSHOTTER_VERIFY": "yes"}, {})
+        with pytest.raises(InvalidArgumentError, match=r"^--mount-mode: mount_mode is 'overlay', and has to be"):
+            config.load(None, {}, {"mount_mode": "overlay"})
+
+    @pytest.mark.parametrize(
+        ("content", "found"),
+        [
+            ('root = "/a"', "is missing"),
+            ("version = 2\nlater = 1", "is 2"),
+            ('version = "1"', "is '1'"),
+            ("version = true", "is True"),
+        ],
+    )
+    def test_version(self, file: Path, content: str, found: str) -> None:
+        """
+        Another version's file is refused for that, whatever is in it.
+        """
+        assert refusal(file, content) == f"FILE: version {found}: this release reads `version = 1`"
+
+    def test_no_toml(self, file: Path) -> None:
+        """
+        A file that is no TOML, or cannot be read, is refused; the line is named.
+        """
+        assert (
+            refusal(file, "version = 1\nroot /a\n")
+            == "FILE: Expected '=' after a key in a key/value pair (at line 2, column 6)"
+        )
+        file.write_bytes(b'version = 1\nroot = "\xff"\n')
+        with pytest.raises(InvalidArgumentError, match="can't decode"):
+            config.load(str(file), {}, {})
+        file.unlink()
+        with pytest.raises(InvalidArgumentError, match=r"cannot read the configuration .*: No such file"):
+            config.load(str(file), {}, {})
+
+    @given(
+        st.dictionaries(st.sampled_from([*SETTINGS, "version"]) | st.text(), st.integers() | st.text() | st.booleans())
+    )
+    def test_anything(self, tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
+        """
+        Whatever stands in a file, it loads or is refused as wrong.
+        """
+        path = tmp_path_factory.getbasetemp() / "any.toml"
+        text = "".join(f"{config._toml(key)} = {config._toml(value)}\n" for key, value in values.items())
+        path.write_text(text, encoding="utf-8", errors="replace")
+        try:
+            config.load(str(path), {}, {})
+        except InvalidArgumentError as error:
+            assert str(error)
+
+
+class TestFiles:
+    def test_default(self, file: Path) -> None:
+        """
+        The default file loads to the defaults, with a comment at each setting.
+        """
+        text = config.default()
+        file.write_text(text)
+        assert config.load(str(file), {}, {}).config == Config()
+        assert tomllib.loads(text).keys() == {"version", *SETTINGS}
+        for block in text.split("\n\n")[1:]:
+            assert block.startswith("# ")
+
+    def test_dump(self, file: Path) -> None:
+        """
+        A dump loads to what was in force, and says where each value comes from.
+        """
+        odd = '/a "quoted" \\ é \x7f\t path'
+        file.write_text('version = 1\nusage = "containerd"\n')
+        loaded = config.load(str(file), {"SNAPSHOTTER_VERIFY": "false"}, {"root": odd})
+        text = config.dump(loaded)
+        lines = text.splitlines()
+        assert f'usage = "containerd"  # {file}' in lines
+        assert "verify = false  # SNAPSHOTTER_VERIFY" in lines
+        assert 'log_level = "info"  # default' in lines
+        file.write_text(text)
+        assert config.load(str(file), {}, {}).config == loaded.config

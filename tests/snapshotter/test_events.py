@@ -1,0 +1,306 @@
+"""
+What is told of a store: which events, and what a line of them looks like.
+"""
+
+import ast
+import errno
+import functools
+import io
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapshotter import Snapshotter, events, records
+from snapshotter.errors import DataLossError, Error, UnavailableError
+from snapshotter.events import Event, Fields, LogFormat
+from snapshotter.records import State
+from snapshotter.testing import DirectoryVolumes
+from snapshotter.volumes import FS
+
+REPOSITORY = Path(__file__).parent.parent.parent
+DOCS = (REPOSITORY / "docs/containerd.md").read_text()
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+
+
+@pytest.fixture
+def listening() -> Iterator[Callable[..., io.StringIO]]:
+    """
+    A function that listens as a program does and gives what is written; logging is as before after the test.
+    """
+    root, ours = logging.getLogger(), logging.getLogger("snapshotter")
+    before = root.level, ours.level, root.handlers[:]
+    root.handlers.clear()  # listen() would close pytest's own
+
+    def listen(*args: Any, **options: Any) -> io.StringIO:
+        stream = io.StringIO()
+        events.listen(stream, *args, **options)
+        return stream
+
+    yield listen
+    root.handlers[:] = before[2]
+    root.setLevel(before[0])
+    ours.setLevel(before[1])
+
+
+def told(log: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]:
+    """
+    The events so far, with their fields but for the time each took.
+    """
+    found = []
+    for record in log.records:
+        fields = dict(record.fields)  # type: ignore[attr-defined]
+        if "seconds" in fields:
+            assert 0 <= fields.pop("seconds") < 60
+        found.append((str(record.event), fields))  # type: ignore[attr-defined]
+    log.clear()
+    return found
+
+
+def rows(heading: str) -> list[list[str]]:
+    """
+    The cells of the docs' table with *heading*, without the fence around code.
+    """
+    table = DOCS.split(f"| {heading} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+def test_documented() -> None:
+    """
+    The docs' table is the one of the code.
+    """
+    table = [[f"`{event}`", logging.getLevelName(event.level).lower(), event.meaning] for event in Event]
+    assert rows("event | level | says")[:-1] == table
+    assert [row[0] for row in rows("field | is")] == [f"`{name}`" for name in (*get_type_hints(Fields), "traceback")]
+
+
+def test_emitted() -> None:
+    """
+    Each event is emitted somewhere, and nothing is logged in another way.
+    """
+    emitted, others = set(), []
+    for path in (REPOSITORY / "src/snapshotter").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Event":
+                emitted.add(node.attr)
+            elif isinstance(node, ast.Import) and node.names[0].name == "logging":
+                others.append(path.name)
+    assert emitted == set(Event.__members__) - {"REFUSED", "FAILED"}  # the daemon's
+    assert others == ["events.py"]
+
+
+def test_life_of_a_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    Each change of state is one event; what only reads is none.
+    """
+    caplog.set_level(logging.INFO, "snapshotter")
+    root = str(tmp_path / "store")
+    with Snapshotter.create(root, volumes=DirectoryVolumes) as store:
+        assert told(caplog) == [("opened", {"root": root, "snapshots": 0})]
+        store.prepare("build", labels={"secret": "hunter2"})
+        store.commit("base", "build", {"secret": "hunter2"})
+        store.prepare("web", "base")
+        store.fork("web", "web-2")
+        store.view("look", "base")
+        store.update(store.stat("web"), "labels")
+        assert told(caplog) == [
+            ("prepared", {"key": "build", "id": 1}),
+            ("committed", {"key": "base", "id": 1, "source": "build"}),
+            ("prepared", {"key": "web", "id": 2, "parent": "base"}),
+            ("forked", {"key": "web-2", "id": 3, "source": "web"}),
+            ("viewed", {"key": "look", "id": 4, "parent": "base"}),
+            ("updated", {"key": "web", "id": 2}),
+        ]
+        list(store.walk())
+        store.mounts("web")
+        store.usage("web")
+        assert told(caplog) == []
+        store.remove("look")
+        store.cleanup()
+        assert sorted(told(caplog), key=repr) == [
+            ("destroyed", {"id": 1, "subvolume": FS}),
+            ("destroyed", {"id": 4}),
+            ("removed", {"key": "look", "id": 4}),
+        ]
+        store.close()
+        assert told(caplog) == [("closed", {"root": root})]
+    assert told(caplog) == []
+    with Snapshotter(root, read_only=True, volumes=DirectoryVolumes):
+        fields = {"root": root, "snapshots": 3, "error": "it was opened read-only"}
+        assert told(caplog) == [("opened", fields)]
+
+
+def test_failures_change_nothing(store: Snapshotter, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    A call that fails is its caller's to tell.
+    """
+    caplog.set_level(logging.INFO, "snapshotter")
+    for call in (
+        lambda: store.prepare("a", "missing"),
+        lambda: store.commit("a", "missing"),
+        lambda: store.fork("missing", "a"),
+        lambda: store.remove("missing"),
+    ):
+        with pytest.raises(Error):
+            call()
+    assert told(caplog) == []
+
+
+def test_recovery(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    An opening tells what it finished, undid, quarantined, and does not know; one that only reads changes nothing.
+    """
+    root = tmp_path / "store"
+    with Snapshotter.create(root, volumes=DirectoryVolumes) as store:
+        for key in ("whole", "half", "lost", "back"):
+            store.prepare(key)
+        ids = {key: store._index.get(key).id for key in ("whole", "half", "lost", "back")}
+    snapshots = root / "snapshots"
+    for key, state in (("whole", State.PREPARING), ("half", State.PREPARING), ("back", State.COMMITTING)):
+        commitment = records.Commitment("base", {}, 1) if state is State.COMMITTING else None
+        record = records.Record(ids[key], state, key, commitment=commitment)
+        fd = os.open(snapshots / str(ids[key]), os.O_RDONLY)
+        records.write(fd, records.encode(record))
+        os.close(fd)
+    (snapshots / str(ids["half"]) / FS).rmdir()
+    (snapshots / str(ids["lost"]) / FS).rmdir()
+    (snapshots / "stranger").mkdir()
+    caplog.set_level(logging.INFO, "snapshotter")
+    settled = {Event.RECOVERED, Event.UNDONE, Event.QUARANTINED, Event.UNKNOWN}
+    why = "its subvolume is missing, or not what was committed"
+    lost = ("quarantined", {"key": "lost", "id": ids["lost"], "error": why})
+    unknown = ("unknown", {"path": str(snapshots / "stranger"), "error": "it is not the directory of a snapshot"})
+    with Snapshotter(root, read_only=True, volumes=DirectoryVolumes):
+        assert [entry for entry in told(caplog) if entry[0] in settled] == [unknown, lost]
+    with Snapshotter(root, volumes=DirectoryVolumes):
+        assert [entry for entry in told(caplog) if entry[0] in settled] == [
+            unknown,
+            ("recovered", {"key": "whole", "id": ids["whole"]}),
+            ("undone", {"key": "half", "id": ids["half"]}),
+            lost,
+            ("undone", {"key": "back", "id": ids["back"]}),
+        ]
+
+
+def test_troubles(
+    open_store: Callable[..., Snapshotter], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    What holds a destroy, data that the disk refused, and a dead filesystem are told with the kernel's word for it.
+    """
+    caplog.set_level(logging.WARNING, "snapshotter")
+    store = open_store()
+    store.prepare("a")
+
+    def fail(*args: Any, number: int = errno.EIO) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._volumes, "verify", fail)
+        with pytest.raises(DataLossError):
+            store.commit("b", "a")
+    assert told(caplog) == [("data-refused", {"root": store.root, "error": "[Errno 5] Input/output error"})]
+    with monkeypatch.context() as patch:
+        patch.setattr(store._volumes, "destroy", functools.partial(fail, number=errno.EBUSY))
+        caplog.set_level(logging.INFO, "snapshotter")
+        store.remove("a")
+        store.cleanup()
+        held = {"id": 1, "error": "[Errno 16] Device or resource busy"}
+        assert told(caplog) == [("removed", {"key": "a", "id": 1}), ("held", held)]
+        monkeypatch.setattr(store._volumes, "barrier", fail)
+        with pytest.raises(UnavailableError):
+            store.view("c")
+    assert ("filesystem-failed", {"root": store.root, "error": "[Errno 5] Input/output error"}) in told(caplog)
+
+
+NASTY = 'a b\n\x1b[31m\u2028"=\\ \udcff\x00é'
+
+
+def test_text(listening: Callable[..., io.StringIO]) -> None:
+    """
+    A line of text has time, level, event and the fields in order; a value of more than one plain word is quoted.
+    """
+    stream = listening()
+    Event.PREPARED.emit(key="k8s.io/7/sha256:6f", id=17, parent=NASTY, seconds=0.00091249, error="")
+    [line] = stream.getvalue().splitlines()
+    time, level, event, key, snapshot_id, parent, seconds = re.findall(r'(?:[^ "]|"(?:\\.|[^"\\])*")+', line)
+    assert TIME.fullmatch(time)
+    assert (level, event, key, snapshot_id) == ("info", "prepared", "key=k8s.io/7/sha256:6f", "id=17")
+    assert json.loads(parent.removeprefix("parent=")) == NASTY
+    assert seconds == "seconds=0.000912"
+
+
+def test_json(listening: Callable[..., io.StringIO]) -> None:
+    """
+    A line of JSON is one object of the same.
+    """
+    stream = listening("json")
+    Event.QUARANTINED.emit(key=NASTY, id=17, seconds=0.00091249, error="gone")
+    [line] = stream.getvalue().splitlines()
+    values = json.loads(line)
+    assert TIME.fullmatch(values.pop("time"))
+    fields = {"key": NASTY, "id": 17, "seconds": 0.000912, "error": "gone"}
+    assert values == {"level": "warning", "event": "quarantined", **fields}
+
+
+@pytest.mark.parametrize("log_format", get_args(LogFormat))
+@given(text=st.text(st.characters(exclude_categories=())))
+def test_one_line(log_format: LogFormat, text: str) -> None:
+    """
+    Whatever is in a key, its line is one line of printable ASCII.
+    """
+    formatter = events.JSONFormatter() if log_format == "json" else events.TextFormatter()
+    extra = {"event": Event.REMOVED, "fields": {"key": text, "error": text}}
+    record = logging.getLogger("snapshotter").makeRecord(
+        "snapshotter", logging.INFO, "", 0, text, (), None, extra=extra
+    )
+    line = formatter.format(record)
+    assert line.isascii() and line.isprintable()
+
+
+@pytest.mark.parametrize("log_format", get_args(LogFormat))
+def test_others(log_format: LogFormat, listening: Callable[..., io.StringIO]) -> None:
+    """
+    What other libraries log is one line too, from warnings on, and so is a traceback.
+    """
+    stream = listening(log_format)
+    logging.getLogger("asyncio").info("chatter")
+    logging.getLogger("asyncio").warning("slow\n%s", "callback")
+    try:
+        1 // 0  # noqa: B018  # it is the traceback that is wanted
+    except ZeroDivisionError as error:
+        Event.DEFECT.emit(traceback=True, error=repr(error))
+    other, defect = stream.getvalue().splitlines()
+    if log_format == "json":
+        assert (json.loads(other)["event"], json.loads(other)["message"]) == ("log", "slow\ncallback")
+        assert json.loads(defect)["traceback"].startswith("Traceback")
+    else:
+        assert other.endswith('warning log message="slow\\ncallback"')
+        assert 'traceback="Traceback' in defect
+
+
+def test_other_formatters(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    A program with a log of its own gets a message that says it all.
+    """
+    caplog.set_level(logging.INFO, "snapshotter")
+    Event.REMOVED.emit(key="a b", id=1)
+    assert caplog.messages == ['removed key="a b" id=1']
+
+
+def test_silent() -> None:
+    """
+    A program that listens to nothing reads nothing, not even errors.
+    """
+    program = "from snapshotter.events import Event; Event.FILESYSTEM_FAILED.emit(root='/')"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
