@@ -353,6 +353,13 @@ def applied(layers: Iterable[bytes]) -> dict[str, Node]:
     return tree
 
 
+def names(archive: bytes) -> list[str]:
+    """
+    What a layer's tar archive lists.
+    """
+    return [item.info.name for item in _members(archive)]
+
+
 def _members(archive: bytes) -> list[Member]:
     with tarfile.open(fileobj=io.BytesIO(archive), encoding="utf-8") as tar:
         return [Member(info, _content(tar, info)) for info in tar]

@@ -2,6 +2,7 @@
 The processes of these tests: the daemon, containerd with it as a proxy plugin, and what containerd leaves running.
 """
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -17,6 +18,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from grpclib.client import Channel, UnaryUnaryMethod
+from grpclib.encoding.base import CodecBase
 
 from pybtrfs import subvolume, syscall
 from snapshotter import Info, Kind, Snapshotter
@@ -197,7 +201,7 @@ class Containerd(Process):
         command = [f"{binaries}/containerd", *(f"--{name}={place}" for name, place in places.items())]
         super().__init__(command, address, os.environ | {"PATH": path})
 
-    def ctr(self, *arguments: str | Path) -> str:
+    def output(self, *arguments: str | Path) -> bytes:
         """
         What ``ctr`` printed.
 
@@ -213,7 +217,23 @@ class Containerd(Process):
         )
         if done.returncode:
             raise CtrError(f"ctr {' '.join(map(str, arguments))}: {done.stderr.decode(errors='replace').strip()}")
-        return done.stdout.decode(errors="surrogateescape")
+        return done.stdout
+
+    def ctr(self, *arguments: str | Path) -> str:
+        """
+        `output` as text.
+        """
+        return self.output(*arguments).decode()
+
+    def answers(self) -> bool:
+        """
+        Whether it is there, and reaches the daemon.
+        """
+        try:
+            self.ctr("snapshots", "ls")
+        except CtrError:
+            return False
+        return True
 
     def shell(self, container: str, script: str) -> str:
         """
@@ -250,6 +270,24 @@ class Containerd(Process):
         The first column of the table that ``ctr COMMAND ls`` prints.
         """
         return [line.split()[0] for line in self.ctr(*command, "ls").splitlines()[1:]]
+
+    def add_to_lease(self, lease: str, kind: str, resource: str) -> None:
+        """
+        What no command of ctr does: have *lease* keep a resource.
+        """
+
+        async def call() -> None:
+            channel = Channel(path=str(self.address), codec=_Bytes())
+            try:
+                method = UnaryUnaryMethod[bytes, bytes](
+                    channel, "/containerd.services.leases.v1.Leases/AddResource", bytes, bytes
+                )
+                request = _field(1, lease) + _field(2, _field(1, resource) + _field(2, kind))
+                await method(request, metadata={"containerd-namespace": self.namespace})
+            finally:
+                channel.close()
+
+        asyncio.run(call())
 
     def collect_garbage(self) -> None:
         self.ctr("leases", "create", "--id", "garbage")
@@ -307,6 +345,29 @@ class Containerd(Process):
             for processes in cgroup.rglob("cgroup.procs")
             for pid in processes.read_text().split()
         ]
+
+
+class _Bytes(CodecBase):
+    """
+    Messages that are encoded by hand.
+    """
+
+    __content_subtype__ = "proto"
+
+    def encode(self, message: bytes, message_type: object) -> bytes:
+        return message
+
+    def decode(self, data: bytes, message_type: object) -> bytes:
+        return data
+
+
+def _field(number: int, value: str | bytes) -> bytes:
+    """
+    A field of protobuf's wire format, of less than 128 bytes.
+    """
+    data = value.encode() if isinstance(value, str) else value
+    assert len(data) < 128
+    return bytes([number << 3 | 2, len(data)]) + data
 
 
 def _config(containerd: Path, daemon: Daemon, disabled: list[str]) -> str:

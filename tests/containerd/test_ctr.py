@@ -2,13 +2,21 @@
 containerd with the daemon as its snapshotter, driven by ctr.
 """
 
+import itertools
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from pybtrfs import syscall
+from pybtrfs.image import mount as mount_image
+from snapshotter import Kind
+
 from . import images
 from .images import Image
-from .processes import Containerd, Daemon
+from .processes import PATIENCE, PLUGIN, Containerd, CtrError, Daemon, Process, wait_until
 from .registry import Registry
 
 pytestmark = pytest.mark.btrfs
@@ -34,6 +42,16 @@ def content(containerd: Containerd, image: Image) -> dict[str, images.Node]:
     return tree
 
 
+@pytest.fixture
+def busybox(emptied: Containerd, directory: Path) -> Image:
+    """
+    A small image, unpacked.
+    """
+    image = images.small("example.org/small:1")
+    emptied.ctr("images", "import", image.write(directory / "small.tar"))
+    return image
+
+
 def test_import(
     emptied: Containerd, daemon: Daemon, image: Image, expected: dict[str, images.Node], directory: Path
 ) -> None:
@@ -57,3 +75,259 @@ def test_pull(emptied: Containerd, registry: Registry, image: Image, expected: d
         assert images.differences(expected, content(emptied, image)) == []
         emptied.remove_everything()
         assert not emptied.listed("snapshots")
+
+
+def test_run(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
+    """
+    Containers run and are written in, each for itself; the image's own files stay as they are.
+    """
+    script = "cat /name && echo changed > /name && cat /name && touch /bin/new && stat -c %a:%u /bin/new"
+    for container in ("first", "second"):
+        assert emptied.run(busybox.name, container, script) == f"{busybox.name}changed\n644:0\n"
+    emptied.start_container(busybox.name, "third", "echo started > /state; sleep 1000")
+    wait_until(lambda: emptied.shell("third", "cat /state || true") == "started\n", "the container to write")
+    assert emptied.shell("third", "cat /name; echo more >> /state; cat /state") == f"{busybox.name}started\nmore\n"
+    with pytest.raises(CtrError, match="Read-only file system"):
+        emptied.run(busybox.name, "fourth", "touch /file", "--read-only")
+    assert images.differences(images.applied(busybox.layers), content(emptied, busybox)) == []
+    daemon.check_store()
+
+
+def test_numbers(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
+    """
+    What a container writes is in its snapshot's usage, and ctr prints the numbers of the store.
+    """
+    emptied.start_container(busybox.name, "writer", "sleep 1000")
+    emptied.shell("writer", "dd if=/dev/urandom of=/noise bs=1M count=8 && touch /a /b && sync")
+    printed = {
+        key: (int(size), int(inodes))
+        for key, size, inodes in (line.split() for line in emptied.ctr("snapshots", "usage", "-b").splitlines()[1:])
+    }
+    with daemon.beside() as store:
+        # containerd's names for keys are NAMESPACE/NUMBER/KEY in the store.
+        measured = {info.name.split("/", 2)[2]: store.usage(info.name) for info in store.walk()}
+    assert printed == {key: (usage.size, usage.inodes) for key, usage in measured.items()}
+    assert printed.keys() == {"writer", *busybox.chain_ids}
+    size, inodes = printed["writer"]
+    assert 8 << 20 <= size < 9 << 20
+    assert inodes == 4, "the three files and the root directory"
+    assert printed[busybox.chain_ids[0]][0] >= images.BUSYBOX.stat().st_size
+
+
+def test_snapshots(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
+    """
+    Snapshots are prepared, mounted, compared, committed, labelled, viewed, shown and removed.
+    """
+    top = busybox.chain_ids[-1]
+    emptied.ctr("snapshots", "prepare", "work", top)
+    with emptied.mounted("work") as path:
+        (path / "etc/passwd").unlink()
+        (path / "etc/new").write_text("text")
+    changed = emptied.output("snapshots", "diff", "--media-type", images.LAYER, "work")
+    assert {"etc/.wh.passwd", "etc/new"} <= set(images.names(changed))
+    emptied.ctr("snapshots", "commit", "done", "work")
+    emptied.ctr("snapshots", "label", "done", "containerd.io/snapshot/colour=blue")
+    info = json.loads(emptied.ctr("snapshots", "info", "done"))
+    assert (info["Kind"], info["Name"], info["Parent"]) == ("Committed", "done", top)
+    (stored,) = (info for key, info in daemon.snapshots().items() if key.endswith("/done"))
+    assert stored.labels["containerd.io/snapshot/colour"] == "blue"
+    emptied.ctr("snapshots", "prepare", "child", "done")
+    assert emptied.ctr("snapshots", "tree").splitlines()[-2:] == ["    \\_ done", "      \\_ child"]
+    with pytest.raises(CtrError, match="cannot remove snapshot with child"):
+        emptied.ctr("snapshots", "rm", "done")
+    emptied.collect_garbage()  # now, so that none follows: it would take the view, which nothing holds
+    emptied.ctr("snapshots", "view", "look", "done")
+    with emptied.mounted("look") as path:
+        assert (path / "etc/new").read_text() == "text"
+        with pytest.raises(OSError, match="Read-only file system"):
+            (path / "etc/new").write_text("other")
+    with pytest.raises(CtrError, match="not active"):
+        emptied.ctr("snapshots", "commit", "other", "look")
+    for key in ("look", "child", "done"):
+        emptied.ctr("snapshots", "rm", key)
+    emptied.collect_garbage()
+    assert len(daemon.snapshots()) == len(busybox.layers)
+    daemon.check_store()
+
+
+def test_parallel(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
+    """
+    Twenty containers started at once all run, each in its own snapshot.
+    """
+
+    def run(number: int) -> str:
+        return emptied.run(busybox.name, f"c{number}", f"echo {number} > /own; sync; cat /own")
+
+    with ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(run, range(20))) == [f"{number}\n" for number in range(20)]
+    emptied.collect_garbage()
+    assert len(daemon.snapshots()) == len(busybox.layers)
+    daemon.check_store()
+
+
+def test_removal(emptied: Containerd, daemon: Daemon, busybox: Image, directory: Path) -> None:
+    """
+    Removing an image leaves the layers that another one or a container needs, and no others.
+    """
+    other = images.small("example.org/other:1")
+    emptied.ctr("images", "import", other.write(directory / "other.tar"))
+    assert set(emptied.listed("snapshots")) == {*busybox.chain_ids, *other.chain_ids}
+    emptied.ctr("images", "rm", "--sync", busybox.name)
+    assert set(emptied.listed("snapshots")) == set(other.chain_ids)
+    emptied.start_container(other.name, "user", "sleep 1000")
+    emptied.ctr("content", "prune", "references")
+    emptied.ctr("images", "rm", "--sync", other.name)
+    assert set(emptied.listed("snapshots")) == {"user", *other.chain_ids}
+    assert emptied.shell("user", "cat /name") == other.name
+    emptied.ctr("tasks", "rm", "--force", "user")
+    emptied.ctr("containers", "rm", "user")
+    emptied.collect_garbage()
+    assert daemon.snapshots() == {}
+    daemon.check_store()
+
+
+def test_lease(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
+    """
+    A lease keeps a snapshot and what is below it, and its end lets both go.
+    """
+    emptied.ctr("leases", "create", "--id", "keep")
+    emptied.add_to_lease("keep", f"snapshots/{PLUGIN}", busybox.chain_ids[-1])
+    emptied.ctr("images", "rm", "--sync", busybox.name)
+    assert set(emptied.listed("snapshots")) == set(busybox.chain_ids)
+    emptied.ctr("leases", "rm", "--sync", "keep")
+    assert daemon.snapshots() == {}
+    daemon.check_store()
+
+
+COUNT = "i=0; while true; do i=$((i + 1)); echo $i >> /log; sleep 0.02; done"
+
+
+class Counter:
+    """
+    A container that writes one number after the other into a file.
+    """
+
+    def __init__(self, containerd: Containerd, image: Image) -> None:
+        self._containerd = containerd
+        containerd.start_container(image.name, "counter", COUNT)
+        self.pid = self._pid()
+
+    def _pid(self) -> int:
+        (task,) = (line.split() for line in self._containerd.ctr("tasks", "ls").splitlines()[1:])
+        assert task[2] == "RUNNING"
+        return int(task[1])
+
+    def lines(self) -> list[str]:
+        try:
+            return Path(f"/proc/{self.pid}/root/log").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+    def check_going_on(self) -> None:
+        """
+        Wait for its next numbers, of which none may be missing.
+        """
+        count = len(self.lines())
+        wait_until(lambda: len(self.lines()) > count + 1, "the container to write")
+        lines = self.lines()[:-1]  # of which the last may be half
+        assert lines == [str(number) for number in range(1, len(lines) + 1)]
+
+    def check_reachable(self) -> None:
+        """
+        containerd knows it, and what it wrote is there.
+        """
+        assert self._pid() == self.pid
+        lines = self._containerd.shell("counter", "cat /log").splitlines()[:-1]
+        assert lines == [str(number) for number in range(1, len(lines) + 1)]
+
+
+ORDERS = ["daemon", "containerd", "daemon containerd", "containerd daemon"]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_restart(emptied: Containerd, daemon: Daemon, busybox: Image, order: str) -> None:
+    """
+    After kill -9 of either side, or of both, and new starts in either order, containers go on and new ones start.
+    """
+    sides: list[Process] = [{"daemon": daemon, "containerd": emptied}[name] for name in order.split()]
+    counter = Counter(emptied, busybox)
+    counter.check_going_on()
+    before = daemon.snapshots()
+    for side in sides:
+        side.kill()
+    counter.check_going_on()
+    if order == "daemon":
+        with pytest.raises(CtrError, match=r"(?i)unavailable"):
+            emptied.run(busybox.name, "early", "true")
+    for side in sides:
+        side.start()
+        counter.check_going_on()
+    wait_until(emptied.answers, "containerd to reach the daemon")
+    counter.check_reachable()
+    assert daemon.snapshots() == before
+    assert emptied.run(busybox.name, "late", "cat /name; echo more > /name; cat /name") == f"{busybox.name}more\n"
+    daemon.check_store()
+
+
+@pytest.mark.parametrize("victim", ["daemon", "containerd"])
+def test_kill_at_work(emptied: Containerd, daemon: Daemon, busybox: Image, victim: str) -> None:
+    """
+    kill -9 amid starting and removing containers costs those in flight at most, and leaves nothing behind.
+    """
+    side: Process = {"daemon": daemon, "containerd": emptied}[victim]
+    done = threading.Semaphore(0)
+    attempts = itertools.count()
+
+    def run(number: int) -> None:
+        while True:
+            try:
+                assert emptied.run(busybox.name, f"c{next(attempts)}", f"echo {number}") == f"{number}\n"
+            except CtrError:
+                wait_until(emptied.answers, "containerd to reach the daemon")
+            else:
+                done.release()
+                return
+
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(run, number) for number in range(24)]
+        for _ in range(3):
+            for _ in range(5):
+                assert done.acquire(timeout=PATIENCE)
+            side.kill()
+            side.start()
+        for outcome in runs:
+            outcome.result()
+
+
+def test_kill_at_import(
+    emptied: Containerd, daemon: Daemon, image: Image, expected: dict[str, images.Node], directory: Path
+) -> None:
+    """
+    An image whose import a kill of the daemon interrupted, after its first layer, is whole after the next import.
+    """
+    archive = image.write(directory / "image.tar")
+    with ThreadPoolExecutor(1) as pool:
+        interrupted = pool.submit(emptied.ctr, "images", "import", archive)
+        wait_until(lambda: Kind.COMMITTED in {info.kind for info in daemon.snapshots().values()}, "the first layer")
+        daemon.kill()
+        daemon.start()
+        with pytest.raises(CtrError):
+            interrupted.result()
+    wait_until(emptied.answers, "containerd to reach the daemon")
+    emptied.ctr("images", "import", archive)
+    assert images.differences(expected, content(emptied, image)) == []
+
+
+def test_reboot(emptied: Containerd, daemon: Daemon, busybox: Image, filesystem: Path) -> None:
+    """
+    After an end of everything, the filesystem unmounted and mounted again, all snapshots are there, and containers run.
+    """
+    before = daemon.snapshots()
+    assert emptied.stop() == 0
+    assert daemon.stop() == 0
+    syscall.umount2(filesystem)
+    mount_image(filesystem.with_name("image"), filesystem)
+    daemon.start()
+    emptied.start()
+    assert daemon.snapshots() == before
+    assert emptied.run(busybox.name, "late", "cat /name") == busybox.name
