@@ -235,23 +235,39 @@ class Containerd(Process):
             return False
         return True
 
-    def shell(self, container: str, script: str) -> str:
-        """
-        What *script* printed that a shell ran in the running *container*.
-        """
-        return self.ctr("tasks", "exec", "--exec-id", f"e{next(_numbers)}", container, "sh", "-c", script)
+    # ctr loses the output of what ends before it has opened the pipes: the exit code has to tell.
 
-    def run(self, image: str, container: str, script: str, *flags: str) -> str:
+    def run(self, image: str, container: str, script: str, *flags: str) -> None:
         """
-        What *script* printed that a shell ran in the new *container*, which is gone afterwards.
-        """
-        return self.ctr("run", "--rm", *flags, image, container, "sh", "-c", script)
+        Have a shell run *script* in the new *container*, which is gone afterwards.
 
-    def start_container(self, image: str, container: str, script: str) -> None:
+        Raises:
+            CtrError: A command of the script failed.
         """
-        Have a shell run *script* in the new *container*, which goes on.
+        self.ctr("run", "--rm", "--null-io", *flags, image, container, "sh", "-ec", script)
+
+    def start_container(self, image: str, container: str, script: str) -> int:
         """
-        self.ctr("run", "--detach", "--null-io", image, container, "sh", "-c", script)
+        Have a shell run *script* in the new *container*, which goes on; its pid.
+        """
+        self.ctr("run", "--detach", "--null-io", image, container, "sh", "-ec", script)
+        return self.tasks()[container]
+
+    def shell(self, container: str, script: str) -> None:
+        """
+        Have a shell run *script* in the running *container*.
+
+        Raises:
+            CtrError: A command of the script failed.
+        """
+        self.ctr("tasks", "exec", "--exec-id", f"e{next(_numbers)}", container, "sh", "-ec", script)
+
+    def tasks(self) -> dict[str, int]:
+        """
+        The pids of the running containers.
+        """
+        lines = [line.split() for line in self.ctr("tasks", "ls").splitlines()[1:]]
+        return {container: int(pid) for container, pid, status in lines if status == "RUNNING"}
 
     @contextlib.contextmanager
     def mounted(self, key: str) -> Iterator[Path]:
@@ -338,13 +354,13 @@ class Containerd(Process):
     def _cgroups(self) -> list[Path]:
         return [path for path in Path("/sys/fs/cgroup").glob(f"**/{self.namespace}") if path.is_dir()]
 
-    def _contained(self) -> list[int]:
-        return [
+    def _contained(self) -> set[int]:
+        return {
             int(pid)
             for cgroup in self._cgroups()
             for processes in cgroup.rglob("cgroup.procs")
             for pid in processes.read_text().split()
-        ]
+        }
 
 
 class _Bytes(CodecBase):

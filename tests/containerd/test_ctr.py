@@ -5,6 +5,7 @@ containerd with the daemon as its snapshotter, driven by ctr.
 import itertools
 import json
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -77,18 +78,26 @@ def test_pull(emptied: Containerd, registry: Registry, image: Image, expected: d
         assert not emptied.listed("snapshots")
 
 
+def succeeds(call: Callable[..., object], *arguments: str) -> bool:
+    try:
+        call(*arguments)
+    except CtrError:
+        return False
+    return True
+
+
 def test_run(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
     """
     Containers run and are written in, each for itself; the image's own files stay as they are.
     """
-    script = "cat /name && echo changed > /name && cat /name && touch /bin/new && stat -c %a:%u /bin/new"
+    change = f"grep {busybox.name} /name; echo changed > /name; touch /bin/new; test $(stat -c %a:%u /bin/new) = 644:0"
     for container in ("first", "second"):
-        assert emptied.run(busybox.name, container, script) == f"{busybox.name}changed\n644:0\n"
-    emptied.start_container(busybox.name, "third", "echo started > /state; sleep 1000")
-    wait_until(lambda: emptied.shell("third", "cat /state || true") == "started\n", "the container to write")
-    assert emptied.shell("third", "cat /name; echo more >> /state; cat /state") == f"{busybox.name}started\nmore\n"
-    with pytest.raises(CtrError, match="Read-only file system"):
-        emptied.run(busybox.name, "fourth", "touch /file", "--read-only")
+        emptied.run(busybox.name, container, change)
+    emptied.start_container(busybox.name, "third", f"{change}; sleep 1000")
+    wait_until(lambda: succeeds(emptied.shell, "third", "grep changed /name"), "the container to write")
+    emptied.shell("third", "echo more >> /name")
+    emptied.shell("third", "test $(wc -l < /name) = 2")
+    emptied.run(busybox.name, "fourth", "! touch /file", "--read-only")
     assert images.differences(images.applied(busybox.layers), content(emptied, busybox)) == []
     daemon.check_store()
 
@@ -155,11 +164,11 @@ def test_parallel(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
     Twenty containers started at once all run, each in its own snapshot.
     """
 
-    def run(number: int) -> str:
-        return emptied.run(busybox.name, f"c{number}", f"echo {number} > /own; sync; cat /own")
+    def run(number: int) -> None:
+        emptied.run(busybox.name, f"c{number}", f"echo {number} > /own; sync; test $(cat /own) = {number}")
 
     with ThreadPoolExecutor(20) as pool:
-        assert list(pool.map(run, range(20))) == [f"{number}\n" for number in range(20)]
+        list(pool.map(run, range(20)))
     emptied.collect_garbage()
     assert len(daemon.snapshots()) == len(busybox.layers)
     daemon.check_store()
@@ -178,7 +187,7 @@ def test_removal(emptied: Containerd, daemon: Daemon, busybox: Image, directory:
     emptied.ctr("content", "prune", "references")
     emptied.ctr("images", "rm", "--sync", other.name)
     assert set(emptied.listed("snapshots")) == {"user", *other.chain_ids}
-    assert emptied.shell("user", "cat /name") == other.name
+    emptied.shell("user", f"grep {other.name} /name")
     emptied.ctr("tasks", "rm", "--force", "user")
     emptied.ctr("containers", "rm", "user")
     emptied.collect_garbage()
@@ -208,37 +217,23 @@ class Counter:
     """
 
     def __init__(self, containerd: Containerd, image: Image) -> None:
-        self._containerd = containerd
-        containerd.start_container(image.name, "counter", COUNT)
-        self.pid = self._pid()
+        self.pid = containerd.start_container(image.name, "counter", COUNT)
 
-    def _pid(self) -> int:
-        (task,) = (line.split() for line in self._containerd.ctr("tasks", "ls").splitlines()[1:])
-        assert task[2] == "RUNNING"
-        return int(task[1])
-
-    def lines(self) -> list[str]:
+    def numbers(self) -> list[str]:
         try:
-            return Path(f"/proc/{self.pid}/root/log").read_text().splitlines()
+            text = Path(f"/proc/{self.pid}/root/log").read_text()
         except FileNotFoundError:
             return []
+        return text.split("\n")[:-1]
 
     def check_going_on(self) -> None:
         """
         Wait for its next numbers, of which none may be missing.
         """
-        count = len(self.lines())
-        wait_until(lambda: len(self.lines()) > count + 1, "the container to write")
-        lines = self.lines()[:-1]  # of which the last may be half
-        assert lines == [str(number) for number in range(1, len(lines) + 1)]
-
-    def check_reachable(self) -> None:
-        """
-        containerd knows it, and what it wrote is there.
-        """
-        assert self._pid() == self.pid
-        lines = self._containerd.shell("counter", "cat /log").splitlines()[:-1]
-        assert lines == [str(number) for number in range(1, len(lines) + 1)]
+        count = len(self.numbers())
+        wait_until(lambda: len(self.numbers()) > count + 1, "the container to write")
+        numbers = self.numbers()
+        assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
 
 
 ORDERS = ["daemon", "containerd", "daemon containerd", "containerd daemon"]
@@ -263,9 +258,10 @@ def test_restart(emptied: Containerd, daemon: Daemon, busybox: Image, order: str
         side.start()
         counter.check_going_on()
     wait_until(emptied.answers, "containerd to reach the daemon")
-    counter.check_reachable()
     assert daemon.snapshots() == before
-    assert emptied.run(busybox.name, "late", "cat /name; echo more > /name; cat /name") == f"{busybox.name}more\n"
+    assert emptied.tasks() == {"counter": counter.pid}
+    emptied.shell("counter", "grep -x 1 /log; echo more > /more")
+    emptied.run(busybox.name, "late", f"grep {busybox.name} /name; echo more > /more")
     daemon.check_store()
 
 
@@ -278,10 +274,10 @@ def test_kill_at_work(emptied: Containerd, daemon: Daemon, busybox: Image, victi
     done = threading.Semaphore(0)
     attempts = itertools.count()
 
-    def run(number: int) -> None:
+    def run() -> None:
         while True:
             try:
-                assert emptied.run(busybox.name, f"c{next(attempts)}", f"echo {number}") == f"{number}\n"
+                emptied.run(busybox.name, f"c{next(attempts)}", "echo more > /more")
             except CtrError:
                 wait_until(emptied.answers, "containerd to reach the daemon")
             else:
@@ -289,7 +285,7 @@ def test_kill_at_work(emptied: Containerd, daemon: Daemon, busybox: Image, victi
                 return
 
     with ThreadPoolExecutor(4) as pool:
-        runs = [pool.submit(run, number) for number in range(24)]
+        runs = [pool.submit(run) for _ in range(24)]
         for _ in range(3):
             for _ in range(5):
                 assert done.acquire(timeout=PATIENCE)
@@ -297,6 +293,8 @@ def test_kill_at_work(emptied: Containerd, daemon: Daemon, busybox: Image, victi
             side.start()
         for outcome in runs:
             outcome.result()
+    # containerd forgets the shim that it was starting, and what that has mounted.
+    emptied.clear()
 
 
 def test_kill_at_import(
@@ -330,4 +328,4 @@ def test_reboot(emptied: Containerd, daemon: Daemon, busybox: Image, filesystem:
     daemon.start()
     emptied.start()
     assert daemon.snapshots() == before
-    assert emptied.run(busybox.name, "late", "cat /name") == busybox.name
+    emptied.run(busybox.name, "late", f"grep {busybox.name} /name")
