@@ -3,6 +3,8 @@ What may import what.
 """
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +25,15 @@ LAYERS = [
     {"pybtrfs.subvolume", "pybtrfs.image"},
     {"snapshotter.errors", "snapshotter.events"},
     {"snapshotter.snapshot"},
-    {"snapshotter.filters", "snapshotter.labels", "snapshotter.mountinfo", "snapshotter.shared", "snapshotter.session"},
+    {
+        "snapshotter.filters",
+        "snapshotter.labels",
+        "snapshotter.mountinfo",
+        "snapshotter.shared",
+        "snapshotter.session",
+        "snapshotter.sockets",
+    },
+    {"snapshotter.rpc"},
     {"snapshotter.usage", "snapshotter.mounting", "snapshotter.display", "snapshotter.interruption"},
     {"snapshotter.records", "snapshotter.volumes"},
     {"snapshotter.api"},
@@ -35,7 +45,14 @@ LAYERS = [
     {"snapshotter.contract"},
     {"snapshotter"},
     {"snapshotter.image_store"},
-    {"snapshotter.demo", "snapshotter.doctor", "snapshotter.client", "snapshotter.config", "snapshotter.systemd"},
+    {
+        "snapshotter.demo",
+        "snapshotter.doctor",
+        "snapshotter.client",
+        "snapshotter.config",
+        "snapshotter.metrics",
+        "snapshotter.systemd",
+    },
     {"snapshotter.service"},
     {"snapshotter.daemon"},
     {"snapshotter.cli"},
@@ -58,13 +75,16 @@ IO |= {"subprocess", "threading", "time"}
 
 ONLY = {  # these imports are these modules' alone
     "pybtrfs._btrfs": {"pybtrfs", "pybtrfs.ioctl", "pybtrfs.syscall"},
-    "grpclib": {"snapshotter.api.snapshots_grpc", "snapshotter.client", "snapshotter.service"},
+    "prometheus_client": {"snapshotter.metrics"},
+    "grpclib": {"snapshotter.api.snapshots_grpc", "snapshotter.client", "snapshotter.rpc", "snapshotter.service"},
+    "h2": {"snapshotter.rpc"},
     "google.protobuf": {
         "snapshotter.api.mount_pb2",
         "snapshotter.api.snapshots_pb2",
         "snapshotter.api.snapshots_grpc",
         "snapshotter.client",
         "snapshotter.messages",
+        "snapshotter.rpc",
         "snapshotter.service",
     },
     "subprocess": set(),
@@ -118,6 +138,19 @@ def test_imports(module: str, path: Path) -> None:
     Imports point downwards, and what touches the kernel, a process or the network stays where it belongs.
     """
     assert violations(module, path.read_text()) == []
+
+
+def test_start_of_the_command() -> None:
+    """
+    What is needed for serving alone is not imported by other commands, which would wait for it.
+    """
+    ask = (
+        "import sys; from snapshotter import cli; print(cli.main(['config', 'default']), *sys.modules, file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+    loaded = ran.stderr.split()
+    assert loaded[0] == "0"
+    assert not {"asyncio", "difflib", "google.protobuf", "grpclib", "socket", "tomllib"} & set(loaded)
 
 
 @pytest.mark.parametrize(

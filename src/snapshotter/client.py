@@ -61,10 +61,14 @@ class Client:
         """
         if self._loop.is_closed():
             return
-        self._loop.call_soon_threadsafe(self._channel.close)
+        asyncio.run_coroutine_threadsafe(self._disconnect(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _disconnect(self) -> None:
+        self._channel.close()
+        await asyncio.sleep(0)  # the transport closes its socket in the loop's next turn
 
     def __enter__(self) -> Self:
         return self

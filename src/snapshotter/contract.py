@@ -7,6 +7,7 @@ import copy
 import errno
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self, TypedDict, TypeVar, Unpack
@@ -24,7 +25,7 @@ from snapshotter.errors import (
 )
 from snapshotter.events import Event
 from snapshotter.index import Index, Snapshot
-from snapshotter.labels import apply_fieldpaths, check_key, check_labels
+from snapshotter.labels import apply_fieldpaths, check_key, check_labels, quoted
 from snapshotter.mountinfo import MountTable
 from snapshotter.records import Commitment, Record, State
 from snapshotter.recovery import Recovered, Verdict
@@ -41,7 +42,6 @@ CLEANUP_SECONDS = 5.0
 RECORD_RESERVE = 256
 
 _ADOPT = "make it one with `snapshotter init --adopt`"
-_NOTHING = Measured(Usage(), Usage())
 _LAYER_VERSION = -1  # of a measurement that never changes
 
 T = TypeVar("T")
@@ -59,6 +59,21 @@ class Problem:
     subject: str
     what: str
     cure: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """
+    A store in numbers.
+
+    Args:
+        pending: Removed snapshots, and former subvolumes of committed ones, that are not destroyed yet.
+        problems: As many as `Snapshotter.problems` has.
+    """
+
+    snapshots: Mapping[Kind, int]
+    pending: int
+    problems: int
 
 
 class Options(TypedDict, total=False):
@@ -239,6 +254,13 @@ class Snapshotter:
         """
         return self._session.why_read_only
 
+    @property
+    def failure(self) -> str:
+        """
+        Why the filesystem is not asked any more, having failed; empty while it works.
+        """
+        return self._session.failure
+
     # -- reading
 
     def stat(self, key: str) -> Info:
@@ -277,18 +299,19 @@ class Snapshotter:
             NotFoundError: No snapshot has the key.
             DataLossError: Its subvolume is gone.
         """
+        measured = self._reading(key, "measure", self._measure)
+        return self._by_definition(measured)
+
+    def known_usage(self, key: str) -> Usage | None:
+        """
+        What `usage` says, where no system call is needed to know; None elsewhere.
+
+        Raises:
+            NotFoundError: No snapshot has the key.
+        """
         self._session.check()
-        while True:
-            snapshot = self._index.get(key)
-            record = snapshot.record
-            try:
-                with self._session.reading(f"measure snapshot {key!r}"):
-                    measured = self._measure(snapshot)
-                    return measured.added if self._definition == "added" else measured.containerd
-            except DataLossError:
-                # It is no loss when a commit or a removal took the subvolume from under the search.
-                if self._index.get(key).record is record:
-                    raise
+        measured = self._index.get(key).known
+        return self._by_definition(measured) if measured else None
 
     def mounts(self, key: str) -> tuple[Mount, ...]:
         """
@@ -299,8 +322,26 @@ class Snapshotter:
             FailedPreconditionError: It is committed.
             DataLossError: Its subvolume is gone.
         """
-        with self._session.reading(f"mount snapshot {key!r}"), self._index.change(key):
-            return self._mounts(self._index.get(key))
+        return self._reading(key, "mount", self._mounts)
+
+    def _by_definition(self, measured: Measured) -> Usage:
+        return measured.added if self._definition == "added" else measured.containerd
+
+    def _reading(self, key: str, doing: str, read: Callable[[Snapshot], T]) -> T:
+        """
+        What *read* finds of the snapshot *key*; it waits for no change, and is judged on what it was read of.
+        """
+        self._session.check()
+        while True:
+            snapshot = self._index.get(key)
+            record = snapshot.record
+            try:
+                with self._session.reading(f"{doing} snapshot {quoted(key)}"):
+                    return read(snapshot)
+            except DataLossError:
+                # It is no loss when a commit or a removal took the subvolume from under the reading.
+                if self._index.get(key).record is record:
+                    raise
 
     def problems(self) -> list[Problem]:
         """
@@ -312,6 +353,14 @@ class Snapshotter:
             if snapshot.quarantine
         ]
         return quarantined + self._problems
+
+    def status(self) -> Status:
+        """
+        Count what the store holds, without a look at the disk.
+        """
+        self._session.check()
+        kinds = Counter(snapshot.kind for snapshot in self._index.snapshots())
+        return Status({kind: kinds[kind] for kind in Kind}, len(self._worker.pending), len(self.problems()))
 
     # -- changing
 
@@ -376,7 +425,7 @@ class Snapshotter:
         """
         started = time.monotonic()
         check_key(new_key)
-        with self._changing(f"fork snapshot {key!r}"), self._index.change(key, new_key):
+        with self._changing(f"fork snapshot {quoted(key)}"), self._index.change(key, new_key):
             source = self._index.get(key)
             self._check_active(source)
             self._check_free(new_key)
@@ -432,15 +481,15 @@ class Snapshotter:
         started = time.monotonic()
         check_key(name)
         labels = check_labels(labels)
-        with self._changing(f"commit snapshot {key!r}"):
+        with self._changing(f"commit snapshot {quoted(key)}"):
             with self._index.change(name, key):
                 active = self._index.get(key)
                 self._check_free(name)
                 self._check_active(active)
                 if parent and parent != active.parent_key:
                     raise InvalidArgumentError(
-                        f"cannot change parent of active snapshot {key!r} on commit: it is {active.parent_key!r}, "
-                        f"not {parent!r}"
+                        f"cannot change parent of active snapshot {quoted(key)} on commit: "
+                        f"it is {quoted(active.parent_key)}, not {quoted(parent)}"
                     )
                 _check_whole(active)
                 self._check_trusted(active)
@@ -467,7 +516,7 @@ class Snapshotter:
             InvalidArgumentError: Another path; the labels break a rule.
         """
         started = time.monotonic()
-        with self._changing(f"update snapshot {info.name!r}"), self._index.change(info.name):
+        with self._changing(f"update snapshot {quoted(info.name)}"), self._index.change(info.name):
             snapshot = self._index.get(info.name)
             labels = apply_fieldpaths(snapshot.info, info, fieldpaths)
             record = replace(snapshot.record, labels=labels, updated=time.time_ns())
@@ -497,11 +546,11 @@ class Snapshotter:
         """
         started = time.monotonic()
         try:
-            with self._changing(f"remove snapshot {key!r}"):
+            with self._changing(f"remove snapshot {quoted(key)}"):
                 with self._index.change(key):
                     snapshot = self._index.get(key)
                     if snapshot.children:
-                        raise FailedPreconditionError(f"cannot remove snapshot {key!r} with child")
+                        raise FailedPreconditionError(f"cannot remove snapshot {quoted(key)} with child")
                     with contextlib.suppress(FileNotFoundError), self._store.directory(snapshot.id) as directory:
                         self._mark_removed(snapshot, directory)
                     self._index.remove(snapshot)
@@ -536,7 +585,7 @@ class Snapshotter:
                         Event.UNDONE.emit(key=item.written.key, id=item.id)
                     self._worker.destroy(item.id)
             elif item.record.key in self._index:
-                self._report(item.name, f"its key {item.record.key!r} is another's")
+                self._report(item.name, f"its key {quoted(item.record.key)} is another's")
             else:
                 parent_id = item.record.parent
                 if parent_id and parent_id not in by_id:
@@ -597,9 +646,9 @@ class Snapshotter:
         started = time.monotonic()
         check_key(key)
         labels = check_labels(labels)
-        with self._changing(f"create snapshot {key!r}"), self._index.change(key, parent=parent) as base:
+        with self._changing(f"create snapshot {quoted(key)}"), self._index.change(key, parent=parent) as base:
             if base and base.kind is not Kind.COMMITTED:
-                raise InvalidArgumentError(f"parent {parent!r} is not committed snapshot")
+                raise InvalidArgumentError(f"parent {quoted(parent)} is not committed snapshot")
             self._check_free(key)
             if base:
                 _check_whole(base)
@@ -674,7 +723,7 @@ class Snapshotter:
         limit = self._volumes.record_limit - RECORD_RESERVE
         if len(data) > limit:
             raise InvalidArgumentError(
-                f"key and labels of snapshot {record.key!r:.64} need {len(data)} bytes, "
+                f"key and labels of snapshot {quoted(record.key)} need {len(data)} bytes, "
                 f"and a record has room for {limit}"
             )
         return data
@@ -721,7 +770,7 @@ class Snapshotter:
     def _check_trusted(self, active: Snapshot) -> None:
         if self._verify and self._is_suspect(active):
             raise DataLossError(
-                f"the disk may have refused data of snapshot {active.key!r}: mend the disk and make it again"
+                f"the disk may have refused data of snapshot {quoted(active.key)}: mend the disk and make it again"
             )
 
     def _is_suspect(self, active: Snapshot) -> bool:
@@ -774,10 +823,8 @@ class Snapshotter:
     # -- asking
 
     def _measure(self, snapshot: Snapshot) -> Measured:
-        if snapshot.kind is Kind.VIEW:
-            return _NOTHING
-        if snapshot.record.usage:
-            return snapshot.record.usage
+        if snapshot.known:
+            return snapshot.known
         _check_whole(snapshot)
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(self._store.directory(snapshot.id))
@@ -793,7 +840,7 @@ class Snapshotter:
 
     def _mounts(self, snapshot: Snapshot) -> tuple[Mount, ...]:
         if snapshot.kind is Kind.COMMITTED:
-            raise FailedPreconditionError(f"requested snapshot {snapshot.key!r} not active or view")
+            raise FailedPreconditionError(f"requested snapshot {quoted(snapshot.key)} not active or view")
         _check_whole(snapshot)
         if snapshot.kind is Kind.ACTIVE:
             return (self._volumes.mount(os.path.join(self.root, SNAPSHOTS, str(snapshot.id), FS), read_only=False),)
@@ -806,12 +853,12 @@ class Snapshotter:
 
     def _check_free(self, key: str) -> None:
         if key in self._index:
-            raise AlreadyExistsError(f"snapshot {key!r} already exists")
+            raise AlreadyExistsError(f"snapshot {quoted(key)} already exists")
 
     @staticmethod
     def _check_active(snapshot: Snapshot) -> None:
         if snapshot.kind is not Kind.ACTIVE:
-            raise FailedPreconditionError(f"snapshot {snapshot.key!r} is not active")
+            raise FailedPreconditionError(f"snapshot {quoted(snapshot.key)} is not active")
 
 
 def _lost(snapshot_id: int, why: str) -> Snapshot:
@@ -823,7 +870,7 @@ def _lost(snapshot_id: int, why: str) -> Snapshot:
 
 def _check_whole(snapshot: Snapshot) -> None:
     if snapshot.quarantine:
-        raise DataLossError(f"snapshot {snapshot.key!r} cannot be used: {snapshot.quarantine}")
+        raise DataLossError(f"snapshot {quoted(snapshot.key)} cannot be used: {snapshot.quarantine}")
 
 
 def _check_options(client: str | None, usage: str, mount_mode: str) -> None:

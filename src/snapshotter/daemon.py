@@ -6,16 +6,16 @@ It never mounts, and runs no other program.
 
 import asyncio
 import contextlib
-import errno
 import os
 import signal
 import socket
 import stat
-import struct
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
-from snapshotter import mountinfo
+from snapshotter import mountinfo, sockets
 from snapshotter.client import Client
 from snapshotter.config import Config
 from snapshotter.contract import Options, Snapshotter
@@ -24,13 +24,16 @@ from snapshotter.errors import (
     Error,
     FailedPreconditionError,
     NotFoundError,
-    StoreHeldError,
 )
 from snapshotter.events import Event
 from snapshotter.service import Service
 from snapshotter.systemd import Systemd
 
-STOP_SECONDS = 10.0
+if TYPE_CHECKING:
+    from snapshotter.metrics import Metrics
+
+CALLS_SECONDS = 10.0  # for calls under way to end, after a signal
+CLOSE_SECONDS = 5.0  # for what goes on nevertheless, and the store
 FEEDS = 3  # in the time after which systemd takes a service for hung
 NOBODY = "watchdog"  # the key that is asked for: containerd's have slashes
 
@@ -47,11 +50,18 @@ def serve(config: Config, systemd: Systemd) -> None:
     """
     os.umask(0o077)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with listening(config.address, systemd) as listener:
-        asyncio.run(_serve(config, systemd, listener))
+    with contextlib.ExitStack() as stack:
+        metrics = None
+        if config.metrics_address:
+            from snapshotter.metrics import Metrics, serving  # its library takes memory and time of every start
+
+            metrics = Metrics()
+            stack.enter_context(serving(metrics, config.metrics_address))
+        listener = stack.enter_context(listening(config.address, systemd))
+        asyncio.run(_serve(config, systemd, listener, metrics))
 
 
-async def _serve(config: Config, systemd: Systemd, listener: socket.socket) -> None:
+async def _serve(config: Config, systemd: Systemd, listener: socket.socket, metrics: "Metrics | None") -> None:
     loop = asyncio.get_running_loop()
     address = listener.getsockname()
     stopped = loop.create_future()
@@ -64,12 +74,15 @@ async def _serve(config: Config, systemd: Systemd, listener: socket.socket) -> N
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     pool = ThreadPoolExecutor(1, "snapshotter-life")
+    begun = time.monotonic()
     opened = loop.run_in_executor(pool, _open, config, address)
-    service = Service(opened)
+    service = Service(opened, metrics)
     await service.start(listener)
     systemd.notify(f"STATUS=opening {config.root}")
     await asyncio.wait({opened, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if opened.done() and not opened.exception():
+        if metrics:
+            metrics.opened(opened.result(), time.monotonic() - begun)
         Event.READY.emit(root=config.root, address=address)
         systemd.notify("READY=1", f"STATUS=serving {config.root}")
         feeding = asyncio.create_task(_feed(systemd, address, pool))
@@ -77,14 +90,14 @@ async def _serve(config: Config, systemd: Systemd, listener: socket.socket) -> N
         feeding.cancel()
     Event.STOPPING.emit(root=config.root, address=address)
     systemd.notify("STOPPING=1", "STATUS=finishing the calls under way")
+    await service.stop(CALLS_SECONDS)
     try:
-        async with asyncio.timeout(STOP_SECONDS):
-            await service.stop()
+        async with asyncio.timeout(CLOSE_SECONDS):
             store = await asyncio.shield(opened)
             await loop.run_in_executor(pool, store.close)
     except TimeoutError:
-        Event.CUT_OFF.emit(root=config.root, seconds=STOP_SECONDS)
-        os._exit(1)  # a thread in the kernel would be waited for
+        Event.CUT_OFF.emit(root=config.root, seconds=CALLS_SECONDS + CLOSE_SECONDS)
+        os._exit(1)  # Python would wait for a thread that the kernel holds
 
 
 async def _feed(systemd: Systemd, address: str, pool: ThreadPoolExecutor) -> None:
@@ -158,25 +171,7 @@ def listening(address: str, systemd: Systemd) -> Iterator[socket.socket]:
             _check_handed(handed)
             yield handed[0]
             return
-        directory = os.path.dirname(address)
-        try:
-            os.mkdir(directory, 0o700)
-            undo.callback(_remove_directory, directory)
-        except FileExistsError:
-            pass
-        except FileNotFoundError as error:
-            raise NotFoundError(f"{os.path.dirname(directory)!r} does not exist: make it first") from error
-        listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        try:
-            _bind(listener, address)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            _remove_stale(address)
-            _bind(listener, address)
-        undo.callback(_remove_own, address, os.lstat(address))
-        listener.listen()
-        yield listener
+        yield undo.enter_context(sockets.listening(address))
 
 
 def _check_handed(handed: list[socket.socket]) -> None:
@@ -189,45 +184,3 @@ def _check_handed(handed: list[socket.socket]) -> None:
         raise FailedPreconditionError(
             f"systemd handed over {name!r}: it has to be a listening stream socket with a path"
         )
-
-
-def _bind(listener: socket.socket, address: str) -> None:
-    before = os.umask(0o177)
-    try:
-        listener.bind(address)
-    finally:
-        os.umask(before)
-    # Where the directory has a default ACL the kernel asks that, not the umask. Nobody can connect before listen().
-    os.chmod(address, 0o600)
-
-
-def _remove_stale(address: str) -> None:
-    """
-    Remove the socket of a process that is gone.
-    """
-    if not stat.S_ISSOCK(os.lstat(address).st_mode):
-        raise FailedPreconditionError(f"{address!r} is in the way, and is no socket: choose another address")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(address)
-        except ConnectionRefusedError:
-            os.unlink(address)
-            return
-        except BlockingIOError:
-            who = "a process that is busy"  # so many connections wait there
-        else:
-            pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            who = f"process {pid}"
-    raise StoreHeldError(f"{who} serves at {address!r}: stop it, or choose another address")
-
-
-def _remove_own(address: str, made: os.stat_result) -> None:
-    with contextlib.suppress(OSError):
-        if os.path.samestat(os.lstat(address), made):
-            os.unlink(address)
-
-
-def _remove_directory(path: str) -> None:
-    with contextlib.suppress(OSError):  # something else is in there now
-        os.rmdir(path)

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from snapshotter.errors import NotFoundError
+from snapshotter.labels import quoted
 from snapshotter.records import Record
-from snapshotter.snapshot import Info, Kind, Measured
+from snapshotter.snapshot import Info, Kind, Measured, Usage
+
+NOTHING = Measured(Usage(), Usage())
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -50,6 +53,13 @@ class Snapshot:
     @property
     def kind(self) -> Kind:
         return self.record.state.kind
+
+    @property
+    def known(self) -> Measured | None:
+        """
+        What it measures, where that cannot change.
+        """
+        return NOTHING if self.kind is Kind.VIEW else self.record.usage
 
     @property
     def info(self) -> Info:
@@ -97,7 +107,7 @@ class Index:
             try:
                 return self._by_key[key]
             except KeyError:
-                raise NotFoundError(f"snapshot {key!r} does not exist: not found") from None
+                raise NotFoundError(f"snapshot {quoted(key)} does not exist: not found") from None
 
     def snapshots(self) -> list[Snapshot]:
         """

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from snapshotter.errors import InvalidArgumentError
 from snapshotter.snapshot import Info
 
-__all__ = ["apply_fieldpaths", "check_key", "check_labels"]
+__all__ = ["apply_fieldpaths", "check_key", "check_labels", "quoted"]
 
 # The cap of bolt, where containerd's own snapshotters keep their keys.
 MAX_KEY_SIZE = 32_768
@@ -17,6 +17,9 @@ MAX_LABEL_SIZE = 4_096
 
 # containerd has none; nobody sets more than a few dozen.
 MAX_LABELS = 1_000
+
+# Of a key or label in the text of an error, which is sent in a header; containerd's keys are shorter.
+MAX_QUOTED = 256
 
 
 def check_key(key: str) -> None:
@@ -33,7 +36,7 @@ def check_key(key: str) -> None:
     if not size:
         raise InvalidArgumentError("the key is empty")
     if size > MAX_KEY_SIZE:
-        raise InvalidArgumentError(f"key {_shortened(key)} has {size} bytes, more than {MAX_KEY_SIZE}")
+        raise InvalidArgumentError(f"key {quoted(key)} has {size} bytes, more than {MAX_KEY_SIZE}")
 
 
 def check_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
@@ -52,12 +55,12 @@ def check_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
     if len(labels) > MAX_LABELS:
         raise InvalidArgumentError(f"{len(labels)} labels are more than {MAX_LABELS}")
     for key, value in labels.items():
-        size = _size(key, "label") + _size(value, f"value of label {_shortened(key)}")
+        size = _size(key, "label") + _size(value, f"value of label {quoted(key)}")
         if not key:
             raise InvalidArgumentError("the key of a label is empty")
         if size > MAX_LABEL_SIZE:
             raise InvalidArgumentError(
-                f"label {_shortened(key)} has {size} bytes of key and value, more than {MAX_LABEL_SIZE}"
+                f"label {quoted(key)} has {size} bytes of key and value, more than {MAX_LABEL_SIZE}"
             )
     return {key: value for key, value in labels.items() if value}
 
@@ -84,8 +87,15 @@ def apply_fieldpaths(current: Info, given: Info, fieldpaths: Iterable[str]) -> d
                 if value := given.labels.get(key):
                     labels[key] = value
             case _:
-                raise InvalidArgumentError(f"cannot update {path!r} field on snapshot {_shortened(current.name)}")
+                raise InvalidArgumentError(f"cannot update {quoted(path)} field on snapshot {quoted(current.name)}")
     return check_labels(labels)
+
+
+def quoted(text: str) -> str:
+    """
+    *text* in quotes, as the text of an error shows it: a huge one not whole.
+    """
+    return repr(text) if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]!r}..."
 
 
 def _size(text: str, what: str) -> int:
@@ -94,8 +104,4 @@ def _size(text: str, what: str) -> int:
     try:
         return len(text.encode())
     except UnicodeEncodeError:
-        raise InvalidArgumentError(f"{what} {_shortened(text)} cannot be encoded as UTF-8") from None
-
-
-def _shortened(text: str) -> str:
-    return repr(text) if len(text) <= 64 else f"{text[:64]!r}..."
+        raise InvalidArgumentError(f"{what} {quoted(text)} cannot be encoded as UTF-8") from None

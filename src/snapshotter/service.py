@@ -1,193 +1,181 @@
 """
-containerd's Snapshots service over a store: bytes to calls, calls to threads, errors to codes.
+containerd's Snapshots service over a store: messages to calls, calls to threads, errors to statuses.
 """
 
 import asyncio
-import contextlib
 import logging
 import socket
-import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
-from grpclib.const import Cardinality, Handler, Status
-from grpclib.exceptions import GRPCError
-from grpclib.health.check import ServiceStatus
-from grpclib.health.service import OVERALL, Health
-from grpclib.server import Server, Stream
+from grpclib.const import Status
+from grpclib.health.v1 import health_pb2
 
+from snapshotter import rpc
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.contract import Snapshotter
-from snapshotter.errors import Error, FailedPreconditionError, NotFoundError, UnavailableError
-from snapshotter.messages import code_of, info_from, info_to, mounts_to, usage_to
+from snapshotter.errors import Error, UnavailableError
+from snapshotter.messages import code_of, info_to, mounts_to, usage_to
+from snapshotter.rpc import Answer, Method, Observer, RefusedError
+from snapshotter.snapshot import Info, Kind
 
 __all__ = ["Observer", "Service"]
 
 CHANGING_THREADS = 64
 READING_THREADS = 8
+
+# How long a call may take. What is under way then goes on, what has not begun never does.
+READ_SECONDS = 30.0
+CHANGE_SECONDS = 300.0  # a commit has what was written flushed, and slow disks have gigabytes of it
+# containerd's collection calls one after the other, without a deadline, and holds up everybody else meanwhile.
+COLLECTION_SECONDS = 10.0
+STUCK_COLLECTION_SECONDS = 1.0  # while something goes on that is late already
+
 LIST_BATCH = 100  # as containerd's own
+LIST_BATCH_SIZE = 1 << 20  # in bytes; with large labels a hundred would be more than the 16 MiB that clients take
+
+# Any other answer to a removal ends containerd's whole collection.
+_OF_REMOVE = (Status.NOT_FOUND, Status.FAILED_PRECONDITION)
 
 log = logging.getLogger(__name__)
 
 
-class Observer(Protocol):
-    """
-    Is told of every call; called on the loop, so it must not block.
-    """
-
-    def started(self, operation: str) -> None:
-        """
-        A call of *operation*, such as ``"Prepare"``, came in.
-        """
-
-    def ended(self, operation: str, code: str, seconds: float) -> None:
-        """
-        It was answered with a status code, such as ``"NOT_FOUND"``, or ended by its client, ``"CANCELLED"``.
-        """
-
-
-class _Unobserved:
-    def started(self, operation: str) -> None:
-        pass
-
-    def ended(self, operation: str, code: str, seconds: float) -> None:
-        pass
-
-
-class _Server(Server):
-    def stop_listening(self) -> None:
-        # The base class can only cancel every call with it.
-        assert self._server
-        self._server.close()
-
-
 class Service:
     """
-    Serves a store's snapshots, and gRPC's health service, on listening sockets.
+    Serves a store's snapshots to containerd, and gRPC's health service.
 
-    Connections are accepted, and calls held, from `start` on: containerd gives a connection one second, and a store
-    may need longer to open. A method that takes long runs in a thread, what the index can tell is answered at once.
+    Connections are accepted from `start` on, and calls held until the store is open: containerd gives a connection one
+    second, and a store may need longer. What the index tells is answered on the loop, the rest in threads, where
+    changes that hang leave reads alone.
 
     Args:
-        opened: Has the store once it is open, or the exception why it is not. It stays the caller's to close, after
-            `stop`.
+        opened: Has the store once it is open, or why it is not. The store is the caller's to close, after `stop`.
+        observer: Is told of every call.
     """
 
     def __init__(self, opened: "asyncio.Future[Snapshotter]", observer: Observer | None = None) -> None:
         self._opened = opened
-        self._observer = observer or _Unobserved()
-        self._changes = ThreadPoolExecutor(CHANGING_THREADS, "snapshotter-change")
-        self._reads = ThreadPoolExecutor(READING_THREADS, "snapshotter-read")
-        self._cleanups = ThreadPoolExecutor(1, "snapshotter-cleanup")
-        self._status = ServiceStatus()
-        self._status.set(False)
-        opened.add_done_callback(self._set_status)
-        self._servers: list[_Server] = []
-        self._calls: set[asyncio.Task[Any]] = set()
-        self._stopping = False
+        self._pools = {
+            "changes": ThreadPoolExecutor(CHANGING_THREADS, "snapshotter-change"),
+            "reads": ThreadPoolExecutor(READING_THREADS, "snapshotter-read"),
+            "cleanups": ThreadPoolExecutor(1, "snapshotter-cleanup"),
+        }
+        self._late: set[Future[Message]] = set()
+        self._server = rpc.Server(self._methods(), _refusal, observer)
 
-    def _set_status(self, opened: "asyncio.Future[Snapshotter]") -> None:
-        self._status.set(not opened.cancelled() and opened.exception() is None)
+    def _methods(self) -> dict[str, Method]:
+        snapshots = pb.DESCRIPTOR.services_by_name["Snapshots"].full_name
+        health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        self._names = ("", snapshots)
+        return {
+            **{
+                f"/{snapshots}/{operation.name}": Method(
+                    operation.name, operation.request, partial(self._answer, operation)
+                )
+                for operation in _OPERATIONS
+            },
+            f"/{snapshots}/List": Method("List", pb.ListSnapshotsRequest, self._list),
+            f"/{health}/Check": Method("Check", health_pb2.HealthCheckRequest, self._check),
+        }
 
     async def start(self, sock: socket.socket) -> None:
         """
-        Serve on *sock*, a unix socket that is bound, and may be listening already.
+        Serve on *sock*, a bound unix socket, which is closed at the end.
         """
-        server = _Server([self, Health({OVERALL: [self._status], self: [self._status]})])
-        await server.start(sock=sock)
-        self._servers.append(server)
+        await self._server.start(sock)
 
-    async def stop(self) -> None:
+    async def stop(self, seconds: float) -> None:
         """
-        Take no more connections and no more calls, and wait until those under way are answered.
+        Refuse new calls, give those under way *seconds* to end, and end all connections.
+
+        What hangs goes on in its thread: closing the store waits for it.
         """
-        self._stopping = True
-        for server in self._servers:
-            server.stop_listening()
-        if self._calls:
-            await asyncio.wait(self._calls)
-        for server in self._servers:
-            server.close()
-        for pool in (self._changes, self._reads, self._cleanups):
+        await self._server.stop(seconds)
+        for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def __mapping__(self) -> dict[str, Handler]:
-        service = pb.DESCRIPTOR.services_by_name["Snapshots"].full_name
-        unary, streaming = Cardinality.UNARY_UNARY, Cardinality.UNARY_STREAM
-        table = {
-            operation.name: Handler(partial(self._serve, operation), unary, operation.request, operation.reply)
-            for operation in _OPERATIONS
-        }
-        table["List"] = Handler(self._list, streaming, pb.ListSnapshotsRequest, pb.ListSnapshotsResponse)
-        return {f"/{service}/{name}": handler for name, handler in table.items()}
+    # -- answering
 
-    # -- calls
-
-    async def _serve(self, operation: "_Operation", stream: Stream[Any, Any]) -> None:
-        async with self._call(operation.name):
-            request = await stream.recv_message()
-            store = await asyncio.shield(self._opened)
-            run = partial(operation.run, store, request)
-            pool = getattr(self, operation.pool) if operation.pool else None
-            reply = await asyncio.get_running_loop().run_in_executor(pool, run) if pool else run()
-            await stream.send_message(reply)
-
-    async def _list(self, stream: Stream[pb.ListSnapshotsRequest, pb.ListSnapshotsResponse]) -> None:
-        async with self._call("List"):
-            request = await stream.recv_message()
-            assert request is not None
-            store = await asyncio.shield(self._opened)
-            batch: list[pb.Info] = []
-            for info in store.walk(*request.filters):
-                batch.append(info_to(info))
-                if len(batch) == LIST_BATCH:
-                    await stream.send_message(pb.ListSnapshotsResponse(info=batch))
-                    batch.clear()
-            if batch:
-                await stream.send_message(pb.ListSnapshotsResponse(info=batch))
-
-    @contextlib.asynccontextmanager
-    async def _call(self, name: str) -> AsyncIterator[None]:
-        """
-        Around one call: has it observed, and makes a status of what it raises.
-        """
-        begun = time.monotonic()
-        code = "CANCELLED"
-        self._observer.started(name)
-        task = asyncio.current_task()
-        assert task
-        self._calls.add(task)
-        # The whole task, not this call alone, which ends before its status is sent.
-        task.add_done_callback(self._calls.discard)
+    def _store(self) -> Snapshotter:
+        if not self._opened.done():
+            raise UnavailableError("the store is not open yet")
         try:
-            if self._stopping:
-                raise UnavailableError("the service is stopping: try again")
-            yield
-            code = "OK"
-        except Error as error:
-            code = code_of(error)
-            raise GRPCError(Status[code], str(error)) from error
-        except Exception as error:
-            code = "INTERNAL"
-            log.exception("%s failed", name)
-            raise GRPCError(Status.INTERNAL, f"{name} failed: {error!r}") from error
-        finally:
-            self._observer.ended(name, code, time.monotonic() - begun)
+            return self._opened.result()
+        except (Exception, asyncio.CancelledError) as error:
+            raise UnavailableError(f"the store is not open: {error}") from error
+
+    def _answer(self, operation: "_Operation", request: Message) -> Answer:
+        if self._opened.done():
+            reply = operation.at_once(self._store(), request)
+            if reply is not None:
+                return reply
+        return self._answer_later(operation, request)
+
+    async def _answer_later(self, operation: "_Operation", request: Message) -> Message:
+        seconds = operation.seconds
+        if self._late:
+            seconds = {COLLECTION_SECONDS: STUCK_COLLECTION_SECONDS}.get(seconds, seconds)
+        running: Future[Message] | None = None
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.wait([self._opened])
+                store = self._store()
+                reply = operation.at_once(store, request)
+                if reply is not None:
+                    return reply
+                running = self._pools[operation.pool].submit(operation.run, store, request)
+                return await asyncio.wrap_future(running)
+        except TimeoutError:
+            if running and not running.done():
+                self._late.add(running)
+                running.add_done_callback(self._late.discard)
+            raise UnavailableError(f"{operation.name} takes more than {seconds:g} s: is the disk hanging?") from None
+
+    async def _list(self, request: pb.ListSnapshotsRequest) -> AsyncGenerator[Message, None]:
+        await asyncio.wait([self._opened], timeout=READ_SECONDS)
+        batch, size = pb.ListSnapshotsResponse(), 0
+        for info in self._store().walk(*request.filters):
+            message = info_to(info)
+            size += message.ByteSize()
+            if batch.info and (len(batch.info) == LIST_BATCH or size > LIST_BATCH_SIZE):
+                yield batch
+                batch, size = pb.ListSnapshotsResponse(), message.ByteSize()
+            batch.info.append(message)
+        if batch.info:
+            yield batch
+
+    def _check(self, request: health_pb2.HealthCheckRequest) -> Message:
+        if request.service not in self._names:
+            raise RefusedError(Status.NOT_FOUND, "unknown service")
+        try:
+            serving = not self._store().failure
+        except UnavailableError:
+            serving = False
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        return health_pb2.HealthCheckResponse(status=status)
 
 
-# -- what each operation does
+def _refusal(method: str, error: Exception) -> RefusedError:
+    """
+    The status that a call of *method* ends with because of *error*.
+    """
+    if isinstance(error, RefusedError):
+        refused = error
+    elif isinstance(error, Error):
+        refused = RefusedError(Status[code_of(error)], str(error))
+    else:
+        log.error("%s failed", method, exc_info=error)
+        refused = RefusedError(Status.INTERNAL, f"{method} failed: {error!r}")
+    if method == "Remove" and refused.status not in _OF_REMOVE:
+        return RefusedError(Status.FAILED_PRECONDITION, str(refused))
+    return refused
 
 
-class _Operation(NamedTuple):
-    name: str
-    request: type[Message]
-    reply: type[Message]
-    run: Callable[[Snapshotter, Any], Message]
-    pool: str = ""
+# -- what is done
 
 
 def _prepare(store: Snapshotter, request: pb.PrepareSnapshotRequest) -> Message:
@@ -211,13 +199,7 @@ def _commit(store: Snapshotter, request: pb.CommitSnapshotRequest) -> Message:
 
 
 def _remove(store: Snapshotter, request: pb.RemoveSnapshotRequest) -> Message:
-    try:
-        store.bound_to(request.snapshotter).remove(request.key)
-    except (NotFoundError, FailedPreconditionError):
-        raise
-    except Exception as error:
-        # Any other code would end containerd's collection.
-        raise FailedPreconditionError(str(error)) from error
+    store.bound_to(request.snapshotter).remove(request.key)
     return Empty()
 
 
@@ -226,8 +208,15 @@ def _stat(store: Snapshotter, request: pb.StatSnapshotRequest) -> Message:
 
 
 def _update(store: Snapshotter, request: pb.UpdateSnapshotRequest) -> Message:
-    bound = store.bound_to(request.snapshotter)
-    return pb.UpdateSnapshotResponse(info=info_to(bound.update(info_from(request.info), *request.update_mask.paths)))
+    # Nothing else of an info can be updated; its times may be garbage.
+    info = Info(Kind.ACTIVE, request.info.name, labels=dict(request.info.labels))
+    updated = store.bound_to(request.snapshotter).update(info, *request.update_mask.paths)
+    return pb.UpdateSnapshotResponse(info=info_to(updated))
+
+
+def _known_usage(store: Snapshotter, request: pb.UsageRequest) -> Message | None:
+    usage = store.known_usage(request.key)
+    return usage_to(usage) if usage else None
 
 
 def _usage(store: Snapshotter, request: pb.UsageRequest) -> Message:
@@ -239,14 +228,34 @@ def _cleanup(store: Snapshotter, request: pb.CleanupRequest) -> Message:
     return Empty()
 
 
+def _nothing(store: Snapshotter, request: Message) -> None:
+    return None
+
+
+class _Operation(NamedTuple):
+    """
+    What a method does.
+
+    Args:
+        at_once: Gives the reply if that takes no system call; else *run* does, in a thread of *pool*.
+    """
+
+    name: str
+    request: type[Message]
+    pool: str
+    seconds: float
+    run: Callable[[Snapshotter, Any], Message]
+    at_once: Callable[[Snapshotter, Any], Message | None] = _nothing
+
+
 _OPERATIONS = (
-    _Operation("Prepare", pb.PrepareSnapshotRequest, pb.PrepareSnapshotResponse, _prepare, "_changes"),
-    _Operation("View", pb.ViewSnapshotRequest, pb.ViewSnapshotResponse, _view, "_changes"),
-    _Operation("Mounts", pb.MountsRequest, pb.MountsResponse, _mounts, "_reads"),
-    _Operation("Commit", pb.CommitSnapshotRequest, Empty, _commit, "_changes"),
-    _Operation("Remove", pb.RemoveSnapshotRequest, Empty, _remove, "_changes"),
-    _Operation("Stat", pb.StatSnapshotRequest, pb.StatSnapshotResponse, _stat),
-    _Operation("Update", pb.UpdateSnapshotRequest, pb.UpdateSnapshotResponse, _update, "_changes"),
-    _Operation("Usage", pb.UsageRequest, pb.UsageResponse, _usage, "_reads"),
-    _Operation("Cleanup", pb.CleanupRequest, Empty, _cleanup, "_cleanups"),
+    _Operation("Prepare", pb.PrepareSnapshotRequest, "changes", CHANGE_SECONDS, _prepare),
+    _Operation("View", pb.ViewSnapshotRequest, "changes", CHANGE_SECONDS, _view),
+    _Operation("Mounts", pb.MountsRequest, "reads", READ_SECONDS, _mounts),
+    _Operation("Commit", pb.CommitSnapshotRequest, "changes", CHANGE_SECONDS, _commit),
+    _Operation("Remove", pb.RemoveSnapshotRequest, "changes", COLLECTION_SECONDS, _remove),
+    _Operation("Stat", pb.StatSnapshotRequest, "reads", READ_SECONDS, _stat, _stat),
+    _Operation("Update", pb.UpdateSnapshotRequest, "changes", CHANGE_SECONDS, _update),
+    _Operation("Usage", pb.UsageRequest, "reads", READ_SECONDS, _usage, _known_usage),
+    _Operation("Cleanup", pb.CleanupRequest, "cleanups", COLLECTION_SECONDS, _cleanup),
 )

@@ -33,6 +33,9 @@ class Session:
     Args:
         resources: Closed when the session ends, once no call is under way.
         why_read_only: Why nothing may be changed; empty when it may.
+
+    Attributes:
+        failure: Why the disk is not asked any more; empty while it is.
     """
 
     def __init__(self, root: str, resources: contextlib.ExitStack, why_read_only: str) -> None:
@@ -43,7 +46,7 @@ class Session:
         self._gate = threading.Condition()
         self._running = 0
         self._closed = False
-        self._failure = ""
+        self.failure = ""
 
     def check(self) -> None:
         """
@@ -79,7 +82,7 @@ class Session:
                 yield
             except OSError as error:
                 if error.errno in _DEAD:
-                    self._failure = f"the filesystem of {self._root!r} failed, {error.strerror}: mount it and reopen"
+                    self.failure = f"the filesystem of {self._root!r} failed, {error.strerror}: mount it and reopen"
                     Event.FILESYSTEM_FAILED.emit(root=self._root, error=str(error))
                 raise _translated(doing, error) from error
 
@@ -87,8 +90,8 @@ class Session:
     def _using(self) -> Iterator[None]:
         with self._gate:
             self.check()
-            if self._failure:
-                raise UnavailableError(self._failure)
+            if self.failure:
+                raise UnavailableError(self.failure)
             self._running += 1
         try:
             yield
@@ -96,7 +99,7 @@ class Session:
             with self._gate:
                 self._running -= 1
                 self._gate.notify_all()
-            if self._failure:
+            if self.failure:
                 self._end()
 
     def close(self) -> None:

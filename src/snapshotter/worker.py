@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 from snapshotter.events import Event
 from snapshotter.mountinfo import MountTable
@@ -49,6 +50,7 @@ class Worker:
         self._volumes = volumes
         self._condition = threading.Condition()
         self._doomed: deque[Doomed] = deque()
+        self._in_hand: dict[int, deque[Doomed]] = {}  # by thread
         self._held: list[Doomed] = []
         self._tasks: deque[tuple[float, Callable[[], None]]] = deque()
         self._next_batch = 0.0
@@ -96,7 +98,7 @@ class Worker:
         The snapshots of which something still has to be destroyed.
         """
         with self._condition:
-            return [doomed.snapshot_id for doomed in (*self._doomed, *self._held)]
+            return [doomed.snapshot_id for doomed in chain(self._doomed, self._held, *self._in_hand.values())]
 
     def drain(self, seconds: float) -> None:
         """
@@ -196,18 +198,23 @@ class Worker:
     def _destroy_batch(self) -> None:
         with self._condition:
             batch = deque(self._doomed.popleft() for _ in range(min(BATCH, len(self._doomed))))
+            self._in_hand[threading.get_ident()] = batch
         mounts = None
         try:
             while batch and not self._closed:
-                doomed = batch.popleft()
+                doomed = batch[0]
                 try:
                     # Read after all of the batch were removed: whatever of it is still mounted is there.
                     mounts = mounts or self._volumes.mounts()
                     self._destroy_one(doomed, mounts)
                 except OSError as error:
                     self._hold(doomed, error)
+                finally:
+                    with self._condition:
+                        batch.popleft()
         finally:
             with self._condition:
+                del self._in_hand[threading.get_ident()]
                 self._doomed.extendleft(reversed(batch))
 
     def _hold(self, doomed: Doomed, error: OSError) -> None:

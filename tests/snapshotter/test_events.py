@@ -94,7 +94,7 @@ def test_emitted() -> None:
                 emitted.add(node.attr)
             elif isinstance(node, ast.Import) and node.names[0].name == "logging":
                 others.append(path.name)
-    assert emitted == set(Event.__members__) - {"REFUSED", "FAILED"}  # the daemon's
+    assert emitted == set(Event.__members__)
     assert others == ["events.py"]
 
 

@@ -1,0 +1,454 @@
+"""
+gRPC's server side, on asyncio and h2.
+
+grpclib has one, which spends a task and a dozen awaits on every call and bounds neither messages nor streams; here what
+can be answered at once is answered where its last byte arrived.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from google.protobuf.message import DecodeError, Message
+from grpclib.const import Status
+from grpclib.metadata import decode_timeout, encode_grpc_message
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    RemoteSettingsChanged,
+    RequestReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes, Settings
+
+__all__ = ["MAX_REQUEST_SIZE", "Method", "Observer", "RefusedError", "Server"]
+
+# gRPC's own default. No request that the contract accepts comes near.
+MAX_REQUEST_SIZE = 4 << 20
+# Of a connection, for requests that have not come whole.
+RECEIVE_WINDOW = 4 * MAX_REQUEST_SIZE
+# h2 would let a client have 100 calls under way, so that calls which hang would keep out the others.
+MAX_CALLS = 10_000
+# The text of an error travels in a header, and clients bound those.
+MAX_TEXT_SIZE = 4_096
+
+_PREFIX_SIZE = 5  # of a message: compressed or not, and its size
+_CONFIGURATION = H2Configuration(
+    client_side=False,
+    header_encoding=False,
+    validate_inbound_headers=False,
+    validate_outbound_headers=False,
+    normalize_inbound_headers=False,
+    normalize_outbound_headers=False,
+)
+
+log = logging.getLogger(__name__)
+
+Answer = Message | Coroutine[Any, Any, Message] | AsyncGenerator[Message, None]
+
+_Headers = list[tuple[str, str]]
+_HEADERS: _Headers = [(":status", "200"), ("content-type", "application/grpc")]
+_OK: _Headers = [("grpc-status", "0")]
+
+
+class Method(NamedTuple):
+    """
+    A method of a service.
+
+    Args:
+        name: What the observer calls it.
+        answer: Gives the reply at once, or a coroutine of it, or a generator of the replies of a stream.
+    """
+
+    name: str
+    request: type[Message]
+    answer: Callable[[Any], Answer]
+
+
+class RefusedError(Exception):
+    """
+    The call ends with this status.
+    """
+
+    def __init__(self, status: Status, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+_UNKNOWN_METHOD = RefusedError(Status.UNIMPLEMENTED, "there is no such method")
+_STOPPING = RefusedError(Status.UNAVAILABLE, "the snapshotter is stopping")
+_LATE = RefusedError(Status.DEADLINE_EXCEEDED, "the time that the client gives is over")
+
+
+class Observer(Protocol):
+    """
+    Is told of every call, on the loop.
+    """
+
+    def started(self, method: str) -> None: ...
+
+    def ended(self, method: str, code: str, seconds: float) -> None:
+        """
+        Args:
+            code: The name of the status, such as ``"NOT_FOUND"``; ``"CANCELLED"`` when the client gave up.
+        """
+
+
+class _Unobserved:
+    def started(self, method: str) -> None:
+        pass
+
+    def ended(self, method: str, code: str, seconds: float) -> None:
+        pass
+
+
+class Server:
+    """
+    Serves methods on listening sockets.
+
+    Args:
+        methods: By path.
+        refusal: Makes the status of what ended a call of a method: what it raised, or a RefusedError of our own.
+    """
+
+    def __init__(
+        self,
+        methods: Mapping[str, Method],
+        refusal: Callable[[str, Exception], RefusedError],
+        observer: Observer | None,
+    ) -> None:
+        self.methods = {path.encode(): method for path, method in methods.items()}
+        self.refusal = refusal
+        self.observer = observer or _Unobserved()
+        self.stopping = False
+        self.connections: set[_Connection] = set()
+        self._servers: list[asyncio.Server] = []
+
+    async def start(self, sock: socket.socket) -> None:
+        """
+        Serve on *sock*, a unix socket that is bound.
+        """
+        loop = asyncio.get_running_loop()
+        self._servers.append(await loop.create_unix_server(lambda: _Connection(self), sock=sock))
+
+    async def stop(self, seconds: float) -> None:
+        """
+        Take no more calls, end those under way that are not done within *seconds*, and all connections.
+        """
+        self.stopping = True
+        for server in self._servers:
+            server.close()
+        tasks = [call.task for connection in self.connections for call in connection.calls.values() if call.task]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        for connection in list(self.connections):
+            connection.end()
+        while self.connections:
+            await asyncio.sleep(0)
+
+
+class _Call:
+    """
+    One call: what came of its request, and what has yet to go of its replies.
+    """
+
+    __slots__ = (
+        "answered",
+        "begun",
+        "body",
+        "deadline",
+        "ended",
+        "method",
+        "pending",
+        "requested",
+        "room",
+        "stream_id",
+        "task",
+        "trailers",
+    )
+
+    def __init__(self, stream_id: int, method: Method) -> None:
+        self.stream_id = stream_id
+        self.method = method
+        self.begun = time.monotonic()
+        self.deadline: float | None = None
+        self.body = bytearray()
+        self.requested = False
+        self.task: asyncio.Task[None] | None = None
+        self.answered = False
+        self.pending = bytearray()
+        self.room: asyncio.Future[None] | None = None
+        self.trailers: _Headers = []
+        self.ended = False
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, server: Server) -> None:
+        self.calls: dict[int, _Call] = {}
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._h2 = H2Connection(_CONFIGURATION)
+        self._h2.local_settings = Settings(
+            client=False,
+            initial_values={
+                SettingCodes.MAX_CONCURRENT_STREAMS: MAX_CALLS,
+                SettingCodes.MAX_HEADER_LIST_SIZE: H2Connection.DEFAULT_MAX_HEADER_LIST_SIZE,
+                SettingCodes.INITIAL_WINDOW_SIZE: MAX_REQUEST_SIZE + _PREFIX_SIZE,
+            },
+        )
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            RequestReceived: self._on_request,
+            DataReceived: self._on_data,
+            StreamEnded: self._on_end,
+            StreamReset: self._on_reset,
+            WindowUpdated: self._on_window,
+            RemoteSettingsChanged: self._on_window,
+            ConnectionTerminated: lambda event: self._close(),
+        }
+
+    # -- what asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._server.connections.add(self)
+        self._h2.initiate_connection()
+        self._h2.increment_flow_control_window(RECEIVE_WINDOW - self._h2.inbound_flow_control_window)
+        self._flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._close()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for event in self._h2.receive_data(data):
+                if handler := self._handlers.get(type(event)):
+                    handler(event)
+            self._flush()
+        except ProtocolError as error:
+            log.info("a client broke HTTP/2: %s", error)
+            self._close()
+
+    def end(self) -> None:
+        """
+        End all calls, and the connection.
+        """
+        for call in list(self.calls.values()):
+            if call.task:
+                call.task.cancel()
+            self._fail(call, _STOPPING)
+        self._h2.close_connection()
+        self._flush()
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()  # the client does not read
+        else:
+            self._transport.close()
+
+    def _close(self) -> None:
+        """
+        Close what HTTP/2 has ended already: h2 sends nothing on it any more.
+        """
+        for call in list(self.calls.values()):
+            self._drop(call)
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if data := self._h2.data_to_send():
+            self._transport.write(data)
+
+    # -- what the client does
+
+    def _on_request(self, event: RequestReceived) -> None:
+        headers = dict(event.headers)
+        if not headers.get(b"content-type", b"").startswith(b"application/grpc"):
+            self._h2.send_headers(event.stream_id, [(":status", "415")], end_stream=True)
+            return
+        method = self._server.methods.get(headers.get(b":path", b""))
+        if method is None:
+            self._h2.send_headers(event.stream_id, [*_HEADERS, *_trailers(_UNKNOWN_METHOD)], end_stream=True)
+            return
+        call = self.calls[event.stream_id] = _Call(event.stream_id, method)
+        self._server.observer.started(method.name)
+        if self._server.stopping:
+            self._fail(call, _STOPPING)
+        elif timeout := headers.get(b"grpc-timeout"):
+            try:
+                call.deadline = self._loop.time() + decode_timeout(timeout.decode())
+            except ValueError:
+                self._fail(call, RefusedError(Status.INTERNAL, f"{timeout!r:.64} is no timeout"))
+
+    def _on_data(self, event: DataReceived) -> None:
+        call = self.calls.get(event.stream_id)
+        if not call or call.ended:
+            self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            return
+        if padding := event.flow_controlled_length - len(event.data):
+            self._h2.acknowledge_received_data(padding, event.stream_id)
+        body = call.body
+        body += event.data
+        if len(body) < _PREFIX_SIZE:
+            return
+        size = int.from_bytes(body[1:_PREFIX_SIZE])
+        if body[0]:
+            self._fail(call, RefusedError(Status.UNIMPLEMENTED, "compressed messages are not understood"))
+        elif size > MAX_REQUEST_SIZE:
+            text = f"a request of {size} bytes is larger than {MAX_REQUEST_SIZE}"
+            self._fail(call, RefusedError(Status.RESOURCE_EXHAUSTED, text))
+        elif len(body) > _PREFIX_SIZE + size:
+            self._fail(call, RefusedError(Status.INTERNAL, "there is more than one request"))
+
+    def _on_end(self, event: StreamEnded) -> None:
+        call = self.calls.get(event.stream_id)
+        if not call or call.ended:
+            return
+        call.requested = True
+        body = bytes(call.body)
+        self._release(call)
+        if len(body) < _PREFIX_SIZE or len(body) < _PREFIX_SIZE + int.from_bytes(body[1:_PREFIX_SIZE]):
+            self._fail(call, RefusedError(Status.INTERNAL, "the request is cut short"))
+            return
+        try:
+            answer = call.method.answer(call.method.request.FromString(body[_PREFIX_SIZE:]))
+        except DecodeError as error:
+            self._fail(call, RefusedError(Status.INVALID_ARGUMENT, f"the request cannot be read: {error}"))
+        except Exception as error:
+            self._fail(call, error)
+        else:
+            if isinstance(answer, Message):
+                self._reply(call, answer)
+                self._finish(call)
+            else:
+                call.task = self._loop.create_task(self._await(call, answer))
+
+    def _on_reset(self, event: StreamReset) -> None:
+        if call := self.calls.get(event.stream_id):
+            self._drop(call)
+
+    def _on_window(self, event: WindowUpdated | RemoteSettingsChanged) -> None:
+        if isinstance(event, WindowUpdated) and event.stream_id:
+            if call := self.calls.get(event.stream_id):
+                self._send(call)
+        else:
+            for call in list(self.calls.values()):
+                self._send(call)
+
+    # -- what it is answered
+
+    async def _await(self, call: _Call, answer: Coroutine[Any, Any, Message] | AsyncGenerator[Message, None]) -> None:
+        try:
+            async with asyncio.timeout_at(call.deadline) as timeout:
+                if isinstance(answer, AsyncGenerator):
+                    async with contextlib.aclosing(answer):
+                        async for message in answer:
+                            self._reply(call, message)
+                            await self._room(call)
+                else:
+                    self._reply(call, await answer)
+            self._finish(call)
+        except Exception as error:
+            self._fail(call, _LATE if timeout.expired() else error)
+        self._flush()
+
+    async def _room(self, call: _Call) -> None:
+        """
+        Wait until the client has taken what it was sent, and let others have their turn.
+        """
+        self._flush()
+        if call.pending:
+            call.room = self._loop.create_future()
+            await call.room
+        await self._writable.wait()
+        await asyncio.sleep(0)
+
+    def _reply(self, call: _Call, message: Message) -> None:
+        if call.ended:
+            return
+        data = message.SerializeToString()
+        if not call.answered:
+            call.answered = True
+            self._h2.send_headers(call.stream_id, _HEADERS)
+        call.pending += b"\0" + len(data).to_bytes(_PREFIX_SIZE - 1) + data
+        self._send(call)
+
+    def _fail(self, call: _Call, error: Exception) -> None:
+        self._finish(call, self._server.refusal(call.method.name, error))
+
+    def _finish(self, call: _Call, refused: RefusedError | None = None) -> None:
+        if call.ended:
+            return
+        call.ended = True
+        call.trailers = _trailers(refused) if refused else _OK
+        self._release(call)
+        self._server.observer.ended(
+            call.method.name, refused.status.name if refused else "OK", time.monotonic() - call.begun
+        )
+        self._send(call)
+
+    def _send(self, call: _Call) -> None:
+        """
+        Send what the windows let.
+        """
+        stream_id, pending = call.stream_id, call.pending
+        while pending:
+            size = min(self._h2.local_flow_control_window(stream_id), self._h2.max_outbound_frame_size)
+            if size <= 0:
+                return
+            self._h2.send_data(stream_id, bytes(pending[:size]))
+            del pending[:size]
+        if call.room and not call.room.done():
+            call.room.set_result(None)
+        if call.ended:
+            headers = call.trailers if call.answered else [*_HEADERS, *call.trailers]
+            self._h2.send_headers(stream_id, headers, end_stream=True)
+            del self.calls[stream_id]
+            if not call.requested:
+                self._h2.reset_stream(stream_id)  # or the client would go on sending
+
+    def _drop(self, call: _Call) -> None:
+        """
+        Forget a call that its client gave up, or lost.
+        """
+        del self.calls[call.stream_id]
+        self._release(call)
+        if not call.ended:
+            call.ended = True
+            self._server.observer.ended(call.method.name, "CANCELLED", time.monotonic() - call.begun)
+        if call.task:
+            call.task.cancel()
+
+    def _release(self, call: _Call) -> None:
+        """
+        Let the client send as much as it did for *call*; only now, so that the windows bound what is not whole.
+        """
+        if call.body:
+            self._h2.acknowledge_received_data(len(call.body), call.stream_id)
+            call.body = bytearray()
+
+
+def _trailers(refused: RefusedError) -> _Headers:
+    text = str(refused)
+    if len(text) > MAX_TEXT_SIZE:
+        text = f"{text[:MAX_TEXT_SIZE]}..."
+    encodable = text.encode(errors="backslashreplace").decode()
+    return [("grpc-status", str(refused.status.value)), ("grpc-message", encode_grpc_message(encodable))]

@@ -1,0 +1,89 @@
+"""
+Listening unix sockets, each with a path and for its owner alone.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+
+from snapshotter.errors import FailedPreconditionError, NotFoundError, StoreHeldError
+
+
+@contextlib.contextmanager
+def listening(address: str) -> Iterator[socket.socket]:
+    """
+    A socket that listens at the path *address*, which is gone after the ``with``; the directory it is in is made.
+
+    One that a process left behind is replaced.
+
+    Raises:
+        NotFoundError: The directory that its directory would be in does not exist.
+        StoreHeldError: Another process listens there.
+        FailedPreconditionError: Something that is no socket is in the way.
+    """
+    with contextlib.ExitStack() as undo:
+        directory = os.path.dirname(address)
+        try:
+            os.mkdir(directory, 0o700)
+            undo.callback(_remove_directory, directory)
+        except FileExistsError:
+            pass
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{os.path.dirname(directory)!r} does not exist: make it first") from error
+        listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        try:
+            _bind(listener, address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            _remove_stale(address)
+            _bind(listener, address)
+        undo.callback(_remove_own, address, os.lstat(address))
+        listener.listen()
+        yield listener
+
+
+def _bind(listener: socket.socket, address: str) -> None:
+    before = os.umask(0o177)
+    try:
+        listener.bind(address)
+    finally:
+        os.umask(before)
+    # Where the directory has a default ACL the kernel asks that, not the umask. Nobody can connect before listen().
+    os.chmod(address, 0o600)
+
+
+def _remove_stale(address: str) -> None:
+    """
+    Remove the socket of a process that is gone.
+    """
+    if not stat.S_ISSOCK(os.lstat(address).st_mode):
+        raise FailedPreconditionError(f"{address!r} is in the way, and is no socket: choose another address")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(address)
+        except ConnectionRefusedError:
+            os.unlink(address)
+            return
+        except BlockingIOError:
+            who = "a process that is busy"  # so many connections wait there
+        else:
+            pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            who = f"process {pid}"
+    raise StoreHeldError(f"{who} serves at {address!r}: stop it, or choose another address")
+
+
+def _remove_own(address: str, made: os.stat_result) -> None:
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.lstat(address), made):
+            os.unlink(address)
+
+
+def _remove_directory(path: str) -> None:
+    with contextlib.suppress(OSError):  # something else is in there now
+        os.rmdir(path)
