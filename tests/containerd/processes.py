@@ -334,17 +334,17 @@ class Containerd(Process):
         """
         End what a containerd that was killed leaves behind, and say what that was.
         """
-        left = []
-        for pid in self.shims():
-            left.append(f"shim {pid}")
-            os.kill(pid, signal.SIGKILL)
-        for pid in self._contained():
-            left.append(f"container's process {pid}")
-            os.kill(pid, signal.SIGKILL)
+        left = [f"shim {pid}" for pid in self.shims()] + [f"process {pid} of a container" for pid in self._contained()]
+        for pid in [*self.shims(), *self._contained()]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not self._contained(), "the processes of containers to end")
         for mount in _mounts_below(self._directory):
             left.append(f"mount {mount}")
-            syscall.umount2(mount, syscall.MNT_DETACH)
+            # containerd may unmount it, too, having seen that its shim is gone.
+            with contextlib.suppress(OSError):
+                syscall.umount2(mount, syscall.MNT_DETACH)
+        wait_until(lambda: not _mounts_below(self._directory), "the mounts of containers to go")
         for cgroup in self._cgroups():
             for path in [*sorted(cgroup.rglob("*/"), reverse=True), cgroup]:
                 path.rmdir()
