@@ -225,16 +225,6 @@ class Containerd(Process):
         """
         return self.output(*arguments).decode()
 
-    def answers(self) -> bool:
-        """
-        Whether it is there, and reaches the daemon.
-        """
-        try:
-            self.ctr("snapshots", "ls")
-        except CtrError:
-            return False
-        return True
-
     # ctr loses the output of what ends before it has opened the pipes: the exit code has to tell.
 
     def run(self, image: str, container: str, script: str, *flags: str) -> None:

@@ -252,12 +252,12 @@ def test_restart(emptied: Containerd, daemon: Daemon, busybox: Image, order: str
         side.kill()
     counter.check_going_on()
     if order == "daemon":
-        with pytest.raises(CtrError, match="connection refused"):
+        with pytest.raises(CtrError, match="connection"):
             emptied.run(busybox.name, "early", "true")
     for side in sides:
         side.start()
         counter.check_going_on()
-    wait_until(emptied.answers, "containerd to reach the daemon")
+    wait_until(lambda: succeeds(emptied.ctr, "snapshots", "ls"), "containerd to reach the daemon")
     assert daemon.snapshots() == before
     assert emptied.tasks() == {"counter": counter.pid}
     emptied.shell("counter", "grep -x 1 /log; echo more > /more")
@@ -275,14 +275,11 @@ def test_kill_at_work(emptied: Containerd, daemon: Daemon, busybox: Image, victi
     attempts = itertools.count()
 
     def run() -> None:
-        while True:
-            try:
-                emptied.run(busybox.name, f"c{next(attempts)}", "echo more > /more")
-            except CtrError:
-                wait_until(emptied.answers, "containerd to reach the daemon")
-            else:
-                done.release()
-                return
+        def attempt() -> bool:
+            return succeeds(emptied.run, busybox.name, f"c{next(attempts)}", "echo more > /more")
+
+        wait_until(attempt, "a container to run")
+        done.release()
 
     with ThreadPoolExecutor(4) as pool:
         runs = [pool.submit(run) for _ in range(24)]
@@ -301,18 +298,20 @@ def test_kill_at_import(
     emptied: Containerd, daemon: Daemon, image: Image, expected: dict[str, images.Node], directory: Path
 ) -> None:
     """
-    An image whose import a kill of the daemon interrupted, after its first layer, is whole after the next import.
+    An image is whole after an import that a kill of the daemon interrupted behind its first layer, and another one.
     """
-    archive = image.write(directory / "image.tar")
+
+    def committed() -> int:
+        return sum(info.kind is Kind.COMMITTED for info in daemon.snapshots().values())
+
+    command = ("images", "import", str(image.write(directory / "image.tar")))
     with ThreadPoolExecutor(1) as pool:
-        interrupted = pool.submit(emptied.ctr, "images", "import", archive)
-        wait_until(lambda: Kind.COMMITTED in {info.kind for info in daemon.snapshots().values()}, "the first layer")
+        pool.submit(succeeds, emptied.ctr, *command)
+        wait_until(committed, "the first layer")
         daemon.kill()
+        assert committed() < len(image.layers)
         daemon.start()
-        with pytest.raises(CtrError):
-            interrupted.result()
-    wait_until(emptied.answers, "containerd to reach the daemon")
-    emptied.ctr("images", "import", archive)
+    wait_until(lambda: succeeds(emptied.ctr, *command), "containerd to reach the daemon")
     assert images.differences(expected, content(emptied, image)) == []
 
 
