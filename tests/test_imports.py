@@ -53,7 +53,7 @@ LAYERS = [
         "snapshotter.metrics",
         "snapshotter.systemd",
     },
-    {"snapshotter.service"},
+    {"snapshotter.containerd", "snapshotter.service", "snapshotter.unit_files"},
     {"snapshotter.daemon"},
     {"snapshotter.cli"},
     {"snapshotter.__main__"},
@@ -87,7 +87,7 @@ ONLY = {  # these imports are these modules' alone
         "snapshotter.rpc",
         "snapshotter.service",
     },
-    "subprocess": set(),
+    "subprocess": {"snapshotter.containerd"},
 }
 
 

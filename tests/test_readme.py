@@ -4,6 +4,7 @@ What README shows works.
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,31 @@ def test_console(tmp_path: Path) -> None:
             assert shown in ("", ran.stdout)
     finally:
         syscall.umount2(tmp_path / "store")
+
+
+@pytest.mark.btrfs
+def test_daemon(btrfs: Path, tmp_path: Path) -> None:
+    """
+    The daemon of the example serves, and the question beside it is answered.
+    """
+    serve, ping = (
+        line.replace("/var/lib/snapshots", str(btrfs / "store")).replace("/run/snapshots", str(tmp_path / "s"))
+        for line in blocks("sh")[0].splitlines()
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        argv = [sys.executable, "-m", *serve.split()]
+        environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE) as daemon:
+            try:
+                while b"READY=1" not in manager.recv(1000):
+                    assert daemon.poll() is None
+                argv = [sys.executable, "-m", *ping.partition("#")[0].split()]
+                assert subprocess.run(argv, stdout=subprocess.DEVNULL).returncode == 0
+                daemon.terminate()
+                assert daemon.wait() == 0
+            finally:
+                daemon.kill()
 
 
 def test_table() -> None:

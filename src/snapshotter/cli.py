@@ -208,10 +208,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command("cleanup", _cleanup, "destroy what is left of removed snapshots, and wait for their space")
     command("doctor", _doctor, "look for what is wrong with a store, and say how to mend it; 5 if something is", "json")
-    settings = _Parser(add_help=False)
-    settings.add_argument("--config", metavar="FILE", help="the configuration; by default $SNAPSHOTTER_CONFIG")
+    place = _Parser(add_help=False)
+    place.add_argument("--config", metavar="FILE", help="the daemon's configuration; by default $SNAPSHOTTER_CONFIG")
+    place.add_argument("--address", metavar="SOCKET", help="the daemon's socket")
+    settings = _Parser(add_help=False, parents=[place])
     for name, setting in config.SETTINGS.items():
-        if name != "root":
+        if name not in ("root", "address"):
             settings.add_argument(config.flag(name), metavar="VALUE", dest=name, help=setting.metadata["expected"])
     command("serve", _serve, "serve a store to containerd; make it where there is none", parents=[settings])
     configuration = command("config", _config, "print or check the configuration of serve", parents=[settings])
@@ -220,7 +222,33 @@ def _parser() -> argparse.ArgumentParser:
         choices=("default", "dump", "check"),
         help="a file with the defaults; what is in force, and where from; or nothing, if it is right",
     )
-    command("ping", _ping, "ask whether a daemon serves its store", parents=[settings])
+    command("ping", _ping, "ask whether a daemon serves its store", parents=[place])
+    setup = command("setup", None, "print what containerd and systemd have to know of the daemon")
+    targets = setup.add_subparsers(metavar="WHAT", required=True)
+    about = "print or write a file for containerd's configuration, or check what is in force"
+    to_containerd = targets.add_parser("containerd", help=about, description=about, parents=[anywhere, place])
+    to_containerd.set_defaults(run=_setup_containerd)
+    to_containerd.add_argument("--name", default="btrfs-snapshotter", help="what containerd calls it (%(default)s)")
+    to_containerd.add_argument("--cri", action="store_true", help="make it the snapshotter of Kubernetes")
+    to_containerd.add_argument("--containerd", metavar="PATH", default="containerd", help="the program to ask")
+    to_containerd.add_argument(
+        "--containerd-config", metavar="FILE", default="/etc/containerd/config.toml", help="by default %(default)s"
+    )
+    to_containerd.add_argument(
+        "--config-version", type=int, choices=(2, 3, 4), help="of containerd's configuration, instead of asking it"
+    )
+    to_containerd.add_argument("--write", metavar="FILE", help="write the file instead of printing it")
+    to_containerd.add_argument(
+        "--check",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="name what a `containerd config dump` lacks, a FILE or - or of the program; 1 if anything",
+    )
+    about = "print or write the units of the daemon"
+    to_systemd = targets.add_parser("systemd", help=about, description=about, parents=[anywhere, place])
+    to_systemd.set_defaults(run=_setup_systemd)
+    to_systemd.add_argument("--write", metavar="DIR", help="write them there, instead of printing them")
     command("demo", _demo, "show it all on a btrfs of its own, which is gone afterwards; needs root")
     return parser
 
@@ -448,6 +476,72 @@ def _ping(arguments: argparse.Namespace) -> None:
         if not client.serving():
             raise UnavailableError(f"the daemon at {address!r} is opening its store")
     print(f"{display.printable(address)} serves")
+
+
+def _setup_containerd(arguments: argparse.Namespace) -> int:
+    from snapshotter import containerd
+
+    settings = _settings(arguments).config
+    plugin = containerd.Plugin(arguments.name, settings.root, settings.address, arguments.cri)
+    if arguments.check is not None:
+        lacks = containerd.missing(plugin, _dump(arguments))
+        for line in lacks or ["nothing is missing"]:
+            print(display.printable(line))
+        return FAILED if lacks else DONE
+    main_file = containerd.read_main(arguments.containerd_config)
+    release = None if arguments.config_version else containerd.installed(arguments.containerd)
+    version = release.config if release else arguments.config_version
+    path = os.path.abspath(arguments.write or os.path.join(containerd.DROP_INS, f"{plugin.name}.toml"))
+    text = containerd.drop_in(plugin, version, main_file)
+    if arguments.write:
+        _write(path, text)
+    else:
+        print(text, end="")
+    _advise(f"for {path}; then:", containerd.advice(plugin, version, release, main_file, path))
+    return DONE
+
+
+def _dump(arguments: argparse.Namespace) -> str:
+    from snapshotter import containerd
+
+    if arguments.check == "":
+        return containerd.dumped(arguments.containerd, arguments.containerd_config)
+    if arguments.check == "-":
+        return sys.stdin.read()
+    with open(arguments.check, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def _setup_systemd(arguments: argparse.Namespace) -> None:
+    from snapshotter import unit_files
+
+    settings = _settings(arguments).config
+    script = os.path.join(os.path.dirname(sys.executable), "snapshotter")
+    command = [script] if os.access(script, os.X_OK) else [sys.executable, "-m", "snapshotter"]
+    directory = arguments.write or "/etc/systemd/system"
+    for name in unit_files.NAMES:
+        text = unit_files.text(name, settings.root, settings.address, command)
+        path = os.path.join(directory, name)
+        if arguments.write:
+            _write(path, text)
+        else:
+            print(f"# {path}\n{text}")
+    steps = [f"systemctl daemon-reload && systemctl enable --now {' '.join(reversed(unit_files.NAMES))}"]
+    if command[0].startswith(("/home/", "/root/", "/tmp/", "/var/tmp/")):
+        steps.insert(0, f"install this package elsewhere: the daemon of the unit sees nothing of {command[0]}")
+    _advise(f"in {directory}; then:", steps)
+
+
+def _write(path: str, text: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _advise(heading: str, steps: Iterable[str]) -> None:
+    print(heading, file=sys.stderr)
+    for step in steps:
+        print("-", step.replace("\n", "\n  "), file=sys.stderr)
 
 
 def _demo(arguments: argparse.Namespace) -> None:

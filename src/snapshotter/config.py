@@ -29,7 +29,7 @@ def _choice(text: str, *choices: Any) -> dict[str, Any]:
     def valid(value: Any) -> bool:
         return any(value == choice and type(value) is type(choice) for choice in choices)  # 1 equals true
 
-    return _setting(text, " or ".join(map(_toml, choices)), valid)
+    return _setting(text, " or ".join(map(toml, choices)), valid)
 
 
 def _is_path(value: Any) -> bool:
@@ -44,7 +44,7 @@ def _is_listener(value: Any) -> bool:
     return value == "" or _is_address(value) or (isinstance(value, str) and bool(re.fullmatch(r".+:[0-9]{1,5}", value)))
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
     """
     A string or a boolean as TOML writes it, which is as JSON does but for one character.
     """
@@ -195,7 +195,7 @@ def default() -> str:
     parts = [f"version = {VERSION}\n"]
     for name, setting in SETTINGS.items():
         comment = textwrap.fill(setting.metadata["text"], 100, initial_indent="# ", subsequent_indent="# ")
-        parts.append(f"{comment}\n# It has to be {setting.metadata['expected']}.\n{name} = {_toml(setting.default)}\n")
+        parts.append(f"{comment}\n# It has to be {setting.metadata['expected']}.\n{name} = {toml(setting.default)}\n")
     return "\n".join(parts)
 
 
@@ -204,7 +204,7 @@ def dump(loaded: Loaded) -> str:
     A file that says what is in force, and where from.
     """
     lines = [
-        f"{name} = {_toml(getattr(loaded.config, name))}  # {printable(origin)}"
+        f"{name} = {toml(getattr(loaded.config, name))}  # {printable(origin)}"
         for name, origin in loaded.origins.items()
     ]
     return "\n".join([f"version = {VERSION}", *lines, ""])

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from snapshotter import mountinfo, sockets
-from snapshotter.client import Client
 from snapshotter.config import Config
 from snapshotter.contract import Options, Snapshotter
 from snapshotter.errors import (
@@ -73,14 +72,15 @@ async def _serve(config: Config, systemd: Systemd, listener: socket.socket, metr
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    pool = ThreadPoolExecutor(1, "snapshotter-life")
+    pool = ThreadPoolExecutor(2, "snapshotter-life")  # for what is opened or closed, and for the watchdog's call
     begun = time.monotonic()
     opened = loop.run_in_executor(pool, _open, config, address)
     service = Service(opened, metrics)
     await service.start(listener)
     systemd.notify(f"STATUS=opening {config.root}")
     await asyncio.wait({opened, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    if opened.done() and not opened.exception():
+    failed = opened.done() and opened.exception() is not None
+    if opened.done() and not failed:
         if metrics:
             metrics.opened(opened.result(), time.monotonic() - begun)
         Event.READY.emit(root=config.root, address=address)
@@ -88,8 +88,9 @@ async def _serve(config: Config, systemd: Systemd, listener: socket.socket, metr
         feeding = asyncio.create_task(_feed(systemd, address, pool))
         await stopped
         feeding.cancel()
-    Event.STOPPING.emit(root=config.root, address=address)
-    systemd.notify("STOPPING=1", "STATUS=finishing the calls under way")
+    if not failed:
+        Event.STOPPING.emit(root=config.root, address=address)
+        systemd.notify("STOPPING=1", "STATUS=finishing the calls under way")
     await service.stop(CALLS_SECONDS)
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
@@ -105,17 +106,20 @@ async def _feed(systemd: Systemd, address: str, pool: ThreadPoolExecutor) -> Non
     Tell the watchdog that calls are answered, as often as they are.
     """
     seconds = systemd.watchdog_seconds / FEEDS
+    if not seconds:
+        return
+    from snapshotter.client import Client  # takes time of the start, and only this needs it
 
     def call() -> None:
         with Client(address, timeout=seconds) as client, contextlib.suppress(NotFoundError):
             client.stat(NOBODY)
 
-    while seconds:
+    while True:
         await asyncio.sleep(seconds)
         try:
             await asyncio.get_running_loop().run_in_executor(pool, call)
             systemd.notify("WATCHDOG=1")
-        except Error as error:
+        except (Error, OSError) as error:
             Event.UNANSWERED.emit(address=address, error=str(error))
 
 

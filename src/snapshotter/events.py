@@ -62,7 +62,7 @@ class Event(enum.StrEnum):
     UPDATED = "updated", _INFO, "labels were changed"
     REMOVED = "removed", _INFO, "a snapshot was removed; its subvolumes are destroyed in the background"
     DESTROYED = "destroyed", _INFO, "the subvolumes of a removed snapshot, or the former one of a committed, are gone"
-    HELD = "held", _INFO, "destroying is tried again later: `error` says what holds it"
+    HELD = "held", _INFO, "destroying is tried again later; `error` says `busy` while it is mounted somewhere"
     RECOVERED = "recovered", _INFO, "at opening: a call that a crash interrupted had happened, and was finished"
     UNDONE = "undone", _INFO, "at opening: a call that a crash interrupted had not happened, and was undone"
     QUARANTINED = "quarantined", _WARNING, "at opening: a snapshot lost its subvolume, and can only be removed"
@@ -79,6 +79,7 @@ class Event(enum.StrEnum):
     UNANSWERED = "unanswered", _ERROR, "the daemon does not answer itself, so the watchdog hears nothing"
     REFUSED = "refused", _DEBUG, "a call was answered by an error that its caller has to expect, such as NotFound"
     FAILED = "failed", _ERROR, "a call could not be done: a defect, or the machine's fault"
+    HUNG_UP = "hung-up", _INFO, "a client does not speak HTTP/2 as it has to, and was hung up on"
     BAD_PATTERN = "bad-pattern", _WARNING, "a filter's regular expression does not compile, and matches nothing"
 
     def __new__(cls, value: str, level: int, meaning: str) -> "Event":
@@ -88,10 +89,9 @@ class Event(enum.StrEnum):
         member.meaning = meaning
         return member
 
-    def emit(self, *, traceback: bool = False, **fields: Unpack[Fields]) -> None:
+    def emit(self, *, traceback: Exception | None = None, **fields: Unpack[Fields]) -> None:
         """
-        Tell whoever listens, but for fields that are empty; with the traceback of the exception being handled if
-        *traceback*.
+        Tell whoever listens, but for fields that are empty; with the traceback of *traceback*.
         """
         if _log.isEnabledFor(self.level):
             said = {name: value for name, value in fields.items() if value != ""}

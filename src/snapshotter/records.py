@@ -90,7 +90,7 @@ class Record:
         """
         The record of an active snapshot whose preparation is done, or whose commit is not.
         """
-        return replace(self, state=State.ACTIVE, commitment=None)
+        return self if self.state is State.ACTIVE else replace(self, state=State.ACTIVE, commitment=None)
 
     def committed(self) -> Self:
         """
@@ -137,7 +137,7 @@ def unseal(data: bytes) -> dict[str, Any]:
     if data[:_BODY] != b'{"crc":"%08x",' % zlib.crc32(data[_BODY:]):
         raise DamagedError("checksum does not match")
     try:
-        values: dict[str, Any] = json.loads(data)
+        values: dict[str, Any] = json.loads(data.decode())  # of bytes it would guess the encoding
         newer = values["format"] > FORMAT
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedError(f"it says something else: {error!r}") from error

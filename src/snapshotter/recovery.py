@@ -69,9 +69,12 @@ def judge(state: State | None, found: Found, *, verified: bool = False) -> Verdi
             return Verdict.UNKNOWN if found.anything else Verdict.REMOVED
 
 
-def survey(store: Store, volumes: Volumes) -> Iterator[Recovered]:
+def survey(store: Store, volumes: Volumes, *, held: bool) -> Iterator[Recovered]:
     """
     Judge every entry of ``snapshots/``, parents before their children.
+
+    Args:
+        held: The store's lock is ours: nobody changes it meanwhile.
     """
     names = store.names()
     ids = sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
@@ -79,20 +82,20 @@ def survey(store: Store, volumes: Volumes) -> Iterator[Recovered]:
         yield Recovered(name, Verdict.UNKNOWN, problem="it is not the directory of a snapshot")
     for snapshot_id in ids:
         try:
-            yield _recovered(store, volumes, snapshot_id)
+            yield _recovered(store, volumes, snapshot_id, held)
         except FileNotFoundError:
             continue  # removed by the store's owner while we read
         except NotADirectoryError:
             yield Recovered(str(snapshot_id), Verdict.UNKNOWN, snapshot_id, problem="it is not a directory")
 
 
-def _recovered(store: Store, volumes: Volumes, snapshot_id: int) -> Recovered:
+def _recovered(store: Store, volumes: Volumes, snapshot_id: int, held: bool) -> Recovered:
     name = str(snapshot_id)
     with store.directory(snapshot_id) as directory:
         data = records.read(directory.fd)
         found = volumes.found(directory)
-        # Its owner may have gone on meanwhile, when we only read.
-        while (now := records.read(directory.fd)) != data:
+        # Its owner may have gone on meanwhile.
+        while not held and (now := records.read(directory.fd)) != data:
             data, found = now, volumes.found(directory)
     if data is None:
         return Recovered(name, judge(None, found), snapshot_id, found=found, problem="it has no record")

@@ -7,7 +7,6 @@ can be answered at once is answered where its last byte arrived.
 
 import asyncio
 import contextlib
-import logging
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
@@ -21,15 +20,17 @@ from h2.connection import H2Connection
 from h2.events import (
     ConnectionTerminated,
     DataReceived,
-    Event,
     RemoteSettingsChanged,
     RequestReceived,
     StreamEnded,
     StreamReset,
     WindowUpdated,
 )
+from h2.events import Event as H2Event
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
+
+from snapshotter.events import Event
 
 __all__ = ["MAX_REQUEST_SIZE", "Method", "Observer", "RefusedError", "Server"]
 
@@ -51,8 +52,6 @@ _CONFIGURATION = H2Configuration(
     normalize_inbound_headers=False,
     normalize_outbound_headers=False,
 )
-
-log = logging.getLogger(__name__)
 
 Answer = Message | Coroutine[Any, Any, Message] | AsyncGenerator[Message, None]
 
@@ -139,7 +138,8 @@ class Server:
         Serve on *sock*, a unix socket that is bound.
         """
         loop = asyncio.get_running_loop()
-        self._servers.append(await loop.create_unix_server(lambda: _Connection(self), sock=sock))
+        # create_unix_server() would remove the socket at the end, from Python 3.13 on, and it may be systemd's.
+        self._servers.append(await loop.create_server(lambda: _Connection(self), sock=sock))
 
     async def stop(self, seconds: float) -> None:
         """
@@ -209,7 +209,7 @@ class _Connection(asyncio.Protocol):
                 SettingCodes.INITIAL_WINDOW_SIZE: MAX_REQUEST_SIZE + _PREFIX_SIZE,
             },
         )
-        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+        self._handlers: dict[type[H2Event], Callable[[Any], None]] = {
             RequestReceived: self._on_request,
             DataReceived: self._on_data,
             StreamEnded: self._on_end,
@@ -246,7 +246,7 @@ class _Connection(asyncio.Protocol):
                     handler(event)
             self._flush()
         except ProtocolError as error:
-            log.info("a client broke HTTP/2: %s", error)
+            Event.HUNG_UP.emit(error=str(error))
             self._close()
 
     def end(self) -> None:

@@ -3,7 +3,6 @@ containerd's Snapshots service over a store: messages to calls, calls to threads
 """
 
 import asyncio
-import logging
 import socket
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from snapshotter import rpc
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, UnavailableError
+from snapshotter.events import Event
 from snapshotter.messages import code_of, info_to, mounts_to, usage_to
 from snapshotter.rpc import Answer, Method, Observer, RefusedError
 from snapshotter.snapshot import Info, Kind
@@ -41,7 +41,8 @@ LIST_BATCH_SIZE = 1 << 20  # in bytes; with large labels a hundred would be more
 # Any other answer to a removal ends containerd's whole collection.
 _OF_REMOVE = (Status.NOT_FOUND, Status.FAILED_PRECONDITION)
 
-log = logging.getLogger(__name__)
+# Of these a client has to hear, and so has the operator.
+_FAILURES = (Status.DATA_LOSS, Status.INTERNAL, Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE)
 
 
 class Service:
@@ -163,13 +164,16 @@ def _refusal(method: str, error: Exception) -> RefusedError:
     """
     The status that a call of *method* ends with because of *error*.
     """
+    defect = None
     if isinstance(error, RefusedError):
         refused = error
     elif isinstance(error, Error):
         refused = RefusedError(Status[code_of(error)], str(error))
     else:
-        log.error("%s failed", method, exc_info=error)
+        defect = error
         refused = RefusedError(Status.INTERNAL, f"{method} failed: {error!r}")
+    event = Event.FAILED if refused.status in _FAILURES else Event.REFUSED
+    event.emit(traceback=defect, op=method, code=refused.status.name, error=str(refused))
     if method == "Remove" and refused.status not in _OF_REMOVE:
         return RefusedError(Status.FAILED_PRECONDITION, str(refused))
     return refused

@@ -275,7 +275,7 @@ class Store:
         name = str(snapshot_id)
         fd = _open_directory(name, self._snapshots_fd)
         try:
-            yield Directory(fd, os.path.join(self.root, SNAPSHOTS, name))
+            yield Directory(fd, f"{self.root}/{SNAPSHOTS}/{name}")
         finally:
             os.close(fd)
 

@@ -228,8 +228,9 @@ class BtrfsVolumes:
 
     def found(self, directory: Directory) -> Found:
         os.lseek(directory.fd, 0, os.SEEK_SET)  # a descriptor from before the entries lists a stale directory
+        fs = _is_subvolume(directory.fd, FS)
         layer = _is_subvolume(directory.fd, LAYER) and _is_read_only(directory.fd, LAYER)
-        return Found(_is_subvolume(directory.fd, FS), layer, bool(os.listdir(directory.fd)))
+        return Found(fs, layer, fs or layer or bool(os.listdir(directory.fd)))
 
     def create(self, directory: Directory) -> None:
         subvolume.create((directory.fd, FS))

@@ -170,7 +170,7 @@ class Worker:
             try:
                 work()
             except Exception as error:
-                Event.DEFECT.emit(traceback=True, error=repr(error))
+                Event.DEFECT.emit(traceback=error, error=repr(error))
             finally:
                 with self._condition:
                     self._busy -= 1

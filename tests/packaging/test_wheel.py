@@ -105,6 +105,8 @@ def test_wheel_contents(wheel: Path) -> None:
         "pybtrfs/_btrfs.pyi",
         "pybtrfs/btrfs_uapi.h",
         "snapshotter/py.typed",
+        "snapshotter/units/btrfs-snapshotter.service",
+        "snapshotter/units/btrfs-snapshotter.socket",
     }
 
 

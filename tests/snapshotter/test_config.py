@@ -1,3 +1,4 @@
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapshotter import config
-from snapshotter.config import SETTINGS, Config
+from snapshotter.config import SETTINGS, Config, toml
 from snapshotter.errors import InvalidArgumentError
 
 
@@ -62,9 +63,7 @@ class TestLoad:
             "metrics_address": "localhost:9000",
         }
         assert values.keys() == SETTINGS.keys()
-        file.write_text(
-            "version = 1\n" + "".join(f"{name} = {config._toml(value)}\n" for name, value in values.items())
-        )
+        file.write_text("version = 1\n" + "".join(f"{name} = {config.toml(value)}\n" for name, value in values.items()))
         texts = {name: value if isinstance(value, str) else "false" for name, value in values.items()}
         environ = {f"SNAPSHOTTER_{name.upper()}": text for name, text in texts.items()}
         for loaded in (config.load(str(file), {}, {}), config.load(None, environ, {}), config.load(None, {}, texts)):
@@ -166,7 +165,7 @@ class TestRefusals:
         Whatever stands in a file, it loads or is refused as wrong.
         """
         path = tmp_path_factory.getbasetemp() / "any.toml"
-        text = "".join(f"{config._toml(key)} = {config._toml(value)}\n" for key, value in values.items())
+        text = "".join(f"{config.toml(key)} = {config.toml(value)}\n" for key, value in values.items())
         path.write_text(text, encoding="utf-8", errors="replace")
         try:
             config.load(str(path), {}, {})
@@ -200,3 +199,15 @@ class TestFiles:
         assert 'log_level = "info"  # default' in lines
         file.write_text(text)
         assert config.load(str(file), {}, {}).config == loaded.config
+
+
+def test_docs() -> None:
+    """
+    The table in docs/daemon.md has every setting, with its flag, its variable and its default.
+    """
+    rows = [
+        f"| `{name}` | `--{name.replace('_', '-')}` | `SNAPSHOTTER_{name.upper()}` | `{toml(setting.default)}` |"
+        for name, setting in SETTINGS.items()
+    ]
+    docs = (Path(__file__).parent.parent.parent / "docs/daemon.md").read_text()
+    assert re.findall(r"^\| `\w+` \| `--.*$", docs, re.MULTILINE) == rows

@@ -27,7 +27,7 @@ from tests.faults.workload import STORE, Workload, verify
 
 pytestmark = pytest.mark.btrfs
 
-PATIENCE = 10.0  # seconds for what happens at once, on a machine that has other things to do
+PATIENCE = 60.0  # seconds for what happens at once, on a machine that has other things to do
 RUN = "import sys; from snapshotter import cli; sys.exit(cli.main(sys.argv[1:]))"
 
 # Code that a process runs before the daemon; `gate(name)` waits there until the test opens it.
@@ -41,9 +41,9 @@ SLOW_RECOVERY = (
     GATES
     + """
 survey = recovery.survey
-def slow(*args):
+def slow(*args, **options):
     gate("recovery")
-    yield from survey(*args)
+    yield from survey(*args, **options)
 recovery.survey = slow
 """
 )
@@ -58,6 +58,19 @@ def slow(*args):
 volumes.BtrfsVolumes.create = slow
 """
 )
+
+# By gRPC's own client, which reads an answer also when the connection ends behind it.
+PREPARE = """
+import sys, grpc
+from snapshotter.api import snapshots_pb2 as pb
+with grpc.insecure_channel("unix:" + sys.argv[1]) as channel:
+    prepare = channel.unary_unary(
+        "/containerd.services.snapshots.v1.Snapshots/Prepare",
+        pb.PrepareSnapshotRequest.SerializeToString,
+        pb.PrepareSnapshotResponse.FromString,
+    )
+    print(len(prepare(pb.PrepareSnapshotRequest(snapshotter="local", key="a"), timeout=60).mounts), "mount")
+"""
 
 # As systemd does it: the socket becomes descriptor 3, and the variables name the process itself.
 ACTIVATED = """
@@ -474,9 +487,9 @@ class TestActivation:
             assert one.stop() == 0
             assert path.is_socket()
             with Client(path, timeout=PATIENCE) as client:
-                answer = pool.submit(client.serving)  # waits in the socket's queue
+                answer = pool.submit(lambda: list(client.walk()))  # waits in the socket's queue
                 one.ready(prefix=(sys.executable, "-c", ACTIVATED, "1", str(handed.fileno())))
-                assert answer.result()
+                assert answer.result() == []
 
     @pytest.mark.parametrize("kind", ["two", "datagram", "abstract", "internet", "silent"])
     def test_refused(self, one: Daemon, kind: str) -> None:
@@ -645,18 +658,19 @@ class TestSignals:
         """
         open_gate = one.gate("prepare")
         one.ready(patch=SLOW_PREPARE)
-        with one.client() as client, ThreadPoolExecutor() as pool:
-            call = pool.submit(client.prepare, "a")
+        command = [sys.executable, "-c", PREPARE, str(one.address)]
+        with one.client() as client, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
             one.printed("preparing")
+            assert client.serving()
             one.send(number)
             one.told("STOPPING=1")
-            with pytest.raises(UnavailableError, match="the service is stopping"):
+            with pytest.raises(UnavailableError, match="is stopping"):
                 client.stat("a")
             with socket.socket(socket.AF_UNIX) as late, pytest.raises(ConnectionRefusedError):
                 late.connect(str(one.address))
             open_gate()
-            assert call.result()
-            assert one.ended() == 0
+            assert other.communicate()[0] == "1 mount\n"
+        assert one.ended() == 0
         with Snapshotter(one.root) as store:
             assert store.stat("a").kind is Kind.ACTIVE
 
@@ -739,27 +753,26 @@ class TestWatchdog:
 
     def test_hung_service(self, one: Daemon) -> None:
         """
-        A service that answers no more does not feed it, though its process and its timers run.
+        A service that no longer answers in time does not feed it, though its process and its timers run.
         """
         hang = """
-answered = []
-serve = service.Service._serve
-async def hanging(self, operation, stream):
-    if len(answered) == 2:
-        import asyncio
-        await asyncio.Event().wait()
-    answered.append(operation)
-    await serve(self, operation, stream)
-service.Service._serve = hanging
+import time
+from snapshotter import Snapshotter
+stat = Snapshotter.stat
+turns = iter([0, 0])
+def hanging(*args):
+    time.sleep(next(turns, 0.5))
+    return stat(*args)
+Snapshotter.stat = hanging
 """
-        one.ready(patch=GATES + hang, WATCHDOG_USEC="300000")
-        one.logged("unanswered", 2)
+        one.ready(patch=hang, WATCHDOG_USEC="300000")
+        one.logged("unanswered", 3)
         one.manager.setblocking(False)
         told = []
         with contextlib.suppress(BlockingIOError):
             while True:
                 told.append(one.manager.recv(1000).decode())
-        assert told == ["WATCHDOG=1"] * 2
+        assert told in ([], ["WATCHDOG=1"], ["WATCHDOG=1"] * 2)
 
 
 # -- killed

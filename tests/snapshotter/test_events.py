@@ -21,9 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapshotter import Snapshotter, events, records
-from snapshotter.errors import DataLossError, Error, UnavailableError
+from snapshotter.errors import DataLossError, Error, NotFoundError, UnavailableError
 from snapshotter.events import Event, Fields, LogFormat
 from snapshotter.records import State
+from snapshotter.service import _refusal
 from snapshotter.testing import DirectoryVolumes
 from snapshotter.volumes import FS
 
@@ -278,7 +279,7 @@ def test_others(log_format: LogFormat, listening: Callable[..., io.StringIO]) ->
     try:
         1 // 0  # noqa: B018  # it is the traceback that is wanted
     except ZeroDivisionError as error:
-        Event.DEFECT.emit(traceback=True, error=repr(error))
+        Event.DEFECT.emit(traceback=error, error=repr(error))
     other, defect = stream.getvalue().splitlines()
     if log_format == "json":
         assert (json.loads(other)["event"], json.loads(other)["message"]) == ("log", "slow\ncallback")
@@ -304,3 +305,23 @@ def test_silent() -> None:
     program = "from snapshotter.events import Event; Event.FILESYSTEM_FAILED.emit(root='/')"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def test_calls(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    A call that fails for its caller's reasons is told at the level debug, one that fails for ours as an error.
+    """
+    caplog.set_level(logging.DEBUG, "snapshotter")
+    caplog.clear()
+    for error, level, code in (
+        (NotFoundError("gone"), logging.DEBUG, "NOT_FOUND"),
+        (DataLossError("lost"), logging.ERROR, "DATA_LOSS"),
+        (ZeroDivisionError("zero"), logging.ERROR, "INTERNAL"),
+    ):
+        _refusal("Stat", error)
+        [record] = caplog.records
+        assert record.levelno == level
+        assert bool(record.exc_info) is isinstance(error, ZeroDivisionError)
+        [(event, fields)] = told(caplog)
+        assert event == (Event.REFUSED if level == logging.DEBUG else Event.FAILED)
+        assert (fields["op"], fields["code"]) == ("Stat", code) and str(error) in fields["error"]

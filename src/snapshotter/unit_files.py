@@ -1,0 +1,54 @@
+"""
+The systemd units of the daemon, for a root and a socket.
+"""
+
+import re
+import shlex
+from collections.abc import Sequence
+from importlib import resources
+
+from snapshotter.config import Config
+from snapshotter.errors import InvalidArgumentError
+
+NAMES = ("btrfs-snapshotter.service", "btrfs-snapshotter.socket")
+COMMAND = ("/usr/bin/snapshotter",)
+
+_PLAIN = re.compile(r"[\w@/.,:=+-]+")
+
+
+def text(name: str, root: str, address: str, command: Sequence[str] = COMMAND) -> str:
+    """
+    The unit *name* for a daemon that *command* starts.
+
+    Raises:
+        InvalidArgumentError: A path cannot be written in a unit.
+    """
+    unit = resources.files("snapshotter").joinpath("units", name).read_text()
+    default = Config()
+    started = f"{shlex.join(COMMAND)} serve --root {default.root} --address {default.address}"
+    unit = unit.replace(started, " ".join(map(_word, [*command, "serve", "--root", root, "--address", address])))
+    unit = unit.replace(f"RequiresMountsFor={default.root}\n", f"RequiresMountsFor={_word(root)}\n")
+    # Of a listening address only the percent sign is special.
+    unit = unit.replace(f"ListenStream={default.address}\n", f"ListenStream={_percent(_line(address))}\n")
+    if root != default.root:
+        made = "StateDirectory=btrfs-snapshotter\nStateDirectoryMode=0700\n"
+        unit = unit.replace(made, f"ReadWritePaths={_word(root)}\n")
+    return unit
+
+
+def _word(value: str) -> str:
+    """
+    One argument of a setting.
+    """
+    value = _percent(_line(value)).replace("$", "$$")
+    return value if _PLAIN.fullmatch(value) else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _percent(value: str) -> str:
+    return value.replace("%", "%%")
+
+
+def _line(value: str) -> str:
+    if not value.isprintable():
+        raise InvalidArgumentError(f"{value!r} has characters that a unit cannot hold: choose another path")
+    return value

@@ -1,0 +1,162 @@
+"""
+What `snapshotter setup containerd` says, read by the real containerd.
+"""
+
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .images import Image
+from .processes import CRI, DISABLED, PLUGIN, SNAPSHOTTER, Containerd, Daemon, wait_until
+from .registry import Registry
+
+PAUSE = "registry.example/mine/pause:1"
+SETTINGS = {  # of CRI, that somebody has
+    2: f'[plugins."io.containerd.grpc.v1.cri"]\nsandbox_image = "{PAUSE}"\n',
+    3: f'[plugins."io.containerd.cri.v1.images".pinned_images]\nsandbox = "{PAUSE}"\n',
+    4: f'[plugins."io.containerd.cri.v1.images".pinned_images]\nsandbox = "{PAUSE}"\n',
+}
+
+
+class Node:
+    """
+    The configuration of one containerd, in *directory*.
+    """
+
+    def __init__(self, release: Path, directory: Path) -> None:
+        self._containerd = release / "containerd"
+        self.main = directory / "config.toml"
+        self.drop_in = directory / "conf.d/snapshotter.toml"
+        [version] = re.findall(r"^version = (\d)$", self._run("config", "default"), re.MULTILINE)
+        self.version = int(version)
+
+    def _run(self, *arguments: str) -> str:
+        done = subprocess.run([self._containerd, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout
+
+    def imports(self) -> str:
+        return f"imports = [{json.dumps(str(self.drop_in.parent / '*.toml'))}]\n"
+
+    def setup(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """
+        What ``snapshotter setup containerd`` says here.
+        """
+        command = [SNAPSHOTTER, "setup", "containerd", "--containerd", self._containerd]
+        command += ["--containerd-config", self.main, "--name", PLUGIN, *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    def write(self, *arguments: str) -> str:
+        """
+        Write the drop-in; the advice that came with it.
+        """
+        done = self.setup("--write", str(self.drop_in), *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    def dump(self) -> dict[str, Any]:
+        return tomllib.loads(self._run("--config", str(self.main), "config", "dump"))
+
+    def migrate(self) -> None:
+        self.main.write_text(self._run("--config", str(self.main), "config", "migrate"))
+
+
+@pytest.fixture
+def node(release: Path, tmp_path: Path) -> Node:
+    return Node(release, tmp_path)
+
+
+def test_drop_in(node: Node) -> None:
+    """
+    A main file that imports the drop-in has it in force, and keeps the settings of CRI that it has.
+    """
+    node.main.write_text(f"version = {node.version}\n{node.imports()}{SETTINGS[node.version]}")
+    # Old ones take the settings of CRI from one file only, and the root of a plugin from nowhere.
+    by_hand = node.version == 2
+    advice = node.write("--cri", "--root", "/var/lib/containerd/io.containerd.snapshotter.v1.snapshotter")
+    assert ("by hand" in advice) is by_hand
+    if by_hand:
+        [line] = re.findall(r"^ +(snapshotter = .*)$", advice, re.MULTILINE)
+        [section] = re.findall(r"^ +(\[plugins.*)$", advice, re.MULTILINE)
+        lacks = node.setup("--check", "--cri", "--root", "/var/lib/containerd/io.containerd.snapshotter.v1.snapshotter")
+        assert (lacks.returncode, lacks.stdout.count("\n")) == (1, 1), lacks
+        with node.main.open("a") as main:
+            main.write(f"{section}\n{line}\n")
+    check = node.setup("--check", "--cri", "--root", "/var/lib/containerd/io.containerd.snapshotter.v1.snapshotter")
+    assert (check.returncode, check.stdout) == (0, "nothing is missing\n"), check
+    assert PAUSE in json.dumps(node.dump())
+
+
+def test_not_imported(node: Node) -> None:
+    """
+    Without a main file, or with one that imports nothing, the advice says what to write, and that is enough.
+    """
+    node.drop_in.parent.mkdir()
+    for before in (None, f"version = {node.version}\n"):
+        if before:
+            node.main.write_text(before)
+        advice = node.write("--root", "/var/lib/containerd/io.containerd.snapshotter.v1.snapshotter")
+        [line] = re.findall(r"^ +(imports = .*)$", advice, re.MULTILINE)
+        check = node.setup("--check", "--root", "/var/lib/containerd/io.containerd.snapshotter.v1.snapshotter")
+        assert check.returncode == 1 and "is the drop-in imported?" in check.stdout, check
+        node.main.write_text(f"version = {node.version}\n{line}\n")
+        check = node.setup("--check", "--root", "/var/lib/containerd/io.containerd.snapshotter.v1.snapshotter")
+        assert (check.returncode, check.stdout) == (0, "nothing is missing\n"), check
+        node.main.unlink()
+
+
+def test_old_main_file(node: Node) -> None:
+    """
+    A file of containerd 1.x is to be migrated where its settings would be lost, and then they are kept.
+    """
+    node.main.write_text(f"version = 2\n{node.imports()}{SETTINGS[2]}")
+    advice = node.write("--cri")
+    assert ("config migrate" in advice) is (node.version > 2)
+    if node.version > 2:
+        node.drop_in.unlink()
+        node.migrate()
+        node.write("--cri")
+        assert PAUSE in json.dumps(node.dump())
+        assert node.setup("--check", "--cri").stdout == "nothing is missing\n"
+
+
+def test_check_reads_a_pipe(node: Node) -> None:
+    """
+    A dump can be read from standard input, as on a machine without this package.
+    """
+    node.main.write_text(f"version = {node.version}\n{node.imports()}")
+    node.write()
+    dump = subprocess.run(
+        [node._containerd, "--config", node.main, "config", "dump"], capture_output=True, text=True, check=True
+    )
+    command = [SNAPSHOTTER, "setup", "containerd", "--name", PLUGIN, "--check", "-"]
+    check = subprocess.run(command, input=dump.stdout, capture_output=True, text=True)
+    old = node.version == 2  # and knows no exports
+    assert (check.returncode, check.stdout.count("\n")) == (int(old), 1), check
+
+
+def test_in_use(release: Path, daemon: Daemon, directory: Path, image: Image, registry: Registry) -> None:
+    """
+    containerd starts with the drop-in, and pulls and runs with what it says.
+    """
+    containerd = Containerd(release, daemon, directory)
+    node = Node(release, directory)
+    disabled = json.dumps(DISABLED + CRI)
+    node.main.write_text(f"version = {node.version}\ndisabled_plugins = {disabled}\n{node.imports()}")
+    node.write("--root", str(daemon.root), "--address", str(daemon.address))
+    try:
+        containerd.start()
+        assert re.search(rf"snapshotter\.v1 +{PLUGIN} .* ok", containerd.ctr("plugins", "ls"))
+        name = registry.add(image)
+        containerd.ctr("images", "pull", "--plain-http", name)
+        assert containerd.run(name, "c", "echo works") == "works\n"
+        containerd.remove_everything()
+        wait_until(lambda: not daemon.snapshots(), "garbage collection to remove every snapshot")
+    finally:
+        containerd.stop()
+        left = containerd.clear()
+    assert not left

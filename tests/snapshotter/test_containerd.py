@@ -1,0 +1,316 @@
+"""
+What containerd is told: valid TOML that keeps what was there, and plain words about the rest. Real containerds read it
+in tests/containerd/test_setup.py.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapshotter import cli, containerd
+from snapshotter.containerd import ConfigVersion, Main, Plugin, Version, advice, drop_in, missing
+from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
+
+PLUGIN = Plugin("btrfs-snapshotter", "/var/lib/btrfs-snapshotter", "/run/btrfs-snapshotter/snapshotter.sock")
+CRI = Plugin(PLUGIN.name, PLUGIN.root, PLUGIN.address, cri=True)
+NO_MAIN = Main("/etc/containerd/config.toml", {}, exists=False)
+DROP_IN = "/etc/containerd/conf.d/btrfs-snapshotter.toml"
+TRANSFER = "io.containerd.transfer.v1.local"
+
+VERSIONS: tuple[ConfigVersion, ...] = (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("said", "release", "config", "exports"),
+    [
+        ("containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3", (1, 6, 20), 2, False),
+        ("containerd containerd.io 1.6.32 8b3b7ca2e5ce38e8f31a34f35b2b68ceb8470d89", (1, 6, 32), 2, True),
+        ("containerd github.com/containerd/containerd v1.7.15 926c958", (1, 7, 15), 2, False),
+        ("containerd github.com/containerd/containerd v1.7.35 926c958", (1, 7, 35), 2, True),
+        ("containerd github.com/containerd/containerd/v2 2.1.9+unknown ", (2, 1, 9), 3, True),
+        ("containerd github.com/containerd/containerd/v2 v2.2.0-beta.1 ", (2, 2, 0), 3, True),
+        ("containerd github.com/containerd/containerd/v2 2.3.0 ", (2, 3, 0), 4, True),
+        ("containerd github.com/k3s-io/containerd v2.4.2-k3s1", (2, 4, 2), 4, True),
+    ],
+)
+def test_versions(said: str, release: tuple[int, ...], config: int, exports: bool, tmp_path: Path) -> None:
+    """
+    What containerd says of itself tells the version of its configuration, and whether it reads exports.
+    """
+    program = tmp_path / "containerd"
+    program.write_text(f"#!/bin/sh\necho '{said}'\n")
+    program.chmod(0o755)
+    found = containerd.installed(str(program))
+    assert (found, found.config, found.reads_exports) == (release, config, exports)
+
+
+@pytest.mark.parametrize("script", ["echo what", "echo no >&2; exit 1"])
+def test_no_version(script: str, tmp_path: Path) -> None:
+    """
+    A program that is not there, fails, or says something else, is named with what it said.
+    """
+    program = tmp_path / "containerd"
+    with pytest.raises(FailedPreconditionError, match=r"there is no .*--config-version"):
+        containerd.installed(str(program))
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    with pytest.raises(FailedPreconditionError, match="cannot run"):
+        containerd.installed(str(program))
+    program.chmod(0o755)
+    with pytest.raises(FailedPreconditionError, match=r"what|no"):
+        containerd.installed(str(program))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_drop_in(version: ConfigVersion) -> None:
+    """
+    The drop-in names the plugin, and from version 3 on what unpacks for it, beside the default that this takes away.
+    """
+    values = tomllib.loads(drop_in(CRI, version, NO_MAIN))
+    assert values.pop("version") == version
+    assert values.pop("proxy_plugins") == {
+        PLUGIN.name: {"type": "snapshot", "address": PLUGIN.address, "exports": {"root": PLUGIN.root}}
+    }
+    if version == 2:
+        assert values == {"plugins": {"io.containerd.grpc.v1.cri": {"containerd": {"snapshotter": PLUGIN.name}}}}
+    else:
+        unpack = [{"platform": "linux", "snapshotter": name} for name in ("overlayfs", PLUGIN.name)]
+        cri = {"snapshotter": PLUGIN.name}
+        assert values == {"plugins": {TRANSFER: {"unpack_config": unpack}, "io.containerd.cri.v1.images": cri}}
+    assert "cri" not in drop_in(PLUGIN, version, NO_MAIN)
+
+
+@given(
+    root=st.text(st.characters(exclude_categories=["Cs"])),
+    address=st.text(st.characters(exclude_categories=["Cs"])),
+    entry=st.dictionaries(st.text(), st.text() | st.booleans() | st.integers() | st.lists(st.text())),
+)
+def test_always_toml(root: str, address: str, entry: dict[str, Any]) -> None:
+    """
+    Whatever paths hold, and whatever was configured before, the drop-in is TOML that says it.
+    """
+    plugin = Plugin("x", root, address, cri=True)
+    main = Main("/c", {"plugins": {TRANSFER: {"unpack_config": [entry]}}})
+    for version in VERSIONS:
+        told = tomllib.loads(drop_in(plugin, version, main))["proxy_plugins"]["x"]
+        assert (told["address"], told["exports"]["root"]) == (address, root)
+
+
+def test_keeps_unpacking() -> None:
+    """
+    Entries of the main file, which the drop-in's would replace, are in it, and ours is there once.
+    """
+    entries = [{"platform": "linux/amd64", "snapshotter": "native", "optional": True}]
+    main = Main("/c", {"plugins": {TRANSFER: {"unpack_config": [*entries, {"snapshotter": PLUGIN.name}]}}})
+    told = tomllib.loads(drop_in(PLUGIN, 4, main))["plugins"][TRANSFER]["unpack_config"]
+    assert told == [*entries, {"platform": "linux", "snapshotter": PLUGIN.name}]
+
+
+@pytest.mark.parametrize("name", ["btrfs", "native", "overlayfs", "stargz"])
+def test_built_in_names(name: str) -> None:
+    """
+    A name of containerd's own is refused, with the reason.
+    """
+    with pytest.raises(InvalidArgumentError, match="does not start with two of one name"):
+        Plugin(name, "/r", "/a")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-a", "a..b", "a/b", "é", "x" * 77, "a\n"])
+def test_unfit_names(name: str) -> None:
+    """
+    A name that containerd would refuse is refused here.
+    """
+    with pytest.raises(InvalidArgumentError, match="no name for containerd"):
+        Plugin(name, "/r", "/a")
+
+
+def test_unfit_paths() -> None:
+    """
+    A path that is no text cannot be configured.
+    """
+    with pytest.raises(InvalidArgumentError, match="not UTF-8"):
+        Plugin("x", "/\udcff", "/a")
+
+
+def said(plugin: Plugin, version: ConfigVersion, main: Main, release: Version | None = None) -> str:
+    return "\n".join(advice(plugin, version, release, main, DROP_IN))
+
+
+def test_advice_on_imports() -> None:
+    """
+    How the main file comes to import the drop-in is said unless it does.
+    """
+    line = 'imports = ["/etc/containerd/conf.d/*.toml"]'
+    assert f"make /etc/containerd/config.toml:\n    version = 3\n    {line}" in said(PLUGIN, 3, NO_MAIN)
+    assert f"add to /c/config.toml, above its first section:\n    {line}" in said(
+        PLUGIN, 3, Main("/c/config.toml", {"version": 3, "imports": ["conf.d/*.toml", "/etc/other.toml", 7]})
+    )
+    for pattern in (line.split('"')[1], DROP_IN, "conf.d/btrfs-snapshotter.toml", "/etc/containerd/*/*.toml"):
+        main = Main("/etc/containerd/config.toml", {"version": 3, "imports": [pattern]})
+        assert "imports" not in said(PLUGIN, 3, main)
+
+
+def test_advice_on_versions() -> None:
+    """
+    A main file of containerd 1.x below a drop-in of 2.x is to be migrated.
+    """
+    assert "config migrate" in said(PLUGIN, 3, Main("/c", {"version": 2}))
+    assert "config migrate" in said(PLUGIN, 4, Main("/c", {}))
+    assert "config migrate" not in said(PLUGIN, 4, Main("/c", {"version": 3})) + said(PLUGIN, 3, NO_MAIN)
+
+
+def test_advice_on_cri() -> None:
+    """
+    Where a drop-in would replace settings of CRI the line is to be added by hand, and is not in the drop-in.
+    """
+    main = Main("/c", {"version": 2, "plugins": {"io.containerd.grpc.v1.cri": {"sandbox_image": "mine"}}})
+    assert "cri" not in drop_in(CRI, 2, main)
+    section = '[plugins."io.containerd.grpc.v1.cri"."containerd"]\n      snapshotter = "btrfs-snapshotter"'
+    assert f"Add the line by hand:\n    {section}" in said(CRI, 2, main)
+    assert "by hand" not in said(CRI, 3, main) + said(CRI, 2, NO_MAIN) + said(PLUGIN, 2, main)
+    assert "with --cri" in said(PLUGIN, 4, NO_MAIN)
+
+
+def test_advice_on_exports() -> None:
+    """
+    For a containerd that reads no exports, the root is said where CRI looks for it.
+    """
+    guessed = "/data/io.containerd.snapshotter.v1.btrfs-snapshotter"
+    main = Main("/c", {"root": "/data"})
+    assert guessed in said(PLUGIN, 2, main) and guessed in said(PLUGIN, 2, main, Version(1, 6, 20))
+    assert guessed not in said(PLUGIN, 2, main, Version(1, 7, 35)) + said(PLUGIN, 3, main)
+
+
+def test_advice_on_other_clients() -> None:
+    """
+    What ctr, nerdctl, k3s and BuildKit need is said always.
+    """
+    for version in VERSIONS:
+        text = said(PLUGIN, version, NO_MAIN)
+        for words in (
+            "nerdctl: --snapshotter btrfs-snapshotter",
+            "config-v3.toml.tmpl",
+            "--oci-worker-proxy-snapshotter",
+        ):
+            assert words in text
+
+
+GOOD = f"""
+version = 3
+root = "/var/lib/containerd"
+[proxy_plugins.btrfs-snapshotter]
+type = "snapshot"
+address = "{PLUGIN.address}"
+exports = {{ root = "{PLUGIN.root}" }}
+[[plugins."{TRANSFER}".unpack_config]]
+snapshotter = "overlayfs"
+[[plugins."{TRANSFER}".unpack_config]]
+snapshotter = "btrfs-snapshotter"
+[plugins."io.containerd.cri.v1.images"]
+snapshotter = "btrfs-snapshotter"
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lack"),
+    [
+        ("[proxy_plugins.btrfs-snapshotter]", "[proxy_plugins.other]", "there is none; is the drop-in imported"),
+        ('type = "snapshot"', 'type = "content"', "type: it is 'content'"),
+        (PLUGIN.address, "/run/other.sock", "address: it is '/run/other.sock'"),
+        (PLUGIN.root, "/other", "exports.root: kubelet looks for the disk's usage at '/other'"),
+        (f'exports = {{ root = "{PLUGIN.root}" }}', "", "at '/var/lib/containerd/io.containerd.snapshotter.v1.btrfs-"),
+        ("exports =", 'capabilities = ["rebase"]\nexports =', "'rebase' is not true"),
+        ('snapshotter = "overlayfs"', 'snapshotter = "native"', "none for 'overlayfs'"),
+        ('snapshotter = "btrfs-snapshotter"\n[plugins', "[plugins", "none for 'btrfs-snapshotter'"),
+        (
+            'images"]\nsnapshotter = "btrfs-snapshotter"',
+            'images"]\nsnapshotter = "btrfs"',
+            "it is 'btrfs'",
+        ),
+        ("version = 3", 'version = 3\ndisabled_plugins = ["cri"]', "has CRI in it"),
+    ],
+)
+def test_check(before: str, after: str, lack: str) -> None:
+    """
+    Each thing that is missing is named, and what is there is not.
+    """
+    assert missing(CRI, GOOD) == []
+    assert before in GOOD
+    [line] = missing(CRI, GOOD.replace(before, after))
+    assert lack in line
+
+
+def test_check_without_cri() -> None:
+    """
+    What CRI lacks is nobody's concern who did not ask for it.
+    """
+    assert missing(PLUGIN, GOOD.split('[plugins."io.containerd.cri')[0]) == []
+
+
+@pytest.mark.parametrize("dump", ["", "nonsense", "version = 'x'", "version = 1", "version = [2]"])
+def test_check_of_nonsense(dump: str) -> None:
+    """
+    What is no dump is said to be none, rather than to lack everything.
+    """
+    with pytest.raises(InvalidArgumentError, match="no output of `containerd config dump`"):
+        missing(PLUGIN, dump)
+
+
+def test_main_file(tmp_path: Path) -> None:
+    """
+    A main file that is not there is no error; one that cannot be read is.
+    """
+    assert not containerd.read_main(str(tmp_path / "config.toml")).exists
+    with pytest.raises(InvalidArgumentError, match="cannot read"):
+        containerd.read_main(str(tmp_path))
+    (tmp_path / "config.toml").write_text("version = ")
+    with pytest.raises(InvalidArgumentError, match=r"config\.toml"):
+        containerd.read_main(str(tmp_path / "config.toml"))
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The drop-in is printed, or written where none was; the advice is not in it.
+    """
+    monkeypatch.setenv("SNAPSHOTTER_ROOT", "/data/store")
+    main = ["--containerd-config", str(tmp_path / "config.toml")]
+    command = ["setup", "containerd", "--config-version", "3", "--address", "/run/x.sock", "--name", "x", *main]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr()
+    assert tomllib.loads(printed.out)["proxy_plugins"]["x"]["exports"]["root"] == "/data/store"
+    assert "restart containerd" in printed.err
+    assert cli.main([*command, "--write", str(tmp_path / "conf.d/x.toml")]) == 0
+    assert (tmp_path / "conf.d/x.toml").read_text() == printed.out
+    assert capsys.readouterr().out == ""
+    assert cli.main([*command, "--name", "btrfs"]) == cli.USAGE
+
+
+def test_check_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    A check ends with 0 or 1, and prints a line for each thing that is missing.
+    """
+    dump = tmp_path / "dump"
+    dump.write_text(GOOD)
+    assert cli.main(["setup", "containerd", "--check", str(dump)]) == 0
+    assert capsys.readouterr().out == "nothing is missing\n"
+    dump.write_text("version = 3")
+    assert cli.main(["setup", "containerd", "--check", str(dump), "--cri"]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_systemd_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    The units are printed with their paths, or written, for the program that runs.
+    """
+    command = ["setup", "systemd", "--root", "/data", "--address", "/run/x.sock"]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr()
+    assert cli.main([*command, "--write", str(tmp_path)]) == 0
+    capsys.readouterr()
+    written = {path.name: path.read_text() for path in sorted(tmp_path.iterdir())}
+    assert printed.out == "".join(f"# /etc/systemd/system/{name}\n{text}\n" for name, text in written.items())
+    assert "systemctl daemon-reload" in printed.err
+    assert " serve --root /data --address /run/x.sock" in written["btrfs-snapshotter.service"]
