@@ -529,7 +529,7 @@ def _setup_systemd(arguments: argparse.Namespace) -> None:
     steps = [f"systemctl daemon-reload && systemctl enable --now {' '.join(reversed(unit_files.NAMES))}"]
     if command[0].startswith(("/home/", "/root/", "/tmp/", "/var/tmp/")):
         steps.insert(0, f"install this package elsewhere: the daemon of the unit sees nothing of {command[0]}")
-    _advise(f"in {directory}; then:", steps)
+    _advise(f"for {directory}; then:", steps)
 
 
 def _write(path: str, text: str) -> None:

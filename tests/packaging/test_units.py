@@ -88,6 +88,7 @@ def test_exposure() -> None:
     found = re.search(r"exposure level for \S+: ([\d.]+)", shown)
     assert found
     assert float(found[1]) <= EXPOSURE, shown
+    assert f"`systemd-analyze security` says {found[1]}," in (ROOT / "docs/containerd.md").read_text()
 
 
 class Sandboxed:

@@ -83,6 +83,17 @@ def test_drop_in(version: ConfigVersion) -> None:
     assert "cri" not in drop_in(PLUGIN, version, NO_MAIN)
 
 
+def test_documented() -> None:
+    """
+    The files that the docs show are those that are written.
+    """
+    docs = (Path(__file__).parent.parent.parent / "docs/containerd.md").read_text()
+    text = drop_in(CRI, 4, NO_MAIN)
+    assert f"```toml\n{text}```" in docs
+    _, plugin, *_ = text.split("\n\n")
+    assert f'{{{{ template "base" . }}}}\n{plugin}\n```' in docs
+
+
 @given(
     root=st.text(st.characters(exclude_categories=["Cs"])),
     address=st.text(st.characters(exclude_categories=["Cs"])),
