@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -24,10 +23,11 @@ from grpclib.encoding.base import CodecBase
 
 from pybtrfs import subvolume, syscall
 from snapshotter import Info, Kind, Snapshotter
+from snapshotter.containerd import Plugin, drop_in, installed, read_main
 
 PATIENCE = 120  # seconds for what other work on the machine can delay
 SNAPSHOTTER = Path(sys.executable).with_name("snapshotter")
-PLUGIN = "snapshotter"  # the name in containerd's configuration
+PLUGIN = "btrfs-snapshotter"  # the name in containerd's configuration
 
 # Of no use here, and each with a place of its own on the machine that several containerds would fight for.
 DISABLED = [
@@ -195,8 +195,15 @@ class Containerd(Process):
             "CONTAINERD_SNAPSHOTTER": PLUGIN,
         }
         path = os.pathsep.join([str(binaries), os.environ["PATH"], "/usr/sbin", "/sbin"])
-        config = directory / "config.toml"
-        config.write_text(_config(binaries / "containerd", daemon, [] if cri else CRI))
+        config, imported = directory / "config.toml", directory / "snapshotter.toml"
+        version = installed(str(binaries / "containerd")).config
+        config.write_text(
+            f"version = {version}\n"
+            f"disabled_plugins = {json.dumps(DISABLED if cri else DISABLED + CRI)}\n"
+            f"imports = [{json.dumps(str(imported))}]\n"
+        )
+        plugin = Plugin(PLUGIN, str(daemon.root), str(daemon.address), cri)
+        imported.write_text(drop_in(plugin, version, read_main(str(config))))
         places = {"config": config, "address": address, "root": directory / "root", "state": directory / "state"}
         command = [f"{binaries}/containerd", *(f"--{name}={place}" for name, place in places.items())]
         super().__init__(command, address, os.environ | {"PATH": path})
@@ -374,23 +381,6 @@ def _field(number: int, value: str | bytes) -> bytes:
     data = value.encode() if isinstance(value, str) else value
     assert len(data) < 128
     return bytes([number << 3 | 2, len(data)]) + data
-
-
-def _config(containerd: Path, daemon: Daemon, disabled: list[str]) -> str:
-    default = subprocess.run([containerd, "config", "default"], check=True, capture_output=True, text=True).stdout
-    version = re.search(r"^version = (\d)", default, re.MULTILINE)
-    assert version
-    return f"""version = {version[1]}
-disabled_plugins = {json.dumps(DISABLED + disabled)}
-
-[proxy_plugins.{PLUGIN}]
-  type = "snapshot"
-  address = "{daemon.address}"
-
-[[plugins."io.containerd.transfer.v1.local".unpack_config]]
-  platform = "linux"
-  snapshotter = "{PLUGIN}"
-"""
 
 
 def _commands() -> Iterator[tuple[int, list[bytes]]]:

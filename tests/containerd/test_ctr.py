@@ -282,8 +282,8 @@ def test_kill_at_work(emptied: Containerd, daemon: Daemon, busybox: Image, victi
         done.release()
 
     with ThreadPoolExecutor(4) as pool:
-        runs = [pool.submit(run) for _ in range(24)]
-        for _ in range(3):
+        runs = [pool.submit(run) for _ in range(16)]
+        for _ in range(2):
             for _ in range(5):
                 assert done.acquire(timeout=PATIENCE)
             side.kill()
