@@ -2,6 +2,7 @@
 Real containerd with the real daemon, on a btrfs of their own.
 """
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,6 +79,7 @@ def directory() -> Iterator[Path]:
     An empty directory with a path that is short enough for sockets.
     """
     with tempfile.TemporaryDirectory(prefix="c-") as path:
+        os.chmod(path, 0o711)  # the root of a user namespace has to get through
         yield Path(path)
 
 
@@ -108,10 +110,10 @@ def daemon(store_root: Path, directory: Path) -> Iterator[Daemon]:
     try:
         process.start()
         yield process
+        assert process.stop() == 0
     finally:
-        code = process.stop()
+        process.kill()
         print(process.log.read_text())
-    assert code == 0
 
 
 @pytest.fixture
@@ -123,8 +125,9 @@ def containerd(release: Path, daemon: Daemon, directory: Path) -> Iterator[Conta
     try:
         process.start()
         yield process
+        assert process.stop() == 0
     finally:
-        process.stop()
+        process.kill()
         left = process.clear()
         print(process.log.read_text())
     assert not left

@@ -184,13 +184,12 @@ def base() -> list[Member]:
     """
     if not BUSYBOX.exists():
         pytest.skip("needs busybox-static")
-    busybox = member("bin/busybox", BUSYBOX.read_bytes(), mode=0o755)
     return [
         *(directory(name) for name in ("bin", "dev", "etc", "proc", "sys", "var")),
         directory("root", 0o700),
         directory("tmp", 0o1777),
-        busybox,
-        *(link(f"bin/{name}", busybox) for name in APPLETS),
+        member("bin/busybox", BUSYBOX.read_bytes(), mode=0o755),
+        *(symlink(f"bin/{name}", "busybox") for name in APPLETS),
         member("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n"),
         member("etc/group", b"root:x:0:\nuser:x:1000:\n"),
     ]

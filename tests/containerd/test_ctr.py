@@ -4,6 +4,7 @@ containerd with the daemon as its snapshotter, driven by ctr.
 
 import itertools
 import json
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,18 @@ def test_import(
     assert images.differences(expected, content(emptied, image)) == []
     assert sorted(emptied.listed("snapshots")) == sorted(image.chain_ids)
     daemon.check_store()
+
+
+def test_image_mount(emptied: Containerd, busybox: Image) -> None:
+    """
+    ctr mounts an image that holds what its layers make, and lets go of it.
+    """
+    with tempfile.TemporaryDirectory() as target:
+        emptied.ctr("images", "mount", busybox.name, target)
+        tree = images.found(Path(target))
+        emptied.ctr("images", "unmount", "--rm", target)
+    assert images.differences(images.applied(busybox.layers), tree) == []
+    assert sorted(emptied.listed("snapshots")) == sorted(busybox.chain_ids)
 
 
 def test_pull(emptied: Containerd, registry: Registry, image: Image, expected: dict[str, images.Node]) -> None:
@@ -265,12 +278,11 @@ def test_restart(emptied: Containerd, daemon: Daemon, busybox: Image, order: str
     daemon.check_store()
 
 
-@pytest.mark.parametrize("victim", ["daemon", "containerd"])
-def test_kill_at_work(emptied: Containerd, daemon: Daemon, busybox: Image, victim: str) -> None:
+@pytest.mark.parametrize("end", ["kill daemon", "stop daemon", "kill containerd"])
+def test_end_at_work(emptied: Containerd, daemon: Daemon, busybox: Image, end: str) -> None:
     """
-    kill -9 amid starting and removing containers costs those in flight at most, and leaves nothing behind.
+    An end amid starting and removing containers costs those in flight at most, and leaves nothing behind.
     """
-    side: Process = {"daemon": daemon, "containerd": emptied}[victim]
     done = threading.Semaphore(0)
     attempts = itertools.count()
 
@@ -286,12 +298,21 @@ def test_kill_at_work(emptied: Containerd, daemon: Daemon, busybox: Image, victi
         for _ in range(2):
             for _ in range(5):
                 assert done.acquire(timeout=PATIENCE)
-            side.kill()
-            side.start()
+            match end:
+                case "kill daemon":
+                    daemon.kill()
+                    daemon.start()
+                case "stop daemon":
+                    assert daemon.stop() == 0
+                    daemon.start()
+                case "kill containerd":
+                    emptied.kill()
+                    emptied.start()
         for outcome in runs:
             outcome.result()
-    # containerd forgets the shim that it was starting, and what that has mounted.
-    emptied.clear()
+    if end == "kill containerd":
+        # It forgets the shim that it was starting, and what that has mounted.
+        emptied.clear()
 
 
 def test_kill_at_import(
@@ -313,6 +334,38 @@ def test_kill_at_import(
         daemon.start()
     wait_until(lambda: succeeds(emptied.ctr, *command), "containerd to reach the daemon")
     assert images.differences(expected, content(emptied, image)) == []
+
+
+def test_bind_mounts(
+    emptied: Containerd,
+    daemon: Daemon,
+    image: Image,
+    expected: dict[str, images.Node],
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    Bind mounts, which the daemon can be told to answer, show and run the same.
+    """
+    monkeypatch.setenv("SNAPSHOTTER_MOUNT_MODE", "bind")
+    daemon.stop()
+    daemon.start()
+    command = ("images", "import", str(image.write(directory / "image.tar")))
+    wait_until(lambda: succeeds(emptied.ctr, *command), "containerd to reach the daemon")
+    assert images.differences(expected, content(emptied, image)) == []
+    emptied.ctr("snapshots", "prepare", "work", image.chain_ids[-1])
+    assert "-t bind" in emptied.ctr("snapshots", "mounts", "/mnt", "work")
+    emptied.ctr("snapshots", "rm", "work")
+    emptied.run(image.name, "writer", "test -u /kinds/setuid; echo more > /changed/content")
+    emptied.run(image.name, "reader", "! touch /file", "--read-only")
+
+
+def test_user_namespace(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
+    """
+    A container in a user namespace has a copy of the image that belongs to its own root.
+    """
+    flags = ["--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536"]
+    emptied.run(busybox.name, "mapped", "test $(stat -c %u:%g /name) = 0:0; echo more > /name", *flags)
 
 
 def test_reboot(emptied: Containerd, daemon: Daemon, busybox: Image, filesystem: Path) -> None:
