@@ -34,6 +34,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("release", _chosen(metafunc.config), indirect=True, scope="session")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--buildkit"):
+        unwanted = [item for item in items if isinstance(item, pytest.Function) and "buildkit" in item.fixturenames]
+        config.hook.pytest_deselected(items=unwanted)
+        items[:] = [item for item in items if item not in unwanted]
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     if isinstance(item, pytest.Function) and "release" in item.fixturenames:
         parameters = dict(item.callspec.params)

@@ -122,11 +122,13 @@ class Image:
     Args:
         layers: Their tar archives, the lowest first.
         compressed: Which of them the image holds with gzip.
+        command: What a container runs by default.
     """
 
     name: str
     layers: tuple[bytes, ...]
     compressed: frozenset[int] = frozenset({0, 1})
+    command: tuple[str, ...] = ("/bin/sh",)
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
 
@@ -134,7 +136,7 @@ class Image:
         config = {
             "architecture": ARCHITECTURE,
             "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]},
+            "config": {"Env": ["PATH=/bin"], "Cmd": self.command},
             "rootfs": {"type": "layers", "diff_ids": [digest(archive) for archive in self.layers]},
         }
         manifest = {
@@ -409,7 +411,7 @@ def _node(item: Member) -> Node:
         _TYPES[info.type] | info.mode,
         (info.uid, info.gid),
         content,
-        int(Decimal(info.pax_headers["mtime"]) * 10**9),
+        int(Decimal(info.pax_headers.get("mtime", info.mtime)) * 10**9),
         {
             name.removeprefix(XATTR): os.fsencode(value)
             for name, value in info.pax_headers.items()

@@ -18,11 +18,12 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from grpclib.client import Channel, UnaryUnaryMethod
-from grpclib.encoding.base import CodecBase
+from grpclib.client import Channel
 
 from pybtrfs import subvolume, syscall
 from snapshotter import Info, Kind, Snapshotter
+from snapshotter.api.snapshots_grpc import SnapshotsStub
+from snapshotter.api.snapshots_pb2 import PrepareSnapshotRequest
 from snapshotter.containerd import Plugin, drop_in, installed, read_main
 
 PATIENCE = 120  # seconds for what other work on the machine can delay
@@ -82,11 +83,6 @@ class Process:
             )
         wait_until(lambda: self._listens() or not self.running, f"{self._command[0]} to listen")
         assert self.running, f"{self._command[0]} ended: {self.log.read_text()}"
-
-    @property
-    def pid(self) -> int:
-        assert self._process
-        return self._process.pid
 
     @property
     def running(self) -> bool:
@@ -168,6 +164,42 @@ class Daemon(Process):
         return [path for path, _ in subvolume.iterate(self.root) if "/snapshots/" in path]
 
 
+class Cgroup:
+    """
+    A cgroup of this test's own, which containers are put below.
+    """
+
+    def __init__(self) -> None:
+        self.name = uuid.uuid4().hex
+
+    def processes(self) -> set[int]:
+        """
+        The pids in it.
+        """
+        pids: set[int] = set()
+        for path in self._paths():
+            for processes in path.rglob("cgroup.procs"):
+                with contextlib.suppress(OSError):  # gone since it was listed
+                    pids.update(map(int, processes.read_text().split()))
+        return pids
+
+    def clear(self) -> None:
+        """
+        End its processes and remove it.
+        """
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self.processes(), "the processes of containers to end")
+        for cgroup in self._paths():
+            for path in [*sorted(cgroup.rglob("*/"), reverse=True), cgroup]:
+                with contextlib.suppress(FileNotFoundError):  # its runtime was faster
+                    path.rmdir()
+
+    def _paths(self) -> list[Path]:
+        return [path for path in Path("/sys/fs/cgroup").glob(f"**/{self.name}") if path.is_dir()]
+
+
 class CtrError(Exception):
     """
     What ctr complained of.
@@ -180,15 +212,19 @@ class Containerd(Process):
 
     Args:
         directory: For all of its files; short, since it holds sockets.
-        cri: Whether it serves the kubelet, too.
+        root: For what has to last, in place of a directory there.
+        cri: Settings of the CRI, when it serves that, too.
     """
 
-    def __init__(self, binaries: Path, daemon: Daemon, directory: Path, *, cri: bool = False) -> None:
+    def __init__(
+        self, binaries: Path, daemon: Daemon, directory: Path, *, root: Path | None = None, cri: str = ""
+    ) -> None:
         address = directory / "containerd.sock"
         self._directory = directory
         self._ctr = binaries / "ctr"
         # Of its own, since runc's state and the cgroups are common to all containerds on a machine.
-        self.namespace = uuid.uuid4().hex
+        self.cgroup = Cgroup()
+        self.namespace = "k8s.io" if cri else self.cgroup.name
         self._environment_of_ctr = os.environ | {
             "CONTAINERD_ADDRESS": str(address),
             "CONTAINERD_NAMESPACE": self.namespace,
@@ -201,10 +237,12 @@ class Containerd(Process):
             f"version = {version}\n"
             f"disabled_plugins = {json.dumps(DISABLED if cri else DISABLED + CRI)}\n"
             f"imports = [{json.dumps(str(imported))}]\n"
+            f"{cri}"
         )
-        plugin = Plugin(PLUGIN, str(daemon.root), str(daemon.address), cri)
+        plugin = Plugin(PLUGIN, str(daemon.root), str(daemon.address), bool(cri))
         imported.write_text(drop_in(plugin, version, read_main(str(config))))
-        places = {"config": config, "address": address, "root": directory / "root", "state": directory / "state"}
+        root = root or directory / "root"
+        places = {"config": config, "address": address, "root": root, "state": directory / "state"}
         command = [f"{binaries}/containerd", *(f"--{name}={place}" for name, place in places.items())]
         super().__init__(command, address, os.environ | {"PATH": path})
 
@@ -232,11 +270,11 @@ class Containerd(Process):
         """
         return self.output(*arguments).decode()
 
-    # ctr loses the output of what ends before it has opened the pipes: the exit code has to tell.
-
     def run(self, image: str, container: str, script: str, *flags: str) -> None:
         """
         Have a shell run *script* in the new *container*, which is gone afterwards.
+
+        Its exit code tells what happened, since ctr loses the output of what ends before it has opened the pipes.
 
         Raises:
             CtrError: A command of the script failed.
@@ -284,21 +322,17 @@ class Containerd(Process):
         """
         return [line.split()[0] for line in self.ctr(*command, "ls").splitlines()[1:]]
 
-    def add_to_lease(self, lease: str, kind: str, resource: str) -> None:
+    def prepare_leased(self, lease: str, key: str, parent: str) -> None:
         """
-        What no command of ctr does: have *lease* keep a resource.
+        What no command of ctr does: prepare a snapshot that *lease* keeps.
         """
 
         async def call() -> None:
-            channel = Channel(path=str(self.address), codec=_Bytes())
-            try:
-                method = UnaryUnaryMethod[bytes, bytes](
-                    channel, "/containerd.services.leases.v1.Leases/AddResource", bytes, bytes
+            async with Channel(path=str(self.address)) as channel:
+                await SnapshotsStub(channel).Prepare(
+                    PrepareSnapshotRequest(snapshotter=PLUGIN, key=key, parent=parent),
+                    metadata={"containerd-namespace": self.namespace, "containerd-lease": lease},
                 )
-                request = _field(1, lease) + _field(2, _field(1, resource) + _field(2, kind))
-                await method(request, metadata={"containerd-namespace": self.namespace})
-            finally:
-                channel.close()
 
         asyncio.run(call())
 
@@ -331,56 +365,20 @@ class Containerd(Process):
         """
         End what a containerd that was killed leaves behind, and say what that was.
         """
-        left = [f"shim {pid}" for pid in self.shims()] + [f"process {pid} of a container" for pid in self._contained()]
-        for pid in [*self.shims(), *self._contained()]:
+        left = [f"shim {pid}" for pid in self.shims()]
+        left += [f"process {pid} of a container" for pid in self.cgroup.processes()]
+        for pid in self.shims():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not self._contained(), "the processes of containers to end")
+        self.cgroup.clear()
         for mount in _mounts_below(self._directory):
             left.append(f"mount {mount}")
             # containerd may unmount it, too, having seen that its shim is gone.
             with contextlib.suppress(OSError):
                 syscall.umount2(mount, syscall.MNT_DETACH)
         wait_until(lambda: not _mounts_below(self._directory), "the mounts of containers to go")
-        for cgroup in self._cgroups():
-            for path in [*sorted(cgroup.rglob("*/"), reverse=True), cgroup]:
-                path.rmdir()
-        shutil.rmtree(Path("/run/containerd/runc", self.namespace), ignore_errors=True)
+        shutil.rmtree(Path("/run/containerd/runc", self.cgroup.name), ignore_errors=True)
         return left
-
-    def _cgroups(self) -> list[Path]:
-        return [path for path in Path("/sys/fs/cgroup").glob(f"**/{self.namespace}") if path.is_dir()]
-
-    def _contained(self) -> set[int]:
-        return {
-            int(pid)
-            for cgroup in self._cgroups()
-            for processes in cgroup.rglob("cgroup.procs")
-            for pid in processes.read_text().split()
-        }
-
-
-class _Bytes(CodecBase):
-    """
-    Messages that are encoded by hand.
-    """
-
-    __content_subtype__ = "proto"
-
-    def encode(self, message: bytes, message_type: object) -> bytes:
-        return message
-
-    def decode(self, data: bytes, message_type: object) -> bytes:
-        return data
-
-
-def _field(number: int, value: str | bytes) -> bytes:
-    """
-    A field of protobuf's wire format, of less than 128 bytes.
-    """
-    data = value.encode() if isinstance(value, str) else value
-    assert len(data) < 128
-    return bytes([number << 3 | 2, len(data)]) + data
 
 
 def _commands() -> Iterator[tuple[int, list[bytes]]]:

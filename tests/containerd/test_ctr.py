@@ -18,7 +18,7 @@ from snapshotter import Kind
 
 from . import images
 from .images import Image
-from .processes import PATIENCE, PLUGIN, Containerd, CtrError, Daemon, Process, wait_until
+from .processes import PATIENCE, Containerd, CtrError, Daemon, Process, wait_until
 from .registry import Registry
 
 pytestmark = pytest.mark.btrfs
@@ -210,12 +210,12 @@ def test_removal(emptied: Containerd, daemon: Daemon, busybox: Image, directory:
 
 def test_lease(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
     """
-    A lease keeps a snapshot and what is below it, and its end lets both go.
+    A lease keeps a snapshot and what is below it, and its end lets all of it go.
     """
     emptied.ctr("leases", "create", "--id", "keep")
-    emptied.add_to_lease("keep", f"snapshots/{PLUGIN}", busybox.chain_ids[-1])
+    emptied.prepare_leased("keep", "leased", busybox.chain_ids[-1])
     emptied.ctr("images", "rm", "--sync", busybox.name)
-    assert set(emptied.listed("snapshots")) == set(busybox.chain_ids)
+    assert set(emptied.listed("snapshots")) == {"leased", *busybox.chain_ids}
     emptied.ctr("leases", "rm", "--sync", "keep")
     assert daemon.snapshots() == {}
     daemon.check_store()
