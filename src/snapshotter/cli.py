@@ -527,6 +527,8 @@ def _setup_systemd(arguments: argparse.Namespace) -> None:
         else:
             print(f"# {path}\n{text}")
     steps = [f"systemctl daemon-reload && systemctl enable --now {' '.join(reversed(unit_files.NAMES))}"]
+    if not os.path.exists(settings.root):
+        steps.insert(0, f"before that, make a store: snapshotter init --root {shlex.quote(settings.root)}")
     if command[0].startswith(("/home/", "/root/", "/tmp/", "/var/tmp/")):
         steps.insert(0, f"install this package elsewhere: the daemon of the unit sees nothing of {command[0]}")
     _advise(f"for {directory}; then:", steps)

@@ -17,7 +17,8 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.api.snapshots_grpc import SnapshotsStub
-from snapshotter.errors import Error, InvalidArgumentError, UnavailableError
+from snapshotter.errors import Error, FailedPreconditionError, InvalidArgumentError, UnavailableError
+from snapshotter.labels import quoted
 from snapshotter.messages import CODES, info_from, info_to, mounts_from, usage_from
 from snapshotter.snapshot import Info, Mount, Usage
 
@@ -140,6 +141,9 @@ class Client:
         self._wait(self._stub.Cleanup(request, timeout=self._timeout))
 
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        if self._loop.is_closed():
+            call.close()
+            raise FailedPreconditionError(f"the client of {self.address!r} is closed")
         try:
             return asyncio.run_coroutine_threadsafe(call, self._loop).result()
         except GRPCError as error:
@@ -155,5 +159,7 @@ def _checking() -> Iterator[None]:
     """
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(f"{quoted(error.object)} cannot be encoded as UTF-8") from error
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(str(error)) from error

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import errno
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -74,6 +75,22 @@ class Status:
     snapshots: Mapping[Kind, int]
     pending: int
     problems: int
+
+
+class _Making:
+    """
+    How many snapshots are being made; its lock is held while the client is decided.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class Options(TypedDict, total=False):
@@ -157,6 +174,7 @@ class Snapshotter:
             if not why_read_only:
                 stack.callback(self._store.acquire(socket).release)
             self.client = client or self._store.header.client or "local"
+            self._making = _Making()
             self._first_id = self._store.header.id_limit
             self._worker = Worker(self._store, self._volumes)
             stack.callback(self._worker.close)
@@ -625,13 +643,35 @@ class Snapshotter:
     @contextlib.contextmanager
     def _changing(self, doing: str) -> Iterator[None]:
         with self._session.changing(doing):
-            owner = self._store.header.client
-            if owner not in ("", self.client) and len(self._index):
-                raise FailedPreconditionError(
-                    f"store {self.root!r} holds the snapshots of client {owner!r}, and {self.client!r} would delete "
-                    "them: make a second store beside it"
-                )
+            if not self._may_change():
+                raise self._foreign()
             yield
+
+    def _may_change(self) -> bool:
+        return self._store.header.client in ("", self.client) or not len(self._index)
+
+    def _foreign(self) -> FailedPreconditionError:
+        return FailedPreconditionError(
+            f"store {self.root!r} holds the snapshots of client {self._store.header.client!r}, and "
+            f"{quoted(self.client)} would delete them: make a second store beside it"
+        )
+
+    @contextlib.contextmanager
+    def _owning(self) -> Iterator[None]:
+        """
+        Around the making of a snapshot: the first one binds the store to its client, and two cannot be first.
+        """
+        with self._making:
+            if self._store.header.client != self.client:
+                if self._making.count or not self._may_change():
+                    raise self._foreign()
+                self._store.change(client=self.client)
+            self._making.count += 1
+        try:
+            yield
+        finally:
+            with self._making:
+                self._making.count -= 1
 
     # -- creating
 
@@ -646,14 +686,16 @@ class Snapshotter:
         started = time.monotonic()
         check_key(key)
         labels = check_labels(labels)
-        with self._changing(f"create snapshot {quoted(key)}"), self._index.change(key, parent=parent) as base:
+        with (
+            self._changing(f"create snapshot {quoted(key)}"),
+            self._index.change(key, parent=parent) as base,
+            self._owning(),
+        ):
             if base and base.kind is not Kind.COMMITTED:
                 raise InvalidArgumentError(f"parent {quoted(parent)} is not committed snapshot")
             self._check_free(key)
             if base:
                 _check_whole(base)
-            if self._store.header.client != self.client:
-                self._store.change(client=self.client)
             now = time.time_ns()
             draft = Record(
                 0,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from snapshotter import mountinfo, sockets
 from snapshotter.config import Config
 from snapshotter.contract import Options, Snapshotter
+from snapshotter.display import printable
 from snapshotter.errors import (
     AlreadyExistsError,
     Error,
@@ -77,14 +78,14 @@ async def _serve(config: Config, systemd: Systemd, listener: socket.socket, metr
     opened = loop.run_in_executor(pool, _open, config, address)
     service = Service(opened, metrics)
     await service.start(listener)
-    systemd.notify(f"STATUS=opening {config.root}")
+    systemd.notify(f"STATUS=opening {printable(config.root)}")
     await asyncio.wait({opened, stopped}, return_when=asyncio.FIRST_COMPLETED)
     failed = opened.done() and opened.exception() is not None
     if opened.done() and not failed:
         if metrics:
             metrics.opened(opened.result(), time.monotonic() - begun)
         Event.READY.emit(root=config.root, address=address)
-        systemd.notify("READY=1", f"STATUS=serving {config.root}")
+        systemd.notify("READY=1", f"STATUS=serving {printable(config.root)}")
         feeding = asyncio.create_task(_feed(systemd, address, pool))
         await stopped
         feeding.cancel()

@@ -35,6 +35,8 @@ CODES: dict[type[errors.Error], str] = {
     errors.Error: "UNKNOWN",
 }
 
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
 _KINDS: dict[Kind, snapshots_pb2.Kind] = {
     Kind.VIEW: snapshots_pb2.VIEW,
     Kind.ACTIVE: snapshots_pb2.ACTIVE,
@@ -93,9 +95,8 @@ def usage_from(message: snapshots_pb2.UsageResponse) -> Usage:
 
 
 def _timestamp(moment: datetime) -> Timestamp:
-    message = Timestamp()
-    message.FromDatetime(moment)
-    return message
+    since = moment - _EPOCH
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
 
 
 def _moment(message: Timestamp) -> datetime:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError, Message
@@ -27,7 +27,7 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.events import Event as H2Event
-from h2.exceptions import ProtocolError
+from h2.exceptions import NoSuchStreamError, ProtocolError, StreamClosedError, StreamIDTooLowError
 from h2.settings import SettingCodes, Settings
 
 from snapshotter.events import Event
@@ -53,7 +53,7 @@ _CONFIGURATION = H2Configuration(
     normalize_outbound_headers=False,
 )
 
-Answer = Message | Coroutine[Any, Any, Message] | AsyncGenerator[Message, None]
+Answer = Message | Callable[[], Awaitable[Message]] | AsyncGenerator[Message, None]
 
 _Headers = list[tuple[str, str]]
 _HEADERS: _Headers = [(":status", "200"), ("content-type", "application/grpc")]
@@ -66,7 +66,7 @@ class Method(NamedTuple):
 
     Args:
         name: What the observer calls it.
-        answer: Gives the reply at once, or a coroutine of it, or a generator of the replies of a stream.
+        answer: Gives the reply at once, or a function that has it later, or a generator of the replies of a stream.
     """
 
     name: str
@@ -355,7 +355,9 @@ class _Connection(asyncio.Protocol):
 
     # -- what it is answered
 
-    async def _await(self, call: _Call, answer: Coroutine[Any, Any, Message] | AsyncGenerator[Message, None]) -> None:
+    async def _await(
+        self, call: _Call, answer: Callable[[], Awaitable[Message]] | AsyncGenerator[Message, None]
+    ) -> None:
         try:
             async with asyncio.timeout_at(call.deadline) as timeout:
                 if isinstance(answer, AsyncGenerator):
@@ -364,7 +366,7 @@ class _Connection(asyncio.Protocol):
                             self._reply(call, message)
                             await self._room(call)
                 else:
-                    self._reply(call, await answer)
+                    self._reply(call, await answer())
             self._finish(call)
         except Exception as error:
             self._fail(call, _LATE if timeout.expired() else error)
@@ -385,9 +387,6 @@ class _Connection(asyncio.Protocol):
         if call.ended:
             return
         data = message.SerializeToString()
-        if not call.answered:
-            call.answered = True
-            self._h2.send_headers(call.stream_id, _HEADERS)
         call.pending += b"\0" + len(data).to_bytes(_PREFIX_SIZE - 1) + data
         self._send(call)
 
@@ -409,21 +408,34 @@ class _Connection(asyncio.Protocol):
         """
         Send what the windows let.
         """
+        try:
+            self._send_frames(call)
+        except (NoSuchStreamError, StreamIDTooLowError):
+            self._drop(call)  # h2 has read on, and knows that the client gave up
+            return
+        if call.ended and not call.pending:
+            del self.calls[call.stream_id]
+        elif call.room and not call.pending and not call.room.done():
+            call.room.set_result(None)
+
+    def _send_frames(self, call: _Call) -> None:
         stream_id, pending = call.stream_id, call.pending
+        if pending and not call.answered:
+            call.answered = True
+            self._h2.send_headers(stream_id, _HEADERS)
         while pending:
             size = min(self._h2.local_flow_control_window(stream_id), self._h2.max_outbound_frame_size)
             if size <= 0:
                 return
             self._h2.send_data(stream_id, bytes(pending[:size]))
             del pending[:size]
-        if call.room and not call.room.done():
-            call.room.set_result(None)
         if call.ended:
             headers = call.trailers if call.answered else [*_HEADERS, *call.trailers]
             self._h2.send_headers(stream_id, headers, end_stream=True)
-            del self.calls[stream_id]
             if not call.requested:
-                self._h2.reset_stream(stream_id)  # or the client would go on sending
+                # Or the client would go on sending; unless it has ended meanwhile.
+                with contextlib.suppress(StreamClosedError):
+                    self._h2.reset_stream(stream_id)
 
     def _drop(self, call: _Call) -> None:
         """

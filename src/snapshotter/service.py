@@ -114,16 +114,17 @@ class Service:
             reply = operation.at_once(self._store(), request)
             if reply is not None:
                 return reply
-        return self._answer_later(operation, request)
+        return partial(self._answer_later, operation, request)
 
     async def _answer_later(self, operation: "_Operation", request: Message) -> Message:
         seconds = operation.seconds
-        if self._late:
-            seconds = {COLLECTION_SECONDS: STUCK_COLLECTION_SECONDS}.get(seconds, seconds)
+        if self._late and seconds == COLLECTION_SECONDS:
+            seconds = STUCK_COLLECTION_SECONDS
         running: Future[Message] | None = None
         try:
             async with asyncio.timeout(seconds):
-                await asyncio.wait([self._opened])
+                if not self._opened.done():
+                    await asyncio.wait([self._opened])
                 store = self._store()
                 reply = operation.at_once(store, request)
                 if reply is not None:

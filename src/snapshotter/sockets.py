@@ -51,10 +51,11 @@ def _bind(listener: socket.socket, address: str) -> None:
     before = os.umask(0o177)
     try:
         listener.bind(address)
+    except OSError as error:
+        error.filename = address
+        raise
     finally:
         os.umask(before)
-    # Where the directory has a default ACL the kernel asks that, not the umask. Nobody can connect before listen().
-    os.chmod(address, 0o600)
 
 
 def _remove_stale(address: str) -> None:

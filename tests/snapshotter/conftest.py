@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from snapshotter import Mount, Snapshotter
+from snapshotter.client import Client
 from snapshotter.mounting import mounted
 from snapshotter.testing import DirectoryVolumes
 from snapshotter.volumes import BtrfsVolumes
+
+from .serving import serving
 
 
 @pytest.fixture(scope="session", params=["directories", pytest.param("btrfs", marks=pytest.mark.btrfs)])
@@ -53,11 +56,24 @@ def open_store(backend: str, work: Path) -> Iterator[Callable[..., Snapshotter]]
 
 
 @pytest.fixture
-def store(open_store: Callable[..., Snapshotter]) -> Snapshotter:
+def way() -> str:
+    """
+    How `store` is reached: "library", or "rpc"; a test of both has a fixture of its own.
+    """
+    return "library"
+
+
+@pytest.fixture
+def store(open_store: Callable[..., Snapshotter], way: str) -> Iterator[Snapshotter | Client]:
     """
     An empty store.
     """
-    return open_store()
+    store = open_store()
+    if way == "library":
+        yield store
+    else:
+        with serving(store) as server, Client(server.address, snapshotter=store.client) as client:
+            yield client
 
 
 @pytest.fixture

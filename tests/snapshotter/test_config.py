@@ -63,7 +63,7 @@ class TestLoad:
             "metrics_address": "localhost:9000",
         }
         assert values.keys() == SETTINGS.keys()
-        file.write_text("version = 1\n" + "".join(f"{name} = {config.toml(value)}\n" for name, value in values.items()))
+        file.write_text("version = 1\n" + "".join(f"{name} = {toml(value)}\n" for name, value in values.items()))
         texts = {name: value if isinstance(value, str) else "false" for name, value in values.items()}
         environ = {f"SNAPSHOTTER_{name.upper()}": text for name, text in texts.items()}
         for loaded in (config.load(str(file), {}, {}), config.load(None, environ, {}), config.load(None, {}, texts)):
@@ -165,7 +165,7 @@ class TestRefusals:
         Whatever stands in a file, it loads or is refused as wrong.
         """
         path = tmp_path_factory.getbasetemp() / "any.toml"
-        text = "".join(f"{config.toml(key)} = {config.toml(value)}\n" for key, value in values.items())
+        text = "".join(f"{toml(key)} = {config.toml(value)}\n" for key, value in values.items())
         path.write_text(text, encoding="utf-8", errors="replace")
         try:
             config.load(str(path), {}, {})

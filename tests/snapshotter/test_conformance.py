@@ -1,5 +1,6 @@
 """
-The cases of containerd's own suite for snapshotters, by behaviour, on directories and on btrfs.
+The cases of containerd's own suite for snapshotters, by behaviour, on directories and on btrfs, as a library and
+through a socket.
 
 Each test is named after the case of core/snapshots/testsuite that it answers.
 """
@@ -23,6 +24,14 @@ Content = Callable[[tuple[Mount, ...]], AbstractContextManager[Path]]
 Step = Callable[[Path], object]
 
 LABELS = {"containerd.io/gc.root": "2026-01-02T03:04:05Z"}
+
+
+@pytest.fixture(params=["library", "rpc"])
+def way(request: pytest.FixtureRequest) -> str:
+    """
+    The contract is the same across a socket.
+    """
+    return str(request.param)
 
 
 def write(name: str, text: str = "", mode: int = 0o644) -> Step:

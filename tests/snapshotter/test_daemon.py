@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -278,6 +279,21 @@ class TestRoot:
             assert names(client) == {"a"}
         assert one.stop() == 0
 
+    def test_odd_names(self, make: Callable[..., Daemon], btrfs: Path) -> None:
+        """
+        Root and socket may have any name, and the manager is told nothing else by it.
+        """
+        one = make(btrfs / os.fsdecode(b"\xff\nREADY=1\xc3\xa9"))
+        one.address = one.work / os.fsdecode(b"\xff\n.sock")
+        one.start()
+        one.told(f"STATUS=opening {btrfs}/\\udcff\\nREADY=1é")
+        one.told("READY=1")
+        with one.client() as client:
+            client.prepare("a")
+        assert ping(one)[0] == 0
+        assert one.stop() == 0
+        assert all(" info " in line for line in one.log.read_text().splitlines())
+
     def test_mount_point(self, make: Callable[..., Daemon], tmp_path: Path) -> None:
         """
         The root can be the mount point of a filesystem of its own; it is unmounted without force afterwards.
@@ -394,6 +410,15 @@ class TestSocket:
         assert one.stop() == 0
         assert not one.address.parent.exists()
 
+    def test_default_acl(self, one: Daemon, btrfs: Path) -> None:
+        """
+        It is so too where the directory gives to everybody what is made in it.
+        """
+        everybody = struct.pack("<I" + 3 * "HHI", 2, 0x01, 7, 2**32 - 1, 0x04, 7, 2**32 - 1, 0x20, 7, 2**32 - 1)
+        os.setxattr(btrfs, "system.posix_acl_default", everybody)
+        one.ready("--address", str(btrfs / "s.sock"))
+        assert mode(btrfs / "s.sock") == 0o600
+
     def test_directory(self, one: Daemon) -> None:
         """
         A directory that is there stays as it is; one above it is not made.
@@ -404,6 +429,8 @@ class TestSocket:
         assert (mode(one.address.parent), os.listdir(one.address.parent)) == (before, [])
         code, line = one.refused("--address", f"{one.work}/no/such/s.sock")
         assert (code, line) == (4, f"'{one.work}/no' does not exist: make it first")
+        code, line = one.refused("--address", "/proc/s.sock")
+        assert (code, line.endswith(": '/proc/s.sock'")) == (1, True)
 
     def test_stale(self, one: Daemon) -> None:
         """
@@ -746,7 +773,7 @@ class TestWatchdog:
         """
         The watchdog is fed as long as calls are answered.
         """
-        one.ready(WATCHDOG_USEC="30000")
+        one.ready(WATCHDOG_USEC="300000")
         for _ in range(3):
             one.told("WATCHDOG=1")
         assert one.stop() == 0
@@ -783,6 +810,25 @@ class Remote(Client):
         raise NotFoundError("containerd's RPCs have no fork")
 
 
+def killed_at(acknowledgements: int, one: Daemon, patch: str = "") -> list[str]:
+    """
+    Kill the daemon when so many of 24 clients' calls were acknowledged; the markers of what they were promised.
+    """
+    one.ready("--mount-mode", "bind", patch=patch)
+    marks: list[str] = []
+    left = iter(range(1, acknowledgements))
+
+    def mark(text: str) -> None:
+        marks.append(text)
+        if '"end"' in text and next(left, None) is None:
+            one.send(signal.SIGKILL)
+
+    with Remote(one.address, timeout=PATIENCE) as client, pytest.raises(UnavailableError):
+        Workload(client, mark).run(threads=24, steps=10_000, seed=acknowledgements)
+    one.ended()
+    return marks
+
+
 @pytest.mark.parametrize("acknowledgements", [1, 30, 100, 300, 700])
 def test_killed(make: Callable[..., Daemon], image_mount: Callable[..., Path], acknowledgements: int) -> None:
     """
@@ -790,18 +836,8 @@ def test_killed(make: Callable[..., Daemon], image_mount: Callable[..., Path], a
     next daemon is killed as soon as it is ready.
     """
     mount = image_mount(1 << 30)
-    one = make(mount / STORE).ready("--mount-mode", "bind")
-    marks: list[str] = []
-    done = iter(range(1, acknowledgements))
-
-    def mark(text: str) -> None:
-        marks.append(text)
-        if '"end"' in text and next(done, None) is None:
-            one.send(signal.SIGKILL)
-
-    with Remote(one.address, timeout=PATIENCE) as client, pytest.raises(UnavailableError):
-        Workload(client, mark).run(threads=24, steps=10_000, seed=acknowledgements)
-    one.ended()
+    one = make(mount / STORE)
+    marks = killed_at(acknowledgements, one)
     one.ready("--mount-mode", "bind")
     with one.client() as client:
         there = {info.name: info for info in client.walk()}
@@ -809,6 +845,16 @@ def test_killed(make: Callable[..., Daemon], image_mount: Callable[..., Path], a
     assert verify(str(mount), marks) == []
     with Snapshotter(one.root, read_only=True) as store:
         assert {info.name: info for info in store.walk()} == there
+
+
+def test_a_lost_change_is_found(make: Callable[..., Daemon], image_mount: Callable[..., Path]) -> None:
+    """
+    The same test reports a daemon that acknowledges what it has not done.
+    """
+    mount = image_mount(1 << 30)
+    forget = "from snapshotter import Snapshotter; Snapshotter.update = lambda self, info, *paths: info; "
+    marks = killed_at(100, make(mount / STORE), patch=forget)
+    assert any("promised was" in problem for problem in verify(str(mount), marks))
 
 
 # -- what it never does
@@ -825,7 +871,7 @@ def test_calls(one: Daemon, patch: str, expected: int) -> None:
     calls = "execve,execveat,mount,umount2,fsopen,fsmount,move_mount,open_tree,mount_setattr,pivot_root,chroot"
     one.ready(
         prefix=("strace", "-D", "-f", "-o", str(trace), "-e", f"trace={calls}", sys.executable, "-c", patch + RUN),
-        WATCHDOG_USEC="30000",
+        WATCHDOG_USEC="300000",
     )
     one.told("WATCHDOG=1")
     with one.client() as client:

