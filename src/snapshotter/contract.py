@@ -315,7 +315,8 @@ class Snapshotter:
         Measure the snapshot *key* without its parents, by the definition chosen at opening.
 
         Of a committed one it is exact and measured once. Of an active one it counts what has been written back, and
-        costs a search of what changed whenever something did. A view adds nothing.
+        costs a search of what changed, again only once the filesystem has committed a change: after 30 seconds, or a
+        sync. A view adds nothing.
 
         Raises:
             NotFoundError: No snapshot has the key.

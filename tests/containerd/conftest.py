@@ -2,6 +2,7 @@
 Real containerd with the real daemon, on a btrfs of their own.
 """
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from pybtrfs import syscall
 from . import images
 from .builds import CONTAINERD, DEBIAN, MODULES, UnavailableError, binaries
 from .images import Image
-from .processes import Containerd, Daemon, wait_until
+from .processes import Containerd, Daemon
 from .registry import Registry, served
 
 RELEASES = [DEBIAN, *(name for name, module in MODULES.items() if module.commands == CONTAINERD)]
@@ -31,6 +32,13 @@ def _chosen(config: pytest.Config) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "release" in metafunc.fixturenames:
         metafunc.parametrize("release", _chosen(metafunc.config), indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--buildkit"):
+        unwanted = [item for item in items if isinstance(item, pytest.Function) and "buildkit" in item.fixturenames]
+        config.hook.pytest_deselected(items=unwanted)
+        items[:] = [item for item in items if item not in unwanted]
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -78,6 +86,7 @@ def directory() -> Iterator[Path]:
     An empty directory with a path that is short enough for sockets.
     """
     with tempfile.TemporaryDirectory(prefix="c-") as path:
+        os.chmod(path, 0o711)  # the root of a user namespace has to get through
         yield Path(path)
 
 
@@ -108,10 +117,10 @@ def daemon(store_root: Path, directory: Path) -> Iterator[Daemon]:
     try:
         process.start()
         yield process
+        assert process.stop() == 0
     finally:
-        code = process.stop()
+        process.kill()
         print(process.log.read_text())
-    assert code == 0
 
 
 @pytest.fixture
@@ -123,8 +132,9 @@ def containerd(release: Path, daemon: Daemon, directory: Path) -> Iterator[Conta
     try:
         process.start()
         yield process
+        assert process.stop() == 0
     finally:
-        process.stop()
+        process.kill()
         left = process.clear()
         print(process.log.read_text())
     assert not left
@@ -137,7 +147,7 @@ def emptied(containerd: Containerd, daemon: Daemon) -> Iterator[Containerd]:
     """
     yield containerd
     containerd.remove_everything()
-    wait_until(lambda: not daemon.snapshots(), "garbage collection to remove every snapshot")
+    assert daemon.snapshots() == {}
     daemon.check_store()
 
 

@@ -114,41 +114,33 @@ def digest(blob: bytes) -> str:
     return f"sha256:{hashlib.sha256(blob).hexdigest()}"
 
 
-@dataclass(frozen=True, slots=True)
 class Image:
     """
-    An image in OCI's format.
+    An image in OCI's format, of which gzip has compressed the two lowest layers.
 
     Args:
         layers: Their tar archives, the lowest first.
-        compressed: Which of them the image holds with gzip.
+        command: What a container runs by default.
     """
 
-    name: str
-    layers: tuple[bytes, ...]
-    compressed: frozenset[int] = frozenset({0, 1})
-    blobs: dict[str, bytes] = field(default_factory=dict)
-    manifest: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(self, name: str, layers: tuple[bytes, ...], *, command: tuple[str, ...] = ("/bin/sh",)) -> None:
+        self.name = name
+        self.layers = layers
+        self.blobs: dict[str, bytes] = {}
         config = {
             "architecture": ARCHITECTURE,
             "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]},
-            "rootfs": {"type": "layers", "diff_ids": [digest(archive) for archive in self.layers]},
+            "config": {"Env": ["PATH=/bin"], "Cmd": command},
+            "rootfs": {"type": "layers", "diff_ids": [digest(archive) for archive in layers]},
         }
+        compressed = [self._add(gzip.compress(archive, 1, mtime=0), f"{LAYER}+gzip") for archive in layers[:2]]
         manifest = {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": self._add(json.dumps(config).encode(), CONFIG),
-            "layers": [
-                self._add(gzip.compress(archive, 1, mtime=0), f"{LAYER}+gzip")
-                if number in self.compressed
-                else self._add(archive, LAYER)
-                for number, archive in enumerate(self.layers)
-            ],
+            "layers": compressed + [self._add(archive, LAYER) for archive in layers[2:]],
         }
-        self.manifest.update(self._add(json.dumps(manifest).encode(), MANIFEST))
+        self.manifest = self._add(json.dumps(manifest).encode(), MANIFEST)
 
     def _add(self, blob: bytes, media_type: str) -> dict[str, Any]:
         self.blobs[digest(blob)] = blob
@@ -184,13 +176,12 @@ def base() -> list[Member]:
     """
     if not BUSYBOX.exists():
         pytest.skip("needs busybox-static")
-    busybox = member("bin/busybox", BUSYBOX.read_bytes(), mode=0o755)
     return [
         *(directory(name) for name in ("bin", "dev", "etc", "proc", "sys", "var")),
         directory("root", 0o700),
         directory("tmp", 0o1777),
-        busybox,
-        *(link(f"bin/{name}", busybox) for name in APPLETS),
+        member("bin/busybox", BUSYBOX.read_bytes(), mode=0o755),
+        *(symlink(f"bin/{name}", "busybox") for name in APPLETS),
         member("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n"),
         member("etc/group", b"root:x:0:\nuser:x:1000:\n"),
     ]
@@ -205,9 +196,8 @@ def kinds() -> list[Member]:
     twin = member("kinds/twin", b"two names", mode=0o640, owner=(1000, 1000), xattrs={"user.twin": b"yes"})
     pair = member("changed/pair", b"one inode")
     triple = member("changed/triple", b"three names")
-    deep = list(
-        itertools.accumulate(("deep", *(f"level-{number:03}-of-a-deep-tree" for number in range(80))), os.path.join)
-    )
+    levels = [f"level-{number:03}-of-a-deep-tree" for number in range(80)]
+    deep = list(itertools.accumulate(["deep", *levels], os.path.join))
     return [
         directory("kinds", mtime="7258118400.5"),  # the year 2200
         member("kinds/empty"),
@@ -291,6 +281,9 @@ def changes(below: Iterable[Member]) -> list[Member]:
 
 
 def remakes() -> list[Member]:
+    """
+    What a layer can do to what another one, or itself, removed.
+    """
     return [
         member("gone/file", b"made again", mode=0o600),
         directory("gone"),
@@ -353,6 +346,13 @@ def applied(layers: Iterable[bytes]) -> dict[str, Node]:
     return tree
 
 
+def names(archive: bytes) -> list[str]:
+    """
+    What a layer's tar archive lists.
+    """
+    return [item.info.name for item in _members(archive)]
+
+
 def _members(archive: bytes) -> list[Member]:
     with tarfile.open(fileobj=io.BytesIO(archive), encoding="utf-8") as tar:
         return [Member(info, _content(tar, info)) for info in tar]
@@ -369,7 +369,7 @@ def _apply(tree: dict[str, Node], members: list[Member]) -> None:
         head, tail = os.path.split(item.info.name)
         if tail == OPAQUE:
             for path in _below(tree, head):
-                del tree[path]
+                _remove(tree, path)
         elif tail.startswith(WHITEOUT):
             _remove(tree, os.path.join(head, tail.removeprefix(WHITEOUT)))
     times = {}
@@ -403,7 +403,7 @@ def _node(item: Member) -> Node:
         _TYPES[info.type] | info.mode,
         (info.uid, info.gid),
         content,
-        int(Decimal(info.pax_headers["mtime"]) * 10**9),
+        int(Decimal(info.pax_headers.get("mtime", info.mtime)) * 10**9),
         {
             name.removeprefix(XATTR): os.fsencode(value)
             for name, value in info.pax_headers.items()

@@ -2,11 +2,11 @@
 The processes of these tests: the daemon, containerd with it as a proxy plugin, and what containerd leaves running.
 """
 
+import asyncio
 import contextlib
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -18,12 +18,17 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from grpclib.client import Channel
+
 from pybtrfs import subvolume, syscall
 from snapshotter import Info, Kind, Snapshotter
+from snapshotter.api.snapshots_grpc import SnapshotsStub
+from snapshotter.api.snapshots_pb2 import PrepareSnapshotRequest
+from snapshotter.containerd import Plugin, drop_in, installed, read_main
 
 PATIENCE = 120  # seconds for what other work on the machine can delay
 SNAPSHOTTER = Path(sys.executable).with_name("snapshotter")
-PLUGIN = "snapshotter"  # the name in containerd's configuration
+PLUGIN = "btrfs-snapshotter"  # the name in containerd's configuration
 
 # Of no use here, and each with a place of its own on the machine that several containerds would fight for.
 DISABLED = [
@@ -78,11 +83,6 @@ class Process:
             )
         wait_until(lambda: self._listens() or not self.running, f"{self._command[0]} to listen")
         assert self.running, f"{self._command[0]} ended: {self.log.read_text()}"
-
-    @property
-    def pid(self) -> int:
-        assert self._process
-        return self._process.pid
 
     @property
     def running(self) -> bool:
@@ -164,6 +164,42 @@ class Daemon(Process):
         return [path for path, _ in subvolume.iterate(self.root) if "/snapshots/" in path]
 
 
+class Cgroup:
+    """
+    A cgroup of this test's own, which containers are put below.
+    """
+
+    def __init__(self) -> None:
+        self.name = uuid.uuid4().hex
+
+    def processes(self) -> set[int]:
+        """
+        The pids in it.
+        """
+        pids: set[int] = set()
+        for path in self._paths():
+            for processes in path.rglob("cgroup.procs"):
+                with contextlib.suppress(OSError):  # gone since it was listed
+                    pids.update(map(int, processes.read_text().split()))
+        return pids
+
+    def clear(self) -> None:
+        """
+        End its processes and remove it.
+        """
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self.processes(), "the processes of containers to end")
+        for cgroup in self._paths():
+            for path in [*sorted(cgroup.rglob("*/"), reverse=True), cgroup]:
+                with contextlib.suppress(FileNotFoundError):  # its runtime was faster
+                    path.rmdir()
+
+    def _paths(self) -> list[Path]:
+        return [path for path in Path("/sys/fs/cgroup").glob(f"**/{self.name}") if path.is_dir()]
+
+
 class CtrError(Exception):
     """
     What ctr complained of.
@@ -176,28 +212,41 @@ class Containerd(Process):
 
     Args:
         directory: For all of its files; short, since it holds sockets.
-        cri: Whether it serves the kubelet, too.
+        root: For what has to last, in place of a directory there.
+        cri: Settings of the CRI, when it serves that, too.
     """
 
-    def __init__(self, binaries: Path, daemon: Daemon, directory: Path, *, cri: bool = False) -> None:
+    def __init__(
+        self, binaries: Path, daemon: Daemon, directory: Path, *, root: Path | None = None, cri: str = ""
+    ) -> None:
         address = directory / "containerd.sock"
         self._directory = directory
         self._ctr = binaries / "ctr"
         # Of its own, since runc's state and the cgroups are common to all containerds on a machine.
-        self.namespace = uuid.uuid4().hex
+        self.cgroup = Cgroup()
+        self.namespace = "k8s.io" if cri else self.cgroup.name
         self._environment_of_ctr = os.environ | {
             "CONTAINERD_ADDRESS": str(address),
             "CONTAINERD_NAMESPACE": self.namespace,
             "CONTAINERD_SNAPSHOTTER": PLUGIN,
         }
         path = os.pathsep.join([str(binaries), os.environ["PATH"], "/usr/sbin", "/sbin"])
-        config = directory / "config.toml"
-        config.write_text(_config(binaries / "containerd", daemon, [] if cri else CRI))
-        places = {"config": config, "address": address, "root": directory / "root", "state": directory / "state"}
+        config, imported = directory / "config.toml", directory / "snapshotter.toml"
+        version = installed(str(binaries / "containerd")).config
+        config.write_text(
+            f"version = {version}\n"
+            f"disabled_plugins = {json.dumps(DISABLED if cri else DISABLED + CRI)}\n"
+            f"imports = [{json.dumps(str(imported))}]\n"
+            f"{cri}"
+        )
+        plugin = Plugin(PLUGIN, str(daemon.root), str(daemon.address), bool(cri))
+        imported.write_text(drop_in(plugin, version, read_main(str(config))))
+        root = root or directory / "root"
+        places = {"config": config, "address": address, "root": root, "state": directory / "state"}
         command = [f"{binaries}/containerd", *(f"--{name}={place}" for name, place in places.items())]
         super().__init__(command, address, os.environ | {"PATH": path})
 
-    def ctr(self, *arguments: str | Path) -> str:
+    def output(self, *arguments: str | Path) -> bytes:
         """
         What ``ctr`` printed.
 
@@ -213,25 +262,47 @@ class Containerd(Process):
         )
         if done.returncode:
             raise CtrError(f"ctr {' '.join(map(str, arguments))}: {done.stderr.decode(errors='replace').strip()}")
-        return done.stdout.decode(errors="surrogateescape")
+        return done.stdout
 
-    def shell(self, container: str, script: str) -> str:
+    def ctr(self, *arguments: str | Path) -> str:
         """
-        What *script* printed that a shell ran in the running *container*.
+        `output` as text.
         """
-        return self.ctr("tasks", "exec", "--exec-id", f"e{next(_numbers)}", container, "sh", "-c", script)
+        return self.output(*arguments).decode()
 
-    def run(self, image: str, container: str, script: str, *flags: str) -> str:
+    def run(self, image: str, container: str, script: str, *flags: str) -> None:
         """
-        What *script* printed that a shell ran in the new *container*, which is gone afterwards.
-        """
-        return self.ctr("run", "--rm", *flags, image, container, "sh", "-c", script)
+        Have a shell run *script* in the new *container*, which is gone afterwards.
 
-    def start_container(self, image: str, container: str, script: str) -> None:
+        Its exit code tells what happened, since ctr loses the output of what ends before it has opened the pipes.
+
+        Raises:
+            CtrError: A command of the script failed.
         """
-        Have a shell run *script* in the new *container*, which goes on.
+        self.ctr("run", "--rm", "--null-io", *flags, image, container, "sh", "-ec", script)
+
+    def start_container(self, image: str, container: str, script: str) -> int:
         """
-        self.ctr("run", "--detach", "--null-io", image, container, "sh", "-c", script)
+        Have a shell run *script* in the new *container*, which goes on; its pid.
+        """
+        self.ctr("run", "--detach", "--null-io", image, container, "sh", "-ec", script)
+        return self.tasks()[container]
+
+    def shell(self, container: str, script: str) -> None:
+        """
+        Have a shell run *script* in the running *container*.
+
+        Raises:
+            CtrError: A command of the script failed.
+        """
+        self.ctr("tasks", "exec", "--exec-id", f"e{next(_numbers)}", container, "sh", "-ec", script)
+
+    def tasks(self) -> dict[str, int]:
+        """
+        The pids of the running containers.
+        """
+        lines = [line.split() for line in self.ctr("tasks", "ls").splitlines()[1:]]
+        return {container: int(pid) for container, pid, status in lines if status == "RUNNING"}
 
     @contextlib.contextmanager
     def mounted(self, key: str) -> Iterator[Path]:
@@ -250,6 +321,20 @@ class Containerd(Process):
         The first column of the table that ``ctr COMMAND ls`` prints.
         """
         return [line.split()[0] for line in self.ctr(*command, "ls").splitlines()[1:]]
+
+    def prepare_leased(self, lease: str, key: str, parent: str) -> None:
+        """
+        What no command of ctr does: prepare a snapshot that *lease* keeps.
+        """
+
+        async def call() -> None:
+            async with Channel(path=str(self.address)) as channel:
+                await SnapshotsStub(channel).Prepare(
+                    PrepareSnapshotRequest(snapshotter=PLUGIN, key=key, parent=parent),
+                    metadata={"containerd-namespace": self.namespace, "containerd-lease": lease},
+                )
+
+        asyncio.run(call())
 
     def collect_garbage(self) -> None:
         self.ctr("leases", "create", "--id", "garbage")
@@ -280,50 +365,20 @@ class Containerd(Process):
         """
         End what a containerd that was killed leaves behind, and say what that was.
         """
-        left = []
+        left = [f"shim {pid}" for pid in self.shims()]
+        left += [f"process {pid} of a container" for pid in self.cgroup.processes()]
         for pid in self.shims():
-            left.append(f"shim {pid}")
-            os.kill(pid, signal.SIGKILL)
-        for pid in self._contained():
-            left.append(f"container's process {pid}")
-            os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not self._contained(), "the processes of containers to end")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.cgroup.clear()
         for mount in _mounts_below(self._directory):
             left.append(f"mount {mount}")
-            syscall.umount2(mount, syscall.MNT_DETACH)
-        for cgroup in self._cgroups():
-            for path in [*sorted(cgroup.rglob("*/"), reverse=True), cgroup]:
-                path.rmdir()
-        shutil.rmtree(Path("/run/containerd/runc", self.namespace), ignore_errors=True)
+            # containerd may unmount it, too, having seen that its shim is gone.
+            with contextlib.suppress(OSError):
+                syscall.umount2(mount, syscall.MNT_DETACH)
+        wait_until(lambda: not _mounts_below(self._directory), "the mounts of containers to go")
+        shutil.rmtree(Path("/run/containerd/runc", self.cgroup.name), ignore_errors=True)
         return left
-
-    def _cgroups(self) -> list[Path]:
-        return [path for path in Path("/sys/fs/cgroup").glob(f"**/{self.namespace}") if path.is_dir()]
-
-    def _contained(self) -> list[int]:
-        return [
-            int(pid)
-            for cgroup in self._cgroups()
-            for processes in cgroup.rglob("cgroup.procs")
-            for pid in processes.read_text().split()
-        ]
-
-
-def _config(containerd: Path, daemon: Daemon, disabled: list[str]) -> str:
-    default = subprocess.run([containerd, "config", "default"], check=True, capture_output=True, text=True).stdout
-    version = re.search(r"^version = (\d)", default, re.MULTILINE)
-    assert version
-    return f"""version = {version[1]}
-disabled_plugins = {json.dumps(DISABLED + disabled)}
-
-[proxy_plugins.{PLUGIN}]
-  type = "snapshot"
-  address = "{daemon.address}"
-
-[[plugins."io.containerd.transfer.v1.local".unpack_config]]
-  platform = "linux"
-  snapshotter = "{PLUGIN}"
-"""
 
 
 def _commands() -> Iterator[tuple[int, list[bytes]]]:

@@ -1,0 +1,206 @@
+"""
+What a kubelet asks of containerd.
+"""
+
+import base64
+import itertools
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snapshotter.containerd import installed
+
+from .processes import PATIENCE, PLUGIN, Containerd, CtrError
+
+_numbers = itertools.count()
+
+
+def settings(release: Path, directory: Path, pause: str) -> str:
+    """
+    The CRI's part in the configuration of the containerd in *release*, with *pause* as the image of pods.
+    """
+    host = pause.partition("/")[0]
+    registry = directory / "registries" / host
+    registry.mkdir(parents=True)
+    (registry / "hosts.toml").write_text(f'[host."http://{host}"]\n')
+    images = runtime = "io.containerd.grpc.v1.cri"
+    if one_plugin := installed(str(release / "containerd")).config == 2:
+        # Here and not in the drop-in, which would replace all of this.
+        image_settings = f'sandbox_image = "{pause}"\ncontainerd.snapshotter = "{PLUGIN}"\n'
+    else:
+        images, runtime = "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"
+        image_settings = f'pinned_images.sandbox = "{pause}"\n'
+    # Without restrict_oom_score_adj pods get a score below ours, which takes a capability that containers lack.
+    return f"""
+[plugins."{images}"]
+{image_settings}
+stats_collect_period = 1
+registry.config_path = "{directory}/registries"
+{"" if one_plugin else f'[plugins."{runtime}"]'}
+restrict_oom_score_adj = true
+cni.conf_dir = "{directory}/cni"
+containerd.runtimes.runc.runtime_type = "io.containerd.runc.v2"
+containerd.runtimes.runc.options.Root = "{directory}/runc"
+"""
+
+
+class CriError(Exception):
+    """
+    What containerd answered in place of a response.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """
+    A pod on the host's network, as the CRI names and describes it.
+    """
+
+    id: str
+    config: dict[str, Any]
+
+
+class Kubelet:
+    """
+    Calls of the CRI.
+
+    Args:
+        client: The program of the directory ``cri``.
+        directory: For the logs of containers.
+    """
+
+    def __init__(self, client: Path, containerd: Containerd, directory: Path) -> None:
+        self._client = client
+        self._containerd = containerd
+        self._directory = directory
+
+    def call(self, method: str, **request: Any) -> dict[str, Any]:
+        """
+        The response to *request*.
+
+        Raises:
+            CriError: There is none.
+        """
+        done = subprocess.run(
+            [self._client, self._containerd.address, method],
+            input=json.dumps(request).encode(),
+            capture_output=True,
+            timeout=PATIENCE,
+        )
+        if done.returncode:
+            raise CriError(f"{method}: {done.stderr.decode(errors='replace').strip()}")
+        response: dict[str, Any] = json.loads(done.stdout)
+        return response
+
+    def answers(self) -> bool:
+        """
+        Whether containerd serves the CRI by now, and reaches the daemon.
+        """
+        try:
+            self._containerd.ctr("snapshots", "ls")
+            conditions = self.call("RuntimeService/Status")["status"]["conditions"]
+        except (CtrError, CriError):
+            return False
+        return any(condition["type"] == "RuntimeReady" and condition["status"] for condition in conditions)
+
+    def pull(self, reference: str) -> None:
+        """
+        Pull an image.
+        """
+        self.call("ImageService/PullImage", image={"image": reference})
+
+    def images(self) -> set[str]:
+        """
+        The names of images.
+        """
+        listed = self.call("ImageService/ListImages")["images"]
+        return {tag for image in listed for tag in image["repo_tags"]}
+
+    def run_pod(self, name: str) -> Pod:
+        """
+        Start a pod.
+        """
+        config = {
+            "metadata": {"name": name, "uid": f"{name}-{next(_numbers)}", "namespace": "tests"},
+            "log_directory": str(self._directory / name),
+            "linux": {
+                "cgroup_parent": f"/{self._containerd.cgroup.name}",
+                "security_context": {"namespace_options": {"network": "NODE"}},
+            },
+        }
+        return Pod(self.call("RuntimeService/RunPodSandbox", config=config)["pod_sandbox_id"], config)
+
+    def create_container(self, pod: Pod, image: str) -> str:
+        """
+        Create a container that does nothing but wait; its id.
+        """
+        config = {
+            "metadata": {"name": "main", "attempt": next(_numbers)},
+            "image": {"image": image},
+            "command": ["sleep", "infinity"],
+            "log_path": "main.log",
+            "linux": {},
+        }
+        response = self.call(
+            "RuntimeService/CreateContainer", pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config
+        )
+        return str(response["container_id"])
+
+    def start_container(self, pod: Pod, image: str) -> str:
+        """
+        Create a container and start it; its id.
+        """
+        container = self.create_container(pod, image)
+        self.call("RuntimeService/StartContainer", container_id=container)
+        return container
+
+    def remove_container(self, container: str) -> None:
+        """
+        Stop a container and remove it.
+        """
+        self.call("RuntimeService/StopContainer", container_id=container)
+        self.call("RuntimeService/RemoveContainer", container_id=container)
+
+    def remove_pod(self, pod: str) -> None:
+        """
+        Stop the pod of this id and remove it with its containers.
+        """
+        self.call("RuntimeService/StopPodSandbox", pod_sandbox_id=pod)
+        self.call("RuntimeService/RemovePodSandbox", pod_sandbox_id=pod)
+
+    def remove_everything(self) -> None:
+        """
+        Remove all pods, containers and images.
+        """
+        for pod in self.call("RuntimeService/ListPodSandbox")["items"]:
+            self.remove_pod(pod["id"])
+        for image in self.call("ImageService/ListImages")["images"]:
+            self.call("ImageService/RemoveImage", image={"image": image["id"]})
+
+    def running(self) -> set[str]:
+        """
+        The ids of running containers.
+        """
+        listed = self.call("RuntimeService/ListContainers")["containers"]
+        return {container["id"] for container in listed if container["state"] == "CONTAINER_RUNNING"}
+
+    def shell(self, container: str, script: str) -> str:
+        """
+        What *script* printed that a shell ran in a running container.
+
+        Raises:
+            CriError: It failed.
+        """
+        response = self.call("RuntimeService/ExecSync", container_id=container, cmd=["sh", "-c", script])
+        if response["exit_code"]:
+            raise CriError(f"{script}: {base64.b64decode(response['stderr']).decode()}")
+        return base64.b64decode(response["stdout"]).decode()
+
+    def written(self, container: str) -> int:
+        """
+        The bytes in the writable layer of a container, as of the last time that containerd looked.
+        """
+        stats = self.call("RuntimeService/ContainerStats", container_id=container)["stats"]
+        return int(stats["writable_layer"]["used_bytes"]["value"]) if stats["writable_layer"] else 0

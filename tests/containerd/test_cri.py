@@ -1,0 +1,173 @@
+"""
+containerd with the daemon as its default snapshotter, driven through the CRI as a kubelet does.
+"""
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from snapshotter import Kind
+from snapshotter.containerd import installed
+
+from . import images
+from .builds import UnavailableError, go_program
+from .kubelet import CriError, Kubelet, settings
+from .processes import PLUGIN, Containerd, Daemon, Process, wait_until
+from .registry import Registry
+
+pytestmark = pytest.mark.btrfs
+
+MIB = 1 << 20
+
+
+def built(name: str) -> Path:
+    """
+    The Go program *name*.
+    """
+    try:
+        return go_program(Path(__file__).with_name(name))
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def root(filesystem: Path) -> Path:
+    """
+    containerd's, on btrfs.
+    """
+    return filesystem / "containerd"
+
+
+@pytest.fixture
+def store_root(release: Path, root: Path) -> Path:
+    """
+    Where CRI looks for it, if it cannot be told.
+    """
+    root.mkdir()
+    if installed(str(release / "containerd")).reads_exports:
+        return root.with_name("store")
+    return root / f"io.containerd.snapshotter.v1.{PLUGIN}"
+
+
+@pytest.fixture
+def containerd(release: Path, root: Path, daemon: Daemon, directory: Path, registry: Registry) -> Iterator[Containerd]:
+    """
+    containerd with CRI, running, which finds the image of pods in the registry.
+    """
+    program = images.member("pause", built("pause").read_bytes(), mode=0o755)
+    pause = registry.add(images.Image("example.org/pause:1", (images.layer(program),), command=("/pause",)))
+    process = Containerd(release, daemon, directory, root=root, cri=settings(release, directory, pause))
+    try:
+        process.start()
+        yield process
+    finally:
+        process.stop()
+        left = process.clear()
+        print(process.log.read_text())
+    assert not left
+
+
+@pytest.fixture
+def kubelet(containerd: Containerd, daemon: Daemon, directory: Path) -> Iterator[Kubelet]:
+    """
+    A kubelet, which at the end removes everything, down to the last subvolume.
+    """
+    kubelet = Kubelet(built("cri"), containerd, directory / "logs")
+    wait_until(kubelet.answers, "containerd to serve the CRI")
+    yield kubelet
+    kubelet.remove_everything()
+    wait_until(lambda: not daemon.snapshots(), "garbage collection to remove every snapshot")
+    daemon.check_store()
+
+
+@pytest.fixture
+def image(registry: Registry) -> str:
+    """
+    What to pull.
+    """
+    return registry.add(images.small("example.org/small:1"))
+
+
+def test_pods(kubelet: Kubelet, daemon: Daemon, image: str) -> None:
+    """
+    Containers start in parallel, each has a filesystem of its own, and their sizes are seen to grow.
+    """
+    kubelet.pull(image)
+    with ThreadPoolExecutor(12) as pool:
+        pods = list(pool.map(kubelet.run_pod, ("one", "two", "three", "four")))
+        containers = list(pool.map(lambda pod: kubelet.start_container(pod, image), 3 * pods))
+        writing = "echo {0} > /number; dd if=/dev/zero of=/data bs=1M count={0}; sync -f /data"
+        scripts = [writing.format(number) for number in range(len(containers))]
+        list(pool.map(kubelet.shell, containers, scripts))
+    assert kubelet.running() == set(containers)
+    active = [info for info in daemon.snapshots().values() if info.kind is Kind.ACTIVE]
+    assert len(active) == len(pods) + len(containers)
+
+    for number, container in enumerate(containers):
+        assert kubelet.shell(container, "cat /number /name") == f"{number}\nexample.org/small:1"
+
+        def seen(container: str = container, size: int = number * MIB) -> bool:
+            return size <= kubelet.written(container) < size + MIB
+
+        wait_until(seen, f"{number} MiB to be seen")
+    kubelet.shell(containers[0], "dd if=/dev/zero of=/data bs=1M count=64; sync -f /data")
+    wait_until(lambda: kubelet.written(containers[0]) >= 64 * MIB, "the first container to be seen to grow")
+
+    (filesystem,) = kubelet.call("ImageService/ImageFsInfo")["image_filesystems"]
+    assert filesystem["fs_id"]["mountpoint"] == str(daemon.root)
+    assert int(filesystem["used_bytes"]["value"]) > 64 * MIB
+
+
+@pytest.mark.parametrize("first", ["daemon", "containerd"])
+def test_restarts(
+    kubelet: Kubelet, containerd: Containerd, daemon: Daemon, registry: Registry, image: str, first: str
+) -> None:
+    """
+    Pods and images outlive the daemon and containerd, killed or stopped; an image that containerd no longer lists,
+    having started without the daemon, is there again once pulled, without its layers being fetched.
+    """
+    kubelet.pull(image)
+    pod = kubelet.run_pod("long")
+    containers = {kubelet.start_container(pod, image)}
+    names = kubelet.images()
+    fetched = [request for request in registry.requests if "/blobs/" in request]
+    orders: list[list[Process]]
+    orders = [[daemon], [containerd], [daemon, containerd]] if first == "daemon" else [[containerd, daemon]]
+    for order, end in itertools.product(orders, (Process.kill, Process.stop)):
+        for process in order:
+            end(process)
+        for process in order:
+            process.start()
+        wait_until(kubelet.answers, "containerd to serve the CRI again")
+        assert kubelet.running() == containers
+        if first == "containerd":
+            kubelet.pull(image)
+            kubelet.remove_pod(kubelet.run_pod("short").id)  # which pulls the image of pods
+        assert kubelet.images() == names
+        containers.add(kubelet.start_container(pod, image))
+        for container in containers:
+            assert kubelet.shell(container, "touch /written; cat /name") == "example.org/small:1"
+    assert [request for request in registry.requests if "/blobs/" in request] == fetched
+
+
+def test_away(kubelet: Kubelet, daemon: Daemon, image: str) -> None:
+    """
+    While the daemon is away running containers go on and are removed, and new ones fail until it is back.
+    """
+    kubelet.pull(image)
+    pod = kubelet.run_pod("first")
+    removed, kept = [kubelet.start_container(pod, image) for _ in range(2)]
+    daemon.kill()
+    kubelet.remove_container(removed)
+    with pytest.raises(CriError, match=r"(?i)unavailable"):
+        kubelet.create_container(pod, image)
+    with pytest.raises(CriError, match=r"(?i)unavailable"):
+        kubelet.run_pod("second")
+    assert kubelet.shell(kept, "cat /name") == "example.org/small:1"
+    daemon.start()
+
+    wait_until(kubelet.answers, "containerd to reach the daemon again")
+    kubelet.start_container(kubelet.run_pod("second"), image)
