@@ -248,7 +248,8 @@ def advice(plugin: Plugin, version: ConfigVersion, release: Version | None, main
     )
     lines.append(
         "BuildKit without containerd needs a daemon with a root and a socket of its own:\n"
-        f"    buildkitd --oci-worker-snapshotter={plugin.name} --oci-worker-proxy-snapshotter-path=SOCKET"
+        f"    buildkitd --containerd-worker=false --oci-worker=true --oci-worker-snapshotter={plugin.name} "
+        "--oci-worker-proxy-snapshotter-path=SOCKET"
     )
     return lines
 
