@@ -105,7 +105,7 @@ def _recovered(store: Store, volumes: Volumes, snapshot_id: int, held: bool) -> 
         return Recovered(name, Verdict.UNKNOWN, snapshot_id, found=found, problem=f"its record is damaged: {error}")
     verdict = judge(written.state, found, verified=written.commitment is not None and written.commitment.verified)
     record = written
-    if verdict is Verdict.ACTIVE:
+    if verdict is Verdict.ACTIVE and written.state is not State.ACTIVE:
         record = written.active()
     elif written.commitment and verdict in (Verdict.COMMITTED, Verdict.QUARANTINED):
         # Of a lost one the commit had happened, too: only then does the worker destroy `fs`.
