@@ -10,6 +10,7 @@ import contextlib
 import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError, Message
@@ -41,7 +42,7 @@ MAX_TEXT_SIZE = 4_096
 
 _PREFIX_SIZE = 5  # of a message: compressed or not, and its size
 
-Answer = Message | Callable[[], Awaitable[Message]] | AsyncGenerator[Message, None]
+Answer = Message | asyncio.Future[Message] | Callable[[], Awaitable[Message]] | AsyncGenerator[Message, None]
 
 _HEADERS = encode_headers(((":status", "200"), ("content-type", "application/grpc")))
 _NOT_GRPC = encode_headers(((":status", "415"),))
@@ -170,7 +171,7 @@ class _Call:
         self.begun = time.monotonic()
         self.deadline: float | None = None
         self.body = bytearray()
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Future[Any] | None = None
         self.answered = False
         self.pending = bytearray()
         self.room: asyncio.Future[None] | None = None
@@ -308,6 +309,8 @@ class _Connection(asyncio.Protocol):
             if isinstance(answer, Message):
                 self._reply(call, answer)
                 self._finish(call)
+            elif isinstance(answer, asyncio.Future):
+                self._follow(call, answer)
             else:
                 call.task = self._loop.create_task(self._await(call, answer))
 
@@ -324,6 +327,33 @@ class _Connection(asyncio.Protocol):
                 self._send(call)
 
     # -- what it is answered
+
+    def _follow(self, call: _Call, answer: asyncio.Future[Message]) -> None:
+        """
+        Reply when there is an *answer*; most calls have no more to wait for, and a task would be a detour.
+        """
+        call.task = answer
+        if call.deadline is not None:
+            timer = self._loop.call_at(call.deadline, self._on_deadline, call, answer)
+            answer.add_done_callback(lambda answer: timer.cancel())
+        answer.add_done_callback(partial(self._on_answer, call))
+
+    def _on_deadline(self, call: _Call, answer: asyncio.Future[Message]) -> None:
+        self._fail(call, _LATE)
+        self._flush()
+        answer.cancel()
+
+    def _on_answer(self, call: _Call, answer: asyncio.Future[Message]) -> None:
+        if call.ended:
+            return
+        try:
+            self._reply(call, answer.result())
+            self._finish(call)
+        except asyncio.CancelledError:
+            self._fail(call, _STOPPING)
+        except Exception as error:
+            self._fail(call, error)
+        self._flush()
 
     async def _await(
         self, call: _Call, answer: Callable[[], Awaitable[Message]] | AsyncGenerator[Message, None]
