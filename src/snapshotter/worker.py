@@ -98,7 +98,9 @@ class Worker:
         The snapshots of which something still has to be destroyed.
         """
         with self._condition:
-            return [doomed.snapshot_id for doomed in chain(self._doomed, self._held, *self._in_hand.values())]
+            # Once each: what is being put among the held ones is in hand, too.
+            everything = chain(self._doomed, self._held, *self._in_hand.values())
+            return list(dict.fromkeys(doomed.snapshot_id for doomed in everything))
 
     def drain(self, seconds: float) -> None:
         """
