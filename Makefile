@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-containerd lint bench proto
+.PHONY: setup demo test test-containerd lint bench bench-peers proto
 
 setup:
 	@PYTHON='$(PYTHON)' tools/setup
@@ -24,6 +24,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+bench-peers: setup
+	$(BIN)/python -m benchmarks.peers
 
 proto: setup
 	@$(BIN)/python tools/make_messages.py src

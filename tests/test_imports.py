@@ -32,6 +32,7 @@ LAYERS = [
         "snapshotter.shared",
         "snapshotter.session",
         "snapshotter.sockets",
+        "snapshotter.http2",
     },
     {"snapshotter.rpc"},
     {"snapshotter.usage", "snapshotter.mounting", "snapshotter.display", "snapshotter.interruption"},
@@ -67,6 +68,7 @@ PURE = {
     "snapshotter.errors",
     "snapshotter.events",
     "snapshotter.filters",
+    "snapshotter.http2",
     "snapshotter.labels",
     "snapshotter.snapshot",
 }
@@ -77,7 +79,7 @@ ONLY = {  # these imports are these modules' alone
     "pybtrfs._btrfs": {"pybtrfs", "pybtrfs.ioctl", "pybtrfs.syscall"},
     "prometheus_client": {"snapshotter.metrics"},
     "grpclib": {"snapshotter.api.snapshots_grpc", "snapshotter.client", "snapshotter.rpc", "snapshotter.service"},
-    "h2": {"snapshotter.rpc"},
+    "hpack": {"snapshotter.http2"},
     "google.protobuf": {
         "snapshotter.api.mount_pb2",
         "snapshotter.api.snapshots_pb2",

@@ -170,6 +170,8 @@ def listen(stream: TextIO, log_format: LogFormat = "text", level: LogLevel = "in
 
     For a program, once: it takes the place of whatever `logging` was set up to do before.
     """
+    # Half of what a line costs is what no line of ours says.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

@@ -151,7 +151,7 @@ def _recovered(store: Store, volumes: Volumes, snapshot_id: int, held: bool) -> 
     record: Record | None = written
     if verdict is Verdict.REMOVED:
         record = None
-    elif verdict is Verdict.ACTIVE:
+    elif verdict is Verdict.ACTIVE and written.state is not State.ACTIVE:
         record = written.active()
     elif written.commitment:
         # Of a lost one the commit had happened, too: only then does the worker destroy `fs`.

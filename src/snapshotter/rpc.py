@@ -1,5 +1,5 @@
 """
-gRPC's server side, on asyncio and h2.
+gRPC's server side, on asyncio.
 
 grpclib has one, which spends a task and a dozen awaits on every call and bounds neither messages nor streams; here what
 can be answered at once is answered where its last byte arrived.
@@ -10,27 +10,24 @@ import contextlib
 import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError, Message
 from grpclib.const import Status
 from grpclib.metadata import decode_timeout, encode_grpc_message
-from h2.config import H2Configuration
-from h2.connection import H2Connection
-from h2.events import (
-    ConnectionTerminated,
+
+from snapshotter.events import Event
+from snapshotter.http2 import (
+    Connection,
     DataReceived,
-    RemoteSettingsChanged,
+    ProtocolError,
     RequestReceived,
     StreamEnded,
     StreamReset,
     WindowUpdated,
+    encode_headers,
 )
-from h2.events import Event as H2Event
-from h2.exceptions import NoSuchStreamError, ProtocolError, StreamClosedError, StreamIDTooLowError
-from h2.settings import SettingCodes, Settings
-
-from snapshotter.events import Event
 
 __all__ = ["MAX_REQUEST_SIZE", "Method", "Observer", "RefusedError", "Server"]
 
@@ -38,26 +35,18 @@ __all__ = ["MAX_REQUEST_SIZE", "Method", "Observer", "RefusedError", "Server"]
 MAX_REQUEST_SIZE = 4 << 20
 # Of a connection, for requests that have not come whole.
 RECEIVE_WINDOW = 4 * MAX_REQUEST_SIZE
-# h2 would let a client have 100 calls under way, so that calls which hang would keep out the others.
+# Calls that hang must not keep out the others.
 MAX_CALLS = 10_000
 # The text of an error travels in a header, and clients bound those.
 MAX_TEXT_SIZE = 4_096
 
 _PREFIX_SIZE = 5  # of a message: compressed or not, and its size
-_CONFIGURATION = H2Configuration(
-    client_side=False,
-    header_encoding=False,
-    validate_inbound_headers=False,
-    validate_outbound_headers=False,
-    normalize_inbound_headers=False,
-    normalize_outbound_headers=False,
-)
 
-Answer = Message | Callable[[], Awaitable[Message]] | AsyncGenerator[Message, None]
+Answer = Message | asyncio.Future[Message] | Callable[[], Awaitable[Message]] | AsyncGenerator[Message, None]
 
-_Headers = list[tuple[str, str]]
-_HEADERS: _Headers = [(":status", "200"), ("content-type", "application/grpc")]
-_OK: _Headers = [("grpc-status", "0")]
+_HEADERS = encode_headers(((":status", "200"), ("content-type", "application/grpc")))
+_NOT_GRPC = encode_headers(((":status", "415"),))
+_OK = encode_headers((("grpc-status", "0"),))
 
 
 class Method(NamedTuple):
@@ -170,7 +159,6 @@ class _Call:
         "ended",
         "method",
         "pending",
-        "requested",
         "room",
         "stream_id",
         "task",
@@ -183,12 +171,11 @@ class _Call:
         self.begun = time.monotonic()
         self.deadline: float | None = None
         self.body = bytearray()
-        self.requested = False
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Future[Any] | None = None
         self.answered = False
         self.pending = bytearray()
         self.room: asyncio.Future[None] | None = None
-        self.trailers: _Headers = []
+        self.trailers = b""
         self.ended = False
 
 
@@ -200,23 +187,13 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._writable = asyncio.Event()
         self._writable.set()
-        self._h2 = H2Connection(_CONFIGURATION)
-        self._h2.local_settings = Settings(
-            client=False,
-            initial_values={
-                SettingCodes.MAX_CONCURRENT_STREAMS: MAX_CALLS,
-                SettingCodes.MAX_HEADER_LIST_SIZE: H2Connection.DEFAULT_MAX_HEADER_LIST_SIZE,
-                SettingCodes.INITIAL_WINDOW_SIZE: MAX_REQUEST_SIZE + _PREFIX_SIZE,
-            },
-        )
-        self._handlers: dict[type[H2Event], Callable[[Any], None]] = {
+        self._http2 = Connection(MAX_CALLS, MAX_REQUEST_SIZE + _PREFIX_SIZE, RECEIVE_WINDOW)
+        self._handlers: dict[type, Callable[[Any], None]] = {
             RequestReceived: self._on_request,
             DataReceived: self._on_data,
             StreamEnded: self._on_end,
             StreamReset: self._on_reset,
             WindowUpdated: self._on_window,
-            RemoteSettingsChanged: self._on_window,
-            ConnectionTerminated: lambda event: self._close(),
         }
 
     # -- what asyncio calls
@@ -225,8 +202,6 @@ class _Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._server.connections.add(self)
-        self._h2.initiate_connection()
-        self._h2.increment_flow_control_window(RECEIVE_WINDOW - self._h2.inbound_flow_control_window)
         self._flush()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -241,9 +216,8 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            for event in self._h2.receive_data(data):
-                if handler := self._handlers.get(type(event)):
-                    handler(event)
+            for event in self._http2.receive(data):
+                self._handlers[type(event)](event)
             self._flush()
         except ProtocolError as error:
             Event.HUNG_UP.emit(error=str(error))
@@ -257,7 +231,7 @@ class _Connection(asyncio.Protocol):
             if call.task:
                 call.task.cancel()
             self._fail(call, _STOPPING)
-        self._h2.close_connection()
+        self._http2.close()
         self._flush()
         if self._transport.get_write_buffer_size():
             self._transport.abort()  # the client does not read
@@ -266,7 +240,7 @@ class _Connection(asyncio.Protocol):
 
     def _close(self) -> None:
         """
-        Close what HTTP/2 has ended already: h2 sends nothing on it any more.
+        Close what is at its end already.
         """
         for call in list(self.calls.values()):
             self._drop(call)
@@ -274,19 +248,19 @@ class _Connection(asyncio.Protocol):
         self._transport.close()
 
     def _flush(self) -> None:
-        if data := self._h2.data_to_send():
+        if data := self._http2.data_to_send():
             self._transport.write(data)
 
     # -- what the client does
 
     def _on_request(self, event: RequestReceived) -> None:
-        headers = dict(event.headers)
+        headers = event.headers
         if not headers.get(b"content-type", b"").startswith(b"application/grpc"):
-            self._h2.send_headers(event.stream_id, [(":status", "415")], end_stream=True)
+            self._http2.send_headers(event.stream_id, _NOT_GRPC, end_stream=True)
             return
         method = self._server.methods.get(headers.get(b":path", b""))
         if method is None:
-            self._h2.send_headers(event.stream_id, [*_HEADERS, *_trailers(_UNKNOWN_METHOD)], end_stream=True)
+            self._http2.send_headers(event.stream_id, _HEADERS + _trailers(_UNKNOWN_METHOD), end_stream=True)
             return
         call = self.calls[event.stream_id] = _Call(event.stream_id, method)
         self._server.observer.started(method.name)
@@ -301,10 +275,8 @@ class _Connection(asyncio.Protocol):
     def _on_data(self, event: DataReceived) -> None:
         call = self.calls.get(event.stream_id)
         if not call or call.ended:
-            self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            self._http2.acknowledge(len(event.data))
             return
-        if padding := event.flow_controlled_length - len(event.data):
-            self._h2.acknowledge_received_data(padding, event.stream_id)
         body = call.body
         body += event.data
         if len(body) < _PREFIX_SIZE:
@@ -322,7 +294,6 @@ class _Connection(asyncio.Protocol):
         call = self.calls.get(event.stream_id)
         if not call or call.ended:
             return
-        call.requested = True
         body = bytes(call.body)
         self._release(call)
         if len(body) < _PREFIX_SIZE or len(body) < _PREFIX_SIZE + int.from_bytes(body[1:_PREFIX_SIZE]):
@@ -338,6 +309,8 @@ class _Connection(asyncio.Protocol):
             if isinstance(answer, Message):
                 self._reply(call, answer)
                 self._finish(call)
+            elif isinstance(answer, asyncio.Future):
+                self._follow(call, answer)
             else:
                 call.task = self._loop.create_task(self._await(call, answer))
 
@@ -345,8 +318,8 @@ class _Connection(asyncio.Protocol):
         if call := self.calls.get(event.stream_id):
             self._drop(call)
 
-    def _on_window(self, event: WindowUpdated | RemoteSettingsChanged) -> None:
-        if isinstance(event, WindowUpdated) and event.stream_id:
+    def _on_window(self, event: WindowUpdated) -> None:
+        if event.stream_id:
             if call := self.calls.get(event.stream_id):
                 self._send(call)
         else:
@@ -354,6 +327,33 @@ class _Connection(asyncio.Protocol):
                 self._send(call)
 
     # -- what it is answered
+
+    def _follow(self, call: _Call, answer: asyncio.Future[Message]) -> None:
+        """
+        Reply when there is an *answer*; most calls have no more to wait for, and a task would be a detour.
+        """
+        call.task = answer
+        if call.deadline is not None:
+            timer = self._loop.call_at(call.deadline, self._on_deadline, call, answer)
+            answer.add_done_callback(lambda answer: timer.cancel())
+        answer.add_done_callback(partial(self._on_answer, call))
+
+    def _on_deadline(self, call: _Call, answer: asyncio.Future[Message]) -> None:
+        self._fail(call, _LATE)
+        self._flush()
+        answer.cancel()
+
+    def _on_answer(self, call: _Call, answer: asyncio.Future[Message]) -> None:
+        if call.ended:
+            return
+        try:
+            self._reply(call, answer.result())
+            self._finish(call)
+        except asyncio.CancelledError:
+            self._fail(call, _STOPPING)
+        except Exception as error:
+            self._fail(call, error)
+        self._flush()
 
     async def _await(
         self, call: _Call, answer: Callable[[], Awaitable[Message]] | AsyncGenerator[Message, None]
@@ -408,34 +408,22 @@ class _Connection(asyncio.Protocol):
         """
         Send what the windows let.
         """
-        try:
-            self._send_frames(call)
-        except (NoSuchStreamError, StreamIDTooLowError):
-            self._drop(call)  # h2 has read on, and knows that the client gave up
-            return
-        if call.ended and not call.pending:
-            del self.calls[call.stream_id]
-        elif call.room and not call.pending and not call.room.done():
-            call.room.set_result(None)
-
-    def _send_frames(self, call: _Call) -> None:
         stream_id, pending = call.stream_id, call.pending
         if pending and not call.answered:
             call.answered = True
-            self._h2.send_headers(stream_id, _HEADERS)
+            self._http2.send_headers(stream_id, _HEADERS)
         while pending:
-            size = min(self._h2.local_flow_control_window(stream_id), self._h2.max_outbound_frame_size)
+            size = min(self._http2.send_window(stream_id), self._http2.max_frame_size)
             if size <= 0:
                 return
-            self._h2.send_data(stream_id, bytes(pending[:size]))
+            self._http2.send_data(stream_id, bytes(pending[:size]))
             del pending[:size]
         if call.ended:
-            headers = call.trailers if call.answered else [*_HEADERS, *call.trailers]
-            self._h2.send_headers(stream_id, headers, end_stream=True)
-            if not call.requested:
-                # Or the client would go on sending; unless it has ended meanwhile.
-                with contextlib.suppress(StreamClosedError):
-                    self._h2.reset_stream(stream_id)
+            trailers = call.trailers if call.answered else _HEADERS + call.trailers
+            self._http2.send_headers(stream_id, trailers, end_stream=True)
+            del self.calls[stream_id]
+        elif call.room and not call.room.done():
+            call.room.set_result(None)
 
     def _drop(self, call: _Call) -> None:
         """
@@ -454,13 +442,14 @@ class _Connection(asyncio.Protocol):
         Let the client send as much as it did for *call*; only now, so that the windows bound what is not whole.
         """
         if call.body:
-            self._h2.acknowledge_received_data(len(call.body), call.stream_id)
+            self._http2.acknowledge(len(call.body))
             call.body = bytearray()
 
 
-def _trailers(refused: RefusedError) -> _Headers:
+def _trailers(refused: RefusedError) -> bytes:
     text = str(refused)
     if len(text) > MAX_TEXT_SIZE:
         text = f"{text[:MAX_TEXT_SIZE]}..."
     encodable = text.encode(errors="backslashreplace").decode()
-    return [("grpc-status", str(refused.status.value)), ("grpc-message", encode_grpc_message(encodable))]
+    status = str(refused.status.value)
+    return encode_headers((("grpc-status", status), ("grpc-message", encode_grpc_message(encodable))))

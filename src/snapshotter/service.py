@@ -3,6 +3,7 @@ containerd's Snapshots service over a store: messages to calls, calls to threads
 """
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -115,32 +116,49 @@ class Service:
             raise UnavailableError(f"the store is not open: {error}") from error
 
     def _answer(self, operation: "_Operation", request: Message) -> Answer:
-        if self._opened.done():
-            reply = operation.at_once(self._store(), request)
-            if reply is not None:
-                return reply
-        return partial(self._answer_later, operation, request)
+        if not self._opened.done():
+            return partial(self._answer_later, operation, request)
+        store = self._store()
+        reply = operation.at_once(store, request)
+        return self._begin(operation, store, request) if reply is None else reply
 
     async def _answer_later(self, operation: "_Operation", request: Message) -> Message:
+        await asyncio.wait([self._opened], timeout=operation.seconds)
+        store = self._store()
+        reply = operation.at_once(store, request)
+        return await self._begin(operation, store, request) if reply is None else reply
+
+    def _begin(self, operation: "_Operation", store: Snapshotter, request: Message) -> asyncio.Future[Message]:
+        """
+        The answer of a thread; of a call that is not begun yet, none once nobody waits for it.
+        """
         seconds = operation.seconds
         if self._late and seconds == COLLECTION_SECONDS:
             seconds = STUCK_COLLECTION_SECONDS
-        running: Future[Message] | None = None
-        try:
-            async with asyncio.timeout(seconds):
-                if not self._opened.done():
-                    await asyncio.wait([self._opened])
-                store = self._store()
-                reply = operation.at_once(store, request)
-                if reply is not None:
-                    return reply
-                running = self._pools[operation.pool].submit(operation.run, store, request)
-                return await asyncio.wrap_future(running)
-        except TimeoutError:
-            if running and not running.done():
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Message] = loop.create_future()
+        running = self._pools[operation.pool].submit(operation.run, store, request)
+
+        def tell(running: Future[Message]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended before the thread
+                loop.call_soon_threadsafe(_copy, running, answer)
+
+        def give_up() -> None:
+            if not running.cancel():
                 self._late.add(running)
                 running.add_done_callback(self._late.discard)
-            raise UnavailableError(f"{operation.name} takes more than {seconds:g} s: is the disk hanging?") from None
+            text = f"{operation.name} takes more than {seconds:g} s: is the disk hanging?"
+            answer.set_exception(UnavailableError(text))
+
+        def ended(answer: asyncio.Future[Message]) -> None:
+            timer.cancel()
+            if answer.cancelled():
+                running.cancel()
+
+        running.add_done_callback(tell)
+        timer = loop.call_later(seconds, give_up)
+        answer.add_done_callback(ended)
+        return answer
 
     async def _list(self, request: pb.ListSnapshotsRequest) -> AsyncGenerator[Message, None]:
         size = sum(map(len, request.filters))
@@ -161,6 +179,17 @@ class Service:
             serving = False
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         return health_pb2.HealthCheckResponse(status=status)
+
+
+def _copy(running: Future[Message], answer: asyncio.Future[Message]) -> None:
+    if answer.done():
+        return
+    if running.cancelled():
+        answer.cancel()
+    elif error := running.exception():
+        answer.set_exception(error)
+    else:
+        answer.set_result(running.result())
 
 
 def _refusal(method: str, error: Exception) -> RefusedError:

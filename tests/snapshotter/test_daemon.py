@@ -650,7 +650,7 @@ class TestConfiguration:
         assert not one.root.exists()
         assert not one.address.parent.exists()
 
-    @pytest.mark.parametrize("module", ["grpclib", "google.protobuf", "h2", "prometheus_client"])
+    @pytest.mark.parametrize("module", ["grpclib", "google.protobuf", "hpack", "prometheus_client"])
     def test_missing_library(self, one: Daemon, module: str) -> None:
         """
         Without what the extra installs, the daemon names it, in one line.

@@ -1,0 +1,291 @@
+"""
+Who is compared: the daemon and the library, and containerd's snapshotters in Go.
+"""
+
+import collections
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Protocol
+
+from benchmarks.measure import timed
+from pybtrfs import filesystem, image, subvolume, syscall
+from snapshotter import Info, Mount, Snapshotter
+
+IMAGE_BYTES = 16 << 30
+_GO_SOURCE = Path(__file__).parent
+_CONTAINERD = "github.com/containerd/containerd/v2"
+_LABEL = "containerd.io/benchmark"
+_LOG_LINES = 20
+
+DAEMON, LIBRARY, GO, GO_PROXY, OVERLAYFS = "daemon", "library", "Go", "Go behind its proxy", "overlayfs"
+ALL = (DAEMON, LIBRARY, GO, GO_PROXY, OVERLAYFS)
+
+
+class Contestant(Protocol):
+    """
+    A snapshotter that takes the commands of ``main.go``.
+    """
+
+    def __call__(self, verb: str, *words: object) -> list[float]: ...
+
+    def mounts(self, key: str) -> tuple[Mount, ...]: ...
+
+    def close(self) -> None: ...
+
+
+class Program:
+    """
+    The Go program, compiled into *directory*, where the contestants have their sockets and logs as well.
+
+    The Go on the path does it, or the one that comes with the tools of .venv.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.path = directory / "peers"
+        beside = os.path.dirname(sys.executable)
+        go = shutil.which("go") or shutil.which("go", path=beside)
+        if not go:
+            raise FileNotFoundError("Go is missing: make setup")
+        self._go = go
+        subprocess.run((self._go, "build", "-o", self.path, "."), cwd=_GO_SOURCE, check=True)
+
+    def versions(self) -> dict[str, str]:
+        """
+        Of Go, and of containerd's module.
+        """
+        text = subprocess.run((self._go, "version", "-m", self.path), check=True, capture_output=True, text=True).stdout
+        words = text.split()
+        return {"go": words[1], "containerd": words[words.index(_CONTAINERD) + 1]}
+
+
+class Library:
+    """
+    Our snapshotter in this process.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._store = Snapshotter(root) if root.exists() else Snapshotter.create(root)
+
+    def __call__(self, verb: str, *words: object) -> list[float]:
+        if verb == "walk":
+            return [timed(lambda: collections.deque(self._store.walk(), maxlen=0))]
+        if verb == "cleanup":
+            return [timed(self._store.cleanup)]
+        if verb == "pairs":
+            return self._pairs(*words)  # type: ignore[arg-type]  # the words of a command
+        return self._each(verb, *words)  # type: ignore[arg-type]
+
+    def _each(self, verb: str, clients: int, prefix: str, first: int, count: int, extra: str = "") -> list[float]:
+        store = self._store
+        calls: dict[str, Callable[[str], object]] = {
+            "prepare": lambda key: store.prepare(key, extra),
+            "view": lambda key: store.view(key, extra),
+            "commit": lambda key: store.commit(extra + key.removeprefix(prefix), key),
+            "remove": store.remove,
+            "stat": store.stat,
+            "usage": store.usage,
+            "update": lambda key: store.update(
+                Info(store.stat(key).kind, key, labels={_LABEL: str(time.time_ns())}), f"labels.{_LABEL}"
+            ),
+        }
+        with ThreadPoolExecutor(clients) as pool:
+            keys = [f"{prefix}-{number}" for number in range(first, first + count)]
+            return list(pool.map(lambda key: timed(calls[verb], key), keys))
+
+    def _pairs(self, clients: int, seconds: int, prefix: str, parent: str) -> list[float]:
+        begin = time.monotonic()
+
+        def loop(client: int) -> int:
+            done = 0
+            while time.monotonic() < begin + seconds:
+                key = f"{prefix}-{client}-{done}"
+                self._store.prepare(key, parent)
+                self._store.remove(key)
+                done += 1
+            return done
+
+        with ThreadPoolExecutor(clients) as pool:
+            done = sum(pool.map(loop, range(clients)))
+        return [done, (time.monotonic() - begin) * 1e9]
+
+    def mounts(self, key: str) -> tuple[Mount, ...]:
+        return self._store.mounts(key)
+
+    def close(self) -> None:
+        self._store.close()
+
+
+class Driven:
+    """
+    A snapshotter in the Go program, or behind a socket that the Go program is a client of.
+
+    Args:
+        program: The Go program.
+        where: What it drives: a kind and a root, or a socket.
+        server: The command that serves the socket, if it is one.
+        log: The path of the file that all of them write their messages to.
+    """
+
+    def __init__(self, program: Program, where: tuple[str, Path], server: tuple[str | Path, ...], log: Path) -> None:
+        self._log = log
+        self._resources = contextlib.ExitStack()
+        with self._resources as stack, log.open("ab") as messages:
+            self._server = stack.enter_context(_running(server, messages, messages)) if server else None
+            self._client = stack.enter_context(_running((program.path, "drive", *where), subprocess.PIPE, messages))
+            self._resources = stack.pop_all()
+
+    @property
+    def pid(self) -> int:
+        """
+        The process that does the work.
+        """
+        return (self._server or self._client).pid
+
+    @property
+    def client_pid(self) -> int:
+        return self._client.pid
+
+    def __call__(self, verb: str, *words: object) -> list[float]:
+        return [float(word) for word in self._ask(verb, *words)]
+
+    def _ask(self, *words: object) -> list[str]:
+        assert self._client.stdin and self._client.stdout
+        try:
+            print(*words, sep="\t", file=self._client.stdin, flush=True)
+            answer = self._client.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            lines = self._log.read_text(errors="replace").splitlines()
+            raise RuntimeError("\n".join((f"failed at {words}", *lines[-_LOG_LINES:])))
+        return answer.split("\t") if answer.strip() else []
+
+    def mounts(self, key: str) -> tuple[Mount, ...]:
+        words = [word.strip() for word in self._ask("mounts", key)]
+        return tuple(
+            Mount(kind, source, options=tuple(options.split(",")))
+            for kind, source, options in zip(*[iter(words)] * 3, strict=True)
+        )
+
+    def close(self) -> None:
+        self._resources.close()
+
+
+@contextlib.contextmanager
+def _running(
+    command: tuple[str | Path, ...], output: IO[bytes] | int, messages: IO[bytes]
+) -> Iterator[subprocess.Popen[str]]:
+    # Its own session: Ctrl-C is for us to handle.
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=output, stderr=messages, text=True, start_new_session=True
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+class Field:
+    """
+    One contestant's own btrfs, where it is started and stopped.
+    """
+
+    def __init__(self, name: str, mount: Path, program: Program) -> None:
+        self.name = name
+        self.mount = mount
+        self.root = mount / "store"
+        self.fd = os.open(mount, os.O_RDONLY)
+        self._program = program
+        self._next_number = 0
+        self.contestant = self._start()
+
+    def numbers(self, count: int) -> int:
+        """
+        The first of *count* numbers that nobody has used.
+        """
+        self._next_number += count
+        return self._next_number - count
+
+    def start(self) -> None:
+        """
+        Start the contestant, which was closed; its first answer may take longer.
+        """
+        with _uninterrupted():
+            self.contestant = self._start()
+
+    def _start(self) -> Contestant:
+        if self.name == LIBRARY:
+            return Library(self.root)
+        socket = self._program.directory / f"{self.name}.socket"
+        socket.unlink(missing_ok=True)
+        server: tuple[str | Path, ...] = ()
+        where: tuple[str, Path] = ("socket", socket)
+        if self.name == DAEMON:
+            server = (sys.executable, "-m", "snapshotter", "serve", "--root", self.root, "--address", socket)
+        elif self.name == GO_PROXY:
+            server = (self._program.path, "serve", "btrfs", self.root, socket)
+        else:
+            where = ("btrfs" if self.name == GO else "overlayfs", self.root)
+        return Driven(self._program, where, server, self._program.directory / f"{self.name}.log")
+
+    def close(self) -> None:
+        self.contestant.close()
+        os.close(self.fd)
+
+    def sync(self) -> None:
+        syscall.syncfs(self.fd)
+
+    def quiet(self) -> None:
+        """
+        Wait until all that was removed is gone, in the kernel as well.
+        """
+        self.contestant("cleanup")
+        while subvolume.count_deleted(self.fd):
+            filesystem.sync(self.fd)  # wakes the cleaner, if that was not busy
+            time.sleep(0.005)
+        self.sync()  # the cleaner leaves its part of the work to the next commit
+
+    def entries(self) -> int:
+        """
+        The directories of snapshots in a store of ours: what is there, and what is not destroyed yet.
+        """
+        return len(os.listdir(self.root / "snapshots"))
+
+
+@contextlib.contextmanager
+def fields(names: Sequence[str], directory: str, program: Program) -> Iterator[dict[str, Field]]:
+    """
+    A fresh btrfs with a running snapshotter for each of *names*.
+    """
+    with contextlib.ExitStack() as stack:
+        opened = {}
+        for name in names:
+            with _uninterrupted():
+                mount = stack.enter_context(image.temporary(IMAGE_BYTES, directory=directory))
+                opened[name] = stack.enter_context(contextlib.closing(Field(name, mount, program)))
+        yield opened
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """
+    Let Ctrl-C wait until what is made here is held by whoever undoes it.
+    """
+    interrupts = []
+    before = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupts:
+        raise KeyboardInterrupt
