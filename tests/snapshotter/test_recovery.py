@@ -234,7 +234,8 @@ def test_strangers_in_a_removed_one(name: str, root: Path, reopen: Callable[...,
     path = make(root, State.REMOVED, fs="" if name == "fs" else "fs")
     (path / name).mkdir()
     (path / name / "content").write_text("precious")
-    reopen().cleanup()
+    with reopen() as store:
+        store.cleanup()
     for _ in range(2):
         with reopen() as store:
             store.cleanup()
