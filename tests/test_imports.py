@@ -25,6 +25,8 @@ LAYERS = [
     {"pybtrfs.subvolume.deletion"},
     {"pybtrfs.subvolume.creation"},
     {"pybtrfs.subvolume"},
+    {"pybtrfs.compat"},
+    {"pybtrfs.compat.btrfsutil"},
     {"snapshotter.errors"},
     {"snapshotter.snapshot"},
     {"snapshotter.filters", "snapshotter.labels", "snapshotter.mountinfo", "snapshotter.shared", "snapshotter.session"},

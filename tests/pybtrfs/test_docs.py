@@ -11,7 +11,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
 @pytest.mark.btrfs
-@pytest.mark.parametrize("page", ["pybtrfs.md"])
+@pytest.mark.parametrize("page", ["moving.md", "pybtrfs.md"])
 def test_examples(page: str, btrfs: Path) -> None:
     """
     The examples of a page run one after the other.

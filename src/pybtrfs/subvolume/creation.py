@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from pybtrfs import ioctl
 from pybtrfs.errors import not_subvolume
-from pybtrfs.ioctl import SUBVOL_RDONLY
+from pybtrfs.ioctl import SUBVOL_RDONLY, Inherit
 from pybtrfs.path import Destination, Target, opened, placed
 from pybtrfs.qgroup import QgroupInherit
 from pybtrfs.subvolume.deletion import delete, destroy
@@ -83,7 +83,7 @@ def snapshot(
         if recursive:
             made = open_beneath(dirfd, name)
             try:
-                _snapshot_below(source_fd, made, get_id(made), inherit)
+                snapshot_below(source_fd, made, get_id(made), inherit)
                 if read_only:
                     _make_read_only(made)
             finally:
@@ -168,7 +168,10 @@ def batch() -> Iterator[Batch]:
         made._close()
 
 
-def _snapshot_below(source_fd: int, made_fd: int, made_id: int, inherit: QgroupInherit | None) -> None:
+def snapshot_below(source_fd: int, made_fd: int, made_id: int, inherit: Inherit | None) -> None:
+    """
+    Put snapshots of what is nested in a subvolume into the snapshot *made_id* of it, or below.
+    """
     for child in children(source_fd):
         if child.id == made_id:
             continue  # the snapshot itself, inside its source
@@ -187,7 +190,7 @@ def _snapshot_below(source_fd: int, made_fd: int, made_id: int, inherit: QgroupI
             finally:
                 os.close(directory)
             try:
-                _snapshot_below(child_fd, copy_fd, made_id, inherit)
+                snapshot_below(child_fd, copy_fd, made_id, inherit)
             finally:
                 os.close(copy_fd)
         finally:

@@ -136,7 +136,12 @@ def open_child(fd: int, path: str, child: SubvolumeRef) -> int:
         raise
 
 
-def _walk(fd: int, above: str) -> Iterator[SubvolumeEntry]:
+def opened_children(fd: int) -> Iterator[tuple[SubvolumeRef, str, int]]:
+    """
+    Yield the subvolumes directly below one, each with its path and a file descriptor that is open until the next one.
+
+    What the caller may not open, and what something is mounted on, is left out.
+    """
     for child in children(fd):
         try:
             path = get_child_path(fd, child)
@@ -146,14 +151,19 @@ def _walk(fd: int, above: str) -> Iterator[SubvolumeEntry]:
                 raise
             continue
         try:
-            try:
-                info = get_info(child_fd)
-            except FileNotFoundError:
-                continue
-            yield SubvolumeEntry(above + path, info)
-            yield from _walk(child_fd, f"{above}{path}/")
+            yield child, path, child_fd
         finally:
             os.close(child_fd)
+
+
+def _walk(fd: int, above: str) -> Iterator[SubvolumeEntry]:
+    for _, path, child_fd in opened_children(fd):
+        try:
+            info = get_info(child_fd)
+        except FileNotFoundError:
+            continue  # deleted meanwhile
+        yield SubvolumeEntry(above + path, info)
+        yield from _walk(child_fd, f"{above}{path}/")
 
 
 def _sweep(fd: int, top: int, found: Iterable[Item]) -> Iterator[SubvolumeEntry]:
