@@ -32,6 +32,7 @@ class DeletedSubvolume(NamedTuple):
     """
 
     id: int
+    generation: int
     uuid_bytes: bytes
     bytes_used: int
     progress: DropProgress
@@ -156,7 +157,9 @@ def iterate_deleted(filesystem: Target) -> Iterator[DeletedSubvolume]:
             key = Key(subvolid, items.ROOT_ITEM_KEY, 0)
             for item in search(fd, tree_id=ROOT_TREE_OBJECTID, min_key=key, max_key=key._replace(offset=MAX)):
                 root = items.root_item(item.data)
-                yield DeletedSubvolume(subvolid, root.uuid, root.bytes_used, items.drop_progress(item.data))
+                yield DeletedSubvolume(
+                    subvolid, root.generation, root.uuid, root.bytes_used, items.drop_progress(item.data)
+                )
 
 
 def _orphans(fd: int) -> Iterator[int]:
