@@ -18,7 +18,14 @@ from pybtrfs.subvolume.info import SubvolumeInfo, directory_path, get_id, get_in
 from pybtrfs.tree_search import MAX, search
 
 _REMEMBERED = 4096
-_OUT_OF_REACH = (errno.ENOENT, errno.EACCES, errno.EXDEV, errno.ENAMETOOLONG)
+_OUT_OF_REACH = (
+    errno.EACCES,
+    errno.EXDEV,  # something is mounted on it
+    errno.ENAMETOOLONG,
+    errno.ENOENT,  # deleted or renamed meanwhile, as the others
+    errno.ENOTDIR,
+    errno.ELOOP,
+)
 
 
 class SubvolumeEntry(NamedTuple):

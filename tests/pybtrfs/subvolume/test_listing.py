@@ -199,9 +199,10 @@ def test_iterate_unprivileged_below_a_mount(base: Path, unprivileged: Callable[.
         syscall.umount2(base / "a")
 
 
-def test_a_child_that_was_replaced(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by", ["a subvolume", "a directory", "a file", "a link", "nothing"])
+def test_a_child_that_was_replaced(base: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Another subvolume of the same name is not taken for the one looked for.
+    What took the name of a subvolume meanwhile is not taken for it.
     """
     make(base, "a", "b")
     without(monkeypatch, "BTRFS_IOC_TREE_SEARCH_V2", refusal=errno.EPERM)
@@ -211,11 +212,19 @@ def test_a_child_that_was_replaced(base: Path, monkeypatch: pytest.MonkeyPatch) 
         found = lookup(fd, dirid, treeid)
         if found[0] == b"a":
             os.rename(base / "a", base / "moved")
-            make(base, "a")
+            if by == "a subvolume":
+                make(base, "a")
+            elif by == "a directory":
+                (base / "a").mkdir()
+            elif by == "a file":
+                (base / "a").touch()
+            elif by == "a link":
+                (base / "a").symlink_to("b")
         return found
 
     monkeypatch.setattr(ioctl, "ino_lookup_user", swap)
-    assert "a" not in [entry.path for entry in subvolume.iterate(base, top=0)]
+    assert [entry.path for entry in subvolume.iterate(base, top=0)] == ["b"]
+    assert (base / "moved").exists()
 
 
 # Changes meanwhile, and size
