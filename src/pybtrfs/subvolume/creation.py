@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -98,7 +97,7 @@ def temporary_snapshot(source: Target, directory: str | os.PathLike[str], *, rea
 
     The privileges and errors are those of `snapshot` and `delete`. A process that is killed leaves the snapshot behind.
     """
-    name = f"snapshot-{secrets.token_hex(8)}"
+    name = f"snapshot-{os.urandom(8).hex()}"
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         snapshot(source, (fd, name), read_only=read_only)
