@@ -13,7 +13,6 @@ import operator
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple, SupportsIndex
 
 from pybtrfs import ioctl, items, subvolume, syscall
@@ -99,6 +98,7 @@ _CODES = {
 _CREATE_NAME_MAX = 4039
 _DESTROY_NAME_MAX = 4087
 _INT_MAX = (1 << 31) - 1
+_FEW = 64
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 """What is made or removed."""
@@ -648,7 +648,8 @@ def _iterate(fd: int, top: int, info: bool, post_order: bool) -> _Entries:
             raise
         yield from _descend(_open_children, _own_info if info else None, fd, post_order)
     else:
-        yield from _descend(partial(_found_children, fd), partial(_info_by_id, fd) if info else None, top, post_order)
+        tree = _Tree(fd, info)
+        yield from _descend(tree.children, tree.info if info else None, top, post_order)
 
 
 def _descend(
@@ -680,18 +681,61 @@ def _descend(
             below.close()
 
 
-def _found_children(fd: int, subvolid: int) -> _Children:
+class _Tree:
     """
-    Yield path, id and again id of what is directly below a subvolume.
+    What is below subvolumes, by tree search: one for each that is asked about, and one for all once these were many.
     """
-    key = Key(subvolid, items.ROOT_REF_KEY, 0)
-    for item in search(fd, tree_id=ROOT_TREE_OBJECTID, min_key=key, max_key=key._replace(offset=MAX), buffer_size=4096):
-        ref = items.root_ref(item.data)
-        try:
-            directory = directory_path(fd, subvolid, ref.dirid)
-        except FileNotFoundError:
-            continue  # deleted meanwhile
-        yield os.fsdecode(directory + ref.name), item.offset, item.offset
+
+    def __init__(self, fd: int, info: bool) -> None:
+        self._fd = fd
+        self._wants_info = info
+        self._asked = 0
+        self._all: dict[int, list[tuple[int, items.RootRef]]] | None = None
+        self._roots: dict[int, bytes] = {}
+        self._place = 0, items.RootRef(0, 0, b"")
+
+    def children(self, subvolid: int) -> _Children:
+        """
+        Yield path, id and again id of what is directly below a subvolume.
+        """
+        self._asked += 1
+        if self._asked == _FEW:
+            self._all = self._sweep()
+        dirid, directory = 0, b""
+        for child, ref in self._below(subvolid) if self._all is None else self._all.get(subvolid, ()):
+            if ref.dirid != dirid:
+                try:
+                    dirid, directory = ref.dirid, directory_path(self._fd, subvolid, ref.dirid)
+                except FileNotFoundError:
+                    continue  # deleted meanwhile
+            self._place = subvolid, ref
+            yield os.fsdecode(directory + ref.name), child, child
+
+    def info(self, subvolid: int) -> SubvolumeInfo:
+        """
+        Return what the subvolume is that `children` gave last.
+        """
+        root = self._roots.pop(subvolid, None)
+        if root is None:
+            return _info_by_id(self._fd, subvolid)
+        return _info(info_of(subvolid, items.root_item(root), *self._place))
+
+    def _below(self, subvolid: int) -> Iterator[tuple[int, items.RootRef]]:
+        key = Key(subvolid, items.ROOT_REF_KEY, 0)
+        last = key._replace(offset=MAX)
+        for item in search(self._fd, tree_id=ROOT_TREE_OBJECTID, min_key=key, max_key=last, buffer_size=4096):
+            yield item.offset, items.root_ref(item.data)
+
+    def _sweep(self) -> dict[int, list[tuple[int, items.RootRef]]]:
+        found: dict[int, list[tuple[int, items.RootRef]]] = {}
+        first = Key(FS_TREE_OBJECTID, items.ROOT_ITEM_KEY, 0)
+        last = Key(items.LAST_FREE_OBJECTID, items.ROOT_REF_KEY, MAX)
+        for item in search(self._fd, tree_id=ROOT_TREE_OBJECTID, min_key=first, max_key=last):
+            if item.type == items.ROOT_REF_KEY:
+                found.setdefault(item.objectid, []).append((item.offset, items.root_ref(item.data)))
+            elif item.type == items.ROOT_ITEM_KEY and self._wants_info:
+                self._roots[item.objectid] = item.data
+        return found
 
 
 def _open_children(fd: int) -> _Children:

@@ -205,8 +205,8 @@ def test_root_without_privilege(base: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(info, btrfsutil.SubvolumeInfo)
     assert (path, info.id) == ("a", subvolume.get_id(base / "a"))
     assert btrfsutil.subvolume_info(base, subvolid).id == subvolid
-    with pytest.raises(btrfsutil.BtrfsUtilError) as caught:
-        next(btrfsutil.SubvolumeIterator(base, 5))
+    with btrfsutil.SubvolumeIterator(base, 5) as found, pytest.raises(btrfsutil.BtrfsUtilError) as caught:
+        next(found)
     assert (caught.value.btrfsutilerror, caught.value.filename) == (btrfsutil.ERROR_SEARCH_FAILED, None)
     with pytest.raises(btrfsutil.BtrfsUtilError):
         btrfsutil.subvolume_info(base, 5)

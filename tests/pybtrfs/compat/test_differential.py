@@ -219,6 +219,7 @@ def test_the_same_about_the_same(base: Path) -> None:
     What both say about one and the same tree is equal to the last field, by path and by id, in either order.
     """
     make(base, "a", "a/b", "directory/c", "directory/c/d", *(f"many/{number}" for number in range(300)))
+    make(base, "many/7/late", "many/200/late", "many/200/late/later", "e-n")
     subvolume.snapshot(base / "a", base / "e", read_only=True)
     filesystem.sync(base)
     subvolid = subvolume.get_id(base / "a/b")
@@ -233,6 +234,7 @@ def test_the_same_about_the_same(base: Path) -> None:
             ("SubvolumeIterator", [str(base)], {"info": True}),
             ("SubvolumeIterator", [str(base)], {"info": True, "post_order": True}),
             ("SubvolumeIterator", [str(base), 5], {"post_order": True}),
+            ("SubvolumeIterator", [str(base), 5], {"info": True}),
             ("SubvolumeIterator", [str(base / "directory"), subvolid], {}),
         ):
             theirs, ours = (one.ask(name, *arguments, how="exactly", **options) for one in peers)
