@@ -192,6 +192,21 @@ def test_recursive_unprivileged(image_mount: Callable[..., Path], unprivileged: 
     assert unprivileged(use) == ["d/b/c", "d/b", "d"]
 
 
+def test_info_in_post_order_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    An ordinary user is given the info of the subvolume that the path leads to, in either order.
+    """
+    make(base, "a", "a/b")
+
+    def listed(post_order: bool) -> list[tuple[str, int]]:
+        with btrfsutil.SubvolumeIterator(base, info=True, post_order=post_order) as found:
+            return [(path, info.id) for path, info in found if isinstance(info, btrfsutil.SubvolumeInfo)]
+
+    expected = [(name, subvolume.get_id(base / name)) for name in ("a", "a/b")]
+    assert unprivileged(listed, False) == expected
+    assert unprivileged(listed, True) == expected[::-1]
+
+
 def test_root_without_privilege(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     What the kernel answers decides, not the uid: refused a tree search, root is answered as everybody is.

@@ -178,9 +178,11 @@ PRIVILEGED = [
 def comparable(call: Call, user: str) -> bool:
     """
     Whether libbtrfsutil can what a call asks: not a recursive snapshot of a subvolume inside itself, nor, without
-    privilege, a recursive deletion further down than one level.
+    privilege, a recursive deletion further down than one level, or info in post-order, which is of the wrong subvolume.
     """
     name, arguments, options = call
+    if user and options.get("info") and options.get("post_order"):
+        return False
     if not options.get("recursive"):
         return True
     if name == "create_snapshot":
