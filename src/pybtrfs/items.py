@@ -51,6 +51,8 @@ QGROUP_STATUS_KEY = 240
 QGROUP_INFO_KEY = 242
 QGROUP_LIMIT_KEY = 244
 QGROUP_RELATION_KEY = 246
+UUID_KEY_SUBVOL = 251
+UUID_KEY_RECEIVED_SUBVOL = 252
 
 ROOT_SUBVOL_RDONLY = 1 << 0
 
@@ -200,6 +202,15 @@ class RootItem(NamedTuple):
     rtime: int
 
 
+class DropProgress(NamedTuple):
+    """
+    ROOT_ITEM of a deleted subvolume: everything before *key*, on *level* of the tree, is freed; zero before it begins.
+    """
+
+    key: Key
+    level: int
+
+
 class RootRef(NamedTuple):
     """
     ROOT_REF and ROOT_BACKREF: the directory that contains a subvolume, and its name there.
@@ -257,6 +268,7 @@ Value = (
     | QgroupStatus
     | QgroupInfo
     | QgroupLimits
+    | tuple[int, ...]
     | bytes
 )
 """What `decode` returns."""
@@ -271,7 +283,9 @@ _FILE_EXTENT = Struct("<QQBBHB")
 _FILE_EXTENT_ON_DISK = Struct("<4Q")
 _ROOT_ITEM = Struct("<160x7QI17xxB Q16s16s16s4QqIqIqIqI64x")
 _ROOT_ITEM_V1 = Struct("<160x7QI17xxB")
+_DROP_PROGRESS = Struct("<220xQBQB")
 _ROOT_REF = Struct("<QQH")
+_UUID_ITEM = Struct("<Q")
 _QGROUP_STATUS = Struct("<4Q")
 _QGROUP_INFO = Struct("<5Q")
 
@@ -319,6 +333,11 @@ def root_item(data: bytes) -> RootItem:
     return _make(RootItem, values[:9] + values[10:17] + _times(values[17:]))
 
 
+def drop_progress(data: bytes) -> DropProgress:
+    objectid, type_, offset, level = _unpack(_DROP_PROGRESS, data)
+    return DropProgress(Key(objectid, type_, offset), level)
+
+
 def root_ref(data: bytes) -> RootRef:
     dirid, sequence, name_len = _unpack(_ROOT_REF, data)
     return RootRef(dirid, sequence, _cut(data, _ROOT_REF.size, name_len))
@@ -336,6 +355,13 @@ def qgroup_limit(data: bytes) -> QgroupLimits:
     return QgroupLimits(*_unpack(_QGROUP_INFO, data))
 
 
+def uuid_item(data: bytes) -> tuple[int, ...]:
+    """
+    UUID_KEY_SUBVOL and UUID_KEY_RECEIVED_SUBVOL: the ids of the subvolumes with the uuid that the key is.
+    """
+    return _sequence(data, _uuid_item)
+
+
 _DECODERS: dict[int, Callable[[bytes], Value]] = {
     INODE_ITEM_KEY: inode_item,
     INODE_REF_KEY: inode_ref,
@@ -350,6 +376,8 @@ _DECODERS: dict[int, Callable[[bytes], Value]] = {
     QGROUP_STATUS_KEY: qgroup_status,
     QGROUP_INFO_KEY: qgroup_info,
     QGROUP_LIMIT_KEY: qgroup_limit,
+    UUID_KEY_SUBVOL: uuid_item,
+    UUID_KEY_RECEIVED_SUBVOL: uuid_item,
 }
 
 
@@ -406,6 +434,11 @@ def _dir_item(data: bytes, offset: int) -> tuple[DirItem, int]:
     offset += name_len
     value = _cut(data, offset, data_len)
     return DirItem(Key(objectid, type_, key_offset), transid, kind, name, value), offset + data_len
+
+
+def _uuid_item(data: bytes, offset: int) -> tuple[int, int]:
+    (subvolid,) = _unpack(_UUID_ITEM, data, offset)
+    return subvolid, offset + _UUID_ITEM.size
 
 
 def _times(values: Sequence[int]) -> tuple[int, int, int, int]:

@@ -35,6 +35,8 @@ DECODERS = {
     items.QGROUP_STATUS_KEY: items.qgroup_status,
     items.QGROUP_INFO_KEY: items.qgroup_info,
     items.QGROUP_LIMIT_KEY: items.qgroup_limit,
+    items.UUID_KEY_SUBVOL: items.uuid_item,
+    items.UUID_KEY_RECEIVED_SUBVOL: items.uuid_item,
 }
 
 
@@ -199,6 +201,30 @@ def test_root_item_of_an_old_kernel(old: tuple[tuple[int, ...], int, int], more:
     assert items.root_item(data + bytes(more)) == (*numbers, refs, level, *(bytes(16),) * 3, *(0,) * 8)
     with pytest.raises(ValueError, match="too short: 239"):
         items.root_item(data[:-1])
+
+
+@given(ROOT_V1, st.tuples(U64, U8, U64), U8, LONGER)
+def test_drop_progress(old: tuple[tuple[int, ...], int, int], key: Key, level: int, rest: bytes) -> None:
+    """
+    The root of a deleted subvolume says how far the kernel has freed its tree.
+    """
+    data = pack_root(old)
+    data = data[:220] + struct.pack("<QBQB", *key, level) + data[238:] + rest
+    assert items.drop_progress(data) == (key, level)
+    assert items.drop_progress(pack_root(old)) == ((0, 0, 0), 0)
+    with pytest.raises(ValueError, match="too short: 238"):
+        items.drop_progress(data[:237])
+
+
+@given(st.lists(U64, min_size=1))
+def test_uuid_item(ids: list[int]) -> None:
+    """
+    All subvolumes with a uuid are found, and none when the last one is cut short.
+    """
+    data = struct.pack(f"<{len(ids)}Q", *ids)
+    assert items.uuid_item(data) == tuple(ids)
+    with pytest.raises(ValueError, match="too short"):
+        items.uuid_item(data[:-1])
 
 
 @given(U64, U64, NAME, LONGER)

@@ -1,0 +1,9 @@
+"""
+``python -m pybtrfs``.
+"""
+
+import sys
+
+from pybtrfs.cli import main
+
+sys.exit(main())

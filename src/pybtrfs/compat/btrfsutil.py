@@ -1,0 +1,746 @@
+"""
+The Python interface of libbtrfsutil 7.3, without the library: ``from pybtrfs.compat import btrfsutil``.
+
+A *path* is a path in any form or a file descriptor; where something is made or removed it is a path. Errors are
+`BtrfsUtilError` only, with libbtrfsutil's codes and words. docs/moving.md says what differs, and what to use instead in
+new programs.
+"""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, SupportsIndex
+
+from pybtrfs import ioctl, items, subvolume, syscall
+from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, Key
+from pybtrfs.subvolume.creation import snapshot_below
+from pybtrfs.subvolume.info import directory_path, info_of, is_root, lookup
+from pybtrfs.subvolume.listing import open_beneath, opened_children
+from pybtrfs.tree_search import MAX, search
+
+ERROR_STOP_ITERATION = 1
+ERROR_NO_MEMORY = 2
+ERROR_INVALID_ARGUMENT = 3
+ERROR_NOT_BTRFS = 4
+ERROR_NOT_SUBVOLUME = 5
+ERROR_SUBVOLUME_NOT_FOUND = 6
+ERROR_OPEN_FAILED = 7
+ERROR_RMDIR_FAILED = 8
+ERROR_UNLINK_FAILED = 9
+ERROR_STAT_FAILED = 10
+ERROR_STATFS_FAILED = 11
+ERROR_SEARCH_FAILED = 12
+ERROR_INO_LOOKUP_FAILED = 13
+ERROR_SUBVOL_GETFLAGS_FAILED = 14
+ERROR_SUBVOL_SETFLAGS_FAILED = 15
+ERROR_SUBVOL_CREATE_FAILED = 16
+ERROR_SNAP_CREATE_FAILED = 17
+ERROR_SNAP_DESTROY_FAILED = 18
+ERROR_DEFAULT_SUBVOL_FAILED = 19
+ERROR_SYNC_FAILED = 20
+ERROR_START_SYNC_FAILED = 21
+ERROR_WAIT_SYNC_FAILED = 22
+ERROR_GET_SUBVOL_INFO_FAILED = 23
+ERROR_GET_SUBVOL_ROOTREF_FAILED = 24
+ERROR_INO_LOOKUP_USER_FAILED = 25
+ERROR_FS_INFO_FAILED = 26
+
+_WORDS = {
+    ERROR_INVALID_ARGUMENT: "Invalid argument",
+    ERROR_NOT_BTRFS: "Not a Btrfs filesystem",
+    ERROR_NOT_SUBVOLUME: "Not a Btrfs subvolume",
+    ERROR_SUBVOLUME_NOT_FOUND: "Subvolume not found",
+    ERROR_OPEN_FAILED: "Could not open",
+    ERROR_RMDIR_FAILED: "Could not rmdir",
+    ERROR_STATFS_FAILED: "Could not statfs",
+    ERROR_SEARCH_FAILED: "Could not search B-tree",
+    ERROR_INO_LOOKUP_FAILED: "Could not lookup inode",
+    ERROR_SUBVOL_GETFLAGS_FAILED: "Could not get subvolume flags",
+    ERROR_SUBVOL_SETFLAGS_FAILED: "Could not set subvolume flags",
+    ERROR_SUBVOL_CREATE_FAILED: "Could not create subvolume",
+    ERROR_SNAP_CREATE_FAILED: "Could not create snapshot",
+    ERROR_SNAP_DESTROY_FAILED: "Could not destroy subvolume/snapshot",
+    ERROR_DEFAULT_SUBVOL_FAILED: "Could not set default subvolume",
+    ERROR_SYNC_FAILED: "Could not sync filesystem",
+    ERROR_START_SYNC_FAILED: "Could not start filesystem sync",
+    ERROR_WAIT_SYNC_FAILED: "Could not wait for filesystem sync",
+    ERROR_GET_SUBVOL_INFO_FAILED: "Could not get subvolume information with BTRFS_IOC_GET_SUBVOL_INFO",
+    ERROR_GET_SUBVOL_ROOTREF_FAILED: "Could not get rootref information with BTRFS_IOC_GET_SUBVOL_ROOTREF",
+    ERROR_INO_LOOKUP_USER_FAILED: "Could not resolve subvolume path with BTRFS_IOC_INO_LOOKUP_USER",
+}
+
+# By the call that the kernel refused, which pybtrfs notes on the error.
+_CODES = {
+    "fstatfs": ERROR_STATFS_FAILED,
+    "openat2": ERROR_OPEN_FAILED,
+    "BTRFS_IOC_TREE_SEARCH": ERROR_SEARCH_FAILED,
+    "BTRFS_IOC_TREE_SEARCH_V2": ERROR_SEARCH_FAILED,
+    "BTRFS_IOC_INO_LOOKUP": ERROR_INO_LOOKUP_FAILED,
+    "BTRFS_IOC_SUBVOL_GETFLAGS": ERROR_SUBVOL_GETFLAGS_FAILED,
+    "BTRFS_IOC_SUBVOL_SETFLAGS": ERROR_SUBVOL_SETFLAGS_FAILED,
+    "BTRFS_IOC_SET_RECEIVED_SUBVOL": ERROR_SUBVOL_SETFLAGS_FAILED,
+    "BTRFS_IOC_SUBVOL_CREATE_V2": ERROR_SUBVOL_CREATE_FAILED,
+    "BTRFS_IOC_SNAP_CREATE_V2": ERROR_SNAP_CREATE_FAILED,
+    "BTRFS_IOC_SNAP_DESTROY": ERROR_SNAP_DESTROY_FAILED,
+    "BTRFS_IOC_DEFAULT_SUBVOL": ERROR_DEFAULT_SUBVOL_FAILED,
+    "BTRFS_IOC_SYNC": ERROR_SYNC_FAILED,
+    "BTRFS_IOC_START_SYNC": ERROR_START_SYNC_FAILED,
+    "BTRFS_IOC_WAIT_SYNC": ERROR_WAIT_SYNC_FAILED,
+    "BTRFS_IOC_GET_SUBVOL_INFO": ERROR_GET_SUBVOL_INFO_FAILED,
+    "BTRFS_IOC_GET_SUBVOL_ROOTREF": ERROR_GET_SUBVOL_ROOTREF_FAILED,
+    "BTRFS_IOC_INO_LOOKUP_USER": ERROR_INO_LOOKUP_USER_FAILED,
+}
+
+_CREATE_NAME_MAX = 4039
+_DESTROY_NAME_MAX = 4087
+_INT_MAX = (1 << 31) - 1
+_FEW = 64
+
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+"""What is made or removed."""
+
+
+class BtrfsUtilError(OSError):
+    """
+    A call failed. It is never a FileNotFoundError or another class that Python has for an errno.
+
+    Attributes:
+        btrfsutilerror: Which step failed: one of ``ERROR_*``.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args[:5])
+        self.btrfsutilerror: int | None = args[5] if len(args) == 6 else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        names = self.filename, None, self.filename2
+        return type(self), (self.errno, self.strerror, *names, self.btrfsutilerror), self.__dict__
+
+    def __str__(self) -> str:
+        if self.btrfsutilerror is None:
+            return super().__str__()
+        text = f"[BtrfsUtilError {self.btrfsutilerror} Errno {self.errno}] {self.strerror}"
+        if self.filename is not None:
+            text += f": {self.filename!r}"
+            if self.filename2 is not None:
+                text += f" -> {self.filename2!r}"
+        return text
+
+
+class _SubvolumeInfoFields(NamedTuple):
+    id: int
+    parent_id: int
+    dir_id: int
+    flags: int
+    uuid: bytes
+    parent_uuid: bytes
+    received_uuid: bytes
+    generation: int
+    ctransid: int
+    otransid: int
+    stransid: int
+    rtransid: int
+    ctime: float
+    otime: float
+
+
+class SubvolumeInfo(_SubvolumeInfoFields):
+    """
+    A subvolume: a tuple of 14, with *stime* and *rtime* as further attributes. Times are in seconds since 1970, UTC.
+    """
+
+    n_fields = 16
+    n_sequence_fields = 14
+    n_unnamed_fields = 0
+
+    stime: float
+    rtime: float
+
+    def __new__(cls, sequence: tuple[Any, ...]) -> SubvolumeInfo:
+        *fields, stime, rtime = sequence
+        self = super().__new__(cls, *fields)
+        self.stime = stime
+        self.rtime = rtime
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ((*self, self.stime, self.rtime),)
+
+
+_Entry = tuple[str, int | SubvolumeInfo]
+_Entries = Generator[_Entry, None, None]
+_Children = Generator[tuple[str, int, int], None, None]
+
+
+class QgroupInherit:
+    """
+    The qgroups that a new subvolume joins.
+    """
+
+    def __init__(self) -> None:
+        self._groups: list[int] = []
+
+    @property
+    def groups(self) -> list[int]:
+        return list(self._groups)
+
+    def add_group(self, qgroupid: SupportsIndex) -> None:
+        self._groups.append(_u64(qgroupid))
+
+
+def sync(path: Path | int) -> None:
+    """
+    Write everything of the filesystem to disk.
+    """
+    with _opened(path) as fd:
+        ioctl.sync(fd)
+
+
+def start_sync(path: Path | int) -> int:
+    """
+    Begin to commit, and return the id of the transaction. See the warning at `pybtrfs.filesystem.wait_sync`.
+    """
+    with _opened(path) as fd:
+        return ioctl.start_sync(fd)
+
+
+def wait_sync(path: Path | int, transid: SupportsIndex = 0) -> None:
+    """
+    Wait until the transaction *transid*, or the one being committed for 0, is on disk.
+    """
+    path, transid = _converted(path), _u64(transid)
+    with _opened(path) as fd:
+        ioctl.wait_sync(fd, transid)
+
+
+def is_subvolume(path: Path | int) -> bool:
+    """
+    Return whether *path* is the root of a subvolume; it need not be readable.
+    """
+    # Of a path everything is an error of statfs(2), which libbtrfsutil begins with.
+    with _opened(path, os.O_PATH, failed=ERROR_STATFS_FAILED) as fd:
+        return syscall.fstatfs_type(fd) == syscall.BTRFS_SUPER_MAGIC and is_root(fd)
+
+
+def subvolume_id(path: Path | int) -> int:
+    """
+    Return the id of the subvolume that contains *path*.
+    """
+    with _opened(path) as fd:
+        return _id(fd)
+
+
+def subvolume_path(path: Path | int, id: SupportsIndex = 0) -> str:
+    """
+    Return the path of the subvolume *id*, or of *path* itself for 0, from the top level. Needs ``CAP_SYS_ADMIN``.
+    """
+    path, id = _converted(path), _u64(id)
+    with _opened(path) as fd:
+        return subvolume.get_path(fd, id or _own_id(fd))
+
+
+def subvolume_info(path: Path | int, id: SupportsIndex = 0) -> SubvolumeInfo:
+    """
+    Return what the subvolume *id*, or *path* itself for 0, is. For another one than *path* it needs ``CAP_SYS_ADMIN``.
+    """
+    path, id = _converted(path), _u64(id)
+    with _opened(path) as fd:
+        if id == 0:
+            id = _own_id(fd)
+            try:
+                return _own_info(fd)
+            except FileNotFoundError:
+                pass  # deleted, and not yet cleaned perhaps
+        elif id != FS_TREE_OBJECTID and not items.FIRST_FREE_OBJECTID <= id <= items.LAST_FREE_OBJECTID:
+            raise _not_found(id)
+        return _info_by_id(fd, id)
+
+
+def get_subvolume_read_only(path: Path | int) -> bool:
+    """
+    Return whether the subvolume is read-only.
+    """
+    with _opened(path) as fd:
+        return bool(ioctl.subvol_getflags(fd) & ioctl.SUBVOL_RDONLY)
+
+
+def set_subvolume_read_only(path: Path | int, read_only: object = True) -> None:
+    """
+    Make the subvolume read-only or writable; a received one that becomes writable loses its received uuid.
+    """
+    with _opened(path) as fd:
+        flags = ioctl.subvol_getflags(fd)
+        if read_only:
+            ioctl.subvol_setflags(fd, flags | ioctl.SUBVOL_RDONLY)
+        else:
+            subvolume.set_read_only(fd, False, clear_received=True)
+
+
+def get_default_subvolume(path: Path | int) -> int:
+    """
+    Return the id of the subvolume that is mounted when none is named. Needs ``CAP_SYS_ADMIN``.
+    """
+    with _opened(path) as fd:
+        return subvolume.get_default(fd)
+
+
+def set_default_subvolume(path: Path | int, id: SupportsIndex = 0) -> None:
+    """
+    Let the subvolume *id*, or *path* itself for 0, be mounted when none is named. Needs ``CAP_SYS_ADMIN``.
+    """
+    path, id = _converted(path), _u64(id)
+    with _opened(path) as fd:
+        ioctl.default_subvol(fd, id or _own_id(fd))
+
+
+def create_subvolume(path: Path, async_: object = False, qgroup_inherit: QgroupInherit | None = None) -> int | None:
+    """
+    Create a subvolume. With *async_*, begin to commit it, and return the id of the transaction for `wait_sync`.
+    """
+    path, inherit = _converted(path, allow_fd=False), _inherit(qgroup_inherit)
+    with _placed(path, _CREATE_NAME_MAX) as (dirfd, name):
+        ioctl.subvol_create_v2(dirfd, name, inherit)
+        return ioctl.start_sync(dirfd) if async_ else None
+
+
+def create_snapshot(
+    source: Path | int,
+    path: Path,
+    recursive: object = False,
+    read_only: object = False,
+    async_: object = False,
+    qgroup_inherit: QgroupInherit | None = None,
+) -> int | None:
+    """
+    Make a snapshot of the subvolume *source*. With *recursive*, which excludes *read_only*, of those nested in it too,
+    one after the other and not atomically. *async_* is as for `create_subvolume`.
+    """
+    source, path, inherit = _converted(source), _converted(path, allow_fd=False), _inherit(qgroup_inherit)
+    try:
+        with _opened(source) as source_fd, _placed(path, _CREATE_NAME_MAX) as (dirfd, name):
+            if recursive and read_only:
+                raise _refused(ERROR_INVALID_ARGUMENT)
+            ioctl.snap_create_v2(source_fd, dirfd, name, ioctl.SUBVOL_RDONLY if read_only else 0, inherit)
+            if recursive:
+                _snapshot_below(source_fd, dirfd, name, inherit)
+            return ioctl.start_sync(dirfd) if async_ else None
+    except BtrfsUtilError as error:
+        error.filename, error.filename2 = source, path
+        raise
+
+
+def delete_subvolume(path: Path, recursive: object = False) -> None:
+    """
+    Delete the subvolume; with *recursive*, those nested in it first, one after the other and not atomically.
+    """
+    with _placed(path, _DESTROY_NAME_MAX) as (dirfd, name):
+        if recursive:
+            # What is mounted on the name is not what is going to be deleted.
+            try:
+                fd = open_beneath(dirfd, name)
+            except NotADirectoryError:
+                raise _refused(ERROR_NOT_SUBVOLUME) from None
+            try:
+                _check_subvolume(fd)
+                _delete_below(fd)
+            finally:
+                os.close(fd)
+        ioctl.snap_destroy(dirfd, name)
+
+
+def deleted_subvolumes(path: Path | int) -> list[int]:
+    """
+    Return the ids of subvolumes that are deleted and not yet cleaned. Needs ``CAP_SYS_ADMIN``.
+    """
+    with _opened(path) as fd:
+        return [deleted.id for deleted in subvolume.iterate_deleted(fd)]
+
+
+class SubvolumeIterator:
+    """
+    The subvolumes below the subvolume *top*, or below *path* for 0, with their paths from it and their ids, or a
+    `SubvolumeInfo` instead of the id with *info*; each before what it contains, or behind it with *post_order*.
+
+    Below *path* itself it needs no privilege: to a caller without ``CAP_SYS_ADMIN`` what he may not open is left out.
+    """
+
+    _fd = -1
+    _owned = False
+
+    def __init__(
+        self, path: Path | int, top: SupportsIndex = 0, info: object = False, post_order: object = False
+    ) -> None:
+        self.close()
+        filename, top = _converted(path), _u64(top)
+        with _errors(filename):
+            owned = not isinstance(filename, int)
+            fd = _open(filename) if owned else filename
+            try:
+                top = top or _own_id(fd)
+            except BaseException:
+                if owned:
+                    os.close(fd)
+                raise
+        self._fd, self._owned = fd, owned
+        self._entries = _iterate(fd, top, bool(info), bool(post_order))
+
+    def __iter__(self) -> SubvolumeIterator:
+        return self
+
+    def __next__(self) -> _Entry:
+        self.fileno()
+        with _errors(None):
+            return next(self._entries)
+
+    def fileno(self) -> int:
+        """
+        The file descriptor of *path*.
+        """
+        if self._fd < 0:
+            raise ValueError("operation on closed iterator")
+        return self._fd
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            self._entries.close()
+            if self._owned:
+                os.close(fd)
+
+    def __enter__(self) -> SubvolumeIterator:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+fs_sync = sync
+fs_start_sync = start_sync
+fs_wait_sync = wait_sync
+subvolume_is_valid = is_subvolume
+subvolume_get_id = subvolume_id
+subvolume_get_path = subvolume_path
+subvolume_get_info = subvolume_info
+subvolume_get_read_only = get_subvolume_read_only
+subvolume_set_read_only = set_subvolume_read_only
+subvolume_get_default = get_default_subvolume
+subvolume_set_default = set_default_subvolume
+subvolume_create = create_subvolume
+subvolume_snapshot = create_snapshot
+subvolume_delete = delete_subvolume
+subvolume_list_deleted = deleted_subvolumes
+
+
+class _StepError(OSError):
+    """
+    The error of a step that is no call of pybtrfs.
+    """
+
+    code: int
+
+
+def _refused(code: int, number: int = errno.EINVAL) -> _StepError:
+    error = _StepError(number, os.strerror(number))
+    error.code = code
+    return error
+
+
+def _not_found(subvolid: int) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, f"there is no subvolume {subvolid}")
+
+
+@contextmanager
+def _errors(name: str | bytes | int | None) -> Iterator[None]:
+    try:
+        yield
+    except BtrfsUtilError:
+        raise
+    except OSError as error:
+        cause: OSError = error
+        if isinstance(error, _StepError):
+            code = error.code
+        else:
+            # An errno that pybtrfs explains is the kernel's here.
+            if isinstance(error.__cause__, OSError):
+                cause = error.__cause__
+            notes = _notes(cause)
+            code = _CODES[notes[0]] if notes else ERROR_SUBVOLUME_NOT_FOUND
+        number = cause.errno or 0
+        strerror = _WORDS[code]
+        if strerror != os.strerror(number):
+            strerror += f": {os.strerror(number)}"
+        raised = BtrfsUtilError(number, strerror, name, None, None, code)
+        for note in _notes(error):
+            raised.add_note(note)
+        raise raised from error
+
+
+def _notes(error: OSError) -> list[str]:
+    return getattr(error, "__notes__", [])
+
+
+@contextmanager
+def _opened(path: Path | int, flags: int = os.O_RDONLY, *, failed: int = ERROR_OPEN_FAILED) -> Iterator[int]:
+    filename = _converted(path)
+    with _errors(filename):
+        if isinstance(filename, int):
+            yield filename
+            return
+        fd = _open(filename, flags, failed)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _open(path: str | bytes, flags: int = os.O_RDONLY, failed: int = ERROR_OPEN_FAILED) -> int:
+    try:
+        # Non-blocking, for a path may lead to a FIFO.
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _refused(failed, error.errno or 0) from error
+
+
+@contextmanager
+def _placed(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
+    converted = _converted(path, allow_fd=False)
+    with _errors(converted):
+        text = os.fsencode(converted)
+        head, slash, tail = (text.rstrip(b"/") or text[:1]).rpartition(b"/")
+        if len(tail) > longest:
+            raise _refused(ERROR_INVALID_ARGUMENT, errno.ENAMETOOLONG)
+        dirfd = _open(head or slash or b".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield dirfd, tail
+        finally:
+            os.close(dirfd)
+
+
+def _converted(path: Any, *, allow_fd: bool = True) -> Any:
+    """
+    Return *path* as str, bytes or, where it may be one, a file descriptor.
+    """
+    if allow_fd and hasattr(path, "__index__"):
+        fd = operator.index(path)
+        if fd < 0:
+            raise ValueError("fd is negative")
+        if fd > _INT_MAX:
+            raise OverflowError("fd is greater than maximum")
+        return fd
+    try:
+        converted = os.fspath(path)
+    except TypeError:
+        expected = "string, bytes, os.PathLike, or integer" if allow_fd else "string, bytes, or os.PathLike"
+        raise TypeError(f"expected {expected}, not {type(path).__name__}") from None
+    if isinstance(converted, str) and "\0" in converted:
+        raise ValueError("embedded null byte")
+    if isinstance(converted, bytes) and b"\0" in converted:
+        raise TypeError("path has embedded nul character")
+    return converted
+
+
+def _u64(value: SupportsIndex) -> int:
+    return operator.index(value) & MAX
+
+
+def _inherit(value: QgroupInherit | None) -> ioctl.Inherit | None:
+    if value is None:
+        return None
+    if not isinstance(value, QgroupInherit):
+        raise TypeError(f"qgroup_inherit must be QgroupInherit, not {type(value).__name__}")
+    return value.groups, None
+
+
+def _check_subvolume(fd: int) -> None:
+    if syscall.fstatfs_type(fd) != syscall.BTRFS_SUPER_MAGIC:
+        raise _refused(ERROR_NOT_BTRFS)
+    if not is_root(fd):
+        raise _refused(ERROR_NOT_SUBVOLUME)
+
+
+def _id(fd: int) -> int:
+    return ioctl.ino_lookup(fd, 0, ioctl.FIRST_FREE_OBJECTID)[0]
+
+
+def _own_id(fd: int) -> int:
+    _check_subvolume(fd)
+    return _id(fd)
+
+
+def _own_info(fd: int) -> SubvolumeInfo:
+    return _info(subvolume.get_info(fd))
+
+
+def _info(info: subvolume.SubvolumeInfo) -> SubvolumeInfo:
+    return SubvolumeInfo(
+        (
+            info.id,
+            info.parent_id,
+            info.dir_id,
+            info.flags,
+            info.uuid_bytes,
+            info.parent_uuid_bytes,
+            info.received_uuid_bytes,
+            info.generation,
+            info.ctransid,
+            info.otransid,
+            info.stransid,
+            info.rtransid,
+            info.ctime_ns / 1e9,
+            info.otime_ns / 1e9,
+            info.stime_ns / 1e9,
+            info.rtime_ns / 1e9,
+        )
+    )
+
+
+def _info_by_id(fd: int, subvolid: int) -> SubvolumeInfo:
+    """
+    Return what a subvolume is, also one that is deleted and not yet cleaned.
+    """
+    try:
+        root, place = lookup(fd, subvolid)
+    except PermissionError:
+        if _id(fd) == subvolid:
+            return _own_info(fd)
+        raise
+    if root is None:
+        raise _not_found(subvolid)
+    return _info(info_of(subvolid, root, *(place or (0, items.RootRef(0, 0, b"")))))
+
+
+def _snapshot_below(source_fd: int, dirfd: int, name: bytes, inherit: ioctl.Inherit | None) -> None:
+    fd = open_beneath(dirfd, name)
+    try:
+        snapshot_below(source_fd, fd, _id(fd), inherit)
+    except OSError as error:
+        if _notes(error):
+            raise
+        raise _refused(ERROR_RMDIR_FAILED, error.errno or 0) from error
+    finally:
+        os.close(fd)
+
+
+def _delete_below(fd: int) -> None:
+    for _, path, child_fd in opened_children(fd):
+        _delete_below(child_fd)
+        head, tail = os.path.split(path)
+        directory = open_beneath(fd, head or ".")
+        try:
+            ioctl.snap_destroy(directory, os.fsencode(tail))
+        finally:
+            os.close(directory)
+
+
+def _iterate(fd: int, top: int, info: bool, post_order: bool) -> _Entries:
+    key = Key(top, items.ROOT_REF_KEY, 0)
+    try:
+        next(search(fd, tree_id=ROOT_TREE_OBJECTID, min_key=key, max_key=key, buffer_size=4096), None)
+    except PermissionError:
+        if not is_root(fd) or _id(fd) != top:
+            raise
+        yield from _descend(_open_children, _own_info if info else None, fd, post_order)
+    else:
+        tree = _Tree(fd, info)
+        yield from _descend(tree.children, tree.info if info else None, top, post_order)
+
+
+def _descend(
+    children: Callable[[int], _Children], describe: Callable[[int], SubvolumeInfo] | None, top: int, post_order: bool
+) -> _Entries:
+    """
+    Yield what is below *top*. What stands for a subvolume is what *children* gives for it.
+    """
+    stack: list[tuple[_Entry | None, str, _Children]] = [(None, "", children(top))]
+    try:
+        while stack:
+            entry, above, below = stack[-1]
+            child = next(below, None)
+            if child is None:
+                stack.pop()
+                if post_order and entry is not None:
+                    yield entry
+                continue
+            path, subvolid, handle = child
+            try:
+                entry = above + path, describe(handle) if describe else subvolid
+            except FileNotFoundError:
+                continue  # cleaned meanwhile
+            if not post_order:
+                yield entry
+            stack.append((entry, f"{above}{path}/", children(handle)))
+    finally:
+        for _, _, below in reversed(stack):
+            below.close()
+
+
+class _Tree:
+    """
+    What is below subvolumes, by tree search: one for each that is asked about, and one for all once these were many.
+    """
+
+    def __init__(self, fd: int, info: bool) -> None:
+        self._fd = fd
+        self._wants_info = info
+        self._asked = 0
+        self._all: dict[int, list[tuple[int, items.RootRef]]] | None = None
+        self._roots: dict[int, bytes] = {}
+        self._place = 0, items.RootRef(0, 0, b"")
+
+    def children(self, subvolid: int) -> _Children:
+        """
+        Yield path, id and again id of what is directly below a subvolume.
+        """
+        self._asked += 1
+        if self._asked == _FEW:
+            self._all = self._sweep()
+        dirid, directory = 0, b""
+        for child, ref in self._below(subvolid) if self._all is None else self._all.get(subvolid, ()):
+            if ref.dirid != dirid:
+                try:
+                    dirid, directory = ref.dirid, directory_path(self._fd, subvolid, ref.dirid)
+                except FileNotFoundError:
+                    continue  # deleted meanwhile
+            self._place = subvolid, ref
+            yield os.fsdecode(directory + ref.name), child, child
+
+    def info(self, subvolid: int) -> SubvolumeInfo:
+        """
+        Return what the subvolume is that `children` gave last.
+        """
+        root = self._roots.pop(subvolid, None)
+        if root is None:
+            return _info_by_id(self._fd, subvolid)
+        return _info(info_of(subvolid, items.root_item(root), *self._place))
+
+    def _below(self, subvolid: int) -> Iterator[tuple[int, items.RootRef]]:
+        key = Key(subvolid, items.ROOT_REF_KEY, 0)
+        last = key._replace(offset=MAX)
+        for item in search(self._fd, tree_id=ROOT_TREE_OBJECTID, min_key=key, max_key=last, buffer_size=4096):
+            yield item.offset, items.root_ref(item.data)
+
+    def _sweep(self) -> dict[int, list[tuple[int, items.RootRef]]]:
+        found: dict[int, list[tuple[int, items.RootRef]]] = {}
+        first = Key(FS_TREE_OBJECTID, items.ROOT_ITEM_KEY, 0)
+        last = Key(items.LAST_FREE_OBJECTID, items.ROOT_REF_KEY, MAX)
+        for item in search(self._fd, tree_id=ROOT_TREE_OBJECTID, min_key=first, max_key=last):
+            if item.type == items.ROOT_REF_KEY:
+                found.setdefault(item.objectid, []).append((item.offset, items.root_ref(item.data)))
+            elif item.type == items.ROOT_ITEM_KEY and self._wants_info:
+                self._roots[item.objectid] = item.data
+        return found
+
+
+def _open_children(fd: int) -> _Children:
+    """
+    Yield path, id and file descriptor of what is directly below a subvolume, without privilege.
+    """
+    for child, path, child_fd in opened_children(fd):
+        yield path, child.id, child_fd

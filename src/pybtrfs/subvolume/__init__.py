@@ -1,0 +1,67 @@
+"""
+Subvolumes: making, deleting, inspecting and listing them.
+
+A *target* is something that exists: a path, a file descriptor, or an open file. A *dest* is a name to make or remove: a
+path, or an open directory and a name in it. A *filesystem* is any file of the filesystem. What an iterator was given
+open stays open until it has ended.
+"""
+
+from pybtrfs.subvolume.creation import Batch, batch, create, snapshot, temporary_snapshot
+from pybtrfs.subvolume.deletion import (
+    DeletedSubvolume,
+    count_deleted,
+    delete,
+    delete_by_id,
+    iterate_deleted,
+    wait_deleted,
+)
+from pybtrfs.subvolume.info import (
+    Subvolume,
+    SubvolumeInfo,
+    ancestors,
+    find_received_uuid,
+    find_uuid,
+    get_default,
+    get_id,
+    get_info,
+    get_path,
+    get_read_only,
+    is_subvolume,
+    origins,
+    set_default,
+    set_read_only,
+)
+from pybtrfs.subvolume.listing import SubvolumeEntry, SubvolumeRef, children, get_child_path, iterate
+
+__all__ = [
+    "Batch",
+    "DeletedSubvolume",
+    "Subvolume",
+    "SubvolumeEntry",
+    "SubvolumeInfo",
+    "SubvolumeRef",
+    "ancestors",
+    "batch",
+    "children",
+    "count_deleted",
+    "create",
+    "delete",
+    "delete_by_id",
+    "find_received_uuid",
+    "find_uuid",
+    "get_child_path",
+    "get_default",
+    "get_id",
+    "get_info",
+    "get_path",
+    "get_read_only",
+    "is_subvolume",
+    "iterate",
+    "iterate_deleted",
+    "origins",
+    "set_default",
+    "set_read_only",
+    "snapshot",
+    "temporary_snapshot",
+    "wait_deleted",
+]

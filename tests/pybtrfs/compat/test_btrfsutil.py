@@ -1,0 +1,295 @@
+"""
+libbtrfsutil's interface without the library: what the comparison with it does not show.
+"""
+
+import errno
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybtrfs import filesystem, ioctl, subvolume, syscall
+from pybtrfs.compat import btrfsutil
+from tests.pybtrfs.subvolume.common import FORMS, below, form, make, without
+
+pytestmark = pytest.mark.btrfs
+
+ALIASES = {
+    "fs_sync": "sync",
+    "fs_start_sync": "start_sync",
+    "fs_wait_sync": "wait_sync",
+    "subvolume_is_valid": "is_subvolume",
+    "subvolume_get_id": "subvolume_id",
+    "subvolume_get_path": "subvolume_path",
+    "subvolume_get_info": "subvolume_info",
+    "subvolume_get_read_only": "get_subvolume_read_only",
+    "subvolume_set_read_only": "set_subvolume_read_only",
+    "subvolume_get_default": "get_default_subvolume",
+    "subvolume_set_default": "set_default_subvolume",
+    "subvolume_create": "create_subvolume",
+    "subvolume_snapshot": "create_snapshot",
+    "subvolume_delete": "delete_subvolume",
+    "subvolume_list_deleted": "deleted_subvolumes",
+}
+
+
+@pytest.mark.parametrize(("new", "old"), ALIASES.items())
+def test_both_styles(new: str, old: str) -> None:
+    """
+    Each function has its older and its newer name.
+    """
+    assert getattr(btrfsutil, new) is getattr(btrfsutil, old)
+
+
+@pytest.mark.parametrize("kind", FORMS[:-1])
+def test_any_form(base: Path, kind: str) -> None:
+    """
+    What exists is a path in any form, or a file descriptor.
+    """
+    make(base, "a")
+    with form(base, kind) as path:
+        assert btrfsutil.is_subvolume(path)
+        assert btrfsutil.subvolume_id(path) == btrfsutil.subvolume_info(path).id == subvolume.get_id(base)
+        assert list(btrfsutil.SubvolumeIterator(path)) == [("a", subvolume.get_id(base / "a"))]
+        btrfsutil.create_snapshot(path, base / "b")
+    assert below(base) == ["a", "b"]
+
+
+def test_times_are_not_cut(base: Path) -> None:
+    """
+    Times have fractions of a second, and the last two are no items of the tuple.
+    """
+    info = btrfsutil.subvolume_info(base)
+    assert info.otime == subvolume.get_info(base).otime_ns / 1e9
+    assert info.otime % 1
+    assert (len(info), info[-1]) == (14, info.otime)
+    assert (info.stime, info.rtime) == (0, 0)
+    assert pickle.loads(pickle.dumps(info)) == info
+    assert pickle.loads(pickle.dumps(info)).rtime == 0
+
+
+def test_an_error(base: Path) -> None:
+    """
+    An error has the code of the step, the errno, both names and libbtrfsutil's words, also from a pickle, and it is of
+    no other class.
+    """
+    with pytest.raises(btrfsutil.BtrfsUtilError) as caught:
+        btrfsutil.create_snapshot(base, base)
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+        assert not isinstance(error, FileExistsError)
+        assert (error.btrfsutilerror, error.errno) == (btrfsutil.ERROR_SNAP_CREATE_FAILED, errno.EEXIST)
+        assert (error.filename, error.filename2) == (str(base), str(base))
+        assert str(error) == (
+            f"[BtrfsUtilError 17 Errno 17] Could not create snapshot: File exists: '{base}' -> '{base}'"
+        )
+        assert error.__notes__ == ["BTRFS_IOC_SNAP_CREATE_V2"]
+    plain = btrfsutil.BtrfsUtilError(errno.ENOENT, "missing")
+    assert (str(plain), plain.btrfsutilerror) == ("[Errno 2] missing", None)
+
+
+def test_every_refusal_has_a_code() -> None:
+    """
+    Whatever ioctl is refused has a code and words.
+    """
+    for code in btrfsutil._CODES.values():
+        assert btrfsutil._WORDS[code]
+
+
+def test_async(base: Path) -> None:
+    """
+    A subvolume or snapshot made with async_ is on disk when the transaction returned has been waited for.
+    """
+    for transid in (
+        btrfsutil.create_subvolume(base / "a", async_=True),
+        btrfsutil.create_snapshot(base, base / "b", async_=True),
+    ):
+        assert transid is not None
+        assert transid >= subvolume.get_info(base / "a").otransid
+        btrfsutil.wait_sync(base, transid)
+
+
+def test_qgroups(image_mount: Callable[..., Path]) -> None:
+    """
+    A subvolume joins the qgroups it is given, and a missing one is ENOENT.
+    """
+    top = image_mount()
+    fd = os.open(top, os.O_RDONLY)
+    try:
+        ioctl.quota_ctl(fd, ioctl.QUOTA_CTL_ENABLE)
+        ioctl.quota_rescan_wait(fd)
+    finally:
+        os.close(fd)
+    inherit = btrfsutil.QgroupInherit()
+    inherit.add_group(1 << 48 | 7)
+    assert inherit.groups == [1 << 48 | 7]
+    inherit.groups.clear()
+    with pytest.raises(btrfsutil.BtrfsUtilError) as caught:
+        btrfsutil.create_subvolume(top / "a", qgroup_inherit=inherit)
+    assert caught.value.errno == errno.ENOENT
+    btrfsutil.create_subvolume(top / "a", qgroup_inherit=btrfsutil.QgroupInherit())
+    with pytest.raises(TypeError):
+        btrfsutil.create_subvolume(top / "b", qgroup_inherit=[])  # type: ignore[arg-type]
+
+
+def test_a_received_subvolume(base: Path) -> None:
+    """
+    A received subvolume that becomes writable loses its received uuid.
+    """
+    with form(base, "fd") as fd:
+        ioctl.set_received_subvol(fd, bytes(range(16)), 1)
+    btrfsutil.set_subvolume_read_only(base)
+    assert btrfsutil.subvolume_info(base).received_uuid == bytes(range(16))
+    btrfsutil.set_subvolume_read_only(base, False)
+    assert btrfsutil.subvolume_info(base).received_uuid == bytes(16)
+
+
+def test_deleted_subvolumes(base: Path) -> None:
+    """
+    What is deleted and held open is among the deleted, and its info is there for its file descriptor.
+    """
+    make(base, "a")
+    filesystem.sync(base)
+    with subvolume.Subvolume(base / "a") as held:
+        subvolid = btrfsutil.subvolume_id(held.fileno())
+        btrfsutil.delete_subvolume(base / "a")
+        assert subvolid in btrfsutil.deleted_subvolumes(base)
+        info = btrfsutil.subvolume_info(held.fileno())
+        assert (info.id, info.parent_id, info.dir_id) == (subvolid, 0, 0)
+
+
+def test_delete_recursive_of_what_is_mounted_over(base: Path) -> None:
+    """
+    What is mounted on a subvolume is not emptied in its place.
+    """
+    make(base, "a", "b", "b/c")
+    syscall.mount(base / "b", base / "a", "", syscall.MS_BIND)
+    try:
+        with pytest.raises(btrfsutil.BtrfsUtilError) as caught:
+            btrfsutil.delete_subvolume(base / "a", recursive=True)
+        assert (caught.value.btrfsutilerror, caught.value.errno) == (btrfsutil.ERROR_OPEN_FAILED, errno.EXDEV)
+    finally:
+        syscall.umount2(base / "a")
+    assert below(base) == ["a", "b", "b/c"]
+
+
+def test_recursive_unprivileged(image_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
+    """
+    An ordinary user makes recursive snapshots and deletes them, at any depth.
+    """
+    top = image_mount()
+    top.chmod(0o777)
+
+    def use() -> list[str]:
+        for name in ("a", "a/b", "a/b/c"):
+            btrfsutil.create_subvolume(top / name)
+        btrfsutil.create_snapshot(top / "a", top / "d", recursive=True)
+        btrfsutil.delete_subvolume(top / "a", recursive=True)
+        return [path for path, _ in btrfsutil.SubvolumeIterator(top, post_order=True)]
+
+    assert unprivileged(use) == ["d/b/c", "d/b", "d"]
+
+
+def test_info_in_post_order_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    An ordinary user is given the info of the subvolume that the path leads to, in either order.
+    """
+    make(base, "a", "a/b")
+
+    def listed(post_order: bool) -> list[tuple[str, int]]:
+        with btrfsutil.SubvolumeIterator(base, info=True, post_order=post_order) as found:
+            return [(path, info.id) for path, info in found if isinstance(info, btrfsutil.SubvolumeInfo)]
+
+    expected = [(name, subvolume.get_id(base / name)) for name in ("a", "a/b")]
+    assert unprivileged(listed, False) == expected
+    assert unprivileged(listed, True) == expected[::-1]
+
+
+def test_root_without_privilege(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What the kernel answers decides, not the uid: refused a tree search, root is answered as everybody is.
+    """
+    make(base, "a", "a/b")
+    without(monkeypatch, "BTRFS_IOC_TREE_SEARCH_V2", refusal=errno.EPERM)
+    subvolid = subvolume.get_id(base)
+    for top in (0, subvolid):
+        assert [path for path, _ in btrfsutil.SubvolumeIterator(base, top)] == ["a", "a/b"]
+    (path, info), _ = btrfsutil.SubvolumeIterator(base, info=True)
+    assert isinstance(info, btrfsutil.SubvolumeInfo)
+    assert (path, info.id) == ("a", subvolume.get_id(base / "a"))
+    assert btrfsutil.subvolume_info(base, subvolid).id == subvolid
+    with btrfsutil.SubvolumeIterator(base, 5) as found, pytest.raises(btrfsutil.BtrfsUtilError) as caught:
+        next(found)
+    assert (caught.value.btrfsutilerror, caught.value.filename) == (btrfsutil.ERROR_SEARCH_FAILED, None)
+    with pytest.raises(btrfsutil.BtrfsUtilError):
+        btrfsutil.subvolume_info(base, 5)
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+def test_the_iterator_owns_its_descriptor(base: Path, privileged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    An iterator has a file descriptor, close-on-exec, until it is closed, forgotten or made anew, wherever it stopped.
+    """
+    if not privileged:
+        without(monkeypatch, "BTRFS_IOC_TREE_SEARCH_V2", refusal=errno.EPERM)
+    make(base, "a", "a/b", "a/b/c", "d")
+    before = set(os.listdir("/proc/self/fd"))
+    with btrfsutil.SubvolumeIterator(base, post_order=True) as found:
+        assert next(found)[0] == "a/b/c"
+        assert not os.get_inheritable(found.fileno())
+        assert os.path.sameopenfile(found.fileno(), found.fileno())
+        found.__init__(base)  # type: ignore[misc]
+        assert next(found)[0] == "a"
+    found.close()
+    for use in (found.fileno, lambda: next(found)):
+        with pytest.raises(ValueError, match="closed iterator"):
+            use()
+    forgotten = btrfsutil.SubvolumeIterator(base)
+    next(forgotten)
+    del forgotten
+    with pytest.raises(btrfsutil.BtrfsUtilError):
+        btrfsutil.SubvolumeIterator(base / "missing")
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_iterator_leaves_a_descriptor_alone(base: Path) -> None:
+    """
+    A file descriptor that is given stays the caller's.
+    """
+    with form(base, "fd") as fd:
+        with btrfsutil.SubvolumeIterator(fd) as found:
+            assert found.fileno() == fd
+        os.fstat(fd)
+
+
+def test_the_iterator_after_an_error(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    An error ends the iteration.
+    """
+    make(base, "a")
+    with btrfsutil.SubvolumeIterator(base, info=True) as found:
+        without(monkeypatch, "BTRFS_IOC_TREE_SEARCH_V2", refusal=errno.EIO)
+        with pytest.raises(btrfsutil.BtrfsUtilError):
+            next(found)
+        assert list(found) == []
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+def test_the_iterator_while_others_delete(base: Path, privileged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Subvolumes deleted during the iteration disturb it not.
+    """
+    if not privileged:
+        without(monkeypatch, "BTRFS_IOC_TREE_SEARCH_V2", refusal=errno.EPERM)
+    make(base, "a", "a/b", *(f"c/{number}" for number in range(300)), "d")
+    found = btrfsutil.SubvolumeIterator(base)
+    assert next(found)[0] == "a"
+    monkeypatch.undo()
+    subvolume.delete(base / "a", recursive=True)
+    for number in range(300):
+        subvolume.delete(base / f"c/{number}")
+    if not privileged:
+        without(monkeypatch, "BTRFS_IOC_TREE_SEARCH_V2", refusal=errno.EPERM)
+    assert [path for path, _ in found][-1] == "d"

@@ -1,0 +1,523 @@
+"""
+Deleting subvolumes, and waiting for it, on real btrfs.
+"""
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybtrfs import filesystem, image, ioctl, subvolume, syscall
+from pybtrfs.errors import NotSubvolumeError
+from pybtrfs.items import DropProgress, Key
+from tests.pybtrfs.subvolume.common import FORMS, NOBODY, below, calls_of, form, make, open_directory, without
+
+pytestmark = pytest.mark.btrfs
+
+IMMUTABLE, APPEND = ioctl.FS_IMMUTABLE_FL, ioctl.FS_APPEND_FL
+
+# Deleting
+
+
+@pytest.mark.parametrize("kind", ["str", "bytes", "PathLike"])
+def test_delete(base: Path, kind: str) -> None:
+    """
+    A subvolume is deleted by a path in any form, with what is in it.
+    """
+    (base / "file").write_text("content")
+    with form(base, kind) as dest:
+        subvolume.delete(dest)
+    assert not base.exists()
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_delete_in_an_open_directory(base: Path, recursive: bool) -> None:
+    """
+    A subvolume is deleted by a name in an open directory; the name need not be UTF-8.
+    """
+    with open_directory(base) as directory:
+        subvolume.create((directory, b"\xff"))
+        subvolume.delete((directory, b"\xff"), recursive=recursive)
+    assert below(base) == []
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_delete_what_is_no_subvolume(base: Path, recursive: bool) -> None:
+    """
+    Directories, files and missing names are told apart, and nothing is deleted.
+    """
+    (base / "directory").mkdir()
+    (base / "file").touch()
+    (base / "link").symlink_to(base.parent / "base")
+    with pytest.raises(NotSubvolumeError):
+        subvolume.delete(base / "directory", recursive=recursive)
+    for name in ("file", "link"):
+        with pytest.raises(OSError) as caught:
+            subvolume.delete(base / name, recursive=recursive)
+        assert caught.value.errno in (errno.ENOTDIR, errno.ELOOP)
+    with pytest.raises(FileNotFoundError):
+        subvolume.delete(base / "missing", recursive=recursive)
+    assert sorted(os.listdir(base)) == ["directory", "file", "link"]
+
+
+def test_delete_with_subvolumes_inside(base: Path) -> None:
+    """
+    A subvolume with subvolumes in it is ENOTEMPTY, by name and by id, unless all are meant.
+    """
+    make(base, "nested")
+    for call in (
+        lambda: subvolume.delete(base),
+        lambda: subvolume.delete_by_id(base, subvolume.get_id(base)),
+    ):
+        with pytest.raises(OSError) as caught:
+            call()
+        assert caught.value.errno == errno.ENOTEMPTY
+    subvolume.delete(base, recursive=True)
+    assert not base.exists()
+
+
+@pytest.fixture
+def tree(base: Path) -> Path:
+    """
+    Subvolumes nested in every way that makes deleting them difficult.
+    """
+    make(base, "a", "a/b", "a/b/directory/c", "directory/d", "directory/e", "f", "f/g", "h", "h/directory/i", "j")
+    subvolume.set_read_only(base / "a/b")
+    subvolume.set_read_only(base / "a")
+    subvolume.set_read_only(base / "directory/d")
+    for path, flag in (
+        ("f/g", IMMUTABLE),
+        ("f", APPEND),
+        ("h/directory/i", APPEND),
+        ("h/directory", IMMUTABLE),
+        ("h", APPEND),
+    ):
+        with open_directory(base / path) as fd:
+            ioctl.setflags(fd, ioctl.getflags(fd) | flag)
+    subvolume.set_read_only(base / "h")
+    return base
+
+
+def test_delete_recursive(tree: Path) -> None:
+    """
+    Everything nested is deleted, below read-only, immutable and append-only ones as well.
+    """
+    assert len(below(tree)) == 10
+    subvolume.delete(tree, recursive=True)
+    assert not tree.exists()
+
+
+def test_delete_by_id_recursive(tree: Path) -> None:
+    """
+    So it is by id, also when the subvolume itself is read-only.
+    """
+    subvolume.set_read_only(tree)
+    subvolume.delete_by_id(tree.parent, subvolume.get_id(tree), recursive=True)
+    assert not tree.exists()
+
+
+def test_delete_recursive_stays_inside(base: Path) -> None:
+    """
+    What links and mounts inside lead to is left alone, and so is what stands beside.
+    """
+    make(base, "victim", "victim/nested", "other", "other/nested", "victimised")
+    (base / "victim/link").symlink_to("../other")
+    (base / "victim/mounted").mkdir()
+    syscall.mount(base / "other", base / "victim/mounted", "", syscall.MS_BIND)
+    try:
+        subvolume.delete(base / "victim", recursive=True)
+    finally:
+        with pytest.raises(OSError):
+            syscall.umount2(base / "victim/mounted")  # the kernel detached it
+    assert below(base) == ["other", "other/nested", "victimised"]
+
+
+def test_delete_recursive_of_what_is_mounted_over(base: Path) -> None:
+    """
+    A subvolume with another one mounted on it is EXDEV, and neither loses anything.
+    """
+    make(base, "victim", "victim/nested", "other", "other/nested")
+    syscall.mount(base / "other", base / "victim", "", syscall.MS_BIND)
+    try:
+        with pytest.raises(OSError) as caught:
+            subvolume.delete(base / "victim", recursive=True)
+        assert caught.value.errno == errno.EXDEV
+    finally:
+        syscall.umount2(base / "victim")
+    assert below(base) == ["victim", "victim/nested", "other", "other/nested"]
+
+
+def test_delete_recursive_while_others_create(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A subvolume that appears in one about to be deleted is found and deleted too.
+    """
+    make(base, "victim", "victim/nested")
+    destroy = ioctl.snap_destroy_v2_by_id
+    late = iter([base / "victim/nested/late", base / "victim/late"])
+
+    def create_first(fd: int, subvolid: int) -> None:
+        for path in late:
+            subvolume.create(path)
+            break
+        destroy(fd, subvolid)
+
+    monkeypatch.setattr(ioctl, "snap_destroy_v2_by_id", create_first)
+    subvolume.delete(base / "victim", recursive=True)
+    assert below(base) == []
+    assert next(late, None) is None
+
+
+def test_delete_recursive_while_others_delete(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A subvolume that somebody else deletes at the same time is no error.
+    """
+    make(base, "victim", "victim/nested")
+    destroy = ioctl.snap_destroy_v2_by_id
+
+    def destroy_twice(fd: int, subvolid: int) -> None:
+        destroy(fd, subvolid)
+        destroy(fd, subvolid)
+
+    monkeypatch.setattr(ioctl, "snap_destroy_v2_by_id", destroy_twice)
+    subvolume.delete(base / "victim", recursive=True)
+    assert below(base) == []
+
+
+def test_delete_recursive_that_makes_no_progress(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A kernel that does not find what is there is an error, not an endless loop.
+    """
+    make(base, "victim", "victim/nested")
+
+    def refuse(fd: int, subvolid: int) -> None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr(ioctl, "snap_destroy_v2_by_id", refuse)
+    with pytest.raises(FileNotFoundError):
+        subvolume.delete(base / "victim", recursive=True)
+    monkeypatch.undo()
+    assert below(base) == ["victim", "victim/nested"]
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_delete_by_id(base: Path, kind: str) -> None:
+    """
+    A subvolume is deleted by its id and any file of the filesystem, itself included.
+    """
+    make(base, "directory/new", "other")
+    with form(base / "other", kind) as target:
+        subvolume.delete_by_id(target, subvolume.get_id(base / "directory/new"))
+    assert below(base) == ["other"]
+    with form(base / "other", "fd") as target:
+        subvolume.delete_by_id(target, subvolume.get_id(target))
+    assert below(base) == []
+
+
+def test_delete_by_id_outside_of_the_mount(image_mount: Callable[..., Path], tmp_path: Path) -> None:
+    """
+    The file may be in a mount that does not show the subvolume.
+    """
+    top = image_mount()
+    make(top, "shown", "hidden", "hidden/nested")
+    subvolid = subvolume.get_id(top / "hidden")
+    device = next(filesystem.iterate_devices(top)).path
+    syscall.mount(device, tmp_path, "btrfs", data="subvol=shown")
+    try:
+        assert subvolume.get_path(tmp_path, subvolid) == "hidden"
+        subvolume.delete_by_id(tmp_path, subvolid, recursive=True)
+    finally:
+        syscall.umount2(tmp_path)
+    assert below(top) == ["shown"]
+
+
+@pytest.mark.parametrize("subvolid", [0, 5, 255, -1, 1 << 64, (1 << 64) - 9])
+def test_delete_by_an_id_that_no_subvolume_has(base: Path, subvolid: int) -> None:
+    """
+    Ids that cannot be deleted are refused before any call.
+    """
+    with pytest.raises(ValueError, match=str(subvolid)):
+        subvolume.delete_by_id(base, subvolid)
+
+
+def test_delete_by_an_unknown_id(base: Path) -> None:
+    """
+    The id of no subvolume is a FileNotFoundError with the filesystem's path.
+    """
+    with pytest.raises(FileNotFoundError) as caught:
+        subvolume.delete_by_id(base, 1 << 40)
+    assert caught.value.filename == base
+
+
+def test_delete_by_id_on_an_old_kernel(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Without SNAP_DESTROY_V2 the directory is opened by its inode number, and the same happens.
+    """
+    without(monkeypatch, "BTRFS_IOC_SNAP_DESTROY_V2")
+    subvolume.delete_by_id(tree.parent, subvolume.get_id(tree), recursive=True)
+    assert not tree.exists()
+
+
+def test_delete_from_a_read_only_subvolume(base: Path) -> None:
+    """
+    A read-only subvolume keeps what it contains, and is not made writable behind the caller's back.
+    """
+    make(base, "nested")
+    subvolume.set_read_only(base)
+    for recursive in (False, True):
+        for call in (
+            lambda: subvolume.delete(base / "nested", recursive=recursive),  # noqa: B023
+            lambda: subvolume.delete_by_id(base, subvolume.get_id(base / "nested"), recursive=recursive),  # noqa: B023
+        ):
+            with pytest.raises(OSError) as caught:
+                call()
+            assert caught.value.errno == errno.EROFS
+    assert subvolume.get_read_only(base)
+    subvolume.set_read_only(base, False)
+
+
+def test_delete_unprivileged(image_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
+    """
+    An ordinary user deletes his own subvolumes on a filesystem mounted with user_subvol_rm_allowed, but none
+    recursively.
+    """
+    top = image_mount()
+    top.chmod(0o777)
+    make(top, "mine", "mine/nested")
+    os.chown(top / "mine", NOBODY, NOBODY)
+    with pytest.raises(PermissionError) as caught:
+        unprivileged(lambda: subvolume.delete(top / "mine", recursive=True))
+    assert caught.value.__notes__ == ["BTRFS_IOC_TREE_SEARCH_V2", "needs CAP_SYS_ADMIN"]
+    subvolume.delete(top / "mine/nested")
+    unprivileged(subvolume.delete, top / "mine")
+    assert below(top) == []
+
+
+def test_delete_unprivileged_without_the_option(tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    Without the option EPERM names it, by name and by id.
+    """
+    image.create(tmp_path / "image", 256 << 20, sparse=True)
+    (tmp_path / "top").mkdir()
+    with image.attach(tmp_path / "image") as device:
+        syscall.mount(device.path, tmp_path / "top", "btrfs")
+        try:
+            make(tmp_path / "top", "mine")
+            os.chown(tmp_path / "top/mine", NOBODY, NOBODY)
+            with open_directory(tmp_path / "top") as top:
+                subvolid = subvolume.get_id(tmp_path / "top/mine")
+                for call in (
+                    lambda: subvolume.delete((top, "mine")),
+                    lambda: subvolume.delete_by_id(top, subvolid),
+                ):
+                    with pytest.raises(PermissionError) as caught:
+                        unprivileged(call)
+                    assert "user_subvol_rm_allowed" in caught.value.__notes__[1]
+        finally:
+            syscall.umount2(tmp_path / "top")
+
+
+# Waiting
+
+
+class Held:
+    """
+    A deleted subvolume that cannot be cleaned before it is released, since it is open.
+    """
+
+    def __init__(self, base: Path) -> None:
+        make(base, "held")
+        self.base = base
+        self.open = subvolume.Subvolume(base / "held")
+        self.id = subvolume.get_id(self.open)
+        subvolume.delete(base / "held")
+
+    def release(self, until: Callable[[], bool]) -> None:
+        self.open.close()
+        while not until():
+            filesystem.sync(self.base)
+
+
+@pytest.fixture
+def held(base: Path) -> Iterator[Held]:
+    held = Held(base)
+    yield held
+    held.open.close()
+
+
+def test_wait_deleted(base: Path, held: Held) -> None:
+    """
+    A wait blocks in the kernel until the subvolume is cleaned, and meanwhile other threads go on: the interpreter's
+    lock is not held.
+    """
+    waiter = threading.Thread(target=subvolume.wait_deleted, args=(base, held.id))
+    waiter.start()
+    request = hex(ioctl._request("BTRFS_IOC_SUBVOL_SYNC_WAIT"))
+    while request not in calls_of(waiter):
+        assert waiter.is_alive()
+    held.release(until=lambda: not waiter.is_alive())
+    waiter.join()
+    subvolume.wait_deleted(base, held.id)
+    subvolume.wait_deleted(base, held.id, timeout=0)
+
+
+def test_wait_deleted_goes_on_after_a_signal(base: Path, held: Held) -> None:
+    """
+    A signal's handler runs, and the wait goes on.
+    """
+    handled, ended = threading.Event(), threading.Event()
+
+    def release() -> None:
+        handled.wait()
+        held.release(until=ended.is_set)
+
+    before = signal.signal(signal.SIGALRM, lambda *_: handled.set())
+    releaser = threading.Thread(target=release)
+    releaser.start()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        subvolume.wait_deleted(base, held.id)
+        assert handled.is_set()
+    finally:
+        handled.set()
+        ended.set()
+        releaser.join()
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_wait_deleted_ends_by_a_signal(base: Path, held: Held) -> None:
+    """
+    What a signal's handler raises ends the wait.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            subvolume.wait_deleted(base, held.id)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_wait_deleted_unprivileged(base: Path, held: Held, unprivileged: Callable[..., Any]) -> None:
+    """
+    An ordinary user may wait, but not with a timeout.
+    """
+    with form(base, "fd") as fd:
+        with pytest.raises(PermissionError) as caught:
+            unprivileged(subvolume.wait_deleted, fd, held.id, 0)
+        assert caught.value.__notes__ == ["BTRFS_IOC_TREE_SEARCH_V2", "needs CAP_SYS_ADMIN"]
+        done = threading.Event()
+        releaser = threading.Thread(target=held.release, args=(done.is_set,))
+        releaser.start()
+        try:
+            subvolume.wait_deleted(fd, held.id)
+            unprivileged(subvolume.wait_deleted, fd, held.id)
+        finally:
+            done.set()
+            releaser.join()
+
+
+@pytest.mark.parametrize("subvolid", [0, 5, -1])
+def test_wait_for_what_is_never_deleted(base: Path, subvolid: int) -> None:
+    """
+    Nobody waits for what cannot be deleted.
+    """
+    with pytest.raises(ValueError, match=str(subvolid)):
+        subvolume.wait_deleted(base, subvolid)
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+@pytest.mark.parametrize("kernel", ["new", "old"])
+def test_wait_for_one_that_lives(
+    base: Path, timeout: float | None, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Nobody waits for a subvolume that is not deleted.
+    """
+    if kernel == "old":
+        without(monkeypatch, "BTRFS_IOC_SUBVOL_SYNC_WAIT")
+    with pytest.raises(FileExistsError) as caught:
+        subvolume.wait_deleted(base, subvolume.get_id(base), timeout)
+    assert caught.value.filename == base
+
+
+@pytest.mark.parametrize("kernel", ["new", "old"])
+def test_wait_with_a_timeout(base: Path, held: Held, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A subvolume that cannot be cleaned is a TimeoutError; once it can, it is waited for.
+    """
+    if kernel == "old":
+        without(monkeypatch, "BTRFS_IOC_SUBVOL_SYNC_WAIT")
+    for timeout in (0, 0.2):
+        with pytest.raises(TimeoutError) as caught:
+            subvolume.wait_deleted(base, held.id, timeout)
+        assert caught.value.filename == base
+    once = iter([False])
+    held.release(until=lambda: next(once, True))
+    subvolume.wait_deleted(base, held.id, timeout=60)
+
+
+def test_wait_on_an_old_kernel(base: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Without SUBVOL_SYNC_WAIT the tree of roots tells, and an unknown id is done.
+    """
+    without(monkeypatch, "BTRFS_IOC_SUBVOL_SYNC_WAIT")
+    once = iter([False])
+    held.release(until=lambda: next(once, True))
+    subvolume.wait_deleted(base, held.id)
+    subvolume.wait_deleted(base, 1 << 40)
+
+
+def test_count_deleted(image_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
+    """
+    Deleted subvolumes are counted until they are cleaned.
+    """
+    top = image_mount()
+    assert subvolume.count_deleted(top) == 0
+    held = [Held(top) for _ in range(3)]
+    for one in held:
+        one.open.close()
+    assert 0 <= subvolume.count_deleted(top) <= 3
+    assert 0 <= unprivileged(subvolume.count_deleted, top) <= 3
+    while subvolume.count_deleted(top):
+        filesystem.sync(top)
+
+
+def test_count_deleted_on_an_old_kernel(image_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Without SUBVOL_SYNC_WAIT those in which a file is open are counted as well.
+    """
+    top = image_mount()
+    without(monkeypatch, "BTRFS_IOC_SUBVOL_SYNC_WAIT")
+    held = Held(top)
+    assert subvolume.count_deleted(top) == 1
+    held.release(until=lambda: subvolume.count_deleted(top) == 0)
+
+
+def test_iterate_deleted(image_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
+    """
+    What is deleted and not yet cleaned is listed with its progress, of which there is none before it begins.
+    """
+    top = image_mount()
+    make(top, "other")
+    held = [Held(top), Held(top)]
+    try:
+        deleted = list(subvolume.iterate_deleted(top))
+        assert [one.id for one in deleted] == [one.id for one in held]
+        assert all(one.progress == DropProgress(Key(0, 0, 0), 0) for one in deleted)
+        assert all(one.bytes_used == filesystem.get_info(top).nodesize for one in deleted)
+        with pytest.raises(PermissionError, match="not permitted"):
+            unprivileged(lambda: list(subvolume.iterate_deleted(top)))
+    finally:
+        for one in held:
+            one.open.close()
+    while list(subvolume.iterate_deleted(top)):
+        filesystem.sync(top)

@@ -1,0 +1,340 @@
+"""
+What subvolumes are, on real btrfs.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybtrfs import filesystem, ioctl, subvolume, syscall
+from pybtrfs.errors import NotBtrfsError, NotSubvolumeError
+from tests.pybtrfs.subvolume.common import FORMS, NOBODY, calls_of, children, form, make, open_directory, without
+
+pytestmark = pytest.mark.btrfs
+
+
+# Asking
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_get_info(base: Path, kind: str) -> None:
+    """
+    A subvolume in any form has its id, place, uuids, transactions and times; by id it is the same.
+    """
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    make(base, "directory/new")
+    with form(base / "directory/new", kind) as target:
+        info = subvolume.get_info(target)
+        assert info.id == subvolume.get_id(target)
+    filesystem.sync(base)
+    info = subvolume.get_info(base / "directory/new")
+    assert info == subvolume.get_info(base, info.id)
+    assert (info.name, info.parent_id) == ("new", subvolume.get_id(base))
+    assert info.dir_id == (base / "directory").stat().st_ino
+    assert info.uuid is not None
+    assert info.uuid.bytes == info.uuid_bytes
+    assert (info.parent_uuid, info.received_uuid) == (None, None)
+    assert info.generation == info.ctransid == info.otransid > 0
+    assert before < info.otime <= info.ctime < datetime.now(UTC)
+    assert abs(info.otime_ns - info.otime.timestamp() * 10**9) < 10**6
+    assert (info.stime_ns, info.stime) == (0, datetime(1970, 1, 1, tzinfo=UTC))
+    assert info.rtime == info.stime
+
+
+def test_get_info_of_the_top_level(base: Path) -> None:
+    """
+    The top level is contained in nothing.
+    """
+    info = subvolume.get_info(base, 5)
+    assert (info.id, info.name, info.parent_id, info.dir_id) == (5, "", 0, 0)
+
+
+def test_get_info_of_a_snapshot(base: Path) -> None:
+    """
+    A snapshot says so by id as well, and read-only.
+    """
+    subvolume.snapshot(base, base / "copy", read_only=True)
+    filesystem.sync(base)
+    info = subvolume.get_info(base / "copy")
+    assert info == subvolume.get_info(base, info.id)
+    assert info.read_only
+    assert info.parent_uuid == subvolume.get_info(base).uuid
+
+
+def test_info_of_what_is_inside(base: Path) -> None:
+    """
+    What is inside a subvolume answers for it, but is none.
+    """
+    (base / "directory").mkdir()
+    (base / "file").touch()
+    for target in (base / "directory", base / "file"):
+        assert subvolume.get_id(target) == subvolume.get_id(base)
+        assert subvolume.get_info(target) == subvolume.get_info(base)
+        assert not subvolume.is_subvolume(target)
+        with pytest.raises(NotSubvolumeError):
+            subvolume.get_read_only(target)
+        with pytest.raises(NotSubvolumeError):
+            subvolume.set_read_only(target)
+        with pytest.raises(NotSubvolumeError):
+            subvolume.Subvolume(target)
+
+
+def test_info_elsewhere(tmp_path: Path) -> None:
+    """
+    What is not on btrfs is no subvolume.
+    """
+    assert not subvolume.is_subvolume(tmp_path)
+    for call in (subvolume.get_id, subvolume.get_info, subvolume.get_read_only, subvolume.get_default):
+        with pytest.raises(NotBtrfsError):
+            call(tmp_path)
+    with pytest.raises(NotBtrfsError):
+        list(subvolume.iterate(tmp_path))
+    with pytest.raises(NotBtrfsError):
+        subvolume.delete_by_id(tmp_path, 256)
+    with pytest.raises(NotBtrfsError):
+        subvolume.wait_deleted(tmp_path, 256)
+
+
+def test_info_of_a_deleted_subvolume(base: Path) -> None:
+    """
+    A deleted subvolume is a FileNotFoundError, also through a file descriptor that is still open.
+    """
+    make(base, "new")
+    with form(base / "new", "fd") as fd:
+        subvolid = subvolume.get_id(fd)
+        subvolume.delete(base / "new")
+        with pytest.raises(FileNotFoundError):
+            subvolume.get_info(fd)
+        for call in (subvolume.get_info, subvolume.get_path, subvolume.set_default):
+            with pytest.raises(FileNotFoundError) as caught:
+                call(base, subvolid)
+            assert caught.value.filename == base
+
+
+def test_asking_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    An ordinary user may ask about a subvolume and its children, and for the rest EPERM names the privilege.
+    """
+    make(base, "directory/deeper/nested")
+    with subvolume.Subvolume(base) as opened:
+        subvolid = subvolume.get_id(base)
+        assert unprivileged(subvolume.get_id, opened) == subvolid
+        assert unprivileged(subvolume.get_info, opened) == subvolume.get_info(base)
+        assert unprivileged(subvolume.is_subvolume, opened)
+        assert unprivileged(subvolume.get_read_only, opened) is False
+        assert unprivileged(lambda: children(base)) == ["directory/deeper/nested"]
+        (base / "directory").chmod(0)
+        with pytest.raises(PermissionError) as caught:
+            unprivileged(lambda: children(base))
+        assert caught.value.errno == errno.EACCES
+        assert unprivileged(subvolume.get_info, opened, subvolid).id == subvolid
+        for call in (
+            lambda: subvolume.get_info(opened, 5),
+            lambda: subvolume.get_path(opened, subvolid),
+            lambda: subvolume.find_uuid(opened, bytes(16)),
+            lambda: subvolume.find_received_uuid(opened, bytes(16)),
+            lambda: list(subvolume.ancestors(opened)),
+            lambda: subvolume.get_default(opened),
+            lambda: subvolume.set_default(opened, subvolid),
+            lambda: list(subvolume.iterate(opened)),
+        ):
+            with pytest.raises(PermissionError) as caught:
+                unprivileged(call)
+            assert caught.value.__notes__[-1] == "needs CAP_SYS_ADMIN"
+
+
+# Read-only and default
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_read_only(base: Path, kind: str) -> None:
+    """
+    A subvolume in any form is made read-only and writable again.
+    """
+    with form(base, kind) as target:
+        subvolume.set_read_only(target)
+        assert subvolume.get_read_only(target)
+        with pytest.raises(OSError) as caught:
+            (base / "file").touch()
+        assert caught.value.errno == errno.EROFS
+        subvolume.set_read_only(target, False)
+        assert not subvolume.get_read_only(target)
+    (base / "file").touch()
+
+
+def test_read_only_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    Only the owner, or root, makes a subvolume read-only.
+    """
+    with pytest.raises(PermissionError) as caught:
+        unprivileged(subvolume.set_read_only, base)
+    assert caught.value.__notes__[-1] == "needs ownership of the subvolume, or CAP_FOWNER"
+    os.chown(base, NOBODY, NOBODY)
+    unprivileged(subvolume.set_read_only, base)
+    assert subvolume.get_read_only(base)
+
+
+def test_a_received_subvolume_stays_read_only(base: Path) -> None:
+    """
+    A received subvolume is made writable only when told, and has no received uuid then.
+    """
+    uuid = bytes(range(16))
+    with form(base, "fd") as fd:
+        ioctl.set_received_subvol(fd, uuid, 1)
+    subvolume.set_read_only(base)
+    info = subvolume.get_info(base)
+    assert info.received_uuid is not None
+    assert info.received_uuid.bytes == uuid
+    with pytest.raises(PermissionError, match="received") as caught:
+        subvolume.set_read_only(base, False)
+    assert caught.value.filename == base
+    assert subvolume.get_read_only(base)
+    subvolume.set_read_only(base, False, clear_received=True)
+    assert not subvolume.get_read_only(base)
+    assert subvolume.get_info(base).received_uuid is None
+
+
+def test_default(image_mount: Callable[..., Path], tmp_path: Path) -> None:
+    """
+    The default subvolume is the top level at first, and the one that is mounted when none is named.
+    """
+    top = image_mount()
+    make(top, "new", "new/inside")
+    assert subvolume.get_default(top) == 5
+    subvolid = subvolume.get_id(top / "new")
+    subvolume.set_default(top, subvolid)
+    assert subvolume.get_default(top) == subvolid
+    syscall.mount(next(filesystem.iterate_devices(top)).path, tmp_path, "btrfs")
+    try:
+        assert os.listdir(tmp_path) == ["inside"]
+    finally:
+        syscall.umount2(tmp_path)
+    with pytest.raises(PermissionError, match="not permitted"):
+        subvolume.delete(top / "new", recursive=True)
+    subvolume.set_default(top, 5)
+    subvolume.delete(top / "new", recursive=True)
+
+
+# Open subvolumes
+
+
+def test_an_open_subvolume(base: Path) -> None:
+    """
+    A Subvolume owns a file descriptor of its own, close-on-exec, until it is closed, once or more often.
+    """
+    with open_directory(base) as directory:
+        opened = subvolume.Subvolume(directory)
+        assert opened.fileno() != directory
+        assert not os.get_inheritable(opened.fileno())
+        opened.close()
+        opened.close()
+        os.fstat(directory)
+        with pytest.raises(ValueError, match="closed"):
+            opened.fileno()
+        with pytest.raises(ValueError, match="closed"):
+            subvolume.get_id(opened)
+
+
+def test_threads_overlap(base: Path) -> None:
+    """
+    Snapshots of several threads are seen in the kernel at the same time.
+    """
+    count = 4
+    make(base, *(f"{number}" for number in range(count)))
+    request = hex(ioctl._request("BTRFS_IOC_SNAP_CREATE_V2"))
+    seen = threading.Event()
+
+    def snapshots(number: int) -> None:
+        for made in range(500):
+            if not seen.is_set():
+                subvolume.snapshot(base / f"{number}", base / f"{number}/{made}")
+
+    threads = [threading.Thread(target=snapshots, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    while not seen.is_set() and any(thread.is_alive() for thread in threads):
+        if sum(request in calls_of(thread) for thread in threads) > 1:
+            seen.set()
+    for thread in threads:
+        thread.join()
+    assert seen.is_set()
+
+
+def test_an_ioctl_that_the_kernel_lacks(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    ENOTTY from a kernel without the ioctl says so.
+    """
+    without(monkeypatch, "BTRFS_IOC_GET_SUBVOL_INFO")
+    with pytest.raises(OSError) as caught:
+        subvolume.get_info(base)
+    assert type(caught.value) is OSError
+    assert caught.value.__notes__ == ["BTRFS_IOC_GET_SUBVOL_INFO", "this kernel does not have the ioctl"]
+
+
+# Relations
+
+
+def test_find_uuid(base: Path) -> None:
+    """
+    A subvolume is found by its uuid, as bytes and as UUID, before the next commit and until it is deleted.
+    """
+    make(base, "new")
+    info = subvolume.get_info(base / "new")
+    assert info.uuid is not None
+    assert subvolume.find_uuid(base, info.uuid) == subvolume.find_uuid(base, info.uuid_bytes) == info.id
+    subvolume.delete(base / "new")
+    with pytest.raises(FileNotFoundError, match=info.uuid.hex) as caught:
+        subvolume.find_uuid(base, info.uuid)
+    assert caught.value.filename == base
+    with pytest.raises(ValueError, match="16 bytes"):
+        subvolume.find_uuid(base, b"short")
+
+
+def test_find_received_uuid(base: Path) -> None:
+    """
+    What was received and its read-only snapshots are found by the received uuid; writable snapshots are not.
+    """
+    make(base, "received")
+    uuid = subvolume.get_info(base / "received").uuid_bytes
+    assert subvolume.find_received_uuid(base, uuid) == ()
+    with form(base / "received", "fd") as fd:
+        ioctl.set_received_subvol(fd, uuid, 1)
+    subvolume.set_read_only(base / "received")
+    subvolume.snapshot(base / "received", base / "copy", read_only=True)
+    subvolume.snapshot(base / "received", base / "writable")
+    found = subvolume.find_received_uuid(base, uuid)
+    assert sorted(found) == [subvolume.get_id(base / "received"), subvolume.get_id(base / "copy")]
+
+
+def test_ancestors(base: Path) -> None:
+    """
+    What contains a subvolume is listed from the inside out, by path and by id, and ends with the top level.
+    """
+    make(base, "directory/outer", "directory/outer/inner")
+    inner = base / "directory/outer/inner"
+    ids = [info.id for info in subvolume.ancestors(inner)]
+    assert ids == [subvolume.get_id(base / "directory/outer"), subvolume.get_id(base), 5]
+    assert [info.id for info in subvolume.ancestors(base, subvolume.get_id(inner))] == ids
+    assert list(subvolume.ancestors(base, 5)) == []
+    with pytest.raises(FileNotFoundError):
+        list(subvolume.ancestors(base, 1 << 40))
+
+
+def test_origins(base: Path) -> None:
+    """
+    What a snapshot is a snapshot of is listed, the nearest first, as far as it is there.
+    """
+    make(base, "first")
+    subvolume.snapshot(base / "first", base / "second")
+    subvolume.snapshot(base / "second", base / "third")
+    ids = [subvolume.get_id(base / name) for name in ("second", "first")]
+    assert [info.id for info in subvolume.origins(base / "third")] == ids
+    assert list(subvolume.origins(base / "first")) == []
+    subvolume.delete(base / "first")
+    assert [info.id for info in subvolume.origins(base / "third")] == ids[:1]

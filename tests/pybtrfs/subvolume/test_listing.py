@@ -1,0 +1,314 @@
+"""
+Listing subvolumes on real btrfs.
+"""
+
+import ctypes
+import errno
+import os
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybtrfs import filesystem, ioctl, items, subvolume, syscall
+from pybtrfs.subvolume import listing
+from tests.pybtrfs.subvolume.common import below, children, make, open_directory, without
+
+pytestmark = pytest.mark.btrfs
+
+
+def test_iterate(base: Path) -> None:
+    """
+    All subvolumes below one are listed with their paths and what get_info says, whatever lies in between.
+    """
+    with open_directory(base) as directory:
+        subvolume.create((directory, b"\xff"))
+    make(base, "a", "directory/deeper/b", "directory/deeper/b/c", "directory/deeper/d")
+    subvolume.snapshot(base / "a", base / "directory/e", read_only=True)
+    subvolume.delete(base / "a")
+    os.rename(base / "directory/deeper/d", base / "directory/deeper/b/d")
+    make(base, "late")
+    os.rename(base / "directory/deeper/b", base / "late/b")  # contained in one with a larger id
+    filesystem.sync(base)
+    entries = list(subvolume.iterate(base, top=subvolume.get_id(base)))
+    assert {entry.path for entry in entries} == {"\udcff", "directory/e", "late", "late/b", "late/b/c", "late/b/d"}
+    for entry in entries:
+        path = os.fsencode(base) + b"/" + os.fsencode(entry.path)
+        assert entry.info == subvolume.get_info(path) == subvolume.get_info(base, entry.info.id)
+    assert [entry.info.id for entry in entries] == sorted(entry.info.id for entry in entries)
+
+
+def test_iterate_from_the_top(base: Path) -> None:
+    """
+    From the top level the paths are those of get_path.
+    """
+    make(base, "directory/new")
+    found = {entry.info.id: entry.path for entry in subvolume.iterate(base)}
+    subvolid = subvolume.get_id(base / "directory/new")
+    assert found[subvolid] == subvolume.get_path(base, subvolid)
+    assert found[subvolid].endswith("base/directory/new")
+    assert 5 not in found
+    assert subvolume.get_path(base, 5) == ""
+
+
+def test_iterate_asks_once_for_each_directory(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A listing of many subvolumes looks up a directory once, and no directory that is a subvolume itself.
+    """
+    make(base, *(f"{number}" for number in range(50)), *(f"directory/{number}" for number in range(50)))
+    calls: list[str] = []
+    call = ioctl._ioctl
+
+    def counting(fd: int, name: str, *argument: Any) -> int:
+        calls.append(name)
+        return call(fd, name, *argument)
+
+    top = subvolume.get_id(base)
+    monkeypatch.setattr(ioctl, "_ioctl", counting)
+    assert len(list(subvolume.iterate(base, top=top))) == 100
+    assert calls.count("BTRFS_IOC_INO_LOOKUP") == 1
+
+
+def test_children(base: Path) -> None:
+    """
+    The subvolumes directly below one are listed in any number, with their directories and paths.
+    """
+    make(base, "directory/first", "first", "first/grandchild", *(f"{number}" for number in range(300)))
+    found = list(subvolume.children(base))
+    assert len(found) == 302
+    assert found[0] == (subvolume.get_id(base / "directory/first"), (base / "directory").stat().st_ino)
+    assert subvolume.get_child_path(base, found[0]) == "directory/first"
+    assert found[1] == (subvolume.get_id(base / "first"), 256)
+    assert children(base / "first") == ["grandchild"]
+    subvolume.delete(base / "first/grandchild")
+    with pytest.raises(FileNotFoundError):
+        subvolume.get_child_path(base / "first", subvolume.SubvolumeRef(found[-1].id + 1, 256))
+    assert children(base / "first") == []
+
+
+@pytest.fixture
+def abyss(base: Path) -> Iterator[int]:
+    """
+    A directory 18 levels of 250 bytes below a subvolume, open.
+    """
+    with ExitStack() as stack:
+        fd = stack.enter_context(open_directory(base))
+        for _ in range(18):
+            os.mkdir("d" * 250, dir_fd=fd)
+            fd = os.open("d" * 250, os.O_RDONLY, dir_fd=fd)
+            stack.callback(os.close, fd)
+        yield fd
+
+
+def test_below_the_longest_path(base: Path, abyss: int) -> None:
+    """
+    Subvolumes below directories too deep for a path are listed, found by id, and deleted.
+    """
+    subvolume.create((abyss, "bottom"))
+    path = "/".join(["d" * 250] * 18 + ["bottom"])
+    top = subvolume.get_id(base)
+    (entry,) = subvolume.iterate(base, top=top)
+    assert entry.path == path
+    assert subvolume.get_path(base, entry.info.id).endswith(f"base/{path}")
+    (child,) = subvolume.children(base)
+    with pytest.raises(OSError) as caught:
+        subvolume.get_child_path(base, child)
+    assert caught.value.errno == errno.ENAMETOOLONG
+    subvolume.delete_by_id(base, entry.info.id)
+    assert below(base) == []
+    subvolume.create((abyss, "again"))
+    subvolume.set_read_only(base)
+    subvolume.delete(base, recursive=True)
+    assert not base.exists()
+
+
+# Without privilege
+
+
+def listed(base: Path) -> list[tuple[str, subvolume.SubvolumeInfo]]:
+    return sorted(subvolume.iterate(base, top=0))
+
+
+def test_iterate_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    An ordinary user is shown what root is shown, with the same names and info, but for what he may not open.
+    """
+    with open_directory(base) as directory:
+        subvolume.create((directory, b"\xff"))
+    make(base, "directory/deeper/a", "directory/deeper/a/b", "c", "closed", "closed/inside", "hidden/d")
+    subvolume.snapshot(base / "c", base / "c/e", read_only=True)
+    filesystem.sync(base)
+    assert unprivileged(listed, base) == listed(base)
+    (base / "closed").chmod(0)
+    (base / "hidden").chmod(0)
+    gone = {"closed", "closed/inside", "hidden/d"}
+    assert unprivileged(listed, base) == [entry for entry in listed(base) if entry[0] not in gone]
+
+
+def test_iterate_unprivileged_from_elsewhere(base: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    What is not below the file is EPERM for an ordinary user, and so is everything for a file that is no root.
+    """
+    (base / "directory").mkdir()
+    for target, top in ((base, 5), (base / "directory", 0)):
+        with pytest.raises(PermissionError) as caught:
+            unprivileged(lambda: list(subvolume.iterate(target, top=top)))  # noqa: B023
+        assert caught.value.__notes__[-1] == "needs CAP_SYS_ADMIN"
+    assert unprivileged(listed, base) == []
+
+
+def test_iterate_as_root_of_a_user_namespace(base: Path) -> None:
+    """
+    What the kernel answers decides, not the uid: root without CAP_SYS_ADMIN lists as ordinary users do.
+    """
+    make(base, "directory/a", "directory/a/b")
+    filesystem.sync(base)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            libc = ctypes.CDLL(None, use_errno=True)
+            assert libc.unshare(0x10000000) == 0, os.strerror(ctypes.get_errno())
+            Path("/proc/self/uid_map").write_text("0 0 1")
+            assert os.geteuid() == 0
+            with pytest.raises(PermissionError):
+                subvolume.get_path(base, 5 + 251)
+            os.write(writer, "\n".join(path for path, _ in listed(base)).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    assert answer.splitlines() == ["directory/a", "directory/a/b"]
+
+
+def test_iterate_unprivileged_below_a_mount(base: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    What is mounted on a subvolume is not taken for it: neither is listed.
+    """
+    make(base, "a", "a/inside", "b", "b/inside")
+    syscall.mount(base / "b", base / "a", "", syscall.MS_BIND)
+    try:
+        assert [path for path, _ in unprivileged(listed, base)] == ["b", "b/inside"]
+    finally:
+        syscall.umount2(base / "a")
+
+
+@pytest.mark.parametrize("by", ["a subvolume", "a directory", "a file", "a link", "nothing"])
+def test_a_child_that_was_replaced(base: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What took the name of a subvolume meanwhile is not taken for it.
+    """
+    make(base, "a", "b")
+    without(monkeypatch, "BTRFS_IOC_TREE_SEARCH_V2", refusal=errno.EPERM)
+    lookup = ioctl.ino_lookup_user
+
+    def swap(fd: int, dirid: int, treeid: int) -> tuple[bytes, bytes]:
+        found = lookup(fd, dirid, treeid)
+        if found[0] == b"a":
+            os.rename(base / "a", base / "moved")
+            if by == "a subvolume":
+                make(base, "a")
+            elif by == "a directory":
+                (base / "a").mkdir()
+            elif by == "a file":
+                (base / "a").touch()
+            elif by == "a link":
+                (base / "a").symlink_to("b")
+        return found
+
+    monkeypatch.setattr(ioctl, "ino_lookup_user", swap)
+    assert [entry.path for entry in subvolume.iterate(base, top=0)] == ["b"]
+    assert (base / "moved").exists()
+
+
+# Changes meanwhile, and size
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+def test_iterate_while_others_change(base: Path, privileged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Subvolumes that are created, deleted and renamed during a listing disturb it not, and what stays is listed once.
+    """
+    if not privileged:
+        without(monkeypatch, "BTRFS_IOC_TREE_SEARCH_V2", refusal=errno.EPERM)
+    stay = [f"stay/{number}" for number in range(400)]
+    make(base, *stay, *(f"go/{number}" for number in range(400)), "outer")
+    stop = threading.Event()
+
+    def change() -> None:
+        for number in range(400):
+            if stop.is_set():
+                return
+            make(base, f"come/{number}")
+            subvolume.delete(base / f"go/{number}")
+            os.rename(base / f"come/{number}", base / f"outer/{number}")
+
+    changer = threading.Thread(target=change)
+    changer.start()
+    try:
+        rounds = 0
+        while changer.is_alive() or rounds == 0:
+            found = [entry.path for entry in subvolume.iterate(base, top=0)]
+            assert [path for path in found if path.startswith("stay/")] == stay
+            rounds += 1
+    finally:
+        stop.set()
+        changer.join()
+
+
+def test_iterate_in_a_loop_of_renames(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Two subvolumes that are seen inside each other, since they were renamed between two looks, are left out.
+    """
+    make(base, "a", "a/b", "a/b/c", "d")
+    ids = {name: subvolume.get_id(base / name) for name in ("a", "a/b")}
+    lookup = listing.lookup
+
+    def confused(fd: int, subvolid: int) -> Any:
+        root, place = lookup(fd, subvolid)
+        if subvolid == ids["a"]:
+            return root, (ids["a/b"], items.RootRef(256, 0, b"a"))
+        return root, place
+
+    monkeypatch.setattr(listing, "lookup", confused)
+    assert below(base) == ["a", "d"]
+
+
+def test_iterate_forgets(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A listing remembers a bounded number of directories, and is right when it has forgotten one.
+    """
+    monkeypatch.setattr(listing, "_REMEMBERED", 2)
+    names = [f"{number % 5}/{number}" for number in range(20)]
+    make(base, *names, "0/0/deeper/inside")
+    made: list[listing._Paths] = []
+    create = listing._Paths.__init__
+
+    def noted(self: listing._Paths, *arguments: Any) -> None:
+        made.append(self)
+        create(self, *arguments)
+
+    monkeypatch.setattr(listing._Paths, "__init__", noted)
+    assert sorted(below(base)) == sorted([*names, "0/0/deeper/inside"])
+    assert len(made[0]._known) == 2
+
+
+def test_iterate_keeps_nothing(base: Path) -> None:
+    """
+    A listing of many subvolumes holds one buffer of the search and the paths it remembers, not the subvolumes.
+    """
+    make(base, *(f"{number}" for number in range(3000)))
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in subvolume.iterate(base, top=0))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == 3000
+    assert peak < 300_000, "100 bytes a subvolume"

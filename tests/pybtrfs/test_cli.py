@@ -1,0 +1,330 @@
+"""
+The command, beside btrfs-progs'.
+"""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybtrfs import cli, filesystem, image, subvolume, syscall
+from tests.pybtrfs.subvolume.common import make
+
+pytestmark = pytest.mark.btrfs
+
+
+@pytest.fixture
+def top(image_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """
+    The working directory: a filesystem with subvolumes of every kind.
+    """
+    top = image_mount()
+    make(top, "a", "a/b", "a/b/c", "d/e")
+    subvolume.snapshot(top / "a", top / "d/snap")
+    subvolume.snapshot(top / "a/b", top / "readonly", read_only=True)
+    subvolume.create(os.fsencode(top) + b"/d/\xff \n")
+    (top / "d/e/file").write_bytes(bytes(100_000))
+    filesystem.sync(top)
+    monkeypatch.chdir(top)
+    return top
+
+
+def ours(*argv: str) -> tuple[int, bytes]:
+    ran = subprocess.run([sys.executable, "-m", "pybtrfs", *argv], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return ran.returncode, ran.stdout
+
+
+def theirs(*argv: str) -> tuple[int, bytes]:
+    ran = subprocess.run(["btrfs", *argv], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return ran.returncode, ran.stdout
+
+
+def said(capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    """
+    The exit code of the command, its output and its errors.
+    """
+    code = cli.main(argv)
+    out, err = capfd.readouterr()
+    return code, out, err
+
+
+OPTIONS = ["", "-p", "-c", "-g", "-u", "-q", "-R", "-s", "-r", "-o", "-t", "-d", "-pcguqR", "-pcguqRst"]
+OPTIONS += ["--sort=-rootid", "--sort=path", "--sort=-gen,rootid", "--sort=ogen,-path"]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_list(top: Path, option: str) -> None:
+    """
+    Lists are theirs to the byte, from the top level and from inside.
+    """
+    for path in (".", "a", "a/b", "d"):
+        argv = ["subvolume", "list", *([option] if option else []), path]
+        assert ours(*argv) == theirs(*argv)
+
+
+def test_list_deleted(top: Path) -> None:
+    """
+    So is that of deleted ones.
+    """
+    with subvolume.Subvolume(top / "d/snap"):
+        subvolume.delete(top / "d/snap")
+        filesystem.sync(top)
+        for option in ("-d", "-dt"):
+            code, listed = ours("subvolume", "list", option, ".")
+            assert (code, listed) == theirs("subvolume", "list", option, ".")
+            assert b"DELETED" in listed
+
+
+def test_list_unprivileged(top: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    Ordinary users, whom theirs refuses, are shown what is below the path.
+    """
+
+    def listed() -> bytes:
+        sys.stdout = io.TextIOWrapper(io.BytesIO())  # in the child process
+        assert cli.main(["subvolume", "list", "a"]) == 0
+        return sys.stdout.buffer.getvalue()
+
+    a, b, c = (subvolume.get_info(top / name) for name in ("a", "a/b", "a/b/c"))
+    assert unprivileged(listed).decode().splitlines() == [
+        f"ID {b.id} gen {b.generation} top level {a.id} path b",
+        f"ID {c.id} gen {c.generation} top level {b.id} path b/c",
+    ]
+
+
+@pytest.mark.parametrize("path", [".", "a", "a/b", "readonly", "d/snap"])
+def test_show(top: Path, path: str) -> None:
+    """
+    What is shown of a subvolume is theirs, but that nothing sent has no time of sending.
+    """
+    code, shown = theirs("subvolume", "show", path)
+    shown = re.sub(rb"(Send time: \t\t).*", rb"\1-", shown)
+    # Newer ones tell of qgroups, which are off.
+    shown = re.sub(rb"\tQuota group:.*\n", b"", shown)
+    assert ours("subvolume", "show", path) == (code, shown)
+
+
+def test_default(top: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """
+    The default is set by path and by id, and shown as theirs.
+    """
+    for argv, subvolid in (
+        (["a/b"], subvolume.get_id(top / "a/b")),
+        (["5", "."], 5),
+        ([str(subvolume.get_id(top / "a")), "d"], subvolume.get_id(top / "a")),
+        (["."], 5),
+    ):
+        assert said(capfd, "subvolume", "set-default", *argv) == (0, "", "")
+        assert subvolume.get_default(top) == subvolid
+        assert ours("subvolume", "get-default", ".") == theirs("subvolume", "get-default", ".")
+    assert said(capfd, "subvolume", "set-default", "1", "2", "3")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "paths"),
+    [
+        (["create", "new"], ["new"]),
+        (["create", "d/new/"], ["d/new"]),
+        (["snapshot", "a", "new"], ["new"]),
+        (["snapshot", "-r", "a/b", "d/new"], ["d/new"]),
+        (["snapshot", "a/b", "d"], ["d/b"]),
+        (["create", "a"], []),
+        (["create", "missing/new"], []),
+        (["snapshot", "d", "new"], []),
+    ],
+)
+def test_create_and_snapshot(top: Path, argv: list[str], paths: list[str]) -> None:
+    """
+    What is made, said and returned is the same.
+    """
+    one = ours("subvolume", *argv)
+    for path in paths:
+        assert subvolume.get_read_only(path) == ("-r" in argv)
+        subvolume.delete(path)
+    assert theirs("subvolume", *argv) == one
+    assert [path for path in paths if subvolume.is_subvolume(path)] == paths
+
+
+@pytest.mark.parametrize(
+    "argv", [["d/e"], ["-c", "d/e", "readonly"], ["-C", "d/e", "d/snap"], ["a"], ["d", "missing", "d/e"]]
+)
+def test_delete(top: Path, argv: list[str]) -> None:
+    """
+    What is deleted, said and returned is the same.
+    """
+    paths = [path for path in argv if not path.startswith("-")]
+    there = [path for path in paths if os.path.isdir(path)]
+    one = ours("subvolume", "delete", *argv)
+    left = [path for path in paths if os.path.exists(path)]
+    for path in there:
+        if path not in left:
+            make(top, path)
+    two = theirs("subvolume", "delete", *argv)
+    # Newer ones name the id too.
+    assert one == (two[0], re.sub(rb"subvolume [0-9]+ ", b"subvolume ", two[1]))
+    assert [path for path in paths if os.path.exists(path)] == left
+
+
+def test_delete_by_id_and_wait(top: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """
+    Subvolumes are deleted by id, with what is in them, and waited for.
+    """
+    subvolid = subvolume.get_id(top / "a")
+    code, out, err = said(capfd, "subvolume", "delete", "-i", str(subvolid), ".")
+    assert (code, out) == (1, "Delete subvolume (no-commit): './a'\n")
+    assert err == "ERROR: Directory not empty: . (BTRFS_IOC_SNAP_DESTROY_V2)\n"
+    assert said(capfd, "subvolume", "delete", "-i", str(subvolid), ".", "d")[0] == 1
+    assert said(capfd, "subvolume", "delete", "-R", "-c", "-i", str(subvolid), ".")[0] == 0
+    assert not (top / "a").exists()
+    assert said(capfd, "subvolume", "sync", ".", str(subvolid)) == (
+        0,
+        f"Waiting for 1 subvolume\nSubvolume id {subvolid} is gone (1/1)\n",
+        "",
+    )
+    assert said(capfd, "subvolume", "sync", ".")[0] == 0
+    assert said(capfd, "subvolume", "sync", ".") == (0, "", "")
+
+
+def test_qgroups(top: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """
+    What is made joins the qgroups that are named, of which there must be some.
+    """
+    subprocess.run(["btrfs", "quota", "enable", "."], check=True)
+    subprocess.run(["btrfs", "quota", "rescan", "-w", "."], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["btrfs", "qgroup", "create", "1/5", "."], check=True)
+    assert said(capfd, "subvolume", "create", "-i", "1/5", "new")[0] == 0
+    subvolid = subvolume.get_id(top / "new")
+    shown = subprocess.check_output(["btrfs", "qgroup", "show", "-p", "."])
+    assert re.search(rf"0/{subvolid} .* 1/5 ".encode(), shown)
+    for argv in (["create", "-i", "1/6", "other"], ["snapshot", "-i", "1/6", "a", "other"]):
+        assert said(capfd, "subvolume", *argv)[0] == 1
+
+
+def test_recursive(top: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """
+    Snapshots are made, and subvolumes deleted, with what is nested, when told.
+    """
+    assert said(capfd, "subvolume", "snapshot", "-R", "-r", "a", "new")[0] == 0
+    assert subvolume.get_read_only(top / "new/b/c")
+    assert said(capfd, "subvolume", "delete", "-R", "a", "new")[0] == 0
+    assert not (top / "new").exists()
+
+
+@pytest.fixture(params=["single", "dup", "raid1"])
+def profile(request: pytest.FixtureRequest, top: Path, tmp_path: Path) -> Iterator[Path]:
+    """
+    A filesystem of the profile.
+    """
+    if request.param == "single":
+        yield top
+        return
+    paths = [tmp_path / f"{number}" for number in range(2 if request.param == "raid1" else 1)]
+    for path in paths:
+        with path.open("wb") as file:
+            file.truncate(512 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", "-m", request.param, "-d", request.param, *paths], check=True)
+    (tmp_path / "mount").mkdir()
+    with ExitStack() as stack:
+        devices = [stack.enter_context(image.attach(path)).path for path in paths]
+        options = ",".join(f"device={device}" for device in devices)
+        syscall.mount(devices[0], tmp_path / "mount", "btrfs", data=options)
+        stack.callback(syscall.umount2, tmp_path / "mount")
+        (tmp_path / "mount/file").write_bytes(bytes(100_000))
+        filesystem.sync(tmp_path / "mount")
+        yield tmp_path / "mount"
+
+
+@pytest.mark.parametrize("option", ["", "-b"])
+def test_usage(profile: Path, option: str) -> None:
+    """
+    What a filesystem holds is said as they do; of several devices not which block groups are on which.
+    """
+    argv = [*([option] if option else []), str(profile)]
+    code, shown = theirs("filesystem", "usage", *argv)
+    if len(list(filesystem.iterate_devices(profile))) > 1:
+        groups, unallocated, rest = shown.partition(b"\nUnallocated:\n")
+        shown = re.sub(rb"   /dev/.*\n", b"", groups) + unallocated + rest
+    assert ours("usage", *argv) == (code, shown)
+
+
+def test_json(top: Path) -> None:
+    """
+    What reads prints JSON as well, under the words of the columns.
+    """
+    listed = json.loads(ours("subvolume", "list", "-u", "--json", ".")[1])
+    info = subvolume.get_info(top / "a")
+    assert listed[0] == {"ID": info.id, "gen": info.generation, "top level": 5, "uuid": str(info.uuid), "path": "a"}
+    shown = json.loads(ours("subvolume", "show", "--json", "a")[1])
+    assert (shown["path"], shown["UUID"], shown["Snapshots"]) == ("a", str(info.uuid), ["d/snap"])
+    assert json.loads(ours("subvolume", "get-default", "--json", ".")[1])["ID"] == 5
+    usage = json.loads(ours("usage", "--json", ".")[1])
+    assert usage["device-size"] == 256 << 20
+    assert [group["type"] for group in usage["block-groups"]] == ["data", "system", "metadata"]
+
+
+def test_image(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """
+    An image is made, mounted and unmounted.
+    """
+    (tmp_path / "mount").mkdir()
+    file, target = str(tmp_path / "image"), str(tmp_path / "mount")
+    assert said(capfd, "image", "create", "--sparse", file, "256M") == (0, "", "")
+    assert said(capfd, "image", "mount", file, target) == (0, "", "")
+    assert subvolume.is_subvolume(target)
+    assert said(capfd, "image", "unmount", target) == (0, "", "")
+    assert said(capfd, "image", "mount", "-o", "ro", file, target) == (0, "", "")
+    assert os.statvfs(target).f_flag & os.ST_RDONLY
+    assert said(capfd, "image", "unmount", target) == (0, "", "")
+    assert not subvolume.is_subvolume(target)
+    code, _, err = said(capfd, "image", "create", str(tmp_path / "small"), "1M")
+    assert code == 1
+    assert err.startswith("ERROR: ")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["subvolume"],
+        ["subvolume", "list"],
+        ["subvolume", "list", "--sort=size", "."],
+        ["subvolume", "create", "-i", "x", "y"],
+        ["image", "create", "x", "1Q"],
+    ],
+)
+def test_wrong_usage(argv: list[str]) -> None:
+    """
+    Wrong usage is 2.
+    """
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    assert caught.value.code == 2
+
+
+def test_errors(top: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """
+    What fails is 1, with the file and the call.
+    """
+    assert said(capfd, "subvolume", "list", "missing") == (1, "", "ERROR: No such file or directory: missing\n")
+    code, _, err = said(capfd, "subvolume", "list", str(tmp_path))
+    assert (code, err) == (1, f"ERROR: not a btrfs filesystem: {tmp_path} (BTRFS_IOC_INO_LOOKUP)\n")
+
+
+def test_who_reads_may_stop(top: Path) -> None:
+    """
+    A reader that goes away ends the command, without a word.
+    """
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run(
+        [sys.executable, "-m", "pybtrfs", "subvolume", "list", "."], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (1, b"")

@@ -1,0 +1,140 @@
+"""
+Properties of files and directories on real btrfs.
+"""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pybtrfs import inode, ioctl, subvolume
+from pybtrfs.errors import NotBtrfsError
+
+pytestmark = pytest.mark.btrfs
+
+NOBODY = 65534
+
+
+@pytest.mark.parametrize("algorithm", ["zlib", "lzo", "zstd", "none"])
+def test_compression(btrfs: Path, algorithm: str) -> None:
+    """
+    A directory's compression is set, taken by what is made in it and by snapshots, and left to the mount again.
+    """
+    subvolume.create(btrfs / "base")
+    assert inode.get_compression(btrfs / "base") is None
+    inode.set_compression(btrfs / "base", None)
+    inode.set_compression(btrfs / "base", algorithm)
+    (btrfs / "base/file").touch()
+    subvolume.snapshot(btrfs / "base", btrfs / "copy")
+    assert inode.get_compression(btrfs / "base") == inode.get_compression(btrfs / "copy") == algorithm
+    with open(btrfs / "base/file") as file:
+        if algorithm == "none":
+            assert ioctl.getflags(file.fileno()) & 0x400  # FS_NOCOMP_FL
+        else:
+            assert inode.get_compression(file) == algorithm
+    inode.set_compression(btrfs / "base", None)
+    assert inode.get_compression(btrfs / "base") is None
+
+
+def test_compression_in_any_form(btrfs: Path) -> None:
+    """
+    The file may be a path in any form, or open.
+    """
+    with open(btrfs / "file", "wb") as file:
+        for target in (btrfs / "file", str(btrfs / "file"), os.fsencode(btrfs / "file"), file, file.fileno()):
+            inode.set_compression(target, "zstd")
+            assert inode.get_compression(target) == "zstd"
+            inode.set_nodatacow(target, False)
+            assert inode.get_nodatacow(target) is False
+
+
+def test_compression_that_the_kernel_does_not_know(btrfs: Path) -> None:
+    """
+    An unknown algorithm is EINVAL, and compression and copying in place exclude each other.
+    """
+    with pytest.raises(OSError) as caught:
+        inode.set_compression(btrfs, "brotli")
+    assert caught.value.errno == errno.EINVAL
+    assert caught.value.filename == btrfs
+    (btrfs / "file").touch()
+    inode.set_compression(btrfs / "file", "zstd")
+    with pytest.raises(OSError) as caught:
+        inode.set_nodatacow(btrfs / "file")
+    assert caught.value.errno == errno.EINVAL
+    (btrfs / "other").touch()
+    inode.set_nodatacow(btrfs / "other")
+    with pytest.raises(OSError) as caught:
+        inode.set_compression(btrfs / "other", "zstd")
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_nodatacow(btrfs: Path) -> None:
+    """
+    A directory's files are not copied on write once it says so; a file with data stays as it is.
+    """
+    (btrfs / "old").write_text("content")
+    assert not inode.get_nodatacow(btrfs)
+    inode.set_nodatacow(btrfs)
+    assert inode.get_nodatacow(btrfs)
+    (btrfs / "new").touch()
+    assert inode.get_nodatacow(btrfs / "new")
+    with pytest.raises(OSError, match="a file with data") as caught:
+        inode.set_nodatacow(btrfs / "old")
+    assert caught.value.errno == errno.EINVAL
+    (btrfs / "new").write_text("content")
+    with pytest.raises(OSError, match="a file with data"):
+        inode.set_nodatacow(btrfs / "new", False)
+    inode.set_nodatacow(btrfs, False)
+    (btrfs / "newer").touch()
+    assert not inode.get_nodatacow(btrfs / "newer")
+
+
+def test_of_a_read_only_subvolume(btrfs: Path) -> None:
+    """
+    In a read-only subvolume they are read, and not set.
+    """
+    subvolume.create(btrfs / "base")
+    subvolume.set_read_only(btrfs / "base")
+    assert inode.get_compression(btrfs / "base") is None
+    assert not inode.get_nodatacow(btrfs / "base")
+    for call in (lambda: inode.set_compression(btrfs / "base", "zstd"), lambda: inode.set_nodatacow(btrfs / "base")):
+        with pytest.raises(OSError) as caught:
+            call()
+        assert caught.value.errno == errno.EROFS
+
+
+def test_unprivileged(btrfs: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    An ordinary user reads them, and sets those of his own files.
+    """
+    (btrfs / "file").touch()
+    assert unprivileged(inode.get_compression, btrfs / "file") is None
+    assert unprivileged(inode.get_nodatacow, btrfs / "file") is False
+    for call in (
+        lambda: inode.set_compression(btrfs / "file", "zstd"),
+        lambda: inode.set_nodatacow(btrfs / "file"),
+    ):
+        with pytest.raises(PermissionError) as caught:
+            unprivileged(call)
+        assert caught.value.filename == btrfs / "file"
+    os.chown(btrfs / "file", NOBODY, NOBODY)
+    unprivileged(inode.set_compression, btrfs / "file", "zstd")
+    unprivileged(inode.set_compression, btrfs / "file", None)
+    unprivileged(inode.set_nodatacow, btrfs / "file")
+
+
+def test_elsewhere(tmp_path: Path) -> None:
+    """
+    What is not on btrfs has none of them.
+    """
+    for call in (
+        lambda: inode.get_compression(tmp_path),
+        lambda: inode.set_compression(tmp_path, "zstd"),
+        lambda: inode.get_nodatacow(tmp_path),
+        lambda: inode.set_nodatacow(tmp_path),
+    ):
+        with pytest.raises(NotBtrfsError):
+            call()
