@@ -4,6 +4,7 @@ The processes of these tests: the daemon, containerd with it as a proxy plugin, 
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -222,6 +223,7 @@ class Containerd(Process):
     ) -> None:
         address = directory / "containerd.sock"
         self._directory = directory
+        self._dead_sockets = _dead_sockets()
         self._ctr = binaries / "ctr"
         # Of its own, since runc's state and the cgroups are common to all containerds on a machine.
         self.cgroup = Cgroup()
@@ -379,7 +381,21 @@ class Containerd(Process):
                 syscall.umount2(mount, syscall.MNT_DETACH)
         wait_until(lambda: not _mounts_below(self._directory), "the mounts of containers to go")
         shutil.rmtree(Path("/run/containerd/runc", self.cgroup.name), ignore_errors=True)
+        for path in _dead_sockets() - self._dead_sockets:
+            path.unlink(missing_ok=True)
         return left
+
+
+def _dead_sockets() -> set[Path]:
+    """
+    Sockets of shims, common to all containerds on a machine, where nobody listens any more.
+    """
+    dead = set()
+    for path in Path("/run/containerd/s").glob("*"):
+        with socket.socket(socket.AF_UNIX) as sock:
+            if sock.connect_ex(str(path)) == errno.ECONNREFUSED:
+                dead.add(path)
+    return dead
 
 
 def _commands() -> Iterator[tuple[int, list[bytes]]]:
