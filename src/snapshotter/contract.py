@@ -470,9 +470,9 @@ class Snapshotter:
                 born=born,
                 suspect=self._is_suspect(source),
             )
-            copy = self._make(draft, source.parent, fill)
-            Event.FORKED.emit(key=new_key, id=copy.id, source=key, seconds=time.monotonic() - started)
-            return self._mounts(copy)
+            forked = self._make(draft, source.parent, fill)
+            Event.FORKED.emit(key=new_key, id=forked.id, source=key, seconds=time.monotonic() - started)
+            return self._mounts(forked)
 
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         """
