@@ -61,7 +61,7 @@ def binaries(name: str) -> Path:
     module = MODULES[name]
 
     def build(directory: Path) -> None:
-        source = json.loads(_go("mod", "download", "-json", f"{module.path}@{module.version}"))["Dir"]
+        source = str(module_source(f"{module.path}@{module.version}"))
         packages = [f"./cmd/{command}" for command in module.commands]
         # Inside the module, since `go install` refuses one whose go.mod has exclude directives.
         _go("-C", source, *BUILD, "-o", f"{directory}/", *packages)
@@ -85,6 +85,16 @@ def go_program(directory: Path) -> Path:
         _go("-C", str(directory), *BUILD, "-o", str(built / directory.name), ".")
 
     return _cached(directory.name, content, build) / directory.name
+
+
+def module_source(module: str) -> Path:
+    """
+    The directory with the files of a Go module, ``PATH@VERSION``; downloaded when it is not there.
+
+    Raises:
+        UnavailableError: It cannot be had here.
+    """
+    return Path(json.loads(_go("mod", "download", "-json", module))["Dir"])
 
 
 def _installed() -> Path:

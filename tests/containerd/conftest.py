@@ -6,14 +6,16 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pybtrfs import syscall
 
 from . import images
-from .builds import CONTAINERD, DEBIAN, MODULES, UnavailableError, binaries
+from .builds import CONTAINERD, DEBIAN, MODULES, binaries
 from .images import Image
+from .needed import needed
 from .processes import Containerd, Daemon
 from .registry import Registry, served
 
@@ -74,10 +76,7 @@ def release(request: pytest.FixtureRequest) -> Path:
     """
     The directory with the commands of the containerd under test, each that ``--containerd`` names in turn.
     """
-    try:
-        return binaries(request.param)
-    except UnavailableError as error:
-        pytest.skip(str(error))
+    return needed(binaries, request.param)
 
 
 @pytest.fixture
@@ -124,11 +123,21 @@ def daemon(store_root: Path, directory: Path) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def containerd(release: Path, daemon: Daemon, directory: Path) -> Iterator[Containerd]:
+def containerd_options() -> dict[str, Any]:
     """
-    containerd without CRI, running.
+    How containerd runs: without CRI, everything in the test's directory.
     """
-    process = Containerd(release, daemon, directory)
+    return {}
+
+
+@pytest.fixture
+def containerd(
+    release: Path, daemon: Daemon, directory: Path, containerd_options: dict[str, Any]
+) -> Iterator[Containerd]:
+    """
+    containerd, running.
+    """
+    process = Containerd(release, daemon, directory, **containerd_options)
     try:
         process.start()
         yield process

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from . import images
-from .builds import UnavailableError, binaries
+from .builds import binaries
+from .needed import needed
 from .processes import PATIENCE, PLUGIN, Cgroup, Daemon, Process, wait_until
 from .registry import Registry
 
@@ -150,10 +151,7 @@ def buildkit(daemon: Daemon, registry: Registry, directory: Path) -> Iterator[Bu
     """
     buildkitd, running.
     """
-    try:
-        process = BuildKit(binaries("buildkit"), daemon, registry, directory)
-    except UnavailableError as error:
-        pytest.skip(str(error))
+    process = BuildKit(needed(binaries, "buildkit"), daemon, registry, directory)
     try:
         process.start()
         yield process

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,9 @@ from snapshotter import Kind
 from snapshotter.containerd import installed
 
 from . import images
-from .builds import UnavailableError, go_program
+from .builds import go_program
 from .kubelet import CriError, Kubelet, settings
+from .needed import needed
 from .processes import PLUGIN, Containerd, Daemon, Process, wait_until
 from .registry import Registry
 
@@ -27,10 +29,7 @@ def built(name: str) -> Path:
     """
     The Go program *name*.
     """
-    try:
-        return go_program(Path(__file__).with_name(name))
-    except UnavailableError as error:
-        pytest.skip(str(error))
+    return needed(go_program, Path(__file__).with_name(name))
 
 
 @pytest.fixture
@@ -53,21 +52,13 @@ def store_root(release: Path, root: Path) -> Path:
 
 
 @pytest.fixture
-def containerd(release: Path, root: Path, daemon: Daemon, directory: Path, registry: Registry) -> Iterator[Containerd]:
+def containerd_options(release: Path, root: Path, directory: Path, registry: Registry) -> dict[str, Any]:
     """
-    containerd with CRI, running, which finds the image of pods in the registry.
+    With CRI, on btrfs; it finds the image of pods in the registry.
     """
     program = images.member("pause", built("pause").read_bytes(), mode=0o755)
     pause = registry.add(images.Image("example.org/pause:1", (images.layer(program),), command=("/pause",)))
-    process = Containerd(release, daemon, directory, root=root, cri=settings(release, directory, pause))
-    try:
-        process.start()
-        yield process
-    finally:
-        process.stop()
-        left = process.clear()
-        print(process.log.read_text())
-    assert not left
+    return {"root": root, "cri": settings(release, directory, pause)}
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ import pytest
 
 from pybtrfs import image, syscall
 
-from .builds import UnavailableError, go_program
+from .builds import go_program
+from .needed import needed
 
 SOURCE = Path(__file__).parent / "suite"
 
@@ -73,10 +74,7 @@ def suite() -> Path:
     """
     The Go program.
     """
-    try:
-        return go_program(SOURCE)
-    except UnavailableError as error:
-        pytest.skip(str(error))
+    return needed(go_program, SOURCE)
 
 
 @pytest.fixture

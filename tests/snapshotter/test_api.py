@@ -2,9 +2,6 @@
 containerd's messages: ours say the same on the wire, and what is made of them is up to date.
 """
 
-import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +11,8 @@ import pytest
 from google.protobuf import descriptor_pb2 as pb
 
 from snapshotter import api
+from tests.containerd.builds import module_source
+from tests.containerd.needed import needed
 
 ROOT = Path(__file__).parent.parent.parent
 OURS = ROOT / "src"
@@ -79,15 +78,7 @@ def theirs() -> dict[str, Any]:
     """
     What containerd's own files describe; of its other types we use one.
     """
-    missing = pytest.fail if os.geteuid() == 0 else pytest.skip
-    go = shutil.which("go", path=os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"])))
-    if go is None:
-        missing("containerd's messages come as a module of Go (go is not in PATH)")
-    module = subprocess.run([go, "mod", "download", "-json", MODULE], capture_output=True, text=True)
-    if module.returncode:
-        missing(f"go cannot download {MODULE}: {module.stdout}{module.stderr}")
-    directory = Path(json.loads(module.stdout)["Dir"])
-    found = described(directory, "types/mount.proto", "services/snapshots/v1/snapshots.proto")
+    found = described(needed(module_source, MODULE), "types/mount.proto", "services/snapshots/v1/snapshots.proto")
     return {name: what for name, what in found.items() if ".types." not in name or name == "containerd.types.Mount"}
 
 

@@ -20,7 +20,8 @@ from snapshotter.errors import InvalidArgumentError, NotSupportedError
 from snapshotter.events import Event
 from snapshotter.filters import MAX_SELECTORS, MAX_SIZE, parse
 from snapshotter.snapshot import Info, Kind
-from tests.containerd.builds import UnavailableError, go_program
+from tests.containerd.builds import go_program
+from tests.containerd.needed import needed
 
 INFO = Info(Kind.ACTIVE, "foo", labels={"a": "b", "x.y/z": "1 2", "bytes": "é"})
 ACCEPTED = {
@@ -252,10 +253,7 @@ def oracle() -> Iterator[Oracle]:
     """
     What containerd's own pkg/filters answers, from a small Go program.
     """
-    try:
-        program = go_program(Path(__file__).parent / "oracle")
-    except UnavailableError as error:
-        pytest.skip(str(error))
+    program = needed(go_program, Path(__file__).parent / "oracle")
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
 
