@@ -19,8 +19,8 @@ int pybtrfs_syncfs(int fd);
 int64_t pybtrfs_fstatfs_type(int fd);
 int pybtrfs_openat2(int dirfd, const char *path, const struct pybtrfs_open_how *how);
 int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle, int flags);
-uint32_t pybtrfs_keep_changed(char *items, uint32_t count, uint64_t transid, struct pybtrfs_ioctl_search_header *last,
-                              uint32_t *size);
+int64_t pybtrfs_keep_changed(char *items, uint32_t size, uint32_t count, uint64_t transid,
+                             struct pybtrfs_ioctl_search_header *last, uint32_t *kept_size);
 """
 
 SOURCE = """
@@ -80,19 +80,26 @@ static int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle,
 }
 
 /*
- * Keep, of the items that a tree search found, the inodes and file extents that changed after the transaction. Gives
- * how many they are and how large, and the header of the last item found.
+ * Keep, of the items that a tree search found in a buffer of that size, the inodes and file extents that changed after
+ * the transaction. Gives how many they are and how large, and the header of the last item found; -EIO when there are
+ * fewer than it says.
  */
-static uint32_t pybtrfs_keep_changed(char *items, uint32_t count, uint64_t transid,
-                                     struct pybtrfs_ioctl_search_header *last, uint32_t *size)
+static int64_t pybtrfs_keep_changed(char *items, uint32_t size, uint32_t count, uint64_t transid,
+                                    struct pybtrfs_ioctl_search_header *last, uint32_t *kept_size)
 {
     const char *from = items;
+    const char *end = items + size;
     char *to = items;
-    uint32_t kept = 0;
+    int64_t kept = 0;
 
     while (count--) {
-        memcpy(last, from, sizeof(*last));
-        uint32_t length = sizeof(*last) + last->len;
+        size_t length = sizeof(*last);
+        if ((size_t)(end - from) < length)
+            return -EIO;
+        memcpy(last, from, length);
+        length += last->len;
+        if ((size_t)(end - from) < length)
+            return -EIO;
         int inode = last->type == PYBTRFS_INODE_ITEM_KEY;
         if ((inode || last->type == PYBTRFS_EXTENT_DATA_KEY) && last->len >= 2 * sizeof(uint64_t)) {
             uint64_t changed;
@@ -106,7 +113,7 @@ static uint32_t pybtrfs_keep_changed(char *items, uint32_t count, uint64_t trans
         }
         from += length;
     }
-    *size = (uint32_t)(to - items);
+    *kept_size = (uint32_t)(to - items);
     return kept;
 }
 """

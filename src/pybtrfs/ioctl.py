@@ -298,7 +298,8 @@ def tree_search_v2_changed(
     last = ffi.new("struct pybtrfs_ioctl_search_header *")
     size = ffi.new("uint32_t *")
     items = ffi.cast("char *", arguments.buf)
-    count = lib.pybtrfs_keep_changed(items, int(arguments.key.nr_items), transid, last, size)
+    kept = lib.pybtrfs_keep_changed(items, buf_size, int(arguments.key.nr_items), transid, last, size)
+    count = check(kept, "BTRFS_IOC_TREE_SEARCH_V2")
     return count, ffi.buffer(items, int(size[0]))[:], (int(last.objectid), int(last.type), int(last.offset))
 
 

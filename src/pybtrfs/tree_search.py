@@ -133,12 +133,21 @@ def _search_key(tree_id: int, start: Key, end: Key, min_transid: int, max_transi
 
 def _items(count: int, buffer: bytes) -> Iterator[Item]:
     make = tuple.__new__  # of a NamedTuple half as expensive as its own
+    size = len(buffer)
     end = 0
     for _ in range(count):
-        transid, objectid, offset, type_, length = _HEADER.unpack_from(buffer, end)
         data = end + _HEADER.size
+        if data > size:
+            raise _cut_short()
+        transid, objectid, offset, type_, length = _HEADER.unpack_from(buffer, end)
         end = data + length
+        if end > size:
+            raise _cut_short()
         yield make(Item, (objectid, type_, offset, transid, buffer[data:end]))
+
+
+def _cut_short() -> OSError:
+    return OSError(errno.EIO, "the kernel found more items than it returned")
 
 
 def _search_v2(fd: int, key: ioctl.SearchKey, buffer_size: int) -> tuple[int, bytes]:

@@ -4,6 +4,7 @@ Tree searches on real btrfs.
 
 import errno
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,3 +287,16 @@ def test_pages_go_on_behind_the_last_key(files: Path, monkeypatch: pytest.Monkey
     number = (last.objectid << 72) + (last.type << 64) + last.offset + 1
     following = [] if last == MAX_KEY else [(number >> 72, number >> 64 & 255, number & MAX)]
     assert starts == [MIN_KEY, *following]
+
+
+@pytest.mark.parametrize("size", [31, 32 + 9])
+def test_less_than_the_kernel_says(files: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """
+    An answer that ends within an item's header or data is an I/O error, and no item.
+    """
+    header = struct.pack("=QQQII", 1, 256, 0, items.INODE_ITEM_KEY, 10)
+    monkeypatch.setattr(ioctl, "tree_search_v2", lambda *_: (1, (header + bytes(10))[:size]))
+    with pytest.raises(OSError) as caught:
+        next(search(files))
+    assert caught.value.errno == errno.EIO
+    assert caught.value.filename == files
