@@ -184,11 +184,11 @@ def there(btrfs: Path) -> Iterator[SimpleNamespace]:
 
 
 @pytest.fixture
-def quota(image_mount: Callable[..., Path]) -> Iterator[SimpleNamespace]:
+def quota(btrfs_mount: Callable[..., Path]) -> Iterator[SimpleNamespace]:
     """
     A filesystem of its own, with simple quotas.
     """
-    fd = os.open(image_mount(), os.O_RDONLY)
+    fd = os.open(btrfs_mount(), os.O_RDONLY)
     try:
         ioctl.quota_ctl(fd, ioctl.QUOTA_CTL_ENABLE_SIMPLE_QUOTA)
         yield SimpleNamespace(quota=fd)

@@ -333,7 +333,7 @@ def is_subvolume(target: Target) -> bool:
 
 
 def is_root(fd: int) -> bool:
-    return os.fstat(fd).st_ino == FIRST_FREE_OBJECTID and syscall.fstatfs_type(fd) == syscall.BTRFS_SUPER_MAGIC
+    return syscall.fstat_ino(fd) == FIRST_FREE_OBJECTID and syscall.fstatfs_type(fd) == syscall.BTRFS_SUPER_MAGIC
 
 
 def _flags(fd: int, target: Target) -> int:

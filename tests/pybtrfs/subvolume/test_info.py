@@ -22,6 +22,7 @@ pytestmark = pytest.mark.btrfs
 # Asking
 
 
+@pytest.mark.fake
 @pytest.mark.parametrize("kind", FORMS)
 def test_get_info(base: Path, kind: str) -> None:
     """
@@ -47,6 +48,7 @@ def test_get_info(base: Path, kind: str) -> None:
     assert info.rtime == info.stime
 
 
+@pytest.mark.fake
 def test_get_info_of_the_top_level(base: Path) -> None:
     """
     The top level is contained in nothing.
@@ -55,6 +57,7 @@ def test_get_info_of_the_top_level(base: Path) -> None:
     assert (info.id, info.name, info.parent_id, info.dir_id) == (5, "", 0, 0)
 
 
+@pytest.mark.fake
 def test_get_info_of_a_snapshot(base: Path) -> None:
     """
     A snapshot says so by id as well, and read-only.
@@ -67,6 +70,7 @@ def test_get_info_of_a_snapshot(base: Path) -> None:
     assert info.parent_uuid == subvolume.get_info(base).uuid
 
 
+@pytest.mark.fake
 def test_info_of_what_is_inside(base: Path) -> None:
     """
     What is inside a subvolume answers for it, but is none.
@@ -101,6 +105,7 @@ def test_info_elsewhere(tmp_path: Path) -> None:
         subvolume.wait_deleted(tmp_path, 256)
 
 
+@pytest.mark.fake
 def test_info_of_a_deleted_subvolume(base: Path) -> None:
     """
     A deleted subvolume is a FileNotFoundError, also through a file descriptor that is still open.
@@ -180,6 +185,7 @@ def test_read_only_unprivileged(base: Path, unprivileged: Callable[..., Any]) ->
     assert subvolume.get_read_only(base)
 
 
+@pytest.mark.fake
 def test_a_received_subvolume_stays_read_only(base: Path) -> None:
     """
     A received subvolume is made writable only when told, and has no received uuid then.
@@ -200,11 +206,11 @@ def test_a_received_subvolume_stays_read_only(base: Path) -> None:
     assert subvolume.get_info(base).received_uuid is None
 
 
-def test_default(image_mount: Callable[..., Path], tmp_path: Path) -> None:
+def test_default(btrfs_mount: Callable[..., Path], tmp_path: Path) -> None:
     """
     The default subvolume is the top level at first, and the one that is mounted when none is named.
     """
-    top = image_mount()
+    top = btrfs_mount()
     make(top, "new", "new/inside")
     assert subvolume.get_default(top) == 5
     subvolid = subvolume.get_id(top / "new")
@@ -224,6 +230,7 @@ def test_default(image_mount: Callable[..., Path], tmp_path: Path) -> None:
 # Open subvolumes
 
 
+@pytest.mark.fake
 def test_an_open_subvolume(base: Path) -> None:
     """
     A Subvolume owns a file descriptor of its own, close-on-exec, until it is closed, once or more often.
@@ -280,6 +287,7 @@ def test_an_ioctl_that_the_kernel_lacks(base: Path, monkeypatch: pytest.MonkeyPa
 # Relations
 
 
+@pytest.mark.fake
 def test_find_uuid(base: Path) -> None:
     """
     A subvolume is found by its uuid, as bytes and as UUID, before the next commit and until it is deleted.
@@ -296,6 +304,7 @@ def test_find_uuid(base: Path) -> None:
         subvolume.find_uuid(base, b"short")
 
 
+@pytest.mark.fake
 def test_find_received_uuid(base: Path) -> None:
     """
     What was received and its read-only snapshots are found by the received uuid; writable snapshots are not.
@@ -312,6 +321,7 @@ def test_find_received_uuid(base: Path) -> None:
     assert sorted(found) == [subvolume.get_id(base / "received"), subvolume.get_id(base / "copy")]
 
 
+@pytest.mark.fake
 def test_ancestors(base: Path) -> None:
     """
     What contains a subvolume is listed from the inside out, by path and by id, and ends with the top level.
@@ -326,6 +336,7 @@ def test_ancestors(base: Path) -> None:
         list(subvolume.ancestors(base, 1 << 40))
 
 
+@pytest.mark.fake
 def test_origins(base: Path) -> None:
     """
     What a snapshot is a snapshot of is listed, the nearest first, as far as it is there.

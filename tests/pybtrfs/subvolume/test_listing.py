@@ -21,6 +21,7 @@ from tests.pybtrfs.subvolume.common import below, children, make, open_directory
 pytestmark = pytest.mark.btrfs
 
 
+@pytest.mark.fake
 def test_iterate(base: Path) -> None:
     """
     All subvolumes below one are listed with their paths and what get_info says, whatever lies in between.
@@ -42,6 +43,7 @@ def test_iterate(base: Path) -> None:
     assert [entry.info.id for entry in entries] == sorted(entry.info.id for entry in entries)
 
 
+@pytest.mark.fake
 def test_iterate_from_the_top(base: Path) -> None:
     """
     From the top level the paths are those of get_path.
@@ -73,6 +75,7 @@ def test_iterate_asks_once_for_each_directory(base: Path, monkeypatch: pytest.Mo
     assert calls.count("BTRFS_IOC_INO_LOOKUP") == 1
 
 
+@pytest.mark.fake
 def test_children(base: Path) -> None:
     """
     The subvolumes directly below one are listed in any number, with their directories and paths.
