@@ -18,6 +18,9 @@ int pybtrfs_umount2(const char *target, int flags);
 int pybtrfs_syncfs(int fd);
 int64_t pybtrfs_fstatfs_type(int fd);
 int pybtrfs_openat2(int dirfd, const char *path, const struct pybtrfs_open_how *how);
+int pybtrfs_make_directory(int dirfd, const char *name, unsigned int mode, const char *xattr, const void *value,
+                           size_t size);
+int pybtrfs_name_to_handle_at(int dirfd, const char *path, struct pybtrfs_file_handle *handle, int flags);
 int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle, int flags);
 uint32_t pybtrfs_keep_changed(char *items, uint32_t count, uint64_t transid, struct pybtrfs_ioctl_search_header *last,
                               uint32_t *size);
@@ -33,8 +36,10 @@ SOURCE = """
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
+#include <sys/xattr.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -74,6 +79,28 @@ static int pybtrfs_openat2(int dirfd, const char *path, const struct pybtrfs_ope
 {
     int fd = (int)syscall(SYS_openat2, dirfd, path, how, sizeof(*how));
     return fd < 0 ? -errno : fd;
+}
+
+/* Make a directory with an extended attribute, or nothing. */
+static int pybtrfs_make_directory(int dirfd, const char *name, unsigned int mode, const char *xattr, const void *value,
+                                  size_t size)
+{
+    if (mkdirat(dirfd, name, mode) < 0)
+        return -errno;
+    int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd >= 0 && fsetxattr(fd, xattr, value, size, 0) == 0)
+        return fd;
+    int error = errno;
+    if (fd >= 0)
+        close(fd);
+    unlinkat(dirfd, name, AT_REMOVEDIR);
+    return -error;
+}
+
+static int pybtrfs_name_to_handle_at(int dirfd, const char *path, struct pybtrfs_file_handle *handle, int flags)
+{
+    int mount_id;
+    return name_to_handle_at(dirfd, path, (struct file_handle *)handle, &mount_id, flags) < 0 ? -errno : 0;
 }
 
 static int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle, int flags)
