@@ -27,7 +27,11 @@ TINY = Effort(
     seconds=1.2,
     aged=5,
 )
-CALLS = {"create", "snapshot", "delete", "get_id", "get_info", "get_read_only", "list 10 subvolumes"}
+CALLS = {
+    *("create", "snapshot", "delete", "get_id", "get_info", "get_info, raw", "get_read_only"),
+    *("list 10 subvolumes", "the same, and read all fields", "snapshot and delete, 64 threads"),
+    *(f"longest pause of a thread beside {call}" for call in ("create", "delete", "snapshot", "list")),
+}
 OPERATIONS = {
     "prepare",
     "prepare, no parent",
@@ -45,6 +49,7 @@ OPERATIONS = {
     "backlog of destroys at 64 threads, most in 1 s",
 }
 TARGETS = 6  # on each store
+CALLS_TARGETS = 6
 
 
 @pytest.mark.btrfs
@@ -65,7 +70,7 @@ def test_a_run_has_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "fresh store": OPERATIONS,
         "store aged by 5 snapshots": OPERATIONS | {"open"},
     }
-    assert sum(row["target"] is not None for row in values["rows"]) == 2 * TARGETS
+    assert sum(row["target"] is not None for row in values["rows"]) == CALLS_TARGETS + 2 * TARGETS
     table = capsys.readouterr().out
     assert all(row["name"] in table for row in values["rows"])
 
