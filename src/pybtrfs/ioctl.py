@@ -59,7 +59,7 @@ LO_FLAGS_AUTOCLEAR: int = lib.PYBTRFS_LO_FLAGS_AUTOCLEAR
 LO_FLAGS_DIRECT_IO: int = lib.PYBTRFS_LO_FLAGS_DIRECT_IO
 
 Limit = tuple[int | None, int | None]
-"""Limits of a qgroup in bytes: of what it references, of what is exclusively its own; None is no limit."""
+"""Limits of a qgroup in bytes, of what it references and of what is exclusively its own; None is no limit."""
 
 Inherit = tuple[Sequence[int], Limit | None]
 """The qgroups a new subvolume joins, and the limits of its own qgroup."""
