@@ -25,8 +25,8 @@ int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle, int fl
 uint32_t pybtrfs_keep_changed(char *items, uint32_t count, uint64_t transid, struct pybtrfs_ioctl_search_header *last,
                               uint32_t *size);
 void pybtrfs_read_info(const struct pybtrfs_ioctl_get_subvol_info_args *info, struct pybtrfs_subvolume *subvolume);
-uint32_t pybtrfs_read_subvolumes(const char *items, uint32_t count, struct pybtrfs_subvolume *subvolumes,
-                                 struct pybtrfs_ioctl_search_header *last);
+int64_t pybtrfs_read_subvolumes(const char *items, uint32_t size, uint32_t count, struct pybtrfs_subvolume *subvolumes,
+                                struct pybtrfs_ioctl_search_header *last);
 """
 
 SOURCE = """
@@ -175,18 +175,24 @@ static void pybtrfs_read_info(const struct pybtrfs_ioctl_get_subvol_info_args *i
 
 /*
  * Read the subvolumes whose roots a tree search found, and where they are, unless they are deleted. Gives how many they
- * are, and the header of the item to go on behind: the last one, or the one before a root whose place is still to come.
+ * are, and the header of the item to go on behind: the last one, or the one before a root whose place is still to come;
+ * -EIO when there are fewer items than it says.
  */
-static uint32_t pybtrfs_read_subvolumes(const char *items, uint32_t count, struct pybtrfs_subvolume *subvolumes,
-                                        struct pybtrfs_ioctl_search_header *last)
+static int64_t pybtrfs_read_subvolumes(const char *items, uint32_t size, uint32_t count,
+                                       struct pybtrfs_subvolume *subvolumes, struct pybtrfs_ioctl_search_header *last)
 {
+    const char *end = items + size;
     struct pybtrfs_ioctl_search_header header = {0}, before = {0};
     struct pybtrfs_subvolume *subvolume = subvolumes - 1;
 
     for (uint32_t i = 0; i < count; i++) {
         before = header;
+        if ((size_t)(end - items) < sizeof(header))
+            return -EIO;
         memcpy(&header, items, sizeof(header));
         const char *data = items + sizeof(header);
+        if ((size_t)(end - data) < header.len)
+            return -EIO;
         items = data + header.len;
         if (header.type == PYBTRFS_ROOT_ITEM_KEY) {
             struct pybtrfs_root_item root = {0};
@@ -223,7 +229,7 @@ static uint32_t pybtrfs_read_subvolumes(const char *items, uint32_t count, struc
         header = before;
     }
     *last = header;
-    return (uint32_t)(subvolume + 1 - subvolumes);
+    return subvolume + 1 - subvolumes;
 }
 """
 

@@ -355,9 +355,12 @@ def tree_search_v2_subvolumes(
     count = int(arguments.key.nr_items)
     if not count:
         return iter(()), None
-    subvolumes = ffi.new("struct pybtrfs_subvolume[]", count)
     last = ffi.new("struct pybtrfs_ioctl_search_header *")
-    found = lib.pybtrfs_read_subvolumes(ffi.cast("char *", arguments.buf), count, subvolumes, last)
+    # No more than have room, whatever the kernel says.
+    subvolumes = ffi.new("struct pybtrfs_subvolume[]", min(count, buf_size // ffi.sizeof(last[0])))
+    items = ffi.cast("char *", arguments.buf)
+    read = lib.pybtrfs_read_subvolumes(items, buf_size, count, subvolumes, last)
+    found = check(read, "BTRFS_IOC_TREE_SEARCH_V2")
     values = _SUBVOLUME.iter_unpack(ffi.buffer(subvolumes, found * _SUBVOLUME.size))
     return map(SubvolInfo, values), (int(last.objectid), int(last.type), int(last.offset))
 

@@ -331,6 +331,19 @@ ROOTS = st.lists(
 )
 
 
+def filled(buffer: bytes, count: int) -> Callable[..., int]:
+    """
+    A kernel that finds *count* items, and puts *buffer* where they belong.
+    """
+
+    def answer(fd: int, name: str, arguments: Any) -> int:
+        arguments.key.nr_items = count
+        ffi.memmove(arguments.buf, buffer, len(buffer))
+        return 0
+
+    return answer
+
+
 @given(ROOTS)
 def test_what_is_read_of_subvolumes(roots: list[tuple[bytes, bool, tuple[int, int, bytes] | None]]) -> None:
     """
@@ -351,13 +364,8 @@ def test_what_is_read_of_subvolumes(roots: list[tuple[bytes, bool, tuple[int, in
     if count > 1 and roots[-1][2] is None:
         del expected[-1]  # its place may be in the next buffer
 
-    def answer(fd: int, name: str, arguments: Any) -> int:
-        arguments.key.nr_items = count
-        ffi.memmove(arguments.buf, buffer, len(buffer))
-        return 0
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ioctl, "_ioctl", answer)
+        patch.setattr(ioctl, "_ioctl", filled(buffer, count))
         found, last = ioctl.tree_search_v2_subvolumes(-1, ioctl.SearchKey(*range(10)), 8192)
     for info, (number, name, parent, dirid, root) in zip(found, expected, strict=True):
         assert (info.treeid, info.name, info.parent_id, info.dirid) == (number, name, parent, dirid)
@@ -366,3 +374,20 @@ def test_what_is_read_of_subvolumes(roots: list[tuple[bytes, bool, tuple[int, in
         assert [getattr(info, f"{letter}transid") for letter in "cosr"] == list(root[12:16])
         assert [getattr(info, f"{letter}time") % (1 << 64) for letter in "cosr"] == [t % (1 << 64) for t in root[16:]]
     assert last == (None if not count else (expected[-1][0], *last[1:]))
+
+
+@pytest.mark.parametrize(
+    ("length", "cut", "count"), [(439, 1, 2), (439, 32 + 439, 2), (1 << 31, 0, 2), (0, 0, 1 << 31)]
+)
+def test_subvolumes_that_are_not_in_the_buffer(
+    monkeypatch: pytest.MonkeyPatch, length: int, cut: int, count: int
+) -> None:
+    """
+    Fewer items than the kernel says it found, or larger ones than the buffer, are EIO.
+    """
+    buffer = 2 * (struct.pack("=QQQII", 1, 256, 0, items.ROOT_ITEM_KEY, length) + bytes(min(length, 439)))
+    size = len(buffer) - cut
+    monkeypatch.setattr(ioctl, "_ioctl", filled(buffer[:size], count))
+    with pytest.raises(OSError) as caught:
+        ioctl.tree_search_v2_subvolumes(-1, ioctl.SearchKey(*range(10)), size)
+    assert caught.value.errno == errno.EIO
