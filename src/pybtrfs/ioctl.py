@@ -12,7 +12,7 @@ import errno
 from collections.abc import Iterator, Sequence
 from functools import cache
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, cast, overload
 
 from pybtrfs._btrfs import ffi, lib
 from pybtrfs.syscall import check
@@ -178,7 +178,10 @@ class Number:
     @overload
     def __get__(self, subvolume: SubvolRecord, owner: object) -> int: ...
     def __get__(self, subvolume: SubvolRecord | None, owner: object) -> Number | int:
-        return self if subvolume is None else int(self._read(subvolume[4], self._offset)[0])
+        if subvolume is None:
+            return self
+        value: int = self._read(subvolume[4], self._offset)[0]
+        return value
 
 
 class SubvolInfo(SubvolRecord):
@@ -345,10 +348,11 @@ def tree_search_v2_changed(
 
 def tree_search_v2_subvolumes(
     fd: int, key: SearchKey, buf_size: int
-) -> tuple[Iterator[SubvolInfo], tuple[int, int, int] | None]:
+) -> tuple[Iterator[SubvolRecord], tuple[int, int, int] | None]:
     """
-    As `tree_search_v2` in the tree of roots, and return the subvolumes found, those that are deleted with zeros for
-    their place and an empty name; and the objectid, type and offset to go on behind, if any item was found.
+    As `tree_search_v2` in the tree of roots, and return the subvolumes found, as `SubvolInfo` takes them, those that
+    are deleted with zeros for their place and an empty name; and the objectid, type and offset to go on behind, if any
+    item was found.
     """
     arguments = ffi.new("struct pybtrfs_ioctl_search_args_v2 *", {"key": key, "buf_size": buf_size, "buf": buf_size})
     _ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
@@ -361,8 +365,8 @@ def tree_search_v2_subvolumes(
     items = ffi.cast("char *", arguments.buf)
     read = lib.pybtrfs_read_subvolumes(items, buf_size, count, subvolumes, last)
     found = check(read, "BTRFS_IOC_TREE_SEARCH_V2")
-    values = _SUBVOLUME.iter_unpack(ffi.buffer(subvolumes, found * _SUBVOLUME.size))
-    return map(SubvolInfo, values), (int(last.objectid), int(last.type), int(last.offset))
+    records = cast(Iterator[SubvolRecord], _SUBVOLUME.iter_unpack(ffi.buffer(subvolumes, found * _SUBVOLUME.size)))
+    return records, (int(last.objectid), int(last.type), int(last.offset))
 
 
 def ino_lookup(fd: int, treeid: int, objectid: int) -> tuple[int, bytes]:

@@ -4,8 +4,9 @@ The items of a btrfs tree, as the kernel finds them.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import Struct
+from typing import TypeVar
 
 from pybtrfs import ioctl
 from pybtrfs.items import (
@@ -25,6 +26,8 @@ from pybtrfs.items import (
 from pybtrfs.path import Target, opened
 
 __all__ = ["MAX", "MAX_KEY", "MIN_KEY", "Item", "Key", "search", "search_changes", "search_subvolumes"]
+
+_Kind = TypeVar("_Kind")
 
 MAX = (1 << 64) - 1
 MIN_KEY = Key(0, 0, 0)
@@ -122,11 +125,12 @@ def search_changes(target: Target, transid: int, *, tree_id: int = 0) -> Iterato
 
 def search_subvolumes(
     target: Target,
+    kind: Callable[[ioctl.SubvolRecord], _Kind],
     *,
     min_id: int = FIRST_FREE_OBJECTID,
     max_id: int = LAST_FREE_OBJECTID,
     buffer_size: int = _BUFFER_SIZE,
-) -> Iterator[ioctl.SubvolInfo]:
+) -> Iterator[_Kind]:
     """
     Yield the subvolumes from *min_id* to *max_id*, both included, by id. For the top level and for what is deleted and
     not yet cleaned the place is zeros, and the name empty.
@@ -134,6 +138,9 @@ def search_subvolumes(
     Times and transactions of what is not yet committed are not seen.
 
     Issues ``BTRFS_IOC_TREE_SEARCH_V2`` (Linux 3.16) as often as it takes, which needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        kind: What each is to be: `pybtrfs.ioctl.SubvolInfo` or `pybtrfs.subvolume.SubvolumeInfo`.
     """
     with opened(target) as fd:
         start: Key | None = Key(min_id, ROOT_ITEM_KEY, 0)
@@ -143,7 +150,7 @@ def search_subvolumes(
             found, last = ioctl.tree_search_v2_subvolumes(fd, key, buffer_size)
             if last is None:
                 return
-            yield from found
+            yield from map(kind, found)
             start = _following(Key(*last))
 
 

@@ -121,7 +121,7 @@ CASES = [
     Case(
         "tree_search_v2_subvolumes",
         lambda e: ioctl.tree_search_v2_subvolumes(e.mine, ROOTS, 8192),
-        lambda e, found: [info.treeid for info in found[0]][:1] == [5] and found[1][0] >= 5,
+        lambda e, found: next(found[0])[0] == 5 and found[1][0] >= 5,
         errno.EPERM,
     ),
     Case("ino_lookup", lambda e: ioctl.ino_lookup(e.mine, 0, 256), lambda e, found: found == (e.mine_id, b"")),

@@ -311,7 +311,7 @@ def test_subvolumes(btrfs: Path, buffer_size: int) -> None:
     infos = [ioctl.get_subvol_info(fd) for fd in fds]
     for name in names[-2:]:
         subvolume.delete(btrfs / name)  # open, and so not cleaned
-    found = list(search_subvolumes(btrfs, min_id=infos[0].treeid, buffer_size=buffer_size))
+    found = list(search_subvolumes(btrfs, ioctl.SubvolInfo, min_id=infos[0].treeid, buffer_size=buffer_size))
     assert found[:-2] == infos[:-2]
     assert repr(found[4]) == repr(infos[4])
     for gone, info in zip(found[-2:], infos[-2:], strict=True):
@@ -367,7 +367,7 @@ def test_what_is_read_of_subvolumes(roots: list[tuple[bytes, bool, tuple[int, in
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ioctl, "_ioctl", filled(buffer, count))
         found, last = ioctl.tree_search_v2_subvolumes(-1, ioctl.SearchKey(*range(10)), 8192)
-    for info, (number, name, parent, dirid, root) in zip(found, expected, strict=True):
+    for info, (number, name, parent, dirid, root) in zip(map(ioctl.SubvolInfo, found), expected, strict=True):
         assert (info.treeid, info.name, info.parent_id, info.dirid) == (number, name, parent, dirid)
         assert (info.generation, info.flags, info.uuid) == (root.generation, root.flags, root.uuid)
         assert (info.parent_uuid, info.received_uuid) == (root.parent_uuid, root.received_uuid)

@@ -728,7 +728,7 @@ class _Tree:
 
     def _sweep(self) -> None:
         self._all = {}
-        for found in search_subvolumes(self._fd):
+        for found in search_subvolumes(self._fd, ioctl.SubvolInfo):
             self._all.setdefault(found.parent_id, []).append(found)
             self._found[found.treeid] = found
 

@@ -388,7 +388,7 @@ def lookup_root(fd: int, subvolid: int) -> SubvolInfo | None:
     """
     Find a subvolume that may be deleted, as long as it is not cleaned.
     """
-    return next(search_subvolumes(fd, min_id=subvolid, max_id=subvolid, buffer_size=_ONE), None)
+    return next(search_subvolumes(fd, SubvolInfo, min_id=subvolid, max_id=subvolid, buffer_size=_ONE), None)
 
 
 def is_deleted(found: SubvolInfo) -> bool:

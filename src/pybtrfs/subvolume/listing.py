@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import NamedTuple
 
 from pybtrfs import ioctl, syscall
-from pybtrfs.ioctl import SubvolInfo
 from pybtrfs.items import FS_TREE_OBJECTID
 from pybtrfs.path import Target, opened
 from pybtrfs.subvolume.info import (
@@ -26,6 +26,7 @@ from pybtrfs.subvolume.info import (
 from pybtrfs.tree_search import search_subvolumes
 
 _REMEMBERED = 4096
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # those of os.fsdecode
 _OUT_OF_REACH = (
     errno.EACCES,
     errno.EXDEV,  # something is mounted on it
@@ -76,7 +77,7 @@ def iterate(filesystem: Target, *, top: int = FS_TREE_OBJECTID) -> Iterator[Subv
     with opened(filesystem) as fd:
         if top == 0:
             top = get_id(fd)
-        roots = search_subvolumes(fd)
+        roots = search_subvolumes(fd, SubvolumeInfo)
         try:
             first = list(islice(roots, 1))
         except PermissionError:
@@ -176,18 +177,18 @@ def _walk(fd: int, above: str) -> Iterator[SubvolumeEntry]:
         yield from _walk(child_fd, f"{above}{path}/")
 
 
-def _sweep(fd: int, top: int, found: Iterable[SubvolInfo]) -> Iterator[SubvolumeEntry]:
+def _sweep(fd: int, top: int, found: Iterable[SubvolumeInfo]) -> Iterator[SubvolumeEntry]:
     paths = _Paths(fd, top)
     make = tuple.__new__  # of a NamedTuple half as expensive as its own
-    above: str | None = None
     where = 0, 0
-    for raw in found:
-        subvolid, name, parent_id, dirid, _ = raw
+    above: str | None = None
+    for info in found:
+        subvolid, name, parent_id, dirid, _ = info
         if where != (parent_id, dirid):
             where = parent_id, dirid
             above = paths.of(*where) if parent_id else None  # what is deleted is nowhere
         if above is not None and subvolid != top:
-            yield make(SubvolumeEntry, (above + os.fsdecode(name), SubvolumeInfo(raw)))
+            yield make(SubvolumeEntry, (above + name.decode(_ENCODING, _ERRORS), info))
 
 
 class _Paths:
