@@ -16,6 +16,7 @@ class Pause:
 
     def __init__(self) -> None:
         self.longest = 0
+        self._begun = threading.Event()
         self._ended = False
         self._thread = threading.Thread(target=self._tick)
 
@@ -26,9 +27,12 @@ class Pause:
             now = time.perf_counter_ns()
             self.longest = max(self.longest, now - last)
             last = now
+            self._begun.set()
 
     def __enter__(self) -> "Pause":
         self._thread.start()
+        self._begun.wait()
+        self.longest = 0
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import run
 from benchmarks.measure import Effort, Figure, Row, Target, compare, rows
+from benchmarks.pause import Pause
 
 TINY = Effort(
     rounds=2,
@@ -115,3 +117,14 @@ def test_a_target_may_be_of_the_figure_itself() -> None:
     """
     assert Row("group", "name", "ours", Figure(5, 1, 9, 3), target=Target(5)).met
     assert Row("group", "name", "ours", Figure(5, 1, 9, 3)).met is None
+
+
+def test_a_pause_is_seen() -> None:
+    """
+    Another thread is seen to stand still while one call holds the GIL.
+    """
+    with Pause() as pause:
+        begin = time.perf_counter_ns()
+        sum(range(5_000_000))
+        took = time.perf_counter_ns() - begin
+    assert pause.longest > took / 2
