@@ -176,11 +176,13 @@ class _Calls:
             return {
                 step: [timed(list, subvolume.iterate(self._mount))],
                 looked_at: [timed(_read, subvolume.iterate(self._mount))],
+                _paused("list"): _pause(lambda: list(subvolume.iterate(self._mount)), [()]),
             }
 
         def program(call: Program) -> Round:
             took = call("list", self._mount, 0, 1)
-            return {step: took, looked_at: took}
+            paused = {} if call is self._bare else {_paused("list"): call("pause list", self._mount, 0, 1)}
+            return {step: took, looked_at: took, **paused}
 
         def reader() -> Round:
             with btrfs.FileSystem(os.fspath(self._mount)) as opened:
@@ -206,7 +208,6 @@ class _Calls:
                     _paused("create"): _pause(subvolume.create, [((fd, name),) for name in names]),
                     _paused("delete"): _pause(subvolume.delete, [((fd, name),) for name in names]),
                     _paused("snapshot"): _pause(subvolume.snapshot, [(opened, (fd, name)) for name in names]),
-                    _paused("list"): _pause(lambda: list(subvolume.iterate(self._mount)), [()]),
                 }
             for name in names:
                 subvolume.delete((fd, name))
@@ -220,7 +221,6 @@ class _Calls:
                 _paused("create"): call("pause create", directory, 0, count),
                 _paused("delete"): call("pause delete", directory, 0, count),
                 _paused("snapshot"): call("pause snapshot", directory, 0, count, self._source),
-                _paused("list"): call("pause list", self._mount, 0, 1),
             }
             call("delete", directory, 0, count)
             return round
