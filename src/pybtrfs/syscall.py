@@ -33,6 +33,7 @@ RESOLVE_BENEATH: int = lib.PYBTRFS_RESOLVE_BENEATH
 _PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _FILEID_BTRFS_WITHOUT_PARENT = 0x4D
+_HANDLE_BYTES = 20
 
 
 def mount(source: _PathLike, target: _PathLike, fstype: str, flags: int = 0, data: str | bytes = b"") -> None:
@@ -91,6 +92,38 @@ def openat2(dirfd: int, path: _PathLike, flags: int, resolve: int = 0, mode: int
     return check(lib.pybtrfs_openat2(dirfd, _text(path), how), "openat2", filename=path)
 
 
+def make_directory(dirfd: int, name: _PathLike, mode: int, xattr: str, value: bytes) -> int:
+    """
+    Make the directory *name* in *dirfd*, with an extended attribute, or nothing, and return its fd, close-on-exec.
+
+    A crash of the process may leave it without the attribute.
+
+    Issues mkdirat(2), openat(2) and fsetxattr(2), and gives up the GIL once for all of them: where many threads make
+    directories, each time is a turn to wait for.
+    """
+    result = lib.pybtrfs_make_directory(dirfd, _text(name), mode, _text(xattr), value, len(value))
+    return check(result, "mkdirat, openat, fsetxattr", filename=name)
+
+
+def name_to_handle_at(dirfd: int, path: _PathLike, flags: int = 0) -> tuple[int, int]:
+    """
+    Return the subvolume and the inode number of the file at *path*, relative to *dirfd*, on btrfs.
+
+    A symlink at the end is not followed, and nothing is opened.
+
+    Issues name_to_handle_at(2), which some sandboxes refuse without ``CAP_SYS_ADMIN``.
+
+    Raises:
+        OSError: EOPNOTSUPP: *path* is not on btrfs.
+    """
+    handle = ffi.new("struct pybtrfs_file_handle *", {"handle_bytes": _HANDLE_BYTES})
+    result = lib.pybtrfs_name_to_handle_at(dirfd, _text(path), handle, flags)
+    if result == -errno.EOVERFLOW or (result == 0 and handle.handle_type != _FILEID_BTRFS_WITHOUT_PARENT):
+        result = -errno.EOPNOTSUPP
+    check(result, "name_to_handle_at", filename=path)
+    return int(handle.root_objectid), int(handle.objectid)
+
+
 def open_by_handle_at(fd: int, treeid: int, objectid: int, generation: int, flags: int) -> int:
     """
     Open the inode *objectid* of the subvolume *treeid* of the btrfs that holds *fd*, close-on-exec, and return the fd.
@@ -105,7 +138,7 @@ def open_by_handle_at(fd: int, treeid: int, objectid: int, generation: int, flag
     handle = ffi.new(
         "struct pybtrfs_file_handle *",
         {
-            "handle_bytes": 20,
+            "handle_bytes": _HANDLE_BYTES,
             "handle_type": _FILEID_BTRFS_WITHOUT_PARENT,
             "objectid": objectid,
             "root_objectid": treeid,

@@ -13,7 +13,7 @@ from pybtrfs.testing import copy_tree, remove_tree
 from snapshotter import usage
 from snapshotter.mountinfo import MountTable
 from snapshotter.snapshot import Measured, Mount
-from snapshotter.volumes import EMPTY, FS, LAYER, Directory, Found, MountMode, opened
+from snapshotter.volumes import EMPTY, FS, LAYER, Directory, Found, MountMode, Place, opened
 
 _NEW = ".new"  # behind the name of a copy that is not whole yet
 
@@ -54,8 +54,11 @@ class DirectoryVolumes:
     def create(self, directory: Directory) -> None:
         _make_directory(FS, directory.fd)
 
-    def snapshot(self, source: Directory, name: str, directory: Directory) -> None:
-        _copy(os.path.join(source.path, name), os.path.join(directory.path, FS))
+    def snapshot(self, layer: Place, directory: Directory) -> None:
+        _copy(layer.path, os.path.join(directory.path, FS))
+
+    def fork(self, source: Place, directory: Directory) -> None:
+        _copy(source.path, os.path.join(directory.path, FS))
 
     def freeze(self, directory: Directory) -> None:
         self.destroy(directory, LAYER, MountTable())
@@ -96,8 +99,8 @@ class DirectoryVolumes:
             # A copy has a ctime of its own, and the mtime of the original.
             return usage.walk(fd, parent_fd, changed_by="st_mtime_ns")
 
-    def mount(self, path: str, *, read_only: bool) -> Mount:
-        return Mount("bind", path, options=("rbind", "ro" if read_only else "rw"))
+    def mount(self, place: Place, *, read_only: bool) -> Mount:
+        return Mount("bind", place.path, options=("rbind", "ro" if read_only else "rw"))
 
 
 def _make_directory(name: str, dir_fd: int) -> None:

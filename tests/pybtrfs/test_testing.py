@@ -27,14 +27,14 @@ def content(root: Path) -> list[Any]:
     """
     All that can be asked about the subvolumes below *root*, but for what is never the same twice.
     """
-    ids: dict[bytes, str] = {}
+    ids: dict[str, str] = {}
     found = []
     for path, info in subvolume.iterate(root, top=0):
-        ids[info.uuid_bytes] = path
+        ids[str(info.uuid)] = path
         own = subvolume.get_info(root / path)
         assert (own.id, own.parent_id, own.dir_id, own.uuid) == (info.id, info.parent_id, info.dir_id, info.uuid)
         below = [subvolume.get_child_path(root / path, child) for child in subvolume.children(root / path)]
-        origin = ids.get(own.parent_uuid_bytes, own.parent_uuid is not None)
+        origin = ids.get(str(own.parent_uuid), own.parent_uuid is not None)
         found.append((path, own.read_only, origin, sorted(below), len(list(subvolume.ancestors(root, own.id)))))
     return found
 

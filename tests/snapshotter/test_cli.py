@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from pybtrfs import image, subvolume, syscall
 from snapshotter import Mount, Snapshotter, cli, image_store
+from snapshotter.cli import output
 from snapshotter.mounting import mounted
 
 CODES = {0, 1, 2, 3, 4, 5, 130}
@@ -149,7 +150,7 @@ class TestCommands:
         A bind mount is printed as mount(8) takes it.
         """
         mount = Mount("bind", "/a b", "sub", ("rbind", "ro"))
-        assert cli.mount_command(mount, "/mnt") == "mount -o rbind,ro '/a b' /mnt/sub"
+        assert output.mount_command(mount, "/mnt") == "mount -o rbind,ro '/a b' /mnt/sub"
 
     def test_ls(self, layers: str, run: Run) -> None:
         """

@@ -553,7 +553,7 @@ def test_no_descriptors(name: str, store: Snapshotter) -> None:
         assert descriptors() == before
         if spare - failed > 2:
             break
-    assert 0 < failed < 19
+    assert (0 if name == "mounts" else 1) <= failed < 19  # that one opens nothing
     consistent(store)
 
 

@@ -65,7 +65,7 @@ def test_times_are_not_cut(base: Path) -> None:
     Times have fractions of a second, and the last two are no items of the tuple.
     """
     info = btrfsutil.subvolume_info(base)
-    assert info.otime == subvolume.get_info(base).otime_ns / 1e9
+    assert info.otime == subvolume.get_info(base).raw.otime / 1e9
     assert info.otime % 1
     assert (len(info), info[-1]) == (14, info.otime)
     assert (info.stime, info.rtime) == (0, 0)

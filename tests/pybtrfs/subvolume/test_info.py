@@ -39,12 +39,12 @@ def test_get_info(base: Path, kind: str) -> None:
     assert (info.name, info.parent_id) == ("new", subvolume.get_id(base))
     assert info.dir_id == (base / "directory").stat().st_ino
     assert info.uuid is not None
-    assert info.uuid.bytes == info.uuid_bytes
+    assert info.uuid.bytes == info.raw.uuid
     assert (info.parent_uuid, info.received_uuid) == (None, None)
     assert info.generation == info.ctransid == info.otransid > 0
     assert before < info.otime <= info.ctime < datetime.now(UTC)
-    assert abs(info.otime_ns - info.otime.timestamp() * 10**9) < 10**6
-    assert (info.stime_ns, info.stime) == (0, datetime(1970, 1, 1, tzinfo=UTC))
+    assert abs(info.raw.otime - info.otime.timestamp() * 10**9) < 10**6
+    assert (info.raw.stime, info.stime) == (0, datetime(1970, 1, 1, tzinfo=UTC))
     assert info.rtime == info.stime
 
 
@@ -295,7 +295,7 @@ def test_find_uuid(base: Path) -> None:
     make(base, "new")
     info = subvolume.get_info(base / "new")
     assert info.uuid is not None
-    assert subvolume.find_uuid(base, info.uuid) == subvolume.find_uuid(base, info.uuid_bytes) == info.id
+    assert subvolume.find_uuid(base, info.uuid) == subvolume.find_uuid(base, info.raw.uuid) == info.id
     subvolume.delete(base / "new")
     with pytest.raises(FileNotFoundError, match=info.uuid.hex) as caught:
         subvolume.find_uuid(base, info.uuid)
@@ -310,7 +310,7 @@ def test_find_received_uuid(base: Path) -> None:
     What was received and its read-only snapshots are found by the received uuid; writable snapshots are not.
     """
     make(base, "received")
-    uuid = subvolume.get_info(base / "received").uuid_bytes
+    uuid = subvolume.get_info(base / "received").raw.uuid
     assert subvolume.find_received_uuid(base, uuid) == ()
     with form(base / "received", "fd") as fd:
         ioctl.set_received_subvol(fd, uuid, 1)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import filesystem, ioctl, items, subvolume, syscall
+from pybtrfs import filesystem, ioctl, subvolume, syscall
 from pybtrfs.subvolume import listing
 from tests.pybtrfs.subvolume.common import below, children, make, open_directory, without
 
@@ -271,15 +271,15 @@ def test_iterate_in_a_loop_of_renames(base: Path, monkeypatch: pytest.MonkeyPatc
     """
     make(base, "a", "a/b", "a/b/c", "d")
     ids = {name: subvolume.get_id(base / name) for name in ("a", "a/b")}
-    lookup = listing.lookup
+    lookup = listing.lookup_root
 
     def confused(fd: int, subvolid: int) -> Any:
-        root, place = lookup(fd, subvolid)
-        if subvolid == ids["a"]:
-            return root, (ids["a/b"], items.RootRef(256, 0, b"a"))
-        return root, place
+        found = lookup(fd, subvolid)
+        if found is not None and subvolid == ids["a"]:
+            return ioctl.SubvolInfo((ids["a"], b"a", ids["a/b"], 256, found[4]))
+        return found
 
-    monkeypatch.setattr(listing, "lookup", confused)
+    monkeypatch.setattr(listing, "lookup_root", confused)
     assert below(base) == ["a", "d"]
 
 

@@ -1,0 +1,54 @@
+"""
+What commands print alike.
+"""
+
+import argparse
+import json
+import os
+import shlex
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from snapshotter.snapshot import Info, Mount
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def described(info: Info) -> dict[str, Any]:
+    """
+    *info* as JSON has it.
+    """
+    return {
+        "kind": str(info.kind),
+        "name": info.name,
+        "parent": info.parent,
+        "created": info.created.isoformat(timespec="microseconds"),
+        "updated": info.updated.isoformat(timespec="microseconds"),
+        "labels": dict(info.labels),
+    }
+
+
+def time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}Z"
+
+
+def print_mounts(arguments: argparse.Namespace, mounts: Iterable[Mount]) -> None:
+    if arguments.json:
+        print_json([asdict(mount) for mount in mounts])
+        return
+    for mount in mounts:
+        print(mount_command(mount, getattr(arguments, "target", "TARGET")))
+
+
+def mount_command(mount: Mount, target: str) -> str:
+    """
+    The mount(8) command line that makes *mount* at *target*.
+    """
+    kind = [] if mount.type == "bind" else ["-t", mount.type]
+    options = ["-o", ",".join(mount.options)] if mount.options else []
+    point = os.path.join(target, mount.target) if mount.target else target
+    return shlex.join(["mount", *kind, *options, mount.source, point])
