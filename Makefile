@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-containerd lint bench bench-peers proto
+.PHONY: setup demo test test-containerd fuzz lint docs bench bench-peers proto
 
 setup:
 	@PYTHON='$(PYTHON)' tools/setup
@@ -17,10 +17,18 @@ test: lint
 test-containerd: setup
 	$(BIN)/pytest tests/containerd --containerd all --buildkit
 
+fuzz: setup
+	$(BIN)/python -m pip install -q --group fuzz
+	$(BIN)/python -m tests.fuzz $(FUZZ)
+
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: setup
+	@$(BIN)/pip install -q --group docs
+	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
 
 bench: setup
 	$(BIN)/python -m benchmarks

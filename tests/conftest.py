@@ -3,8 +3,6 @@ Real btrfs for every test that asks, a check that no test leaks, and plain words
 """
 
 import ctypes
-import errno
-import itertools
 import os
 import pickle
 import shutil
@@ -13,43 +11,24 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from pybtrfs import image, subvolume, syscall
+from pybtrfs import syscall, testing
 
 # Timing decides no test.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 NOBODY = 65534
-CAP_SYS_ADMIN = 21
 CLONE_NEWNS = 0x20000
 PATIENCE = 10  # seconds for what the kernel releases later than it answers, such as a loop device
 
 
-def _why_no_btrfs() -> str:
-    """
-    What this machine lacks for a btrfs of its own; empty when nothing.
-    """
-    if os.geteuid():
-        return "needs root"
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    if not int(status["CapEff"], 16) >> CAP_SYS_ADMIN & 1:
-        return "needs CAP_SYS_ADMIN, which root lacks here (a container?)"
-    try:
-        syscall.mount("/nonexistent", "/", "btrfs")  # loads the module where there is one
-    except OSError as error:
-        if error.errno == errno.ENODEV:
-            return "needs a kernel with btrfs"
-    return ""
-
-
-WHY_NO_BTRFS = _why_no_btrfs()
+WHY_NO_BTRFS = testing.why_no_btrfs()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -93,7 +72,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if WHY_NO_BTRFS and item.get_closest_marker("btrfs"):
+    marker = item.get_closest_marker("btrfs")
+    if WHY_NO_BTRFS and marker and marker.kwargs.get("needed", True):
         pytest.skip(WHY_NO_BTRFS)
 
 
@@ -164,61 +144,6 @@ def nothing_leaks() -> Iterator[None]:
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: {', '.join(sorted(leaked))}")
         time.sleep(0.01)
-
-
-@pytest.fixture
-def image_mount() -> Iterator[Callable[..., Path]]:
-    """
-    A function that mounts a fresh btrfs of *size* bytes, gone after the test.
-    """
-    with ExitStack() as stack:
-
-        def mount(size: int = 256 << 20, **options: Any) -> Path:
-            if WHY_NO_BTRFS:
-                pytest.skip(WHY_NO_BTRFS)
-            path = stack.enter_context(image.temporary(size, **options))
-            path.parent.chmod(0o755)
-            return path
-
-        yield mount
-
-
-@pytest.fixture(scope="session")
-def btrfs_image() -> Iterator[Path]:
-    """
-    The mounted btrfs that tests share.
-    """
-    if WHY_NO_BTRFS:
-        pytest.skip(WHY_NO_BTRFS)
-    with image.temporary(8 << 30) as mount:
-        mount.parent.chmod(0o755)
-        yield mount
-
-
-_names = itertools.count()
-
-
-@pytest.fixture
-def btrfs(btrfs_image: Path) -> Iterator[Path]:
-    """
-    An empty directory on btrfs; it and its subvolumes are gone after the test.
-    """
-    path = btrfs_image / str(next(_names))
-    path.mkdir()
-    yield path
-    _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if subvolume.is_subvolume(path):
-        subvolume.delete(path, recursive=True)
-        return
-    for entry in os.scandir(path):
-        if entry.is_dir(follow_symlinks=False):
-            _remove(Path(entry.path))
-        else:
-            os.unlink(entry)
-    path.rmdir()
 
 
 @pytest.fixture

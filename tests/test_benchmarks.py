@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import run
 from benchmarks.measure import Effort, Figure, Row, Target, compare, rows
+from benchmarks.pause import Pause
 
 TINY = Effort(
     rounds=2,
@@ -27,7 +29,11 @@ TINY = Effort(
     seconds=1.2,
     aged=5,
 )
-CALLS = {"create", "snapshot", "delete", "get_id", "get_info", "get_read_only", "list 10 subvolumes"}
+CALLS = {
+    *("create", "snapshot", "delete", "get_id", "get_info", "get_info, raw", "get_read_only"),
+    *("list 10 subvolumes", "the same, and read all fields", "snapshot and delete, 64 threads"),
+    *(f"longest pause of a thread beside {call}" for call in ("create", "delete", "snapshot", "list")),
+}
 OPERATIONS = {
     "prepare",
     "prepare, no parent",
@@ -45,6 +51,7 @@ OPERATIONS = {
     "backlog of destroys at 64 threads, most in 1 s",
 }
 TARGETS = 6  # on each store
+CALLS_TARGETS = 6
 
 
 @pytest.mark.btrfs
@@ -65,7 +72,7 @@ def test_a_run_has_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "fresh store": OPERATIONS,
         "store aged by 5 snapshots": OPERATIONS | {"open"},
     }
-    assert sum(row["target"] is not None for row in values["rows"]) == 2 * TARGETS
+    assert sum(row["target"] is not None for row in values["rows"]) == CALLS_TARGETS + 2 * TARGETS
     table = capsys.readouterr().out
     assert all(row["name"] in table for row in values["rows"])
 
@@ -110,3 +117,14 @@ def test_a_target_may_be_of_the_figure_itself() -> None:
     """
     assert Row("group", "name", "ours", Figure(5, 1, 9, 3), target=Target(5)).met
     assert Row("group", "name", "ours", Figure(5, 1, 9, 3)).met is None
+
+
+def test_a_pause_is_seen() -> None:
+    """
+    Another thread is seen to stand still while one call holds the GIL.
+    """
+    with Pause() as pause:
+        begin = time.perf_counter_ns()
+        sum(range(5_000_000))
+        took = time.perf_counter_ns() - begin
+    assert pause.longest > took / 2

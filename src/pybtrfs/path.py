@@ -24,6 +24,9 @@ Destination = str | bytes | os.PathLike[str] | os.PathLike[bytes] | tuple[int | 
 """A name to make or remove: a path, or an open directory and a name in it."""
 
 
+_NO_NAMES = frozenset((b"", b".", b".."))
+
+
 class _Held:
     """
     A file descriptor for the length of a ``with``, in which errors of the kernel get the name that the caller used.
@@ -56,12 +59,13 @@ class opened(_Held):  # noqa: N801 - used like a function
 
     def __enter__(self) -> int:
         target = self._filename
-        if isinstance(target, str | bytes | os.PathLike):
+        # A number first: asking whether it is a path takes as long as an ioctl.
+        if isinstance(target, int) or not isinstance(target, (str, bytes, os.PathLike)):
+            self._fd = descriptor(target)
+        else:
             # Non-blocking, for a path may lead to a FIFO or a device.
             self._fd = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
             self._owned = True
-        else:
-            self._fd = descriptor(target)
         return self._fd
 
 
@@ -108,7 +112,7 @@ def descriptor(target: int | HasFileno) -> int:
 
 
 def _checked(given: object, name: bytes) -> bytes:
-    if name in (b"", b".", b".."):
+    if name in _NO_NAMES:
         raise ValueError(f"{given!r} has no name of its own")
     if len(name) > VOL_NAME_MAX:
         raise ValueError(f"the name in {given!r} is longer than {VOL_NAME_MAX} bytes")

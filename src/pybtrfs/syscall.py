@@ -73,6 +73,15 @@ def fstatfs_type(fd: int) -> int:
     return check(lib.pybtrfs_fstatfs_type(fd), "fstatfs")
 
 
+def fstat_ino(fd: int) -> int:
+    """
+    Return the inode number of *fd*.
+
+    Issues fstat(2). The standard library has it, but there the subvolumes of `pybtrfs.testing` have other numbers.
+    """
+    return os.fstat(fd).st_ino
+
+
 def openat2(dirfd: int, path: _PathLike, flags: int, resolve: int = 0, mode: int = 0) -> int:
     """
     Open *path*, relative to *dirfd* and under the ``RESOLVE_*`` rules, close-on-exec, and return the fd.

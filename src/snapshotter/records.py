@@ -144,7 +144,7 @@ def unseal(data: bytes) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(data.decode())  # of bytes it would guess the encoding
         newer = values["format"] > FORMAT
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedError(f"it says something else: {error!r}") from error
     if newer:
         raise FailedPreconditionError(
@@ -188,9 +188,22 @@ def _commit_values(commitment: Commitment, labels: Mapping[str, str]) -> list[An
 
 
 def _commitment(values: list[Any], labels: Mapping[str, str]) -> Commitment:
-    name, changed, dropped, time, verified = values
-    kept = {key: value for key, value in labels.items() if key not in dropped}
-    return Commitment(name, kept | changed, time, verified)
+    name, changed, dropped, time, verified = _is(list, values)
+    kept = {key: value for key, value in labels.items() if key not in _is(list, dropped)}
+    return Commitment(_is(str, name), kept | _labels(changed), _is(int, time), _is(bool, verified))
+
+
+def _labels(values: Any) -> dict[str, str]:
+    return {key: _is(str, value) for key, value in _is(dict, values).items()}
+
+
+def _is(kind: Any, value: Any) -> Any:
+    """
+    *value*, which has to be of the kind: JSON has others.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r:.64} is no {kind}")
+    return value
 
 
 def decode(data: bytes, snapshot_id: int) -> Record:
@@ -211,22 +224,28 @@ def decode(data: bytes, snapshot_id: int) -> Record:
 def _record(values: Mapping[str, Any], snapshot_id: int) -> Record:
     if values["id"] != snapshot_id:
         raise ValueError(f"record of snapshot {values['id']} in the directory of {snapshot_id}")
+    labels = _labels(values.get("labels", {}))
     usage = values.get("usage")
     commit = values.get("commit")
     return Record(
         id=snapshot_id,
         state=State(values["state"]),
-        key=values["key"],
-        parent=values.get("parent"),
-        labels=values.get("labels", {}),
-        created=values["created"],
-        updated=values["updated"],
-        born=values.get("born"),
-        errors=values.get("errors", 0),
-        suspect=values.get("suspect", False),
-        usage=usage and Measured(Usage(usage[0], usage[1]), Usage(usage[2], usage[3])),
-        commitment=commit and _commitment(commit, values.get("labels", {})),
+        key=_is(str, values["key"]),
+        parent=_is(int | None, values.get("parent")),
+        labels=labels,
+        created=_is(int, values["created"]),
+        updated=_is(int, values["updated"]),
+        born=_is(int | None, values.get("born")),
+        errors=_is(int, values.get("errors", 0)),
+        suspect=_is(bool, values.get("suspect", False)),
+        usage=None if usage is None else _usage(usage),
+        commitment=None if commit is None else _commitment(commit, labels),
     )
+
+
+def _usage(values: Any) -> Measured:
+    size, inodes, containerd_size, containerd_inodes = (_is(int, value) for value in _is(list, values))
+    return Measured(Usage(size, inodes), Usage(containerd_size, containerd_inodes))
 
 
 class Medium(Protocol):

@@ -8,9 +8,8 @@ The whole contract without btrfs and without root: for the tests of programs tha
 
 import contextlib
 import os
-import shutil
-import stat
 
+from pybtrfs.testing import copy_tree, remove_tree
 from snapshotter import usage
 from snapshotter.mountinfo import MountTable
 from snapshotter.snapshot import Measured, Mount
@@ -68,7 +67,7 @@ class DirectoryVolumes:
     def destroy(self, directory: Directory, name: str, mounts: MountTable) -> None:
         for leftover in (name, name + _NEW):
             with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(leftover, dir_fd=directory.fd)
+                remove_tree(os.path.join(directory.path, leftover))
 
     def barrier(self, fd: int) -> None:
         pass
@@ -113,30 +112,5 @@ def _copy(source: str, target: str) -> None:
     """
     Copy a tree, whole or not at all.
     """
-    _copy_entry(source, target + _NEW, {})
+    copy_tree(source, target + _NEW)
     os.rename(target + _NEW, target)
-
-
-def _copy_entry(source: str, target: str, linked: dict[int, str]) -> None:
-    """
-    Copy one file of any type with its mode, times and xattrs, and its owner as far as we may; hard links stay links.
-    """
-    status = os.lstat(source)
-    if first := linked.get(status.st_ino):
-        os.link(first, target, follow_symlinks=False)
-        return
-    if stat.S_ISDIR(status.st_mode):
-        os.mkdir(target)
-        for name in os.listdir(source):
-            _copy_entry(os.path.join(source, name), os.path.join(target, name), linked)
-    elif stat.S_ISLNK(status.st_mode):
-        os.symlink(os.readlink(source), target)
-    elif stat.S_ISREG(status.st_mode):
-        shutil.copyfile(source, target)
-    else:
-        os.mknod(target, status.st_mode, status.st_rdev)
-    with contextlib.suppress(PermissionError):
-        os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
-    shutil.copystat(source, target, follow_symlinks=False)
-    if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-        linked[status.st_ino] = target

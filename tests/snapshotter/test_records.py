@@ -264,12 +264,12 @@ def small_nodes() -> Iterator[Path]:
 
 @pytest.mark.btrfs
 @pytest.mark.parametrize("nodesize", [4096, 16384])
-def test_room(nodesize: int, request: pytest.FixtureRequest, image_mount: Callable[..., Path]) -> None:
+def test_room(nodesize: int, request: pytest.FixtureRequest, btrfs_mount: Callable[..., Path]) -> None:
     """
     The kernel takes every record up to the limit, in place of any other, wherever in a leaf it stands: where it grew in
     a crowded leaf it would be refused as on a full disk.
     """
-    root: Path = request.getfixturevalue("small_nodes") if nodesize == 4096 else image_mount()
+    root: Path = request.getfixturevalue("small_nodes") if nodesize == 4096 else btrfs_mount()
     volumes = BtrfsVolumes(str(root), "btrfs")
     limit = volumes.record_limit
     volumes.close()

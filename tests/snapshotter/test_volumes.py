@@ -241,11 +241,11 @@ def test_mount(mode: MountMode, btrfs: Path) -> None:
 
 
 @pytest.mark.btrfs
-def test_device(image_mount: Callable[..., Path]) -> None:
+def test_device(btrfs_mount: Callable[..., Path]) -> None:
     """
     The device is that of this filesystem, among others.
     """
-    roots = [image_mount() for _ in range(3)]
+    roots = [btrfs_mount() for _ in range(3)]
     for root in roots:
         subvolume.create(root / FS)
         with opened(BtrfsVolumes, root) as volumes, open_directory(root) as fd:
@@ -516,11 +516,11 @@ def open_directory(path: Path) -> Iterator[int]:
 
 
 @pytest.mark.btrfs
-def test_reclaim(image_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reclaim(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """
     The space of many destroyed subvolumes is there afterwards, also if the cleaner did not hear the first call.
     """
-    mount = image_mount()
+    mount = btrfs_mount()
     filesystem.sync(mount)
     before = used(mount)
     for number in range(500):
