@@ -12,7 +12,7 @@ import errno
 from collections.abc import Iterator, Sequence
 from functools import cache
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple, cast, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from pybtrfs._btrfs import ffi, lib
 from pybtrfs.syscall import check
@@ -366,7 +366,7 @@ def tree_search_v2_subvolumes(
     items = ffi.cast("char *", arguments.buf)
     read = lib.pybtrfs_read_subvolumes(items, buf_size, count, subvolumes, last)
     found = check(read, "BTRFS_IOC_TREE_SEARCH_V2")
-    records = cast(Iterator[SubvolRecord], _SUBVOLUME.iter_unpack(ffi.buffer(subvolumes, found * _SUBVOLUME.size)))
+    records = _SUBVOLUME.iter_unpack(ffi.buffer(subvolumes, found * _SUBVOLUME.size))
     return records, (int(last.objectid), int(last.type), int(last.offset))
 
 

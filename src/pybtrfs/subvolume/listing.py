@@ -64,8 +64,9 @@ def iterate(filesystem: Target, *, top: int = FS_TREE_OBJECTID) -> Iterator[Subv
     listing is not atomic: what is created or deleted meanwhile is listed or not, and what is renamed has one name or
     the other. Times and transactions of what is not yet committed are not seen.
 
-    Issues one tree search, and ``BTRFS_IOC_INO_LOOKUP`` once for each directory that contains subvolumes and is not
-    itself one; of more than some thousands, once more for each that comes again. They need ``CAP_SYS_ADMIN``.
+    Issues one tree search (Linux 3.16), and ``BTRFS_IOC_INO_LOOKUP`` once for each directory that contains subvolumes
+    and is not itself one; of more than some thousands, once more for each that comes again. They need
+    ``CAP_SYS_ADMIN``.
 
     To a caller without it the kernel shows what is below *filesystem*, which must then be the root of *top*: by
     `children`, `get_child_path` and `get_info`, each before what it contains. What the caller may not open, and what

@@ -260,5 +260,8 @@ def test_the_same_about_what_is_deleted(base: Path) -> None:
             ("SubvolumeIterator", str(base)),
         ):
             theirs, ours = (one.ask(name, *arguments, how="exactly") for one in peers)
-            assert ours == theirs
-            assert name != "deleted_subvolumes" or subvolid in ours
+            if name == "deleted_subvolumes":  # others of this filesystem may be cleaned between the two
+                assert subvolid in theirs
+                assert subvolid in ours
+            else:
+                assert ours == theirs
