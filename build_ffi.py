@@ -111,8 +111,8 @@ static uint32_t pybtrfs_keep_changed(char *items, uint32_t count, uint64_t trans
 }
 """
 
-# From <sys/mount.h>.
-MOUNT_CONSTANTS = """
+# From <sys/mount.h> and <fcntl.h>.
+CONSTANTS = """
 #define MS_RDONLY ...
 #define MS_NOSUID ...
 #define MS_NODEV ...
@@ -125,6 +125,7 @@ MOUNT_CONSTANTS = """
 #define MNT_FORCE ...
 #define MNT_DETACH ...
 #define UMOUNT_NOFOLLOW ...
+#define O_PATH ...
 """
 
 
@@ -143,7 +144,7 @@ ffi = FFI()
 ffi.cdef("static const char *const PYBTRFS_VERSION;")
 ffi.cdef(declarations((HERE / HEADER).read_text()))
 ffi.cdef(FUNCTIONS)
-ffi.cdef(MOUNT_CONSTANTS)
+ffi.cdef(CONSTANTS)
 ffi.set_source(
     "pybtrfs._btrfs",
     SOURCE,

@@ -36,7 +36,7 @@ class _Lib(Protocol):
     def pybtrfs_keep_changed(self, items: CData, count: int, transid: int, last: CData, size: CData, /) -> int: ...
     def __getattr__(self, name: str, /) -> int:
         """
-        A constant of btrfs_uapi.h or of <sys/mount.h>.
+        A constant of btrfs_uapi.h, of <sys/mount.h> or of <fcntl.h>.
         """
 
 ffi: _FFI
