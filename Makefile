@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-containerd lint bench bench-peers proto
+.PHONY: setup demo test test-containerd test-runtimes lint bench bench-peers proto
 
 setup:
 	@PYTHON='$(PYTHON)' tools/setup
@@ -16,6 +16,9 @@ test: lint
 
 test-containerd: setup
 	$(BIN)/pytest tests/containerd --containerd all --buildkit
+
+test-runtimes: setup
+	$(BIN)/python -m tools.runtimes
 
 lint: setup
 	$(BIN)/ruff check
