@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-containerd fuzz lint docs bench bench-peers proto
+.PHONY: setup demo test test-containerd test-runtimes fuzz lint docs bench bench-peers proto
 
 setup:
 	@PYTHON='$(PYTHON)' tools/setup
@@ -20,6 +20,9 @@ test-containerd: setup
 fuzz: setup
 	$(BIN)/python -m pip install -q --group fuzz
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+test-runtimes: setup
+	$(BIN)/python -m tools.runtimes
 
 lint: setup
 	$(BIN)/ruff check

@@ -241,8 +241,8 @@ static int64_t pybtrfs_read_subvolumes(const char *items, uint32_t size, uint32_
 }
 """
 
-# From <sys/mount.h>.
-MOUNT_CONSTANTS = """
+# From <sys/mount.h> and <fcntl.h>.
+CONSTANTS = """
 #define MS_RDONLY ...
 #define MS_NOSUID ...
 #define MS_NODEV ...
@@ -255,6 +255,7 @@ MOUNT_CONSTANTS = """
 #define MNT_FORCE ...
 #define MNT_DETACH ...
 #define UMOUNT_NOFOLLOW ...
+#define O_PATH ...
 """
 
 
@@ -273,7 +274,7 @@ ffi = FFI()
 ffi.cdef("static const char *const PYBTRFS_VERSION;")
 ffi.cdef(declarations((HERE / HEADER).read_text()))
 ffi.cdef(FUNCTIONS)
-ffi.cdef(MOUNT_CONSTANTS)
+ffi.cdef(CONSTANTS)
 ffi.set_source(
     "pybtrfs._btrfs",
     SOURCE,

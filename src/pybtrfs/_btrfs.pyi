@@ -47,7 +47,7 @@ class _Lib(Protocol):
     ) -> int: ...
     def __getattr__(self, name: str, /) -> int:
         """
-        A constant of btrfs_uapi.h or of <sys/mount.h>.
+        A constant of btrfs_uapi.h, of <sys/mount.h> or of <fcntl.h>.
         """
 
 ffi: _FFI

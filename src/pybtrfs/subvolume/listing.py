@@ -7,7 +7,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -148,9 +149,10 @@ def open_child(fd: int, path: str, child: SubvolumeRef) -> int:
         raise
 
 
-def opened_children(fd: int) -> Iterator[tuple[SubvolumeRef, str, int]]:
+def opened_children(fd: int) -> Generator[tuple[SubvolumeRef, str, int], None, None]:
     """
-    Yield the subvolumes directly below one, each with its path and a file descriptor that is open until the next one.
+    Yield the subvolumes directly below one, each with its path and a file descriptor that is open until the next one;
+    the last one until this is at its end, or closed.
 
     What the caller may not open, and what something is mounted on, is left out.
     """
@@ -169,13 +171,14 @@ def opened_children(fd: int) -> Iterator[tuple[SubvolumeRef, str, int]]:
 
 
 def _walk(fd: int, above: str) -> Iterator[SubvolumeEntry]:
-    for _, path, child_fd in opened_children(fd):
-        try:
-            info = get_info(child_fd)
-        except FileNotFoundError:
-            continue  # deleted meanwhile
-        yield SubvolumeEntry(above + path, info)
-        yield from _walk(child_fd, f"{above}{path}/")
+    with closing(opened_children(fd)) as found:
+        for _, path, child_fd in found:
+            try:
+                info = get_info(child_fd)
+            except FileNotFoundError:
+                continue  # deleted meanwhile
+            yield SubvolumeEntry(above + path, info)
+            yield from _walk(child_fd, f"{above}{path}/")
 
 
 def _sweep(fd: int, top: int, found: Iterable[SubvolumeInfo]) -> Iterator[SubvolumeEntry]:
