@@ -52,7 +52,7 @@ LAYERS = [
     {"snapshotter.recovery", "snapshotter.worker"},
     {"snapshotter.contract"},
     {"snapshotter"},
-    {"snapshotter.image_store", "snapshotter.inventory", "snapshotter.extents"},
+    {"snapshotter.image_store", "snapshotter.inventory", "snapshotter.extents", "snapshotter.holders"},
     {"snapshotter.space"},
     {
         "snapshotter.demo",

@@ -102,3 +102,17 @@ def test_frees(store: Snapshotter, run: Run) -> None:
     assert run("frees", "fork", "web") == "8.0 KiB\n"
     assert run("frees", "fork", "web", "--bytes") == "8192\n"
     assert json.loads(run("frees", "web", "fork", "--json")) == {"keys": ["web", "fork"], "size": 8192}
+
+
+def test_why(store: Snapshotter, run: Run) -> None:
+    """
+    why names what keeps a snapshot.
+    """
+    assert run("why", "base") == "child      v\n           web\n"
+    assert run("why", "web") == "           nothing keeps it\n"
+    with mounted(store.mounts("web")) as path:
+        assert run("why", "web").startswith(f"mount      {path} in the namespace of process ")
+        found = json.loads(run("why", "web", "--json"))
+    [mount] = found.pop("mounts")
+    assert found == {"children": [], "processes": []}
+    assert (mount["path"], mount["read_only"]) == (path, False)

@@ -52,6 +52,14 @@ def add(commands: arguments.Commands) -> None:
         arguments.BYTES,
         example="snapshotter frees web web-2",
     )
+    why = commands.add(
+        "why",
+        _why,
+        "show what keeps a snapshot: children, mounts in any namespace, processes",
+        arguments.JSON,
+        example="snapshotter why base",
+    )
+    why.add_argument("key", metavar="KEY")
     commands.add(
         "usage", _usage, "measure what snapshots add to their parents", arguments.KEYS, arguments.JSON, arguments.BYTES
     )
@@ -174,6 +182,25 @@ def _frees(parsed: argparse.Namespace) -> None:
         output.print_json({"keys": parsed.keys, "size": size})
     else:
         print(size if parsed.bytes else display.size(size))
+
+
+def _why(parsed: argparse.Namespace) -> None:
+    from snapshotter import holders
+
+    with arguments.reading(parsed) as store:
+        found = holders.find(store, parsed.key)
+    if parsed.json:
+        output.print_json(asdict(found))
+        return
+    fields = [("child", name) for name in found.children]
+    fields += [
+        ("mount", f"{mount.path} in the namespace of process {mount.pid}{', read-only' if mount.read_only else ''}")
+        for mount in found.mounts
+    ]
+    for process in found.processes:
+        uses = [*process.uses, *([f"{process.open_files} open files"] if process.open_files else [])]
+        fields.append(("process", f"{process.pid} {process.command} ({', '.join(uses)})"))
+    display.fields(fields or [("", "nothing keeps it")])
 
 
 def _usage(parsed: argparse.Namespace) -> None:
