@@ -65,7 +65,7 @@ LAYERS = [
     {"snapshotter.containerd", "snapshotter.service", "snapshotter.unit_files"},
     {"snapshotter.daemon"},
     {"snapshotter.cli.codes", "snapshotter.cli.arguments", "snapshotter.cli.output"},
-    {"snapshotter.cli.changing", "snapshotter.cli.looking", "snapshotter.cli.serving"},
+    {"snapshotter.cli.changing", "snapshotter.cli.listing", "snapshotter.cli.looking", "snapshotter.cli.serving"},
     {"snapshotter.cli"},
     {"snapshotter.__main__"},
 ]
