@@ -34,7 +34,7 @@ from snapshotter.recovery import Recovered, Verdict
 from snapshotter.session import Session, translating
 from snapshotter.snapshot import Info, Kind, Measured, Mount, Usage
 from snapshotter.store import SNAPSHOTS, Store, real_path
-from snapshotter.volumes import FS, LAYER, BtrfsVolumes, Directory, MountMode, Volumes
+from snapshotter.volumes import FS, LAYER, BtrfsVolumes, Directory, MountMode, Place, Volumes
 from snapshotter.worker import Worker
 
 UsageDefinition = Literal["added", "containerd"]
@@ -346,6 +346,19 @@ class Snapshotter:
             DataLossError: Its subvolume is gone.
         """
         return self._reading(key, "mount", self._mounts)
+
+    def subvolume(self, key: str) -> str:
+        """
+        The path of the subvolume with what the snapshot *key* holds: of a view its parent's, or an empty one.
+
+        It is the store's, to look at; a commit moves it, and a removal destroys it.
+
+        Raises:
+            NotFoundError: No snapshot has the key.
+            DataLossError: Its subvolume is gone.
+        """
+        self._session.check()
+        return self._subvolume(self._index.get(key)).path
 
     def _by_definition(self, measured: Measured) -> Usage:
         return measured.added if self._definition == "added" else measured.containerd
@@ -891,13 +904,17 @@ class Snapshotter:
     def _mounts(self, snapshot: Snapshot) -> tuple[Mount, ...]:
         if snapshot.kind is Kind.COMMITTED:
             raise FailedPreconditionError(f"requested snapshot {quoted(snapshot.key)} not active or view")
+        return (self._volumes.mount(self._subvolume(snapshot), read_only=snapshot.kind is Kind.VIEW),)
+
+    def _subvolume(self, snapshot: Snapshot) -> Place:
         _check_whole(snapshot)
         if snapshot.kind is Kind.ACTIVE:
-            return (self._volumes.mount(self._store.subvolume(snapshot.id, FS), read_only=False),)
-        if snapshot.parent:
-            _check_whole(snapshot.parent)
-            return (self._volumes.mount(self._store.subvolume(snapshot.parent.id, LAYER), read_only=True),)
-        return (self._volumes.mount(self._store.empty, read_only=True),)
+            return self._store.subvolume(snapshot.id, FS)
+        layer = snapshot.parent if snapshot.kind is Kind.VIEW else snapshot
+        if layer is None:
+            return self._store.empty
+        _check_whole(layer)
+        return self._store.subvolume(layer.id, LAYER)
 
     def _check_free(self, key: str) -> None:
         if key in self._index:
