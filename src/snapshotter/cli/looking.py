@@ -3,11 +3,9 @@ The commands that change nothing, need no lock, and work beside whoever has the 
 """
 
 import argparse
-from dataclasses import asdict
 
 from snapshotter import display
 from snapshotter.cli import arguments, output
-from snapshotter.cli.codes import DONE, INCONSISTENT
 from snapshotter.errors import DataLossError
 
 
@@ -32,12 +30,6 @@ def add(commands: arguments.Commands) -> None:
     commands.add("tree", _tree, "show snapshots below their parents, with sizes", arguments.JSON, arguments.BYTES)
     commands.add(
         "usage", _usage, "measure what snapshots add to their parents", arguments.KEYS, arguments.JSON, arguments.BYTES
-    )
-    commands.add(
-        "doctor",
-        _doctor,
-        "look for what is wrong with a store, and say how to mend it; 5 if something is",
-        arguments.JSON,
     )
 
 
@@ -86,17 +78,3 @@ def _usage(parsed: argparse.Namespace) -> None:
         amount = str if parsed.bytes else display.size
         rows = [(key, amount(usage.size), str(usage.inodes)) for key, usage in usages]
         display.table(("KEY", "SIZE", "INODES"), rows)
-
-
-def _doctor(parsed: argparse.Namespace) -> int:
-    from snapshotter import doctor
-
-    problems = doctor.examine(arguments.root(parsed))
-    if parsed.json:
-        output.print_json([asdict(problem) for problem in problems])
-    elif not problems:
-        print("nothing is wrong")
-    for problem in problems if not parsed.json else ():
-        print(display.printable(f"{problem.subject}: {problem.what}"))
-        print(display.printable(f"  cure: {problem.cure}"))
-    return INCONSISTENT if problems else DONE
