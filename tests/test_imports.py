@@ -21,7 +21,7 @@ LAYERS = [
     {"pybtrfs.ioctl"},
     {"pybtrfs.errors"},
     {"pybtrfs.path"},
-    {"pybtrfs.tree_search", "pybtrfs.filesystem", "pybtrfs.inode"},
+    {"pybtrfs.tree_search", "pybtrfs.filesystem", "pybtrfs.inode", "pybtrfs.extent"},
     {"pybtrfs.subvolume.info", "pybtrfs.image"},
     {"pybtrfs.subvolume.listing"},
     {"pybtrfs.subvolume.deletion"},
@@ -52,7 +52,8 @@ LAYERS = [
     {"snapshotter.mounting", "snapshotter.recovery", "snapshotter.worker"},
     {"snapshotter.contract"},
     {"snapshotter"},
-    {"snapshotter.image_store"},
+    {"snapshotter.image_store", "snapshotter.inventory", "snapshotter.extents"},
+    {"snapshotter.space"},
     {
         "snapshotter.demo",
         "snapshotter.doctor",
