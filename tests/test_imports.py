@@ -62,9 +62,9 @@ LAYERS = [
         "snapshotter.metrics",
         "snapshotter.systemd",
     },
-    {"snapshotter.containerd", "snapshotter.service", "snapshotter.unit_files"},
+    {"snapshotter.archive", "snapshotter.containerd", "snapshotter.service", "snapshotter.unit_files"},
     {"snapshotter.daemon"},
-    {"snapshotter.cli.codes", "snapshotter.cli.arguments", "snapshotter.cli.output"},
+    {"snapshotter.cli.codes", "snapshotter.cli.arguments", "snapshotter.cli.output", "snapshotter.cli.progress"},
     {
         "snapshotter.cli.changing",
         "snapshotter.cli.contents",
