@@ -8,7 +8,6 @@ from dataclasses import asdict
 
 from snapshotter import display
 from snapshotter.cli import arguments, output
-from snapshotter.cli.codes import DONE, INCONSISTENT
 from snapshotter.snapshot import Kind
 
 
@@ -58,12 +57,6 @@ def add(commands: arguments.Commands) -> None:
     )
     du.add_argument("key", metavar="KEY")
     du.add_argument("--depth", metavar="N", type=int, default=1, help="how far below the root (%(default)s)")
-    commands.add(
-        "doctor",
-        _doctor,
-        "look for what is wrong with a store, and say how to mend it; 5 if something is",
-        arguments.JSON,
-    )
 
 
 def _df(parsed: argparse.Namespace) -> None:
@@ -164,17 +157,3 @@ def _du(parsed: argparse.Namespace) -> None:
         ("EXCLUSIVE", "SHARED", "INODES", "PATH"),
         [(amount(each.exclusive), amount(each.shared), str(each.inodes), each.path) for each in found],
     )
-
-
-def _doctor(parsed: argparse.Namespace) -> int:
-    from snapshotter import doctor
-
-    problems = doctor.examine(arguments.root(parsed))
-    if parsed.json:
-        output.print_json([asdict(problem) for problem in problems])
-    elif not problems:
-        print("nothing is wrong")
-    for problem in problems if not parsed.json else ():
-        print(display.printable(f"{problem.subject}: {problem.what}"))
-        print(display.printable(f"  cure: {problem.cure}"))
-    return INCONSISTENT if problems else DONE
