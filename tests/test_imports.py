@@ -52,7 +52,8 @@ LAYERS = [
     {"snapshotter.recovery", "snapshotter.worker"},
     {"snapshotter.contract"},
     {"snapshotter"},
-    {"snapshotter.image_store"},
+    {"snapshotter.image_store", "snapshotter.inventory"},
+    {"snapshotter.space"},
     {
         "snapshotter.demo",
         "snapshotter.doctor",

@@ -347,6 +347,19 @@ class Snapshotter:
         """
         return self._reading(key, "mount", self._mounts)
 
+    def subvolume(self, key: str) -> str:
+        """
+        The path of the subvolume with what the snapshot *key* holds: of a view its parent's, or an empty one.
+
+        It is the store's, to look at; a commit moves it, and a removal destroys it.
+
+        Raises:
+            NotFoundError: No snapshot has the key.
+            DataLossError: Its subvolume is gone.
+        """
+        self._session.check()
+        return self._subvolume(self._index.get(key))
+
     def _by_definition(self, measured: Measured) -> Usage:
         return measured.added if self._definition == "added" else measured.containerd
 
@@ -891,15 +904,17 @@ class Snapshotter:
     def _mounts(self, snapshot: Snapshot) -> tuple[Mount, ...]:
         if snapshot.kind is Kind.COMMITTED:
             raise FailedPreconditionError(f"requested snapshot {quoted(snapshot.key)} not active or view")
+        return (self._volumes.mount(self._subvolume(snapshot), read_only=snapshot.kind is Kind.VIEW),)
+
+    def _subvolume(self, snapshot: Snapshot) -> str:
         _check_whole(snapshot)
         if snapshot.kind is Kind.ACTIVE:
-            return (self._volumes.mount(os.path.join(self.root, SNAPSHOTS, str(snapshot.id), FS), read_only=False),)
-        if snapshot.parent:
-            _check_whole(snapshot.parent)
-            path = os.path.join(self.root, SNAPSHOTS, str(snapshot.parent.id), LAYER)
-        else:
-            path = os.path.join(self.root, EMPTY)
-        return (self._volumes.mount(path, read_only=True),)
+            return os.path.join(self.root, SNAPSHOTS, str(snapshot.id), FS)
+        layer = snapshot.parent if snapshot.kind is Kind.VIEW else snapshot
+        if layer is None:
+            return os.path.join(self.root, EMPTY)
+        _check_whole(layer)
+        return os.path.join(self.root, SNAPSHOTS, str(layer.id), LAYER)
 
     def _check_free(self, key: str) -> None:
         if key in self._index:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-_NUMBERS = {"SIZE", "INODES"}
+_NUMBERS = {"SIZE", "INODES", "COUNT", "RECLAIMABLE", "USED", "FULL"}
 _COLOURS = {str(Kind.ACTIVE): "green", str(Kind.COMMITTED): "cyan", str(Kind.VIEW): "yellow"}
 
 
@@ -46,6 +46,16 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         _print_rich(console, headings, cells)
     else:
         _print_plain(headings, cells)
+
+
+def fields(pairs: Iterable[tuple[str, str]]) -> None:
+    """
+    Print names and values, a line each; a name that comes again is left out.
+    """
+    last = ""
+    for name, value in pairs:
+        print(f"{'' if name == last else name:10}", printable(value))
+        last = name
 
 
 def tree(rows: Iterable[tuple[str, Info, Usage | None]], *, in_bytes: bool = False) -> None:

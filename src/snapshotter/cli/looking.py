@@ -8,7 +8,8 @@ from dataclasses import asdict
 from snapshotter import display
 from snapshotter.cli import arguments, output
 from snapshotter.cli.codes import DONE, INCONSISTENT
-from snapshotter.errors import DataLossError
+from snapshotter.errors import DataLossError, NotFoundError, quoted
+from snapshotter.snapshot import Kind
 
 
 def add(commands: arguments.Commands) -> None:
@@ -30,6 +31,18 @@ def add(commands: arguments.Commands) -> None:
     )
     ls.add_argument("filters", metavar="FILTER", nargs="*", help="containerd's filters; one of them has to match")
     commands.add("tree", _tree, "show snapshots below their parents, with sizes", arguments.JSON, arguments.BYTES)
+    info = commands.add(
+        "info", _info, "describe one snapshot", arguments.JSON, arguments.BYTES, example="snapshotter info web"
+    )
+    info.add_argument("key", metavar="KEY")
+    commands.add(
+        "df",
+        _df,
+        "show what a store takes of its filesystem, and how full that is",
+        arguments.JSON,
+        arguments.BYTES,
+        example="snapshotter df",
+    )
     commands.add(
         "usage", _usage, "measure what snapshots add to their parents", arguments.KEYS, arguments.JSON, arguments.BYTES
     )
@@ -75,6 +88,72 @@ def _tree(parsed: argparse.Namespace) -> None:
         )
     else:
         display.tree(((lines, info, usage) for _, lines, info, usage in found), in_bytes=parsed.bytes)
+
+
+def _info(parsed: argparse.Namespace) -> None:
+    from snapshotter import inventory
+
+    with arguments.reading(parsed) as store:
+        store.stat(parsed.key)
+        entries = inventory.take(store).entries
+    entry = entries.get(parsed.key)
+    if entry is None:
+        raise NotFoundError(f"snapshot {quoted(parsed.key)} was removed or committed meanwhile")
+    children = [info.name for info in (other.info for other in entries.values()) if info.parent == parsed.key]
+    if parsed.json:
+        output.print_json(output.detailed(entry) | {"children": children})
+        return
+    amount = str if parsed.bytes else display.size
+    info, volume, usage = entry.info, entry.volume, entry.usage
+    fields = [
+        ("key", info.name),
+        ("kind", str(info.kind)),
+        ("parent", info.parent),
+        ("created", output.time(info.created)),
+        ("updated", output.time(info.updated)),
+        *(("label", f"{name}={value}") for name, value in sorted(info.labels.items())),
+        ("size", amount(usage.size) if usage else ""),
+        ("inodes", str(usage.inodes) if usage else ""),
+        ("subvolume", f"{volume.path}, id {volume.info.id}" if volume else ""),
+        ("mounted", "yes" if entry.mounted else "no"),
+        *(("child", name) for name in children),
+        ("problem", entry.problem),
+    ]
+    display.fields((name, value) for name, value in fields if value)
+
+
+def _df(parsed: argparse.Namespace) -> None:
+    from snapshotter import inventory, space
+
+    with arguments.reading(parsed) as store:
+        taken = inventory.take(store)
+        amounts = {
+            "committed": space.of_snapshots(taken, Kind.COMMITTED),
+            "active": space.of_snapshots(taken, Kind.ACTIVE),
+            "view": space.of_snapshots(taken, Kind.VIEW),
+            "pending": space.of_volumes(store.root, taken.pending),
+            "orphaned": space.of_volumes(store.root, taken.orphaned),
+        }
+        whole = space.of_filesystem(store.root)
+    if parsed.json:
+        kinds = {name: asdict(each) for name, each in amounts.items()}
+        output.print_json(kinds | {"filesystem": asdict(whole) | {"metadata_full": round(whole.metadata_full, 4)}})
+        return
+    amount = str if parsed.bytes else display.size
+    display.table(
+        ("TYPE", "COUNT", "SIZE", "RECLAIMABLE"),
+        [(name, str(each.count), amount(each.size), amount(each.reclaimable)) for name, each in amounts.items()],
+    )
+    print()
+    parts = [("devices", whole.size, whole.allocated)]
+    parts += [(f"{group.type}, {group.profile}", group.size, group.used) for group in whole.block_groups]
+    display.table(
+        ("FILESYSTEM", "SIZE", "USED", "FULL"),
+        [(name, amount(size), amount(used), f"{used / size:.0%}") for name, size, used in parts],
+    )
+    print(f"unallocated {amount(whole.unallocated)}, available {amount(whole.available)}")
+    if whole.deleted:
+        print(f"{whole.deleted} deleted subvolumes are being cleaned")
 
 
 def _usage(parsed: argparse.Namespace) -> None:

@@ -9,9 +9,12 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snapshotter.snapshot import Info, Mount
+
+if TYPE_CHECKING:
+    from snapshotter.inventory import Entry
 
 
 def print_json(value: Any) -> None:
@@ -29,6 +32,20 @@ def described(info: Info) -> dict[str, Any]:
         "created": info.created.isoformat(timespec="microseconds"),
         "updated": info.updated.isoformat(timespec="microseconds"),
         "labels": dict(info.labels),
+    }
+
+
+def detailed(entry: "Entry") -> dict[str, Any]:
+    """
+    *entry* as JSON has it.
+    """
+    return described(entry.info) | {
+        "size": entry.usage and entry.usage.size,
+        "inodes": entry.usage and entry.usage.inodes,
+        "subvolume": entry.volume and entry.volume.path,
+        "subvolid": entry.volume and entry.volume.info.id,
+        "mounted": entry.mounted,
+        "problem": entry.problem,
     }
 
 

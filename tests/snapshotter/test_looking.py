@@ -1,0 +1,93 @@
+"""
+What the commands that change nothing print; what they find out is tested with the modules that do.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapshotter import Snapshotter, cli
+from snapshotter.mounting import mounted
+
+pytestmark = pytest.mark.btrfs
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def store(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Snapshotter]:
+    """
+    A store, held open, with a layer "base", its child "web" with 8 KiB, and a view; the environment names it.
+    """
+    with Snapshotter.create(btrfs / "store") as store:
+        store.prepare("build")
+        store.commit("base", "build", {"a": "b=c"})
+        store.prepare("web", "base", {"owner": "me"})
+        store.view("v", "base")
+        store.cleanup()
+        with mounted(store.mounts("web")) as path, open(f"{path}/file", "wb") as file:
+            file.write(bytes(8000))
+            file.flush()
+            os.fsync(file.fileno())
+        monkeypatch.setenv("SNAPSHOTTER_ROOT", str(btrfs / "store"))
+        yield store
+
+
+@pytest.fixture
+def run(store: Snapshotter, capsys: pytest.CaptureFixture[str]) -> Run:
+    """
+    Runs a command that succeeds, and gives what it printed.
+    """
+
+    def run(*argv: str) -> str:
+        assert cli.main(argv) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_info(store: Snapshotter, run: Run) -> None:
+    """
+    info describes a snapshot of each kind.
+    """
+    known: dict[str, Any] = json.loads(run("info", "web", "--json"))
+    assert known == next(info for info in json.loads(run("ls", "--json")) if info["name"] == "web") | {
+        "size": 8192,
+        "inodes": 1,
+        "subvolume": os.path.relpath(store.subvolume("web"), store.root),
+        "subvolid": known["subvolid"],
+        "mounted": False,
+        "problem": "",
+        "children": [],
+    }
+    assert f"subvolid={known['subvolid']}" in store.mounts("web")[0].options
+    text = run("info", "base")
+    assert "label      a=b=c\n" in text
+    assert "child      v\n           web\n" in text
+    assert "size       8192\n" in run("info", "web", "--bytes")
+    assert json.loads(run("info", "v", "--json"))["subvolume"] is None
+
+
+def test_df(store: Snapshotter, run: Run) -> None:
+    """
+    df sums what is in the store by kind, and what is left of what was.
+    """
+    with mounted(store.mounts("web")):
+        store.remove("web")
+        found = json.loads(run("df", "--json"))
+    assert {name: found[name]["count"] for name in ("committed", "active", "view", "pending", "orphaned")} == {
+        "committed": 1,
+        "active": 0,
+        "view": 1,
+        "pending": 1,
+        "orphaned": 0,
+    }
+    assert found["pending"] == {"count": 1, "size": 8192, "reclaimable": 8192}
+    assert found["filesystem"]["unallocated"] == found["filesystem"]["size"] - found["filesystem"]["allocated"]
+    text = run("df")
+    assert text.startswith("TYPE       COUNT")
+    assert "\nmetadata, single " in text
