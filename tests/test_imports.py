@@ -46,8 +46,8 @@ LAYERS = [
     {"snapshotter.records", "snapshotter.volumes"},
     {"snapshotter.api"},
     {"snapshotter.api.mount_pb2"},
-    {"snapshotter.api.snapshots_pb2"},
-    {"snapshotter.api.snapshots_grpc", "snapshotter.messages"},
+    {"snapshotter.api.snapshots_pb2", "snapshotter.api.extension_pb2"},
+    {"snapshotter.api.snapshots_grpc", "snapshotter.api.extension_grpc", "snapshotter.messages"},
     {"snapshotter.index", "snapshotter.store", "snapshotter.testing"},
     {"snapshotter.recovery", "snapshotter.worker"},
     {"snapshotter.contract"},
@@ -88,9 +88,16 @@ IO |= {"subprocess", "threading", "time"}
 ONLY = {  # these imports are these modules' alone
     "pybtrfs._btrfs": {"pybtrfs", "pybtrfs.ioctl", "pybtrfs.syscall"},
     "prometheus_client": {"snapshotter.metrics"},
-    "grpclib": {"snapshotter.api.snapshots_grpc", "snapshotter.client", "snapshotter.rpc", "snapshotter.service"},
+    "grpclib": {
+        "snapshotter.api.extension_grpc",
+        "snapshotter.api.snapshots_grpc",
+        "snapshotter.client",
+        "snapshotter.rpc",
+        "snapshotter.service",
+    },
     "hpack": {"snapshotter.http2"},
     "google.protobuf": {
+        "snapshotter.api.extension_pb2",
         "snapshotter.api.mount_pb2",
         "snapshotter.api.snapshots_pb2",
         "snapshotter.api.snapshots_grpc",

@@ -39,6 +39,7 @@ from snapshotter.worker import Worker
 
 UsageDefinition = Literal["added", "containerd"]
 
+LOCAL = "local"  # the client of library and command
 CLEANUP_SECONDS = 5.0  # for destroying and for the space together
 # What a record may grow by without its labels: usage, generation, state.
 RECORD_RESERVE = 256
@@ -123,7 +124,7 @@ class Snapshotter:
         root: str | os.PathLike[str],
         *,
         read_only: bool = False,
-        client: str | None = "local",
+        client: str | None = LOCAL,
         usage: UsageDefinition = "added",
         mount_mode: MountMode = "btrfs",
         verify: bool = True,
@@ -175,7 +176,7 @@ class Snapshotter:
                 self._problems.append(Problem(self.root, "it is a copy of a store, and can only be read", _ADOPT))
             if not why_read_only:
                 stack.callback(self._store.acquire(socket).release)
-            self.client = client or self._store.header.client or "local"
+            self.client = client or self._store.header.client or LOCAL
             self._making = _Making()
             self._first_id = self._store.header.id_limit
             self._worker = Worker(self._store, self._volumes)
@@ -201,9 +202,7 @@ class Snapshotter:
             FailedPreconditionError: *root* is not on btrfs, or not empty.
             StoreHeldError: Another process is making it.
         """
-        _check_options(
-            options.get("client", "local"), options.get("usage", "added"), options.get("mount_mode", "btrfs")
-        )
+        _check_options(options.get("client", LOCAL), options.get("usage", "added"), options.get("mount_mode", "btrfs"))
         path = real_path(root)
         volumes = options.get("volumes", BtrfsVolumes)
         with translating(f"make a store at {path!r}"):

@@ -70,11 +70,11 @@ class Lock:
     The lock of a store, held until it is released or its process ends.
     """
 
-    def __init__(self, root_fd: int, root: str, socket: str = "") -> None:
+    def __init__(self, root_fd: int, root: str, socket: str = "", client: str = "") -> None:
         self._pid = os.getpid()
         self._fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=root_fd)
         try:
-            self._take(root)
+            self._take(root, client)
             holder = {"pid": self._pid, "command": " ".join(sys.argv)[:COMMAND_SIZE], "socket": socket}
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, json.dumps(holder).encode(), 0)
@@ -82,7 +82,7 @@ class Lock:
             os.close(self._fd)
             raise
 
-    def _take(self, root: str) -> None:
+    def _take(self, root: str, client: str) -> None:
         deadline = time.monotonic() + DEAD_HOLDER_SECONDS
         while True:
             try:
@@ -93,7 +93,9 @@ class Lock:
                 if _alive(pid) or time.monotonic() > deadline:
                     raise StoreHeldError(
                         f"store {root!r} is held by process {pid} ({holder.get('command', 'unknown')}): "
-                        "stop it, or use what only reads"
+                        "stop it, or use what only reads",
+                        holder.get("socket", ""),
+                        client,
                     ) from error
             time.sleep(0.05)
 
@@ -202,7 +204,7 @@ class Store:
         Raises:
             StoreHeldError: Another process has it, or this one already.
         """
-        lock = Lock(self._fd, self.root, socket)
+        lock = Lock(self._fd, self.root, socket, self.header.client)
         try:
             mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
             if mode != 0o700:

@@ -1,5 +1,5 @@
 """
-containerd's messages: ours say the same on the wire, and what is made of them is up to date.
+The messages: containerd's say the same on the wire here, and what is made of all is up to date.
 """
 
 import subprocess
@@ -25,7 +25,7 @@ def test_generated_files_are_up_to_date(tmp_path: Path) -> None:
     """
     subprocess.run([sys.executable, ROOT / "tools/make_messages.py", tmp_path], check=True)
     made = {path.name: path.read_bytes() for path in (tmp_path / "snapshotter/api").iterdir()}
-    assert len(made) == 5
+    assert len(made) == 8
     for name, content in made.items():
         assert (Path(api.__file__).parent / name).read_bytes() == content, f"{name}: run `make proto`"
 

@@ -55,7 +55,7 @@ function _shtab_snapshotter_using
   test "$_shtab_snapshotter_cmdpath" = "$argv"
 end
 
-set -g _shtab_snapshotter_commands init prepare view commit fork rm cleanup mounts ls tree usage doctor serve config ping setup 'setup containerd' 'setup systemd' demo
+set -g _shtab_snapshotter_commands init prepare view commit fork rm cleanup mounts ls tree info df usage doctor serve config ping setup 'setup containerd' 'setup systemd' demo
 set -g _shtab_snapshotter_opts_with_value --address --check --config --config-version --containerd --containerd-config --image --image-file --label --log-format --log-level --metrics-address --mount-mode --name --root --usage --verify --write
 
 complete -c snapshotter -e
@@ -77,14 +77,14 @@ complete -c snapshotter -n '_shtab_snapshotter_using prepare' -l root -xka "(__f
 complete -c snapshotter -n '_shtab_snapshotter_using prepare' -l label -x -d 'may be repeated'
 complete -c snapshotter -n '_shtab_snapshotter_using prepare' -l json -d 'print JSON, of the shape in docs/cli.md'
 complete -c snapshotter -n '_shtab_snapshotter_using prepare; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
-complete -c snapshotter -n '_shtab_snapshotter_using prepare; and test $_shtab_snapshotter_npos -eq 1' -ka "(_snapshotter_keys)" -d 'committed; none for empty'
+complete -c snapshotter -n '_shtab_snapshotter_using prepare; and test $_shtab_snapshotter_npos -eq 1' -ka "(_snapshotter_keys)" -d 'none for empty'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a view -d 'Make a read-only view, and print how to mount it.'
 complete -c snapshotter -n '_shtab_snapshotter_using view' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using view' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
 complete -c snapshotter -n '_shtab_snapshotter_using view' -l label -x -d 'may be repeated'
 complete -c snapshotter -n '_shtab_snapshotter_using view' -l json -d 'print JSON, of the shape in docs/cli.md'
 complete -c snapshotter -n '_shtab_snapshotter_using view; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
-complete -c snapshotter -n '_shtab_snapshotter_using view; and test $_shtab_snapshotter_npos -eq 1' -ka "(_snapshotter_keys)" -d 'committed; none for empty'
+complete -c snapshotter -n '_shtab_snapshotter_using view; and test $_shtab_snapshotter_npos -eq 1' -ka "(_snapshotter_keys)" -d 'none for empty'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a commit -d 'Freeze an active snapshot under a name.'
 complete -c snapshotter -n '_shtab_snapshotter_using commit' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using commit' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
@@ -117,6 +117,17 @@ complete -c snapshotter -n '_shtab_snapshotter_using tree' -s h -l help -d 'show
 complete -c snapshotter -n '_shtab_snapshotter_using tree' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
 complete -c snapshotter -n '_shtab_snapshotter_using tree' -l json -d 'print JSON, of the shape in docs/cli.md'
 complete -c snapshotter -n '_shtab_snapshotter_using tree' -l bytes -d 'print sizes in bytes'
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a info -d 'Describe one snapshot.'
+complete -c snapshotter -n '_shtab_snapshotter_using info' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using info' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using info' -l json -d 'print JSON, of the shape in docs/cli.md'
+complete -c snapshotter -n '_shtab_snapshotter_using info' -l bytes -d 'print sizes in bytes'
+complete -c snapshotter -n '_shtab_snapshotter_using info; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a df -d 'Show what a store takes of its filesystem, and how full that is.'
+complete -c snapshotter -n '_shtab_snapshotter_using df' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using df' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using df' -l json -d 'print JSON, of the shape in docs/cli.md'
+complete -c snapshotter -n '_shtab_snapshotter_using df' -l bytes -d 'print sizes in bytes'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a usage -d 'Measure what snapshots add to their parents.'
 complete -c snapshotter -n '_shtab_snapshotter_using usage' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using usage' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'

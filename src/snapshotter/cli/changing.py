@@ -32,16 +32,18 @@ def add(commands: arguments.Commands) -> None:
             arguments.JSON,
             example=f"snapshotter {name} web base --label owner=me",
         )
-        new.add_argument("key", metavar="KEY")
-        new.add_argument("parent", metavar="PARENT", nargs="?", default="", help="committed; none for empty")
+        new.add_argument("key", metavar="KEY", type=arguments.key)
+        new.add_argument(
+            "parent", metavar="PARENT", type=arguments.parent, nargs="?", default="", help="none for empty"
+        )
     commit = commands.add("commit", _commit, "freeze an active snapshot under a name", arguments.LABELS)
-    commit.add_argument("name", metavar="NAME")
-    commit.add_argument("key", metavar="KEY")
+    commit.add_argument("name", metavar="NAME", type=arguments.key)
+    commit.add_argument("key", metavar="KEY", type=arguments.key)
     fork = commands.add(
         "fork", _fork, "copy an active snapshot while it runs, and print how to mount the copy", arguments.JSON
     )
-    fork.add_argument("key", metavar="KEY")
-    fork.add_argument("new", metavar="NEW")
+    fork.add_argument("key", metavar="KEY", type=arguments.key)
+    fork.add_argument("new", metavar="NEW", type=arguments.key)
     commands.add("rm", _rm, "remove snapshots, and wait for their space", arguments.KEYS)
     commands.add("cleanup", _cleanup, "destroy what is left of removed snapshots, and wait for their space")
 
@@ -51,7 +53,8 @@ def _init(parsed: argparse.Namespace) -> None:
     if parsed.adopt:
         if parsed.image or parsed.image_file or parsed.sparse:
             raise InvalidArgumentError("--adopt takes the store as it is, without an image")
-        Snapshotter.adopt(root, client=None).close()
+        with arguments.alone("init --adopt"):
+            Snapshotter.adopt(root, client=None).close()
         print(f"adopted {display.printable(root)}")
     elif parsed.image is not None:
         from snapshotter import image_store
@@ -67,22 +70,22 @@ def _init(parsed: argparse.Namespace) -> None:
 
 
 def _prepare(parsed: argparse.Namespace) -> None:
-    with arguments.changing(parsed) as store:
+    with arguments.making(parsed) as store:
         output.print_mounts(parsed, store.prepare(parsed.key, parsed.parent, dict(parsed.label)))
 
 
 def _view(parsed: argparse.Namespace) -> None:
-    with arguments.changing(parsed) as store:
+    with arguments.making(parsed) as store:
         output.print_mounts(parsed, store.view(parsed.key, parsed.parent, dict(parsed.label)))
 
 
 def _commit(parsed: argparse.Namespace) -> None:
-    with arguments.changing(parsed) as store:
+    with arguments.making(parsed) as store:
         store.commit(parsed.name, parsed.key, dict(parsed.label))
 
 
 def _fork(parsed: argparse.Namespace) -> None:
-    with arguments.changing(parsed) as store:
+    with arguments.making(parsed) as store:
         output.print_mounts(parsed, store.fork(parsed.key, parsed.new))
 
 
