@@ -21,7 +21,7 @@ LAYERS = [
     {"pybtrfs.ioctl"},
     {"pybtrfs.errors"},
     {"pybtrfs.path"},
-    {"pybtrfs.tree_search", "pybtrfs.filesystem", "pybtrfs.inode"},
+    {"pybtrfs.tree_search", "pybtrfs.filesystem", "pybtrfs.inode", "pybtrfs.extent"},
     {"pybtrfs.subvolume.info", "pybtrfs.image"},
     {"pybtrfs.subvolume.listing"},
     {"pybtrfs.subvolume.deletion"},
@@ -52,7 +52,7 @@ LAYERS = [
     {"snapshotter.recovery", "snapshotter.worker"},
     {"snapshotter.contract"},
     {"snapshotter"},
-    {"snapshotter.image_store", "snapshotter.inventory"},
+    {"snapshotter.image_store", "snapshotter.inventory", "snapshotter.extents"},
     {"snapshotter.space"},
     {
         "snapshotter.demo",

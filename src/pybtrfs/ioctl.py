@@ -30,6 +30,8 @@ SUBVOL_SYNC_COUNT: int = lib.PYBTRFS_SUBVOL_SYNC_COUNT
 SUBVOL_SYNC_PEEK_FIRST: int = lib.PYBTRFS_SUBVOL_SYNC_PEEK_FIRST
 SUBVOL_SYNC_PEEK_LAST: int = lib.PYBTRFS_SUBVOL_SYNC_PEEK_LAST
 
+LOGICAL_INO_ARGS_IGNORE_OFFSET: int = lib.PYBTRFS_LOGICAL_INO_ARGS_IGNORE_OFFSET
+
 DEV_STATS_RESET: int = lib.PYBTRFS_DEV_STATS_RESET
 
 BLOCK_GROUP_DATA: int = lib.PYBTRFS_BLOCK_GROUP_DATA
@@ -319,6 +321,20 @@ def ino_lookup_user(fd: int, dirid: int, treeid: int) -> tuple[bytes, bytes]:
     arguments = ffi.new("struct pybtrfs_ioctl_ino_lookup_user_args *", {"dirid": dirid, "treeid": treeid})
     _ioctl(fd, "BTRFS_IOC_INO_LOOKUP_USER", arguments)
     return ffi.string(arguments.name), ffi.string(arguments.path)
+
+
+def logical_ino_v2(fd: int, logical: int, size: int, flags: int = 0) -> tuple[list[tuple[int, int, int]], int]:
+    """
+    Return the inode, the offset in it and the tree of each reference to the extent at *logical*, as many as *size*
+    bytes hold, and the number of those left out.
+    """
+    found = ffi.new("struct pybtrfs_data_container *", {"val": size // 8})
+    arguments = ffi.new("struct pybtrfs_ioctl_logical_ino_args *", {"logical": logical, "flags": flags})
+    arguments.size = ffi.sizeof("struct pybtrfs_data_container") + size // 8 * 8
+    arguments.inodes = ffi.cast("uintptr_t", found)
+    _ioctl(fd, "BTRFS_IOC_LOGICAL_INO_V2", arguments)
+    values = [int(value) for value in found.val[0 : found.elem_cnt]]
+    return list(zip(values[0::3], values[1::3], values[2::3], strict=True)), int(found.elem_missed) // 3
 
 
 def getflags(fd: int) -> int:

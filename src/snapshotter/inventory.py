@@ -5,11 +5,12 @@ snapshot's.
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
 from pybtrfs import ioctl, subvolume
+from pybtrfs.path import opened
 from pybtrfs.subvolume import SubvolumeInfo
 from snapshotter import mountinfo, records
 from snapshotter.contract import Snapshotter
@@ -46,7 +47,7 @@ class Entry:
 
     Args:
         volume: Its own; None for a view, and for one that is lost.
-        usage: What it added to its parent; None for one that is lost.
+        usage: What it added to its parent; None for one that is lost, and where nobody asked.
         children: How many snapshots rest on it.
         mounted: In any mount namespace that can be seen; of a view it cannot be told from the others of its parent.
         problem: Why it cannot be used; empty when it can.
@@ -74,36 +75,35 @@ class Inventory:
     orphaned: tuple[Volume, ...]
 
 
-def take(store: Snapshotter) -> Inventory:
+def take(store: Snapshotter, *, measured: bool = True) -> Inventory:
     """
     Take the inventory of an open *store*, best of one opened read-only: it needs no lock, beside whoever has it.
 
     What its owner makes or removes meanwhile is left out. Issues one tree search of all subvolumes, and one for each
-    active snapshot that was written to; needs ``CAP_SYS_ADMIN``.
+    active snapshot; needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        measured: Ask for the usage of each.
 
     Raises:
         UnavailableError: The filesystem does not answer.
     """
-    with translating(f"take the inventory of store {store.root!r}"):
-        fd = os.open(store.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            volumes = {volume.path: volume for volume in _volumes(fd)}
-            mounted = mountinfo.read(mountinfo.device_of(fd), store.root)
-            entries = {}
-            infos = sorted(store.walk(), key=attrgetter("name"))
-            children = Counter(info.parent for info in infos)
-            for info in infos:
-                entry = _entry(store, info, volumes, children[info.name], mounted.subvolids)
-                if entry:
-                    entries[info.name] = entry
-            own = {entry.volume.path for entry in entries.values() if entry.volume}
-            rest = [volume for path, volume in volumes.items() if path not in own and path != EMPTY]
-            unknown = {os.path.relpath(problem.subject, store.root) for problem in store.problems()}
-            orphaned = [volume for volume in rest if _directory(volume) in unknown or not _directory(volume)]
-            pending = [volume for volume in rest if volume not in orphaned and _is_pending(fd, volume)]
-            return Inventory(entries, tuple(pending), tuple(orphaned))
-        finally:
-            os.close(fd)
+    with translating(f"take the inventory of store {store.root!r}"), opened(store.root) as fd:
+        volumes = {volume.path: volume for volume in _volumes(fd)}
+        mounted = mountinfo.read(mountinfo.device_of(fd), store.root)
+        entries = {}
+        infos = sorted(store.walk(), key=attrgetter("name"))
+        children = Counter(info.parent for info in infos)
+        for info in infos:
+            entry = _entry(store, info, volumes, children[info.name], mounted.subvolids, measured)
+            if entry:
+                entries[info.name] = entry
+        own = {entry.volume.path for entry in entries.values() if entry.volume}
+        rest = [volume for path, volume in volumes.items() if path not in own and path != EMPTY]
+        unknown = {os.path.relpath(problem.subject, store.root) for problem in store.problems()}
+        orphaned = [volume for volume in rest if _directory(volume) in unknown or not _directory(volume)]
+        pending = [volume for volume in rest if volume not in orphaned and _is_pending(fd, volume)]
+        return Inventory(entries, tuple(pending), tuple(orphaned))
 
 
 def _volumes(fd: int) -> Iterator[Volume]:
@@ -142,7 +142,12 @@ def _directory(volume: Volume) -> str:
 
 
 def _entry(
-    store: Snapshotter, info: Info, volumes: dict[str, Volume], children: int, mounted: Iterable[int]
+    store: Snapshotter,
+    info: Info,
+    volumes: dict[str, Volume],
+    children: int,
+    mounted: Collection[int],
+    measured: bool,
 ) -> Entry | None:
     try:
         path = os.path.relpath(store.subvolume(info.name), store.root)
@@ -152,7 +157,7 @@ def _entry(
     if volume is None:
         return None  # its owner committed or removed it meanwhile
     try:
-        usage = store.usage(info.name)
+        usage = store.usage(info.name) if measured else None
     except DataLossError:
         return None
     is_view = info.kind is Kind.VIEW

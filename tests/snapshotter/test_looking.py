@@ -91,3 +91,14 @@ def test_df(store: Snapshotter, run: Run) -> None:
     text = run("df")
     assert text.startswith("TYPE       COUNT")
     assert "\nmetadata, single " in text
+
+
+def test_frees(store: Snapshotter, run: Run) -> None:
+    """
+    frees says what all of them together give back.
+    """
+    store.fork("web", "fork")
+    assert run("frees", "web") == "0 B\n"
+    assert run("frees", "fork", "web") == "8.0 KiB\n"
+    assert run("frees", "fork", "web", "--bytes") == "8192\n"
+    assert json.loads(run("frees", "web", "fork", "--json")) == {"keys": ["web", "fork"], "size": 8192}

@@ -44,6 +44,15 @@ def add(commands: arguments.Commands) -> None:
         example="snapshotter df",
     )
     commands.add(
+        "frees",
+        _frees,
+        "show how much comes back when snapshots are removed, all together",
+        arguments.KEYS,
+        arguments.JSON,
+        arguments.BYTES,
+        example="snapshotter frees web web-2",
+    )
+    commands.add(
         "usage", _usage, "measure what snapshots add to their parents", arguments.KEYS, arguments.JSON, arguments.BYTES
     )
     commands.add(
@@ -154,6 +163,17 @@ def _df(parsed: argparse.Namespace) -> None:
     print(f"unallocated {amount(whole.unallocated)}, available {amount(whole.available)}")
     if whole.deleted:
         print(f"{whole.deleted} deleted subvolumes are being cleaned")
+
+
+def _frees(parsed: argparse.Namespace) -> None:
+    from snapshotter import space
+
+    with arguments.reading(parsed) as store:
+        size = space.frees(store, parsed.keys)
+    if parsed.json:
+        output.print_json({"keys": parsed.keys, "size": size})
+    else:
+        print(size if parsed.bytes else display.size(size))
 
 
 def _usage(parsed: argparse.Namespace) -> None:
