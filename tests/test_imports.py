@@ -42,7 +42,13 @@ LAYERS = [
         "snapshotter.http2",
     },
     {"snapshotter.rpc"},
-    {"snapshotter.usage", "snapshotter.mounting", "snapshotter.display", "snapshotter.interruption"},
+    {
+        "snapshotter.usage",
+        "snapshotter.mounting",
+        "snapshotter.display",
+        "snapshotter.interruption",
+        "snapshotter.treemap",
+    },
     {"snapshotter.records", "snapshotter.volumes"},
     {"snapshotter.api"},
     {"snapshotter.api.mount_pb2"},
@@ -54,6 +60,7 @@ LAYERS = [
     {"snapshotter"},
     {"snapshotter.image_store", "snapshotter.inventory", "snapshotter.extents"},
     {"snapshotter.space"},
+    {"snapshotter.report"},
     {
         "snapshotter.demo",
         "snapshotter.doctor",
@@ -65,7 +72,7 @@ LAYERS = [
     {"snapshotter.containerd", "snapshotter.service", "snapshotter.unit_files"},
     {"snapshotter.daemon"},
     {"snapshotter.cli.codes", "snapshotter.cli.arguments", "snapshotter.cli.output"},
-    {"snapshotter.cli.changing", "snapshotter.cli.looking", "snapshotter.cli.serving"},
+    {"snapshotter.cli.changing", "snapshotter.cli.looking", "snapshotter.cli.reporting", "snapshotter.cli.serving"},
     {"snapshotter.cli"},
     {"snapshotter.__main__"},
 ]
@@ -81,6 +88,7 @@ PURE = {
     "snapshotter.http2",
     "snapshotter.labels",
     "snapshotter.snapshot",
+    "snapshotter.treemap",
 }
 IO = {"asyncio", "fcntl", "io", "multiprocessing", "os", "pathlib", "select", "shutil", "socket", "tempfile"}
 IO |= {"subprocess", "threading", "time"}

@@ -34,6 +34,8 @@ def printable(text: str) -> str:
     """
     *text* with what a terminal would obey, or could not show, written as escapes; keys come from anywhere.
     """
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 

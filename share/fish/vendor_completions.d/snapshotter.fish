@@ -55,8 +55,8 @@ function _shtab_snapshotter_using
   test "$_shtab_snapshotter_cmdpath" = "$argv"
 end
 
-set -g _shtab_snapshotter_commands init prepare view commit fork rm cleanup mounts ls tree info df usage doctor serve config ping setup 'setup containerd' 'setup systemd' demo
-set -g _shtab_snapshotter_opts_with_value --address --check --config --config-version --containerd --containerd-config --image --image-file --label --log-format --log-level --metrics-address --mount-mode --name --root --usage --verify --write
+set -g _shtab_snapshotter_commands init prepare view commit fork rm cleanup mounts ls tree info df frees usage doctor report serve config ping setup 'setup containerd' 'setup systemd' demo
+set -g _shtab_snapshotter_opts_with_value --address --check --config --config-version --containerd --containerd-config --image --image-file --label --log-format --log-level --metrics-address --mount-mode --name --output --root --usage --verify --write -o
 
 complete -c snapshotter -e
 complete -c snapshotter -f
@@ -128,6 +128,12 @@ complete -c snapshotter -n '_shtab_snapshotter_using df' -s h -l help -d 'show t
 complete -c snapshotter -n '_shtab_snapshotter_using df' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
 complete -c snapshotter -n '_shtab_snapshotter_using df' -l json -d 'print JSON, of the shape in docs/cli.md'
 complete -c snapshotter -n '_shtab_snapshotter_using df' -l bytes -d 'print sizes in bytes'
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a frees -d 'Show how much comes back when snapshots are removed, all together.'
+complete -c snapshotter -n '_shtab_snapshotter_using frees' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using frees' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using frees' -l json -d 'print JSON, of the shape in docs/cli.md'
+complete -c snapshotter -n '_shtab_snapshotter_using frees' -l bytes -d 'print sizes in bytes'
+complete -c snapshotter -n '_shtab_snapshotter_using frees; and test $_shtab_snapshotter_npos -ge 0' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a usage -d 'Measure what snapshots add to their parents.'
 complete -c snapshotter -n '_shtab_snapshotter_using usage' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using usage' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
@@ -138,6 +144,10 @@ complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshott
 complete -c snapshotter -n '_shtab_snapshotter_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using doctor' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
 complete -c snapshotter -n '_shtab_snapshotter_using doctor' -l json -d 'print JSON, of the shape in docs/cli.md'
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a report -d 'Write a page of HTML that shows what is in a store, what takes its space, and what is wrong.'
+complete -c snapshotter -n '_shtab_snapshotter_using report' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using report' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using report' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'by default standard output'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a serve -d 'Serve a store to containerd; make it where there is none.'
 complete -c snapshotter -n '_shtab_snapshotter_using serve' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using serve' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
