@@ -253,6 +253,18 @@ class Snapshotter:
         bound.client = client
         return bound
 
+    def bind(self, client: str) -> None:
+        """
+        Make the snapshots those of *client*, whosever they were: for one that got another name. Durable.
+
+        Raises:
+            InvalidArgumentError: *client* is empty.
+        """
+        _check_client(client)
+        with self._session.changing(f"bind store {self.root!r}"), self._making:
+            self._store.change(client=client)
+            self.client = client
+
     def close(self) -> None:
         """
         Release the store, once the calls under way have returned and the destroy in hand is done; the next open does

@@ -154,14 +154,14 @@ def test_cleanup(layers: str, run: Run) -> None:
 
 
 @pytest.mark.parametrize("way", ["served"])
-@pytest.mark.parametrize("argv", ["init --adopt"])
-def test_alone_only(layers: str, run: Run, argv: str) -> None:
+@pytest.mark.parametrize(("argv", "what"), [("init --adopt", "init"), ("init --client x", "init")])
+def test_alone_only(layers: str, run: Run, argv: str, what: str) -> None:
     """
     What needs the store to itself says so, and who has it.
     """
     refused = run(*argv.split())
     assert refused.code == 3
-    assert f"snapshotter: {argv} needs the store to itself: " in refused.err
+    assert f"snapshotter: {what} needs the store to itself: " in refused.err
     assert f"is held by process {os.getpid()}" in refused.err
 
 
@@ -197,3 +197,22 @@ def test_a_store_of_containerd(btrfs: Path, run: Run, way: str, monkeypatch: pyt
         assert [info[0] for info in infos(run)] == ["a"]
         assert run("rm", "a").code == 0
         assert infos(run) == []
+
+
+def test_label(layers: str, run: Run) -> None:
+    """
+    label shows the labels of a snapshot, sets some, and takes some away.
+    """
+    assert run("label", "web", "tier=a=b", "owner-", "empty=") == (0, "", "")
+    assert run("label", "web") == (0, "tier=a=b\n", "")
+    assert json.loads(run("label", "web", "owner=me", "--json").out)["labels"] == {"tier": "a=b", "owner": "me"}
+    assert run("label", "v") == (0, "", "")
+    for argv, code, text in (
+        ("none a=b", 4, "'none' does not exist"),
+        ("none", 4, "'none' does not exist"),
+        ("web a", 2, "'a' is neither KEY=VALUE nor KEY-"),
+        ("web =b", 2, "the key of a label is empty"),
+    ):
+        refused = run("label", *argv.split())
+        assert (refused.code, refused.out) == (code, ""), argv
+        assert text in refused.err

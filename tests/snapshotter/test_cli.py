@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pybtrfs import image, subvolume, syscall
 from snapshotter import Mount, Snapshotter, cli, image_store
 from snapshotter.cli import output
+from snapshotter.errors import FailedPreconditionError
 from snapshotter.mounting import mounted
 
 from .commands import Run
@@ -353,6 +354,21 @@ class TestInit:
         assert run("init", "--adopt", "--root", str(new)) == (0, f"adopted {new}\n", "")
         assert run("prepare", "b", "--root", str(new)).code == 0
         assert names(run, "--root", str(new)) == ["a", "b"]
+
+    def test_client(self, btrfs: Path, run: Run) -> None:
+        """
+        init --client says whose the snapshots are, of a new store and of one with snapshots.
+        """
+        root = str(btrfs / "s")
+        assert run("init", "--client", "btrfs", "--root", root) == (0, f"made a store in {root}\n", "")
+        with Snapshotter(root, client="btrfs") as store:
+            store.prepare("a")
+        assert run("prepare", "b", "--root", root).code == 1
+        assert run("init", "--client", "local", "--root", root) == (0, f"{root} is of client local now\n", "")
+        assert run("prepare", "b", "--root", root).code == 0
+        with Snapshotter(root, client="btrfs") as store, pytest.raises(FailedPreconditionError, match="client 'local'"):
+            store.prepare("c")
+        assert run("init", "--client", "", "--root", root).code == 2
 
     @pytest.mark.parametrize(
         ("root", "name"),

@@ -55,8 +55,8 @@ function _shtab_snapshotter_using
   test "$_shtab_snapshotter_cmdpath" = "$argv"
 end
 
-set -g _shtab_snapshotter_commands init prepare view commit fork rm cleanup mounts ls tree info df frees usage doctor report serve config ping setup 'setup containerd' 'setup systemd' demo
-set -g _shtab_snapshotter_opts_with_value --address --check --config --config-version --containerd --containerd-config --image --image-file --label --log-format --log-level --metrics-address --mount-mode --name --output --root --usage --verify --write -o
+set -g _shtab_snapshotter_commands init doctor prepare view commit fork label rm cleanup mount umount mounts ls tree info df frees usage report serve config ping setup 'setup containerd' 'setup systemd' demo
+set -g _shtab_snapshotter_opts_with_value --address --check --client --config --config-version --containerd --containerd-config --image --image-file --label --log-format --log-level --metrics-address --mount-mode --name --output --root --usage --verify --write -o
 
 complete -c snapshotter -e
 complete -c snapshotter -f
@@ -71,6 +71,11 @@ complete -c snapshotter -n '_shtab_snapshotter_using init' -l image -x -d 'make 
 complete -c snapshotter -n '_shtab_snapshotter_using init' -l image-file -xka "(__fish_complete_path (commandline -ct))" -d 'in that file; by default the root with .img behind it'
 complete -c snapshotter -n '_shtab_snapshotter_using init' -l sparse -d 'do not reserve its space: a full disk loses data then'
 complete -c snapshotter -n '_shtab_snapshotter_using init' -l adopt -d 'make a store of one that was moved here'
+complete -c snapshotter -n '_shtab_snapshotter_using init' -l client -x -d 'whose its snapshots are; local is this command. Also of a store there is'
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a doctor -d 'Look for what is wrong with a store, and say how to mend it; 5 if something is.'
+complete -c snapshotter -n '_shtab_snapshotter_using doctor' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using doctor' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using doctor' -l json -d 'print JSON, of the shape in docs/cli.md'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a prepare -d 'Make an active snapshot, and print how to mount it.'
 complete -c snapshotter -n '_shtab_snapshotter_using prepare' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using prepare' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
@@ -95,6 +100,11 @@ complete -c snapshotter -n '_shtab_snapshotter_using fork' -s h -l help -d 'show
 complete -c snapshotter -n '_shtab_snapshotter_using fork' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
 complete -c snapshotter -n '_shtab_snapshotter_using fork' -l json -d 'print JSON, of the shape in docs/cli.md'
 complete -c snapshotter -n '_shtab_snapshotter_using fork; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a label -d 'Show the labels of a snapshot, or change some.'
+complete -c snapshotter -n '_shtab_snapshotter_using label' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using label' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using label' -l json -d 'print JSON, of the shape in docs/cli.md'
+complete -c snapshotter -n '_shtab_snapshotter_using label; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a rm -d 'Remove snapshots, and wait for their space.'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
@@ -102,6 +112,15 @@ complete -c snapshotter -n '_shtab_snapshotter_using rm; and test $_shtab_snapsh
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a cleanup -d 'Destroy what is left of removed snapshots, and wait for their space.'
 complete -c snapshotter -n '_shtab_snapshotter_using cleanup' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using cleanup' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a mount -d 'Mount an active snapshot or a view.'
+complete -c snapshotter -n '_shtab_snapshotter_using mount' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using mount' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using mount; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
+complete -c snapshotter -n '_shtab_snapshotter_using mount; and test $_shtab_snapshotter_npos -eq 1' -ka "(__fish_complete_directories)" -d empty
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a umount -d 'Unmount a snapshot.'
+complete -c snapshotter -n '_shtab_snapshotter_using umount' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using umount' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using umount; and test $_shtab_snapshotter_npos -eq 0' -ka "(__fish_complete_directories)" -d 'where a snapshot of this store is mounted'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a mounts -d 'Print how to mount an active snapshot or a view.'
 complete -c snapshotter -n '_shtab_snapshotter_using mounts' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using mounts' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
@@ -140,10 +159,6 @@ complete -c snapshotter -n '_shtab_snapshotter_using usage' -l root -xka "(__fis
 complete -c snapshotter -n '_shtab_snapshotter_using usage' -l json -d 'print JSON, of the shape in docs/cli.md'
 complete -c snapshotter -n '_shtab_snapshotter_using usage' -l bytes -d 'print sizes in bytes'
 complete -c snapshotter -n '_shtab_snapshotter_using usage; and test $_shtab_snapshotter_npos -ge 0' -ka "(_snapshotter_keys)" -d KEY
-complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a doctor -d 'Look for what is wrong with a store, and say how to mend it; 5 if something is.'
-complete -c snapshotter -n '_shtab_snapshotter_using doctor' -s h -l help -d 'show this help message and exit'
-complete -c snapshotter -n '_shtab_snapshotter_using doctor' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
-complete -c snapshotter -n '_shtab_snapshotter_using doctor' -l json -d 'print JSON, of the shape in docs/cli.md'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a report -d 'Write a page of HTML that shows what is in a store, what takes its space, and what is wrong.'
 complete -c snapshotter -n '_shtab_snapshotter_using report' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using report' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'

@@ -7,7 +7,6 @@ from dataclasses import asdict
 
 from snapshotter import display
 from snapshotter.cli import arguments, output
-from snapshotter.cli.codes import DONE, INCONSISTENT
 from snapshotter.errors import DataLossError, NotFoundError, quoted
 
 
@@ -53,12 +52,6 @@ def add(commands: arguments.Commands) -> None:
     )
     commands.add(
         "usage", _usage, "measure what snapshots add to their parents", arguments.KEYS, arguments.JSON, arguments.BYTES
-    )
-    commands.add(
-        "doctor",
-        _doctor,
-        "look for what is wrong with a store, and say how to mend it; 5 if something is",
-        arguments.JSON,
     )
 
 
@@ -177,17 +170,3 @@ def _usage(parsed: argparse.Namespace) -> None:
         amount = str if parsed.bytes else display.size
         rows = [(key, amount(usage.size), str(usage.inodes)) for key, usage in usages]
         display.table(("KEY", "SIZE", "INODES"), rows)
-
-
-def _doctor(parsed: argparse.Namespace) -> int:
-    from snapshotter import doctor
-
-    problems = doctor.examine(arguments.root(parsed))
-    if parsed.json:
-        output.print_json([asdict(problem) for problem in problems])
-    elif not problems:
-        print("nothing is wrong")
-    for problem in problems if not parsed.json else ():
-        print(display.printable(f"{problem.subject}: {problem.what}"))
-        print(display.printable(f"  cure: {problem.cure}"))
-    return INCONSISTENT if problems else DONE
