@@ -52,7 +52,7 @@ LAYERS = [
     {"snapshotter.mounting", "snapshotter.recovery", "snapshotter.worker"},
     {"snapshotter.contract"},
     {"snapshotter"},
-    {"snapshotter.image_store", "snapshotter.inventory", "snapshotter.extents"},
+    {"snapshotter.image_store", "snapshotter.inventory", "snapshotter.extents", "snapshotter.holders"},
     {"snapshotter.space"},
     {"snapshotter.report"},
     {
@@ -70,6 +70,7 @@ LAYERS = [
         "snapshotter.cli.changing",
         "snapshotter.cli.contents",
         "snapshotter.cli.keeping",
+        "snapshotter.cli.listing",
         "snapshotter.cli.looking",
         "snapshotter.cli.reporting",
         "snapshotter.cli.serving",

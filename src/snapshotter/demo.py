@@ -101,7 +101,14 @@ class _Demo:
         with store:
             self._verify("every snapshot is as it was", {info.name: info for info in store.walk()} == infos)
             print()
-            display.tree((lines, info, store.usage(info.name)) for _, lines, info in display.family(store.walk()))
+            sizes = {info.name: store.usage(info.name).size for info in infos.values()}
+            display.table(
+                ("KEY", "KIND", "SIZE"),
+                [
+                    (lines + info.name, str(info.kind), display.size(sizes[info.name]))
+                    for _, lines, info in display.family(infos.values())
+                ],
+            )
 
     # -- the acts
 

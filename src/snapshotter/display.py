@@ -7,14 +7,20 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from snapshotter.snapshot import Info, Kind, Usage
+from snapshotter.snapshot import Info, Kind
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-_NUMBERS = {"SIZE", "INODES", "COUNT", "RECLAIMABLE", "USED", "FULL"}
-_COLOURS = {str(Kind.ACTIVE): "green", str(Kind.COMMITTED): "cyan", str(Kind.VIEW): "yellow"}
+_NUMBERS = {"SIZE", "INODES", "TOTAL", "CHILDREN", "SUBVOLID", "COUNT", "RECLAIMABLE", "USED", "FULL"}
+_COLOURS = {
+    ("KIND", str(Kind.ACTIVE)): "green",
+    ("KIND", str(Kind.COMMITTED)): "cyan",
+    ("KIND", str(Kind.VIEW)): "yellow",
+    ("STATE", "mounted"): "green",
+    ("STATE", "broken"): "red",
+}
 
 
 def size(count: int) -> str:
@@ -60,20 +66,6 @@ def fields(pairs: Iterable[tuple[str, str]]) -> None:
         last = name
 
 
-def tree(rows: Iterable[tuple[str, Info, Usage | None]], *, in_bytes: bool = False) -> None:
-    """
-    Print what `family` arranged, with sizes; None is the usage of one that lost its subvolume.
-    """
-    amount = str if in_bytes else size
-    table(
-        ("KEY", "KIND", "SIZE", "INODES"),
-        [
-            (lines + info.name, str(info.kind), *((amount(usage.size), str(usage.inodes)) if usage else ("lost", "")))
-            for lines, info, usage in rows
-        ],
-    )
-
-
 def _print_plain(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
     for row in (headings, *cells):
@@ -92,10 +84,7 @@ def _print_rich(console: "Console", headings: Sequence[str], cells: Sequence[Seq
     for heading in headings:
         grid.add_column(heading, justify="right" if heading in _NUMBERS else "left", overflow="fold")
     for row in cells:
-        texts = (
-            Text(cell, _COLOURS.get(cell, "") if heading == "KIND" else "")
-            for heading, cell in zip(headings, row, strict=True)
-        )
+        texts = (Text(cell, _COLOURS.get((heading, cell), "")) for heading, cell in zip(headings, row, strict=True))
         grid.add_row(*texts)
     console.print(grid)
 

@@ -3,6 +3,7 @@ What a store holds at one moment: its snapshots with their subvolumes and sizes,
 snapshot's.
 """
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -47,7 +48,7 @@ class Entry:
 
     Args:
         volume: Its own; None for a view, and for one that is lost.
-        usage: What it added to its parent; None for one that is lost, and where nobody asked.
+        usage: What it added to its parent; None when it or its parent is lost, and where nobody asked.
         children: How many snapshots rest on it.
         mounted: In any mount namespace that can be seen; of a view it cannot be told from the others of its parent.
         problem: Why it cannot be used; empty when it can.
@@ -156,10 +157,10 @@ def _entry(
     volume = volumes.get(path)
     if volume is None:
         return None  # its owner committed or removed it meanwhile
-    try:
-        usage = store.usage(info.name) if measured else None
-    except DataLossError:
-        return None
+    usage = None
+    if measured:
+        with contextlib.suppress(DataLossError):  # its parent's is, or its own was destroyed meanwhile
+            usage = store.usage(info.name)
     is_view = info.kind is Kind.VIEW
     return Entry(info, None if is_view else volume, usage, children, volume.info.id in mounted, "")
 

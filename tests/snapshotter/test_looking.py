@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pybtrfs import subvolume
 from snapshotter import Snapshotter, cli
 from snapshotter.mounting import mounted
 
@@ -102,3 +103,65 @@ def test_frees(store: Snapshotter, run: Run) -> None:
     assert run("frees", "fork", "web") == "8.0 KiB\n"
     assert run("frees", "fork", "web", "--bytes") == "8192\n"
     assert json.loads(run("frees", "web", "fork", "--json")) == {"keys": ["web", "fork"], "size": 8192}
+
+
+def test_why(store: Snapshotter, run: Run) -> None:
+    """
+    why names what keeps a snapshot.
+    """
+    assert run("why", "base") == "child      v\n           web\n"
+    assert run("why", "web") == "           nothing keeps it\n"
+    with mounted(store.mounts("web")) as path:
+        assert run("why", "web").startswith(f"mount      {path} in the namespace of process ")
+        found = json.loads(run("why", "web", "--json"))
+    [mount] = found.pop("mounts")
+    assert found == {"children": [], "processes": []}
+    assert (mount["path"], mount["read_only"]) == (path, False)
+
+
+def test_ls(store: Snapshotter, run: Run) -> None:
+    """
+    ls has the columns and the order that are asked for, and asks for no more than them.
+    """
+    assert run("ls", "--columns=size,key,mounted,labels", "--sort=-size", "--bytes").splitlines() == [
+        "SIZE  KEY   MOUNTED  LABELS",
+        "8192  web            owner=me",
+        "   0  base           a=b=c",
+        "   0  v",
+    ]
+    assert [info["name"] for info in json.loads(run("ls", "--json", "--sort=-created"))] == ["v", "web", "base"]
+    assert [line.split()[0] for line in run("ls", "kind!=view", "--sort=subvolid").splitlines()] == [
+        "KEY",
+        "base",
+        "web",
+    ]
+    assert cli.main(["ls", "--sort=none"]) == cli.main(["ls", "--columns=key,"]) == 2
+
+
+def test_tree(store: Snapshotter, run: Run) -> None:
+    """
+    tree sums sizes from the leaves to the roots, marks what is mounted, and what is broken.
+    """
+    store.fork("web", "fork")
+    store.commit("layer", "fork")
+    store.prepare("top", "layer")
+    store.cleanup()
+    with mounted(store.mounts("web")):
+        assert run("tree", "--bytes").splitlines() == [
+            "KEY        KIND       SIZE  TOTAL  INODES  STATE",
+            "base       Committed     0  16384       1",
+            "├─ layer   Committed  8192   8192       1",
+            "│  └─ top  Active        0      0       0",
+            "├─ v       View          0      0       0",
+            "└─ web     Active     8192   8192       1  mounted",
+        ]
+    subvolume.delete(store.subvolume("layer"))
+    assert ["├─", "layer", "Committed", "lost", "0", "B", "broken"] in map(str.split, run("tree").splitlines())
+    rows = json.loads(run("tree", "--json"))
+    assert [(row["name"], row["depth"], row["total"], bool(row["problem"])) for row in rows] == [
+        ("base", 0, 8192, False),
+        ("layer", 1, 0, True),
+        ("top", 2, 0, False),
+        ("v", 1, 0, False),
+        ("web", 1, 8192, False),
+    ]

@@ -55,8 +55,8 @@ function _shtab_snapshotter_using
   test "$_shtab_snapshotter_cmdpath" = "$argv"
 end
 
-set -g _shtab_snapshotter_commands init doctor prepare view commit fork label rm cleanup mount umount mounts ls tree info df frees usage report serve config ping setup 'setup containerd' 'setup systemd' demo
-set -g _shtab_snapshotter_opts_with_value --address --check --client --config --config-version --containerd --containerd-config --image --image-file --label --log-format --log-level --metrics-address --mount-mode --name --output --root --usage --verify --write -o
+set -g _shtab_snapshotter_commands init doctor prepare view commit fork label rm cleanup mount umount mounts ls tree info usage df frees why report serve config ping setup 'setup containerd' 'setup systemd' demo
+set -g _shtab_snapshotter_opts_with_value --address --check --client --columns --config --config-version --containerd --containerd-config --image --image-file --label --log-format --log-level --metrics-address --mount-mode --name --output --root --sort --usage --verify --write -o
 
 complete -c snapshotter -e
 complete -c snapshotter -f
@@ -131,7 +131,10 @@ complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshott
 complete -c snapshotter -n '_shtab_snapshotter_using ls' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using ls' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
 complete -c snapshotter -n '_shtab_snapshotter_using ls' -l json -d 'print JSON, of the shape in docs/cli.md'
-complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a tree -d 'Show snapshots below their parents, with sizes.'
+complete -c snapshotter -n '_shtab_snapshotter_using ls' -l bytes -d 'print sizes in bytes'
+complete -c snapshotter -n '_shtab_snapshotter_using ls' -l columns -x -d 'of key, kind, parent, created, updated, labels, size, inodes, children, mounted, subvolid, problem; by default key,kind,parent,created'
+complete -c snapshotter -n '_shtab_snapshotter_using ls' -l sort -x -d 'or --sort=-COLUMN, for the largest first'
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a tree -d 'Show snapshots below their parents, with what each added and all that rests on it did.'
 complete -c snapshotter -n '_shtab_snapshotter_using tree' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using tree' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
 complete -c snapshotter -n '_shtab_snapshotter_using tree' -l json -d 'print JSON, of the shape in docs/cli.md'
@@ -142,6 +145,12 @@ complete -c snapshotter -n '_shtab_snapshotter_using info' -l root -xka "(__fish
 complete -c snapshotter -n '_shtab_snapshotter_using info' -l json -d 'print JSON, of the shape in docs/cli.md'
 complete -c snapshotter -n '_shtab_snapshotter_using info' -l bytes -d 'print sizes in bytes'
 complete -c snapshotter -n '_shtab_snapshotter_using info; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a usage -d 'Measure what snapshots add to their parents.'
+complete -c snapshotter -n '_shtab_snapshotter_using usage' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using usage' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using usage' -l json -d 'print JSON, of the shape in docs/cli.md'
+complete -c snapshotter -n '_shtab_snapshotter_using usage' -l bytes -d 'print sizes in bytes'
+complete -c snapshotter -n '_shtab_snapshotter_using usage; and test $_shtab_snapshotter_npos -ge 0' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a df -d 'Show what a store takes of its filesystem, and how full that is.'
 complete -c snapshotter -n '_shtab_snapshotter_using df' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using df' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
@@ -153,12 +162,11 @@ complete -c snapshotter -n '_shtab_snapshotter_using frees' -l root -xka "(__fis
 complete -c snapshotter -n '_shtab_snapshotter_using frees' -l json -d 'print JSON, of the shape in docs/cli.md'
 complete -c snapshotter -n '_shtab_snapshotter_using frees' -l bytes -d 'print sizes in bytes'
 complete -c snapshotter -n '_shtab_snapshotter_using frees; and test $_shtab_snapshotter_npos -ge 0' -ka "(_snapshotter_keys)" -d KEY
-complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a usage -d 'Measure what snapshots add to their parents.'
-complete -c snapshotter -n '_shtab_snapshotter_using usage' -s h -l help -d 'show this help message and exit'
-complete -c snapshotter -n '_shtab_snapshotter_using usage' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
-complete -c snapshotter -n '_shtab_snapshotter_using usage' -l json -d 'print JSON, of the shape in docs/cli.md'
-complete -c snapshotter -n '_shtab_snapshotter_using usage' -l bytes -d 'print sizes in bytes'
-complete -c snapshotter -n '_shtab_snapshotter_using usage; and test $_shtab_snapshotter_npos -ge 0' -ka "(_snapshotter_keys)" -d KEY
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a why -d 'Show what keeps a snapshot: children, mounts in any namespace, processes.'
+complete -c snapshotter -n '_shtab_snapshotter_using why' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using why' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using why' -l json -d 'print JSON, of the shape in docs/cli.md'
+complete -c snapshotter -n '_shtab_snapshotter_using why; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a report -d 'Write a page of HTML that shows what is in a store, what takes its space, and what is wrong.'
 complete -c snapshotter -n '_shtab_snapshotter_using report' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using report' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'

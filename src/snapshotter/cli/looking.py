@@ -1,5 +1,6 @@
 """
-The commands that change nothing, need no lock, and work beside whoever has the store.
+The commands that say what holds space and snapshots, and what is wrong; they change nothing, need no lock, and work
+beside whoever has the store.
 """
 
 import argparse
@@ -7,32 +8,9 @@ from dataclasses import asdict
 
 from snapshotter import display
 from snapshotter.cli import arguments, output
-from snapshotter.errors import DataLossError, NotFoundError, quoted
 
 
 def add(commands: arguments.Commands) -> None:
-    mounts = commands.add(
-        "mounts",
-        _mounts,
-        "print how to mount an active snapshot or a view",
-        arguments.JSON,
-        example="snapshotter mounts web /mnt | sh",
-    )
-    mounts.add_argument("key", metavar="KEY")
-    mounts.add_argument("target", metavar="TARGET", nargs="?", default="TARGET", help="where")
-    ls = commands.add(
-        "ls",
-        _ls,
-        "list snapshots",
-        arguments.JSON,
-        example="snapshotter ls 'kind==active,labels.owner==me' 'parent==base'",
-    )
-    ls.add_argument("filters", metavar="FILTER", nargs="*", help="containerd's filters; one of them has to match")
-    commands.add("tree", _tree, "show snapshots below their parents, with sizes", arguments.JSON, arguments.BYTES)
-    info = commands.add(
-        "info", _info, "describe one snapshot", arguments.JSON, arguments.BYTES, example="snapshotter info web"
-    )
-    info.add_argument("key", metavar="KEY")
     commands.add(
         "df",
         _df,
@@ -50,77 +28,14 @@ def add(commands: arguments.Commands) -> None:
         arguments.BYTES,
         example="snapshotter frees web web-2",
     )
-    commands.add(
-        "usage", _usage, "measure what snapshots add to their parents", arguments.KEYS, arguments.JSON, arguments.BYTES
+    why = commands.add(
+        "why",
+        _why,
+        "show what keeps a snapshot: children, mounts in any namespace, processes",
+        arguments.JSON,
+        example="snapshotter why base",
     )
-
-
-def _mounts(parsed: argparse.Namespace) -> None:
-    with arguments.reading(parsed) as store:
-        output.print_mounts(parsed, store.mounts(parsed.key))
-
-
-def _ls(parsed: argparse.Namespace) -> None:
-    with arguments.reading(parsed) as store:
-        infos = sorted(store.walk(*parsed.filters), key=lambda info: info.name)
-    if parsed.json:
-        output.print_json([output.described(info) for info in infos])
-    else:
-        rows = [(info.name, str(info.kind), info.parent, output.time(info.created)) for info in infos]
-        display.table(("KEY", "KIND", "PARENT", "CREATED"), rows)
-
-
-def _tree(parsed: argparse.Namespace) -> None:
-    found = []
-    with arguments.reading(parsed) as store:
-        for depth, lines, info in display.family(store.walk()):
-            try:
-                usage = store.usage(info.name)
-            except DataLossError:
-                usage = None  # doctor says why
-            found.append((depth, lines, info, usage))
-    if parsed.json:
-        output.print_json(
-            [
-                output.described(info)
-                | {"depth": depth, "size": usage and usage.size, "inodes": usage and usage.inodes}
-                for depth, _, info, usage in found
-            ]
-        )
-    else:
-        display.tree(((lines, info, usage) for _, lines, info, usage in found), in_bytes=parsed.bytes)
-
-
-def _info(parsed: argparse.Namespace) -> None:
-    from snapshotter import inventory
-
-    with arguments.reading(parsed) as store:
-        store.stat(parsed.key)
-        entries = inventory.take(store).entries
-    entry = entries.get(parsed.key)
-    if entry is None:
-        raise NotFoundError(f"snapshot {quoted(parsed.key)} was removed or committed meanwhile")
-    children = [info.name for info in (other.info for other in entries.values()) if info.parent == parsed.key]
-    if parsed.json:
-        output.print_json(output.detailed(entry) | {"children": children})
-        return
-    amount = str if parsed.bytes else display.size
-    info, volume, usage = entry.info, entry.volume, entry.usage
-    fields = [
-        ("key", info.name),
-        ("kind", str(info.kind)),
-        ("parent", info.parent),
-        ("created", output.time(info.created)),
-        ("updated", output.time(info.updated)),
-        *(("label", f"{name}={value}") for name, value in sorted(info.labels.items())),
-        ("size", amount(usage.size) if usage else ""),
-        ("inodes", str(usage.inodes) if usage else ""),
-        ("subvolume", f"{volume.path}, id {volume.info.id}" if volume else ""),
-        ("mounted", "yes" if entry.mounted else "no"),
-        *(("child", name) for name in children),
-        ("problem", entry.problem),
-    ]
-    display.fields((name, value) for name, value in fields if value)
+    why.add_argument("key", metavar="KEY")
 
 
 def _df(parsed: argparse.Namespace) -> None:
@@ -133,7 +48,7 @@ def _df(parsed: argparse.Namespace) -> None:
         kinds = {name: asdict(each) for name, each in amounts.items()}
         output.print_json(kinds | {"filesystem": asdict(whole) | {"metadata_full": round(whole.metadata_full, 4)}})
         return
-    amount = str if parsed.bytes else display.size
+    amount = output.amount(parsed)
     display.table(
         ("TYPE", "COUNT", "SIZE", "RECLAIMABLE"),
         [(name, str(each.count), amount(each.size), amount(each.reclaimable)) for name, each in amounts.items()],
@@ -158,15 +73,23 @@ def _frees(parsed: argparse.Namespace) -> None:
     if parsed.json:
         output.print_json({"keys": parsed.keys, "size": size})
     else:
-        print(size if parsed.bytes else display.size(size))
+        print(output.amount(parsed)(size))
 
 
-def _usage(parsed: argparse.Namespace) -> None:
+def _why(parsed: argparse.Namespace) -> None:
+    from snapshotter import holders
+
     with arguments.reading(parsed) as store:
-        usages = [(key, store.usage(key)) for key in parsed.keys]
+        found = holders.find(store, parsed.key)
     if parsed.json:
-        output.print_json([{"key": key, "size": usage.size, "inodes": usage.inodes} for key, usage in usages])
-    else:
-        amount = str if parsed.bytes else display.size
-        rows = [(key, amount(usage.size), str(usage.inodes)) for key, usage in usages]
-        display.table(("KEY", "SIZE", "INODES"), rows)
+        output.print_json(asdict(found))
+        return
+    fields = [("child", name) for name in found.children]
+    fields += [
+        ("mount", f"{mount.path} in the namespace of process {mount.pid}{', read-only' if mount.read_only else ''}")
+        for mount in found.mounts
+    ]
+    for process in found.processes:
+        uses = [*process.uses, *([f"{process.open_files} open files"] if process.open_files else [])]
+        fields.append(("process", f"{process.pid} {process.command} ({', '.join(uses)})"))
+    display.fields(fields or [("", "nothing keeps it")])

@@ -6,11 +6,12 @@ import argparse
 import json
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from snapshotter import display
 from snapshotter.snapshot import Info, Mount
 
 if TYPE_CHECKING:
@@ -47,6 +48,13 @@ def detailed(entry: "Entry") -> dict[str, Any]:
         "mounted": entry.mounted,
         "problem": entry.problem,
     }
+
+
+def amount(arguments: argparse.Namespace) -> Callable[[int], str]:
+    """
+    How sizes are written.
+    """
+    return str if arguments.bytes else display.size
 
 
 def time(moment: datetime) -> str:
