@@ -80,6 +80,8 @@ class Shell:
             '#!/bin/sh\n[ "$1" != ls ] || exec "$PYTHON" -m snapshotter "$@"\necho; echo "<$*>"\n', encoding="utf-8"
         )
         command.chmod(0o755)
+        # Where that is missing, fish makes completions of all man pages, in a process that outlives it.
+        (home / ".local/share/fish/generated_completions").mkdir(parents=True)
         (home / START_FILES[shell]).parent.mkdir(exist_ok=True)
         (home / START_FILES[shell]).write_text(start.format(home=home, share=SHARE))
         environment = {

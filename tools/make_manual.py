@@ -26,7 +26,7 @@ COMPLETIONS = {
 }
 
 # Only keys that are plain words: keys come from anywhere, and bash would run what others hold when it completes them.
-LIST_KEYS = r"snapshotter ls 2>/dev/null | sed -n '2,$s/^\([[:alnum:]._/:@+-]\{1,\}\)  .*/\1/p'"
+LIST_KEYS = "snapshotter ls --columns=key 2>/dev/null | sed 1d | grep '^[[:alnum:]._/:@+-]*$'"
 # Keys hold colons, at which bash would begin a new word.
 BASH = f"""\
 COMP_WORDBREAKS=${{COMP_WORDBREAKS//:}}

@@ -50,14 +50,14 @@ def render(report: Report) -> str:
     """
     The page.
     """
-    infos = [entry.info for entry in report.entries.values()]
-    family = [(depth, report.entries[info.name]) for depth, _, info in display.family(infos)]
-    totals = _totals(entry for _, entry in family)
+    rows = list(display.family(entry.info for entry in report.entries.values()))
+    totals = display.totals(rows, {key: _size(entry) for key, entry in report.entries.items()})
+    family = [(depth, report.entries[info.name]) for depth, _, info in rows]
     sections = {
         "Findings": _findings(report),
         "Space": _space(report),
         "Map": _map(report, family),
-        "Sharing": _sharing([entry for _, entry in family], totals),
+        "Sharing": _sharing([entry for _, entry in family]),
         "Tree": _tree(family, totals),
     }
     style = resources.files("snapshotter").joinpath("report.css").read_text()
@@ -89,16 +89,6 @@ def _short(key: str) -> str:
 
 def _size(entry: Entry) -> int:
     return entry.usage.size if entry.usage else 0
-
-
-def _totals(entries: Iterable[Entry]) -> dict[str, int]:
-    """
-    The size of each with all that it rests on, parents first.
-    """
-    totals: dict[str, int] = {}
-    for entry in entries:
-        totals[entry.info.name] = totals.get(entry.info.parent, 0) + _size(entry)
-    return totals
 
 
 # -- what is at the top
@@ -232,28 +222,31 @@ def _style(area: Rectangle, whole: Rectangle) -> str:
 # -- what images share
 
 
-def _sharing(entries: Sequence[Entry], totals: Mapping[str, int]) -> Iterator[str]:
+def _sharing(entries: Sequence[Entry]) -> Iterator[str]:
     layers = {entry.info.name: entry for entry in entries if entry.info.kind is Kind.COMMITTED}
-    parents = {entry.info.parent for entry in layers.values()}
-    images = [name for name in layers if name not in parents]
-    largest = set(sorted(images, key=lambda name: -totals[name])[:IMAGES])
-    chains = {name: _chain(name, layers) for name in images if name in largest}
-    if len(chains) < 2:
+    sizes: dict[str, int] = {}  # with all below, which come first
+    for name, layer in layers.items():
+        sizes[name] = _size(layer) + sizes.get(layer.info.parent, 0)
+    images = sizes.keys() - {layer.info.parent for layer in layers.values()}
+    largest = set(sorted(images, key=lambda name: (-sizes[name], name))[:IMAGES])
+    shown = [name for name in layers if name in largest]
+    chains = {name: _chain(name, layers) for name in shown}
+    if len(shown) < 2:
         yield "<p>There are no two images to compare.</p>"
         return
-    which = f"the {len(chains)} largest of {len(images):,} images" if len(chains) < len(images) else "images"
+    which = f"the {len(shown)} largest of {len(images):,} images" if len(shown) < len(images) else "images"
     yield (
         f"<p>How much of each row's image is in layers that each column's rests on, too, of {which}: "
         "committed snapshots on which no other rests.</p>"
     )
     yield '<div class="wide"><table class="matrix"><thead><tr><th>Image<th>Size'
-    yield "".join(f"<th>{number}" for number in range(1, len(chains) + 1))
+    yield "".join(f"<th>{number}" for number in range(1, len(shown) + 1))
     yield "</thead><tbody>"
-    for number, (name, chain) in enumerate(chains.items(), 1):
-        yield f'<tr><th title="{_text(name)}"><small>{number}</small> {_short(name)}<td>{display.size(totals[name])}'
-        for other, others in chains.items():
-            shared = sum(_size(layers[layer]) for layer in chain & others)
-            share = shared / totals[name] if totals[name] else 0
+    for number, name in enumerate(shown, 1):
+        yield f'<tr><th title="{_text(name)}"><small>{number}</small> {_short(name)}<td>{display.size(sizes[name])}'
+        for other in shown:
+            shared = sum(size for layer, size in chains[name].items() if layer in chains[other])
+            share = shared / sizes[name] if sizes[name] else 0
             if other == name:
                 yield "<td class=self>"
             else:
@@ -262,13 +255,13 @@ def _sharing(entries: Sequence[Entry], totals: Mapping[str, int]) -> Iterator[st
     yield "</tbody></table></div>"
 
 
-def _chain(name: str, layers: Mapping[str, Entry]) -> set[str]:
+def _chain(name: str, layers: Mapping[str, Entry]) -> dict[str, int]:
     """
-    The layers that *name* consists of.
+    The layers that *name* consists of, with their sizes.
     """
-    chain = set()
+    chain = {}
     while name in layers:
-        chain.add(name)
+        chain[name] = _size(layers[name])
         name = layers[name].info.parent
     return chain
 
@@ -280,12 +273,11 @@ def _tree(family: Sequence[tuple[int, Entry]], totals: Mapping[str, int]) -> Ite
     if not family:
         yield "<p>The store is empty.</p>"
         return
-    yield "<p>Each snapshot below its parent, with what it added on disk, and with what that is together with all that "
-    yield "it rests on.</p>"
-    yield '<ol class="tree"><li class="head"><span>Key</span><span>Added</span><span>In all</span></li>'
+    yield "<p>Each snapshot below its parent, with what it added on disk, and what it and all that rests on it did.</p>"
+    yield '<ol class="tree"><li class="head"><span>Key</span><span>Size</span><span>Total</span></li>'
     most = max(_size(entry) for _, entry in family) or 1
     for number, (depth, entry) in enumerate(family):
-        marks = "<em>in use</em>" if entry.mounted else ""
+        marks = "<em>mounted</em>" if entry.mounted else ""
         marks += f'<em class="bad">{_text(entry.problem)}</em>' if entry.problem else ""
         size = _size(entry)
         yield (

@@ -111,16 +111,16 @@ def test_sharing() -> None:
 
 def test_tree() -> None:
     """
-    Each snapshot has its own size and that with what it rests on, at its depth.
+    Each snapshot has its own size and that of all that rests on it, too, at its depth.
     """
     lost = Entry(Info(Kind.ACTIVE, "lost", "base"), None, None, 0, mounted=False, problem="its subvolume is gone")
     html = page(entry("base", Kind.COMMITTED, size=3000), entry("web", Kind.ACTIVE, "base", 1000), lost)
     tree = html.partition('<ol class="tree">')[2]
     rows = re.findall(r"--d:(\d+).*?</i>(\w+)(.*?)</span><span>(.*?)</span><span>(.*?)</span>", tree)
     assert rows == [
-        ("0", "base", "", "2.9 KiB", "2.9 KiB"),
-        ("1", "lost", '<em class="bad">its subvolume is gone</em>', "0 B", "2.9 KiB"),
-        ("1", "web", "", "1000 B", "3.9 KiB"),
+        ("0", "base", "", "2.9 KiB", "3.9 KiB"),
+        ("1", "lost", '<em class="bad">its subvolume is gone</em>', "0 B", "0 B"),
+        ("1", "web", "", "1000 B", "1000 B"),
     ]
 
 

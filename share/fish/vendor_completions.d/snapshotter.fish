@@ -6,7 +6,7 @@
 
 # Custom Preamble
 function _snapshotter_keys
-  snapshotter ls 2>/dev/null | sed -n '2,$s/^\([[:alnum:]._/:@+-]\{1,\}\)  .*/\1/p'
+  snapshotter ls --columns=key 2>/dev/null | sed 1d | grep '^[[:alnum:]._/:@+-]*$'
 end
 # End Custom Preamble
 
