@@ -78,7 +78,12 @@ def parser() -> argparse.ArgumentParser:
     commands = arguments.Commands(whole)
     for group in (keeping, changing, contents, listing, looking, reporting, serving):
         group.add(commands)
-    commands.add("demo", _demo, "show it all on a btrfs of its own, which is gone afterwards; needs root")
+    commands.add(
+        "demo",
+        _demo,
+        "show it all on a btrfs of its own, which is gone afterwards; needs root",
+        example="snapshotter demo",
+    )
     return whole
 
 
