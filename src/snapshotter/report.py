@@ -100,7 +100,7 @@ def _summary(report: Report) -> Iterator[str]:
     tiles = [
         (f"{len(report.entries):,}", "snapshots", ""),
         (display.size(sum(amount.size for amount in amounts)), "on disk", ""),
-        (display.size(sum(amount.reclaimable for amount in amounts)), "that nothing uses", ""),
+        (display.size(sum(amount.reclaimable for amount in amounts)), "reclaimable", ""),
         (display.size(filesystem.available), f"of {display.size(filesystem.size)} free", ""),
         (str(found), "finding" if found == 1 else "findings", "bad" if found else "good"),
     ]
@@ -121,7 +121,7 @@ def _findings(report: Report) -> Iterator[str]:
 
 
 def _space(report: Report) -> Iterator[str]:
-    yield "<table><thead><tr><th>Kind<th>Count<th>Size<th>Unused</thead><tbody>"
+    yield "<table><thead><tr><th>Kind<th>Count<th>Size<th>Reclaimable</thead><tbody>"
     for kind, amount in report.amounts.items():
         yield (
             f'<tr><th><i class="{kind}"></i>{kind}<small>{_WHAT[kind]}</small>'
@@ -161,7 +161,7 @@ class _Cell(NamedTuple):
 
 
 def _map(report: Report, family: Sequence[tuple[int, Entry]]) -> Iterator[str]:
-    yield "<p>Each area is what one snapshot added on disk, beside those that rest on the same. A touch leads to its "
+    yield "<p>Each area is what one snapshot added on disk, beside those that rest on the same. Each leads to its "
     yield "place in the tree.</p><p class=legend>"
     yield from (f'<span><i class="{kind}"></i>{kind}</span>' for kind in _WHAT if kind != "view")
     yield "</p>"
