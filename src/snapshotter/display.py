@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-_NUMBERS = {"SIZE", "INODES", "TOTAL", "CHILDREN", "SUBVOLID", "COUNT", "RECLAIMABLE", "USED", "FULL"}
+_NUMBERS = {"SIZE", "BEFORE", "INODES", "TOTAL", "CHILDREN", "SUBVOLID", "COUNT", "RECLAIMABLE", "USED", "FULL"}
 _COLOURS = {
     ("KIND", str(Kind.ACTIVE)): "green",
     ("KIND", str(Kind.COMMITTED)): "cyan",
     ("KIND", str(Kind.VIEW)): "yellow",
     ("STATE", "mounted"): "green",
     ("STATE", "broken"): "red",
+    ("CHANGE", "added"): "green",
+    ("CHANGE", "deleted"): "red",
 }
 
 

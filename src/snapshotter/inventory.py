@@ -3,14 +3,13 @@ What a store holds at one moment: its snapshots with their subvolumes and sizes,
 snapshot's.
 """
 
-import contextlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
-from pybtrfs import ioctl, subvolume
+from pybtrfs import ioctl, subvolume, tree_search
 from pybtrfs.path import opened
 from pybtrfs.subvolume import SubvolumeInfo
 from snapshotter import mountinfo, records
@@ -91,20 +90,55 @@ def take(store: Snapshotter, *, measured: bool = True) -> Inventory:
     """
     with translating(f"take the inventory of store {store.root!r}"), opened(store.root) as fd:
         volumes = {volume.path: volume for volume in _volumes(fd)}
-        mounted = mountinfo.read(mountinfo.device_of(fd), store.root)
-        entries = {}
+        mounted = mountinfo.read(mountinfo.device_of(fd), store.root).subvolids
         infos = sorted(store.walk(), key=attrgetter("name"))
         children = Counter(info.parent for info in infos)
+        places = {info.name: _place(store, info.name) for info in infos}
+        entries = {}
         for info in infos:
-            entry = _entry(store, info, volumes, children[info.name], mounted.subvolids, measured)
-            if entry:
-                entries[info.name] = entry
-        own = {entry.volume.path for entry in entries.values() if entry.volume}
-        rest = [volume for path, volume in volumes.items() if path not in own and path != EMPTY]
-        unknown = {os.path.relpath(problem.subject, store.root) for problem in store.problems()}
-        orphaned = [volume for volume in rest if _directory(volume) in unknown or not _directory(volume)]
-        pending = [volume for volume in rest if volume not in orphaned and _is_pending(fd, volume)]
+            path, problem = places[info.name]
+            volume = volumes.get(path)
+            if volume is None and not problem:
+                continue  # its owner committed or removed it meanwhile
+            usage = None
+            if volume and measured:
+                base = volumes.get(places[info.parent][0]) if info.parent in places else None
+                usage = _usage(store, fd, info, volume, base)
+            own = None if info.kind is Kind.VIEW else volume
+            in_use = volume is not None and volume.info.id in mounted
+            entries[info.name] = Entry(info, own, usage, children[info.name], in_use, problem)
+        known = {entry.volume.path for entry in entries.values() if entry.volume} | {EMPTY}
+        unknown = {problem.subject.removeprefix(f"{store.root}/") for problem in store.problems()}
+        pending, orphaned = [], []
+        for path, volume in volumes.items():
+            directory = _directory(path)
+            if path not in known and (not directory or directory in unknown):
+                orphaned.append(volume)
+            elif path not in known and _is_pending(fd, path):
+                pending.append(volume)
         return Inventory(entries, tuple(pending), tuple(orphaned))
+
+
+def _place(store: Snapshotter, key: str) -> tuple[str, str]:
+    """
+    The path of the subvolume of a snapshot from the root, or why there is none.
+    """
+    try:
+        return store.subvolume(key).removeprefix(f"{store.root}/"), ""
+    except DataLossError as error:
+        return "", str(error)
+
+
+def _usage(store: Snapshotter, fd: int, info: Info, volume: Volume, base: Volume | None) -> Usage | None:
+    # One search instead of ten system calls for each of the thousands that were never written to.
+    if info.kind is Kind.ACTIVE and base and volume.info.parent_uuid_bytes == base.info.uuid_bytes:
+        since = volume.info.otransid + 1
+        if next(tree_search.search_files(fd, tree_id=volume.info.id, min_transid=since), None) is None:
+            return Usage()
+    try:
+        return store.usage(info.name)
+    except DataLossError:
+        return None  # its parent's subvolume is lost, or its own was destroyed meanwhile
 
 
 def _volumes(fd: int) -> Iterator[Volume]:
@@ -134,43 +168,19 @@ def _outer(path: str) -> str:
     return "/".join(path.split("/", 3)[:3]) if path.startswith(f"{SNAPSHOTS}/") else path
 
 
-def _directory(volume: Volume) -> str:
+def _directory(path: str) -> str:
     """
-    The directory of the snapshot that *volume* is or was of; empty for what is elsewhere.
+    The directory of the snapshot that the subvolume *path* is or was of; empty for what is elsewhere.
     """
-    directory, _, name = volume.path.rpartition("/")
+    directory, _, name = path.rpartition("/")
     return directory if directory.startswith(f"{SNAPSHOTS}/") and name in (FS, LAYER) else ""
 
 
-def _entry(
-    store: Snapshotter,
-    info: Info,
-    volumes: dict[str, Volume],
-    children: int,
-    mounted: Collection[int],
-    measured: bool,
-) -> Entry | None:
-    try:
-        path = os.path.relpath(store.subvolume(info.name), store.root)
-    except DataLossError as error:
-        return Entry(info, None, None, children, False, str(error))
-    volume = volumes.get(path)
-    if volume is None:
-        return None  # its owner committed or removed it meanwhile
-    usage = None
-    if measured:
-        with contextlib.suppress(DataLossError):  # its parent's is, or its own was destroyed meanwhile
-            usage = store.usage(info.name)
-    is_view = info.kind is Kind.VIEW
-    return Entry(info, None if is_view else volume, usage, children, volume.info.id in mounted, "")
-
-
-def _is_pending(fd: int, volume: Volume) -> bool:
+def _is_pending(fd: int, path: str) -> bool:
     """
-    Whether its record says that *volume* is to be destroyed, not that it is newer than the inventory.
+    Whether the record says that the subvolume *path* is to be destroyed, not that it is newer than the inventory.
     """
-    name = volume.path.rpartition("/")[2]
-    directory = _directory(volume)
+    directory, _, name = path.rpartition("/")
     try:
         directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
     except FileNotFoundError:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import subvolume
+from pybtrfs import filesystem, subvolume
 from snapshotter import Snapshotter, cli
 from snapshotter.mounting import mounted
 
@@ -165,3 +165,18 @@ def test_tree(store: Snapshotter, run: Run) -> None:
         ("v", 1, 0, False),
         ("web", 1, 8192, False),
     ]
+
+
+def test_diff(store: Snapshotter, run: Run) -> None:
+    """
+    diff lists changes with sizes, of two snapshots or of one and its parent.
+    """
+    filesystem.sync(store.root)
+    assert run("diff", "base", "web", "--bytes").splitlines() == [
+        "CHANGE  TYPE  BEFORE  SIZE  PATH",
+        "added   file          8000  file",
+    ]
+    assert json.loads(run("diff", "web", "--json")) == [
+        {"path": "file", "change": "added", "type": "file", "size": 8000, "size_before": None, "source": ""}
+    ]
+    assert run("diff", "web", "base").splitlines()[1].split() == ["deleted", "file", "7.8", "KiB", "file"]

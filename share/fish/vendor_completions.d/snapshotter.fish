@@ -55,7 +55,7 @@ function _shtab_snapshotter_using
   test "$_shtab_snapshotter_cmdpath" = "$argv"
 end
 
-set -g _shtab_snapshotter_commands init doctor prepare view commit fork label rm cleanup mount umount mounts ls tree info usage df frees why report serve config ping setup 'setup containerd' 'setup systemd' demo
+set -g _shtab_snapshotter_commands init doctor prepare view commit fork label rm cleanup mount umount export import mounts ls tree info usage df frees why diff report serve config ping setup 'setup containerd' 'setup systemd' demo
 set -g _shtab_snapshotter_opts_with_value --address --check --client --columns --config --config-version --containerd --containerd-config --image --image-file --label --log-format --log-level --metrics-address --mount-mode --name --output --root --sort --usage --verify --write -o
 
 complete -c snapshotter -e
@@ -121,6 +121,18 @@ complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshott
 complete -c snapshotter -n '_shtab_snapshotter_using umount' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using umount' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
 complete -c snapshotter -n '_shtab_snapshotter_using umount; and test $_shtab_snapshotter_npos -eq 0' -ka "(__fish_complete_directories)" -d 'where a snapshot of this store is mounted'
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a export -d 'Write what a snapshot holds as a tar.'
+complete -c snapshotter -n '_shtab_snapshotter_using export' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using export' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using export; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
+complete -c snapshotter -n '_shtab_snapshotter_using export; and test $_shtab_snapshotter_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d '- for standard output'
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a import -d 'Make a committed snapshot of a tar, which may be compressed.'
+complete -c snapshotter -n '_shtab_snapshotter_using import' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using import' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using import' -l label -x -d 'may be repeated'
+complete -c snapshotter -n '_shtab_snapshotter_using import; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
+complete -c snapshotter -n '_shtab_snapshotter_using import; and test $_shtab_snapshotter_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d '- for standard input'
+complete -c snapshotter -n '_shtab_snapshotter_using import; and test $_shtab_snapshotter_npos -eq 2' -ka "(_snapshotter_keys)" -d 'what it is put on top of'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a mounts -d 'Print how to mount an active snapshot or a view.'
 complete -c snapshotter -n '_shtab_snapshotter_using mounts' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using mounts' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
@@ -167,6 +179,12 @@ complete -c snapshotter -n '_shtab_snapshotter_using why' -s h -l help -d 'show 
 complete -c snapshotter -n '_shtab_snapshotter_using why' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
 complete -c snapshotter -n '_shtab_snapshotter_using why' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'
 complete -c snapshotter -n '_shtab_snapshotter_using why; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a diff -d 'List the paths that changed between two snapshots, one resting on the other.'
+complete -c snapshotter -n '_shtab_snapshotter_using diff' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using diff' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using diff' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'
+complete -c snapshotter -n '_shtab_snapshotter_using diff' -l bytes -d 'print sizes in bytes'
+complete -c snapshotter -n '_shtab_snapshotter_using diff; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d 'what it was; or, alone, what is compared with its parent'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a report -d 'Write a page of HTML that shows what is in a store, what takes its space, and what is wrong.'
 complete -c snapshotter -n '_shtab_snapshotter_using report' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using report' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'

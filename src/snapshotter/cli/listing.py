@@ -4,6 +4,7 @@ The commands that show what there is; they change nothing, need no lock, and wor
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snapshotter import display
@@ -183,10 +184,12 @@ def _info(parsed: argparse.Namespace) -> None:
 
     with arguments.reading(parsed) as store:
         store.stat(parsed.key)
-        entries = inventory.take(store).entries
-    entry = entries.get(parsed.key)
-    if entry is None:
-        raise NotFoundError(f"snapshot {quoted(parsed.key)} was removed or committed meanwhile")
+        entries = inventory.take(store, measured=False).entries
+        entry = entries.get(parsed.key)
+        if entry is None:
+            raise NotFoundError(f"snapshot {quoted(parsed.key)} was removed or committed meanwhile")
+        if not entry.problem:
+            entry = replace(entry, usage=store.usage(parsed.key))
     children = [info.name for info in (other.info for other in entries.values()) if info.parent == parsed.key]
     if parsed.json:
         output.print_json(output.detailed(entry) | {"children": children})

@@ -36,6 +36,16 @@ def add(commands: arguments.Commands) -> None:
         example="snapshotter why base",
     )
     why.add_argument("key", metavar="KEY")
+    diff = commands.add(
+        "diff",
+        _diff,
+        "list the paths that changed between two snapshots, one resting on the other",
+        arguments.JSON,
+        arguments.BYTES,
+        example="snapshotter diff base web",
+    )
+    diff.add_argument("key", metavar="KEY", help="what it was; or, alone, what is compared with its parent")
+    diff.add_argument("other", metavar="OTHER", nargs="?", help="what became of it")
 
 
 def _df(parsed: argparse.Namespace) -> None:
@@ -93,3 +103,23 @@ def _why(parsed: argparse.Namespace) -> None:
         uses = [*process.uses, *([f"{process.open_files} open files"] if process.open_files else [])]
         fields.append(("process", f"{process.pid} {process.command} ({', '.join(uses)})"))
     display.fields(fields or [("", "nothing keeps it")])
+
+
+def _diff(parsed: argparse.Namespace) -> None:
+    from snapshotter import difference
+
+    with arguments.reading(parsed) as store:
+        if parsed.other is None:
+            changes = difference.from_parent(store, parsed.key)
+        else:
+            changes = difference.between(store, parsed.key, parsed.other)
+    if parsed.json:
+        output.print_json([asdict(change) for change in changes])
+        return
+    amount = output.amount(parsed)
+    rows = []
+    for change in changes:
+        size, before = ("" if each is None else amount(each) for each in (change.size, change.size_before))
+        path = f"{change.path} from {change.source}" if change.source else change.path
+        rows.append((change.change, change.type, before, size, path))
+    display.table(("CHANGE", "TYPE", "BEFORE", "SIZE", "PATH"), rows)
