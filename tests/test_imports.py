@@ -65,7 +65,7 @@ LAYERS = [
         "snapshotter.holders",
         "snapshotter.difference",
     },
-    {"snapshotter.space"},
+    {"snapshotter.space", "snapshotter.directories"},
     {"snapshotter.report"},
     {
         "snapshotter.demo",

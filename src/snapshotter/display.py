@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-_NUMBERS = {"SIZE", "BEFORE", "INODES", "TOTAL", "CHILDREN", "SUBVOLID", "COUNT", "RECLAIMABLE", "USED", "FULL"}
+_NUMBERS = {"SIZE", "BEFORE", "TOTAL", "EXCLUSIVE", "SHARED", "RECLAIMABLE", "USED", "FULL"}
+_NUMBERS |= {"COUNT", "INODES", "CHILDREN", "SUBVOLID"}
 _COLOURS = {
     ("KIND", str(Kind.ACTIVE)): "green",
     ("KIND", str(Kind.COMMITTED)): "cyan",

@@ -55,8 +55,8 @@ function _shtab_snapshotter_using
   test "$_shtab_snapshotter_cmdpath" = "$argv"
 end
 
-set -g _shtab_snapshotter_commands init doctor prepare view commit fork label rm cleanup mount umount export import mounts ls tree info usage df frees why diff report serve config ping setup 'setup containerd' 'setup systemd' demo
-set -g _shtab_snapshotter_opts_with_value --address --check --client --columns --config --config-version --containerd --containerd-config --image --image-file --label --log-format --log-level --metrics-address --mount-mode --name --output --root --sort --usage --verify --write -o
+set -g _shtab_snapshotter_commands init doctor prepare view commit fork label rm cleanup mount umount export import mounts ls tree info usage df frees why diff du report serve config ping setup 'setup containerd' 'setup systemd' demo
+set -g _shtab_snapshotter_opts_with_value --address --check --client --columns --config --config-version --containerd --containerd-config --depth --image --image-file --label --log-format --log-level --metrics-address --mount-mode --name --output --root --sort --usage --verify --write -o
 
 complete -c snapshotter -e
 complete -c snapshotter -f
@@ -185,6 +185,13 @@ complete -c snapshotter -n '_shtab_snapshotter_using diff' -l root -xka "(__fish
 complete -c snapshotter -n '_shtab_snapshotter_using diff' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'
 complete -c snapshotter -n '_shtab_snapshotter_using diff' -l bytes -d 'print sizes in bytes'
 complete -c snapshotter -n '_shtab_snapshotter_using diff; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d 'what it was; or, alone, what is compared with its parent'
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a du -d 'Show what is big in a snapshot, by directory, the largest first.'
+complete -c snapshotter -n '_shtab_snapshotter_using du' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using du' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using du' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'
+complete -c snapshotter -n '_shtab_snapshotter_using du' -l bytes -d 'print sizes in bytes'
+complete -c snapshotter -n '_shtab_snapshotter_using du' -l depth -x -d 'how far below the root (1)'
+complete -c snapshotter -n '_shtab_snapshotter_using du; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a report -d 'Write a page of HTML that shows what is in a store, what takes its space, and what is wrong.'
 complete -c snapshotter -n '_shtab_snapshotter_using report' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using report' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'

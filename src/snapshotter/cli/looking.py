@@ -46,6 +46,16 @@ def add(commands: arguments.Commands) -> None:
     )
     diff.add_argument("key", metavar="KEY", help="what it was; or, alone, what is compared with its parent")
     diff.add_argument("other", metavar="OTHER", nargs="?", help="what became of it")
+    du = commands.add(
+        "du",
+        _du,
+        "show what is big in a snapshot, by directory, the largest first",
+        arguments.JSON,
+        arguments.BYTES,
+        example="snapshotter du web --depth 2",
+    )
+    du.add_argument("key", metavar="KEY")
+    du.add_argument("--depth", metavar="N", type=int, default=1, help="how far below the root (%(default)s)")
 
 
 def _df(parsed: argparse.Namespace) -> None:
@@ -123,3 +133,19 @@ def _diff(parsed: argparse.Namespace) -> None:
         path = f"{change.path} from {change.source}" if change.source else change.path
         rows.append((change.change, change.type, before, size, path))
     display.table(("CHANGE", "TYPE", "BEFORE", "SIZE", "PATH"), rows)
+
+
+def _du(parsed: argparse.Namespace) -> None:
+    from snapshotter import directories
+
+    with arguments.reading(parsed) as store:
+        found = directories.measure(store, parsed.key, parsed.depth)
+    found.sort(key=lambda directory: (-directory.exclusive - directory.shared, directory.path))
+    if parsed.json:
+        output.print_json([asdict(directory) for directory in found])
+        return
+    amount = output.amount(parsed)
+    display.table(
+        ("EXCLUSIVE", "SHARED", "INODES", "PATH"),
+        [(amount(each.exclusive), amount(each.shared), str(each.inodes), each.path) for each in found],
+    )
