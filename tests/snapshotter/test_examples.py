@@ -25,7 +25,10 @@ ELSEWHERE = {
     "demo": "test_demo.py runs it",
     "serve": "tests/test_readme.py runs it",
 }
-BEFORE = {"umount": "snapshotter mount web /mnt"}  # what an example takes for done
+BEFORE = {  # what an example takes for done
+    "umount": ["snapshotter mount web /mnt"],
+    "import": ["snapshotter export base - | gzip > base.tgz", "snapshotter rm web web-2 base"],
+}
 DOCS = Path(__file__).parent.parent.parent / "docs/cli.md"
 
 
@@ -95,9 +98,8 @@ def perform(
             if "/run/snapshots.sock" in line:
                 server = stack.enter_context(serving(stack.enter_context(Snapshotter(root))))
                 places["/run/snapshots.sock"] = server.address
-            for name, first in BEFORE.items():
-                if line.startswith(f"snapshotter {name} "):
-                    run(first)
+            for before in BEFORE.get(line.split()[1], []):
+                run(before)
             return run(line)
 
     yield perform
