@@ -23,7 +23,6 @@ def add(commands: arguments.Commands) -> None:
 def _report(parsed: argparse.Namespace) -> None:
     from snapshotter import doctor, inventory, report, space
 
-    problems = doctor.examine(arguments.root(parsed))
     with arguments.reading(parsed) as store:
         taken = inventory.take(store)
         seen = report.Report(
@@ -32,7 +31,7 @@ def _report(parsed: argparse.Namespace) -> None:
             taken.entries,
             space.of_store(store, taken),
             space.of_filesystem(store.root),
-            problems,
+            [*store.problems(), *doctor.around(store.root)],
         )
     page = report.render(seen)
     if parsed.output:
