@@ -47,6 +47,7 @@ LAYERS = [
         "snapshotter.trees",
         "snapshotter.display",
         "snapshotter.interruption",
+        "snapshotter.treemap",
     },
     {"snapshotter.records", "snapshotter.volumes"},
     {"snapshotter.api"},
@@ -65,6 +66,7 @@ LAYERS = [
         "snapshotter.difference",
     },
     {"snapshotter.space", "snapshotter.directories"},
+    {"snapshotter.report"},
     {
         "snapshotter.demo",
         "snapshotter.doctor",
@@ -82,6 +84,7 @@ LAYERS = [
         "snapshotter.cli.keeping",
         "snapshotter.cli.listing",
         "snapshotter.cli.looking",
+        "snapshotter.cli.reporting",
         "snapshotter.cli.serving",
     },
     {"snapshotter.cli"},
@@ -99,6 +102,7 @@ PURE = {
     "snapshotter.http2",
     "snapshotter.labels",
     "snapshotter.snapshot",
+    "snapshotter.treemap",
 }
 IO = {"asyncio", "fcntl", "io", "multiprocessing", "os", "pathlib", "select", "shutil", "socket", "tempfile"}
 IO |= {"subprocess", "threading", "time"}

@@ -31,7 +31,14 @@ def examine(root: str | os.PathLike[str]) -> list[Problem]:
             problems = store.problems()
     except (DataLossError, UnavailableError) as error:
         problems = [Problem(path, str(error), "mend what is below it, or restore it from a backup")]
-    return [*problems, *_directory(path), *_filesystem(path), *_devices(path)]
+    return [*problems, *around(path)]
+
+
+def around(root: str) -> list[Problem]:
+    """
+    Look at what the store at the real path *root* is on: its directory, mount, filesystem and devices.
+    """
+    return [*_directory(root), *_filesystem(root), *_devices(root)]
 
 
 def _directory(root: str) -> Iterator[Problem]:

@@ -19,17 +19,27 @@ def add(commands: arguments.Commands) -> None:
             f"make {what}, and print how to mount it",
             arguments.LABELS,
             arguments.JSON,
-            example=f"snapshotter {name} web base --label owner=me",
+            example=f"snapshotter {name} new base --label owner=me",
         )
         new.add_argument("key", metavar="KEY", type=arguments.key)
         new.add_argument(
             "parent", metavar="PARENT", type=arguments.parent, nargs="?", default="", help="none for empty"
         )
-    commit = commands.add("commit", _commit, "freeze an active snapshot under a name", arguments.LABELS)
+    commit = commands.add(
+        "commit",
+        _commit,
+        "freeze an active snapshot under a name",
+        arguments.LABELS,
+        example="snapshotter commit release web --label owner=me",
+    )
     commit.add_argument("name", metavar="NAME", type=arguments.key)
     commit.add_argument("key", metavar="KEY", type=arguments.key)
     fork = commands.add(
-        "fork", _fork, "copy an active snapshot while it runs, and print how to mount the copy", arguments.JSON
+        "fork",
+        _fork,
+        "copy an active snapshot while it runs, and print how to mount the copy",
+        arguments.JSON,
+        example="snapshotter fork web copy",
     )
     fork.add_argument("key", metavar="KEY", type=arguments.key)
     fork.add_argument("new", metavar="NEW", type=arguments.key)
@@ -42,8 +52,15 @@ def add(commands: arguments.Commands) -> None:
     )
     label.add_argument("key", metavar="KEY", type=arguments.key)
     label.add_argument("changes", metavar="K=V|K-", nargs="*", type=_change, help="set one, or take it away")
-    commands.add("rm", _rm, "remove snapshots, and wait for their space", arguments.KEYS)
-    commands.add("cleanup", _cleanup, "destroy what is left of removed snapshots, and wait for their space")
+    commands.add(
+        "rm", _rm, "remove snapshots, and wait for their space", arguments.KEYS, example="snapshotter rm web web-2"
+    )
+    commands.add(
+        "cleanup",
+        _cleanup,
+        "destroy what is left of removed snapshots, and wait for their space",
+        example="snapshotter cleanup",
+    )
 
 
 def _prepare(parsed: argparse.Namespace) -> None:

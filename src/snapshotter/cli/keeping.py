@@ -32,6 +32,7 @@ def add(commands: arguments.Commands) -> None:
         _doctor,
         "look for what is wrong with a store, and say how to mend it; 5 if something is",
         arguments.JSON,
+        example="snapshotter doctor",
     )
 
 

@@ -8,7 +8,6 @@ from dataclasses import asdict
 
 from snapshotter import display
 from snapshotter.cli import arguments, output
-from snapshotter.snapshot import Kind
 
 
 def add(commands: arguments.Commands) -> None:
@@ -63,14 +62,7 @@ def _df(parsed: argparse.Namespace) -> None:
     from snapshotter import inventory, space
 
     with arguments.reading(parsed) as store:
-        taken = inventory.take(store)
-        amounts = {
-            "committed": space.of_snapshots(taken, Kind.COMMITTED),
-            "active": space.of_snapshots(taken, Kind.ACTIVE),
-            "view": space.of_snapshots(taken, Kind.VIEW),
-            "pending": space.of_volumes(store.root, taken.pending),
-            "orphaned": space.of_volumes(store.root, taken.orphaned),
-        }
+        amounts = space.of_store(store, inventory.take(store))
         whole = space.of_filesystem(store.root)
     if parsed.json:
         kinds = {name: asdict(each) for name, each in amounts.items()}
