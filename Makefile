@@ -12,7 +12,7 @@ demo: setup
 	@$(BIN)/snapshotter demo
 
 test: lint
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest -n auto --dist worksteal $(PYTEST)
 
 test-containerd: setup
 	$(BIN)/pytest tests/containerd --containerd all --buildkit

@@ -2,6 +2,7 @@
 Real btrfs for every test that asks, a check that no test leaks, and plain words about what did not run.
 """
 
+import ctypes
 import errno
 import itertools
 import os
@@ -27,6 +28,7 @@ settings.load_profile("untimed")
 
 NOBODY = 65534
 CAP_SYS_ADMIN = 21
+CLONE_NEWNS = 0x20000
 PATIENCE = 10  # seconds for what the kernel releases later than it answers, such as a loop device
 
 
@@ -58,11 +60,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # All temporary files go below one directory, so that the leak check can tell this run's mounts and
+    # All temporary files go below one directory, so that the leak check can tell this process's mounts and
     # loop devices from others'. Not pytest's own directory: that is closed to unprivileged users.
-    scope = tempfile.mkdtemp(prefix="btrfs-snapshotter-tests-")
+    worker = getattr(config, "workerinput", {}).get("workerid")
+    if worker:
+        scope = os.path.join(tempfile.gettempdir(), worker)
+        os.mkdir(scope)
+        config.option.basetemp = os.path.join(scope, "tests")  # xdist's is too long for sockets
+        if not WHY_NO_BTRFS:
+            _leave_mounts()
+    else:
+        scope = tempfile.mkdtemp(prefix="btrfs-snapshotter-tests-")
     os.chmod(scope, 0o755)
     os.environ["TMPDIR"] = tempfile.tempdir = scope
+
+
+def _leave_mounts() -> None:
+    """
+    Give this process a mount namespace: what another worker's test makes of it would hold our filesystems.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    syscall.mount("", "/", "", syscall.MS_REC | syscall.MS_PRIVATE)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
