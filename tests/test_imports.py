@@ -35,6 +35,7 @@ LAYERS = [
     {
         "snapshotter.filters",
         "snapshotter.labels",
+        "snapshotter.log",
         "snapshotter.mountinfo",
         "snapshotter.shared",
         "snapshotter.session",
