@@ -101,7 +101,7 @@ def reading(arguments: argparse.Namespace) -> Snapshotter:
     """
     That store, read without its lock.
     """
-    return Snapshotter(root(arguments), read_only=True)
+    return Snapshotter(root(arguments), read_only=True, client=None)
 
 
 def changing(arguments: argparse.Namespace) -> Snapshotter:
