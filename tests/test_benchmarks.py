@@ -66,8 +66,8 @@ def test_a_run_has_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "pybtrfs": CALLS,
         "fresh store": OPERATIONS,
         "store aged by 5 snapshots": OPERATIONS | {"open"},
-        "the command on 100 snapshots": {"ls", "ls, memory"},
-        "the command on 50 snapshots": LOOKING | {f"{name}, memory" for name in LOOKING},
+        "the command on 100 snapshots": {"ls", "ls, of it CPU", "ls, memory"},
+        "the command on 50 snapshots": {name + what for name in LOOKING for what in ("", ", of it CPU", ", memory")},
     }
     assert sum(row["target"] is not None for row in values["rows"]) == 2 * TARGETS + 2 + 2 * len(LOOKING)
     table = capsys.readouterr().out
