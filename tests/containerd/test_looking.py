@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from pybtrfs import filesystem
-from snapshotter import cli
+from snapshotter import cli, references
+from snapshotter.references import References
 
 from . import images
 from .images import Image
-from .processes import Containerd, Daemon, wait_until
+from .processes import PLUGIN, Containerd, Daemon, wait_until
 
 pytestmark = pytest.mark.btrfs
 
@@ -129,10 +130,32 @@ def test_looking(emptied: Containerd, daemon: Daemon, image: Image, directory: P
         assert {change["path"] for change in said("diff", row["name"])} - {"."} == changed
 
     for name, pid in pids.items():
-        why = said("why", rows[name]["name"])
+        why = said("why", rows[name]["name"], "--containerd", str(emptied.address))
         assert pid in [process["pid"] for process in why["processes"] if "root" in process["uses"]]
         assert "/" in [mount["path"] for mount in why["mounts"]]
-    assert said("why", rows[small.chain_ids[-1]]["name"])["children"] == [rows[name]["name"] for name in sorted(pids)]
+        assert why["containerd"] == {
+            "namespace": emptied.namespace,
+            "name": name,
+            "known": True,
+            "labels": why["containerd"]["labels"],
+            "containers": [name],
+            "images": [],
+            "leases": [],
+        }
+    why = said("why", rows[small.chain_ids[-1]]["name"], "--containerd", str(emptied.address))
+    assert why["children"] == sorted(rows[name]["name"] for name in pids)
+    assert (why["containerd"]["images"], why["containerd"]["containers"]) == ([small.name], [])
+
+    emptied.ctr("leases", "create", "--id", "lease")
+    emptied.prepare_leased("lease", "leased", small.chain_ids[-1])
+    [leased] = [row["name"] for row in said("ls") if row["name"].endswith("/leased")]
+    asked = said("why", leased, "--containerd", str(emptied.address))["containerd"]
+    assert (asked["leases"], asked["containers"], asked["images"]) == (["lease"], [], [])
+    unused = said("why", rows["unused"]["name"], "--containerd", str(emptied.address))["containerd"]
+    assert list(unused["labels"]) == ["containerd.io/gc.root"]
+    unknown = references.find(str(emptied.address), PLUGIN, f"{emptied.namespace}/1/none")
+    assert unknown == References(emptied.namespace, "none", False)
+    assert said("why", rows["unused"]["name"], "--containerd", f"{emptied.address}.none")["containerd"] is None
 
     predicted = said("frees", rows["unused"]["name"])["size"]
     assert predicted == DATA
