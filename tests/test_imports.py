@@ -64,7 +64,7 @@ LAYERS = [
         "snapshotter.holders",
         "snapshotter.difference",
     },
-    {"snapshotter.space"},
+    {"snapshotter.space", "snapshotter.repair"},
     {
         "snapshotter.demo",
         "snapshotter.doctor",
