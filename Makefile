@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-containerd lint bench bench-peers proto
+.PHONY: setup demo test test-containerd lint bench bench-peers proto manual pictures
 
 setup:
 	@PYTHON='$(PYTHON)' tools/setup
@@ -30,3 +30,9 @@ bench-peers: setup
 
 proto: setup
 	@$(BIN)/python tools/make_messages.py src
+
+manual: setup
+	@$(BIN)/python tools/make_manual.py share
+
+pictures: setup
+	@$(BIN)/python -m tools.make_pictures docs/pictures

@@ -47,6 +47,7 @@ LAYERS = [
         "snapshotter.trees",
         "snapshotter.display",
         "snapshotter.interruption",
+        "snapshotter.treemap",
     },
     {"snapshotter.records", "snapshotter.volumes"},
     {"snapshotter.api"},
@@ -64,7 +65,8 @@ LAYERS = [
         "snapshotter.holders",
         "snapshotter.difference",
     },
-    {"snapshotter.space", "snapshotter.repair"},
+    {"snapshotter.space", "snapshotter.directories", "snapshotter.repair"},
+    {"snapshotter.report"},
     {
         "snapshotter.demo",
         "snapshotter.doctor",
@@ -76,12 +78,14 @@ LAYERS = [
     {"snapshotter.archive", "snapshotter.containerd", "snapshotter.service", "snapshotter.unit_files"},
     {"snapshotter.daemon"},
     {"snapshotter.cli.codes", "snapshotter.cli.arguments", "snapshotter.cli.output", "snapshotter.cli.progress"},
-    {"snapshotter.cli.waiting", "snapshotter.cli.looking"},
+    {"snapshotter.cli.waiting"},
     {
         "snapshotter.cli.changing",
         "snapshotter.cli.contents",
         "snapshotter.cli.keeping",
         "snapshotter.cli.listing",
+        "snapshotter.cli.looking",
+        "snapshotter.cli.reporting",
         "snapshotter.cli.serving",
     },
     {"snapshotter.cli"},
@@ -99,6 +103,7 @@ PURE = {
     "snapshotter.http2",
     "snapshotter.labels",
     "snapshotter.snapshot",
+    "snapshotter.treemap",
 }
 IO = {"asyncio", "fcntl", "io", "multiprocessing", "os", "pathlib", "select", "shutil", "socket", "tempfile"}
 IO |= {"subprocess", "threading", "time"}

@@ -29,13 +29,24 @@ def examine(root: str | os.PathLike[str]) -> list[Problem]:
     path = real_path(root)
     try:
         with Snapshotter(path, read_only=True) as store:
-            problems = store.problems()
-            if not store.is_copy:
-                problems += _places(path)
+            return of_store(store)
     except (DataLossError, UnavailableError) as error:
         cure = "`snapshotter doctor --fix` mends its record; a disk that fails is to be replaced"
-        problems = [Problem(path, str(error), cure)]
-    return [*problems, *_directory(path), *_filesystem(path), *_devices(path)]
+        return [Problem(path, str(error), cure), *_around(path)]
+
+
+def of_store(store: Snapshotter) -> list[Problem]:
+    """
+    The same for an open store.
+    """
+    places = () if store.is_copy else _places(store.root)
+    return [*store.problems(), *places, *_around(store.root)]
+
+
+def _around(root: str) -> Iterator[Problem]:
+    yield from _directory(root)
+    yield from _filesystem(root)
+    yield from _devices(root)
 
 
 def _places(root: str) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from snapshotter.mounting import mounted
 from snapshotter.testing import DirectoryVolumes
 from snapshotter.volumes import BtrfsVolumes
 
+from . import schema
 from .commands import Ran, Run
 from .serving import serving
 
@@ -98,7 +99,7 @@ def content(backend: str) -> Callable[[tuple[Mount, ...]], AbstractContextManage
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """
-    Runs the command, of which a failure is one line.
+    Runs the command, of which a failure is one line, and JSON as the schema has it.
     """
 
     def run(*argv: str) -> Ran:
@@ -107,6 +108,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         out, err = capsys.readouterr()
         if err:
             assert err.startswith("snapshotter: ") and err.count("\n") == 1
+        if "--json" in argv and out:
+            schema.check(argv[0], out)
         return Ran(code, out, err)
 
     return run

@@ -180,3 +180,22 @@ def test_diff(store: Snapshotter, run: Run) -> None:
         {"path": "file", "change": "added", "type": "file", "size": 8000, "size_before": None, "source": ""}
     ]
     assert run("diff", "web", "base").splitlines()[1].split() == ["deleted", "file", "7.8", "KiB", "file"]
+
+
+def test_du(store: Snapshotter, run: Run) -> None:
+    """
+    du lists directories, the largest first, down to a depth.
+    """
+    with mounted(store.mounts("web")) as path:
+        os.makedirs(f"{path}/a/b")
+        os.mkdir(f"{path}/c")
+    filesystem.sync(store.root)
+    assert run("du", "web", "--bytes").splitlines() == [
+        "EXCLUSIVE  SHARED  INODES  PATH",
+        "     8192       0       5  .",
+        "        0       0       2  a",
+        "        0       0       1  c",
+    ]
+    found = json.loads(run("du", "web", "--json", "--depth=2"))
+    assert [each["path"] for each in found] == [".", "a", "a/b", "c"]
+    assert found[0] == {"path": ".", "exclusive": 8192, "shared": 0, "inodes": 5}

@@ -104,7 +104,7 @@ def _shared(*flags: str, **options: Any) -> Parser:
 
 
 ROOT = _shared("--root", metavar="DIR", default=argparse.SUPPRESS, help="the store; by default $SNAPSHOTTER_ROOT")
-JSON = _shared("--json", action="store_true", help="print JSON, of the shape in docs/cli.md")
+JSON = _shared("--json", action="store_true", help="print JSON, as docs/cli.md and schema.json describe it")
 BYTES = _shared("--bytes", action="store_true", help="print sizes in bytes")
 LABELS = _shared("--label", metavar="KEY=VALUE", type=_label, action="append", default=[], help="may be repeated")
 KEYS = _shared("keys", metavar="KEY", nargs="+", type=key)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pybtrfs import subvolume
 from snapshotter import display
-from snapshotter.cli import arguments, looking, output, waiting
+from snapshotter.cli import arguments, output, waiting
 from snapshotter.cli.codes import DONE, complain, report
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, quoted
@@ -27,17 +27,27 @@ def add(commands: arguments.Commands) -> None:
             f"make {what}, and print how to mount it",
             arguments.LABELS,
             arguments.JSON,
-            example=f"snapshotter {name} web base --label owner=me",
+            example=f"snapshotter {name} new base --label owner=me",
         )
         new.add_argument("key", metavar="KEY", type=arguments.key)
         new.add_argument(
             "parent", metavar="PARENT", type=arguments.parent, nargs="?", default="", help="none for empty"
         )
-    commit = commands.add("commit", _commit, "freeze an active snapshot under a name", arguments.LABELS)
+    commit = commands.add(
+        "commit",
+        _commit,
+        "freeze an active snapshot under a name",
+        arguments.LABELS,
+        example="snapshotter commit release web --label owner=me",
+    )
     commit.add_argument("name", metavar="NAME", type=arguments.key)
     commit.add_argument("key", metavar="KEY", type=arguments.key)
     fork = commands.add(
-        "fork", _fork, "copy an active snapshot while it runs, and print how to mount the copy", arguments.JSON
+        "fork",
+        _fork,
+        "copy an active snapshot while it runs, and print how to mount the copy",
+        arguments.JSON,
+        example="snapshotter fork web copy",
     )
     fork.add_argument("key", metavar="KEY", type=arguments.key)
     fork.add_argument("new", metavar="NEW", type=arguments.key)
@@ -55,13 +65,17 @@ def add(commands: arguments.Commands) -> None:
         _rm,
         "remove snapshots, children before what they rest on, and wait for their space",
         arguments.KEYS,
-        arguments.JSON,
         arguments.BYTES,
-        example="snapshotter rm web base --dry-run",
+        example="snapshotter rm web web-2",
     )
     rm.add_argument("--no-wait", action="store_true", help="let the space come back in the background")
     rm.add_argument("--dry-run", action="store_true", help="only say how much would come back, as `frees` does")
-    commands.add("cleanup", _cleanup, "destroy what is left of removed snapshots, and wait for their space")
+    commands.add(
+        "cleanup",
+        _cleanup,
+        "destroy what is left of removed snapshots, and wait for their space",
+        example="snapshotter cleanup",
+    )
 
 
 def _prepare(parsed: argparse.Namespace) -> None:
@@ -109,12 +123,12 @@ def _label(parsed: argparse.Namespace) -> None:
 
 
 def _rm(parsed: argparse.Namespace) -> int:
-    from snapshotter import inventory
+    from snapshotter import inventory, space
 
-    if parsed.dry_run:
-        looking.frees(parsed)
-        return DONE
     with arguments.reading(parsed) as reading:
+        if parsed.dry_run:
+            print(output.amount(parsed)(space.frees(reading, parsed.keys)))
+            return DONE
         root = reading.root
         entries = inventory.take(reading, measured=False).entries
     code = DONE

@@ -8,7 +8,6 @@ from dataclasses import asdict
 
 from snapshotter import display
 from snapshotter.cli import arguments, output
-from snapshotter.snapshot import Kind
 
 
 def add(commands: arguments.Commands) -> None:
@@ -22,7 +21,7 @@ def add(commands: arguments.Commands) -> None:
     )
     commands.add(
         "frees",
-        frees,
+        _frees,
         "show how much comes back when snapshots are removed, all together",
         arguments.KEYS,
         arguments.JSON,
@@ -47,20 +46,23 @@ def add(commands: arguments.Commands) -> None:
     )
     diff.add_argument("key", metavar="KEY", help="what it was; or, alone, what is compared with its parent")
     diff.add_argument("other", metavar="OTHER", nargs="?", help="what became of it")
+    du = commands.add(
+        "du",
+        _du,
+        "show what is big in a snapshot, by directory, the largest first",
+        arguments.JSON,
+        arguments.BYTES,
+        example="snapshotter du web --depth 2",
+    )
+    du.add_argument("key", metavar="KEY")
+    du.add_argument("--depth", metavar="N", type=int, default=1, help="how far below the root (%(default)s)")
 
 
 def _df(parsed: argparse.Namespace) -> None:
     from snapshotter import inventory, space
 
     with arguments.reading(parsed) as store:
-        taken = inventory.take(store)
-        amounts = {
-            "committed": space.of_snapshots(taken, Kind.COMMITTED),
-            "active": space.of_snapshots(taken, Kind.ACTIVE),
-            "view": space.of_snapshots(taken, Kind.VIEW),
-            "pending": space.of_volumes(store.root, taken.pending),
-            "orphaned": space.of_volumes(store.root, taken.orphaned),
-        }
+        amounts = space.of_store(store, inventory.take(store))
         whole = space.of_filesystem(store.root)
     if parsed.json:
         kinds = {name: asdict(each) for name, each in amounts.items()}
@@ -83,7 +85,7 @@ def _df(parsed: argparse.Namespace) -> None:
         print(f"{whole.deleted} deleted subvolumes are being cleaned")
 
 
-def frees(parsed: argparse.Namespace) -> None:
+def _frees(parsed: argparse.Namespace) -> None:
     from snapshotter import space
 
     with arguments.reading(parsed) as store:
@@ -131,3 +133,19 @@ def _diff(parsed: argparse.Namespace) -> None:
         path = f"{change.path} from {change.source}" if change.source else change.path
         rows.append((change.change, change.type, before, size, path))
     display.table(("CHANGE", "TYPE", "BEFORE", "SIZE", "PATH"), rows)
+
+
+def _du(parsed: argparse.Namespace) -> None:
+    from snapshotter import directories
+
+    with arguments.reading(parsed) as store:
+        found = directories.measure(store, parsed.key, parsed.depth)
+    found.sort(key=lambda directory: (-directory.exclusive - directory.shared, directory.path))
+    if parsed.json:
+        output.print_json([asdict(directory) for directory in found])
+        return
+    amount = output.amount(parsed)
+    display.table(
+        ("EXCLUSIVE", "SHARED", "INODES", "PATH"),
+        [(amount(each.exclusive), amount(each.shared), str(each.inodes), each.path) for each in found],
+    )
