@@ -65,7 +65,7 @@ LAYERS = [
         "snapshotter.holders",
         "snapshotter.difference",
     },
-    {"snapshotter.space", "snapshotter.directories"},
+    {"snapshotter.space", "snapshotter.directories", "snapshotter.repair"},
     {"snapshotter.report"},
     {
         "snapshotter.demo",
@@ -78,12 +78,12 @@ LAYERS = [
     {"snapshotter.archive", "snapshotter.containerd", "snapshotter.service", "snapshotter.unit_files"},
     {"snapshotter.daemon"},
     {"snapshotter.cli.codes", "snapshotter.cli.arguments", "snapshotter.cli.output", "snapshotter.cli.progress"},
+    {"snapshotter.cli.waiting", "snapshotter.cli.looking"},
     {
         "snapshotter.cli.changing",
         "snapshotter.cli.contents",
         "snapshotter.cli.keeping",
         "snapshotter.cli.listing",
-        "snapshotter.cli.looking",
         "snapshotter.cli.reporting",
         "snapshotter.cli.serving",
     },

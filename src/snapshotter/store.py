@@ -9,6 +9,7 @@ A store's directory: what it is, who owns it, and the ids it hands out.
       empty/         read-only; what a view without parent shows
       snapshots/
         17/          0700; the record of snapshot 17, and its subvolumes
+      quarantine/    what no record accounts for, moved here by a repair
 """
 
 import contextlib
@@ -39,7 +40,7 @@ from snapshotter.errors import (
 from snapshotter.events import Event
 from snapshotter.volumes import EMPTY, Directory, Volumes, opened
 
-STORE, LOCK, SNAPSHOTS = "store", "lock", "snapshots"
+STORE, LOCK, SNAPSHOTS, QUARANTINE = "store", "lock", "snapshots", "quarantine"
 ID_BLOCK = 1024
 COMMAND_SIZE = 1000  # more does not tell a holder from others
 # An ioctl in flight keeps the lock of a killed process until it ends, flushing all it has to.
@@ -174,7 +175,7 @@ class Store:
         """
         fd = _open_directory(root)
         try:
-            if strangers := set(os.listdir(fd)) - {STORE, LOCK, EMPTY, SNAPSHOTS}:
+            if strangers := set(os.listdir(fd)) - {STORE, LOCK, EMPTY, SNAPSHOTS, QUARANTINE}:
                 raise FailedPreconditionError(f"{root!r} is not empty: it holds {min(strangers)!r}")
             _check_unmade(fd, root)
             os.fchmod(fd, 0o700)
@@ -192,6 +193,46 @@ class Store:
                     volumes.barrier(fd)
                 finally:
                     os.close(store_fd)
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def mend(cls, root: str, volumes: Volumes) -> str:
+        """
+        Make the record of the store at *root* readable again, durably, and say how; nothing where it is.
+
+        One with a single flipped bit is what it was; else it is made of what is there, without a client.
+
+        Raises:
+            FailedPreconditionError: It is not a store, or a newer release's.
+            StoreHeldError: Another process has it.
+        """
+        fd = _open_directory(root)
+        try:
+            with contextlib.ExitStack() as stack:
+                try:
+                    store_fd = stack.enter_context(opened(fd, STORE))
+                    snapshots_fd = stack.enter_context(opened(fd, SNAPSHOTS))
+                except FileNotFoundError as error:
+                    raise _not_a_store(root) from error
+                stack.enter_context(Lock(fd, root))
+                data = records.read(store_fd)
+                with contextlib.suppress(records.DamagedError):
+                    if data is not None:
+                        _header(data)
+                        return ""
+                how = "one bit had flipped in it"
+                if data is None or (data := records.mended(data, _header)) is None:
+                    names = os.listdir(snapshots_fd)
+                    if not names:
+                        raise _not_a_store(root)
+                    how = "it is made anew, and the first client that comes has the snapshots"
+                    limit = max((int(name) for name in names if name.isdecimal()), default=0) + 1 + ID_BLOCK
+                    header = Header(str(uuid.uuid4()), volumes.identity(), id_limit=limit)
+                    data = records.seal(asdict(header))
+                records.write(store_fd, data)
+                volumes.barrier(store_fd)
+                return how
         finally:
             os.close(fd)
 
@@ -242,10 +283,8 @@ class Store:
         if data is None:
             raise _not_a_store(self.root)
         try:
-            values = records.unseal(data)
-            del values["crc"], values["format"]
-            return Header(**values)
-        except (records.DamagedError, TypeError) as error:
+            return _header(data)
+        except records.DamagedError as error:
             raise DataLossError(f"the record of store {self.root!r} is damaged: {error}") from error
 
     def change(self, **values: Any) -> None:
@@ -290,6 +329,14 @@ class Store:
         os.lseek(self._snapshots_fd, 0, os.SEEK_SET)
         return os.listdir(self._snapshots_fd)
 
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    @property
+    def snapshots_fd(self) -> int:
+        return self._snapshots_fd
+
     def make_directory(self, snapshot_id: int) -> None:
         os.mkdir(str(snapshot_id), 0o700, dir_fd=self._snapshots_fd)
 
@@ -308,6 +355,18 @@ class Store:
         finally:
             os.close(fd)
 
+    def read(self, directory: Directory) -> bytes | None:
+        """
+        The record of a snapshot's directory, or None when it has none.
+        """
+        return records.read(directory.fd)
+
+    def write(self, directory: Directory, record: bytes) -> None:
+        """
+        Replace the record of a snapshot's directory, atomically; durable only after a barrier.
+        """
+        records.write(directory.fd, record)
+
     def remove_directory(self, snapshot_id: int) -> None:
         """
         Remove the directory of a snapshot that holds no subvolume any more; its record goes with it.
@@ -315,6 +374,15 @@ class Store:
         with contextlib.suppress(FileNotFoundError), self.directory(snapshot_id) as directory:
             records.delete_file(directory.fd)
             os.rmdir(str(snapshot_id), dir_fd=self._snapshots_fd)
+
+
+def _header(data: bytes) -> Header:
+    values = records.unseal(data)
+    del values["crc"], values["format"]
+    try:
+        return Header(**values)
+    except TypeError as error:
+        raise records.DamagedError(str(error)) from error
 
 
 def real_path(path: str | os.PathLike[str]) -> str:

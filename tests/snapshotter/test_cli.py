@@ -196,7 +196,8 @@ class TestCommands:
         found = run("doctor")
         assert found.code == 5
         assert (
-            "stranger: it is not the directory of a snapshot\n  cure: move it away, or delete it by hand\n" in found.out
+            "stranger: it is not the directory of a snapshot\n  cure: `snapshotter doctor --fix` mends it, or"
+            in found.out
         )
         problems = json.loads(run("doctor", "--json").out)
         assert f"{layers}/snapshots/stranger" in [problem["subject"] for problem in problems]
