@@ -67,7 +67,7 @@ def add(commands: arguments.Commands) -> None:
         arguments.KEYS,
         arguments.JSON,
         arguments.BYTES,
-        example="snapshotter rm web base --dry-run",
+        example="snapshotter rm web web-2 --dry-run",
     )
     rm.add_argument("--no-wait", action="store_true", help="let the space come back in the background")
     rm.add_argument("--dry-run", action="store_true", help="only say how much would come back, as `frees` does")
