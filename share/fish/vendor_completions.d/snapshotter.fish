@@ -196,6 +196,7 @@ complete -c snapshotter -n '_shtab_snapshotter_using diff' -l root -xka "(__fish
 complete -c snapshotter -n '_shtab_snapshotter_using diff' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'
 complete -c snapshotter -n '_shtab_snapshotter_using diff' -l bytes -d 'print sizes in bytes'
 complete -c snapshotter -n '_shtab_snapshotter_using diff; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d 'what it was; or, alone, what is compared with its parent'
+complete -c snapshotter -n '_shtab_snapshotter_using diff; and test $_shtab_snapshotter_npos -eq 1' -ka "(_snapshotter_keys)" -d 'what became of it'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a du -d 'Show what is big in a snapshot, by directory, the largest first.'
 complete -c snapshotter -n '_shtab_snapshotter_using du' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using du' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
