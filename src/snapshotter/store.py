@@ -13,6 +13,7 @@ A store's directory: what it is, who owns it, and the ids it hands out.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -76,9 +77,7 @@ class Lock:
         self._fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=root_fd)
         try:
             self._take(root, client)
-            holder = {"pid": self._pid, "command": " ".join(sys.argv)[:COMMAND_SIZE], "socket": socket}
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, json.dumps(holder).encode(), 0)
+            self._sign({"pid": self._pid, "command": " ".join(sys.argv)[:COMMAND_SIZE], "socket": socket})
         except BaseException:
             os.close(self._fd)
             raise
@@ -90,15 +89,25 @@ class Lock:
                 return fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 holder = self._holder()
-                pid = holder.get("pid", 0)
-                if _alive(pid) or time.monotonic() > deadline:
+                pid = holder.get("pid")
+                if pid is None or _alive(pid) or time.monotonic() > deadline:
                     raise StoreHeldError(
-                        f"store {root!r} is held by process {pid} ({holder.get('command', 'unknown')}): "
+                        f"store {root!r} is held by process {pid or '?'} ({holder.get('command', 'unknown')}): "
                         "stop it, or use what only reads",
                         holder.get("socket", ""),
                         client,
                     ) from error
             time.sleep(0.05)
+
+    def _sign(self, holder: dict[str, Any]) -> None:
+        # No shorter than what was there: whoever reads meanwhile finds one or the other.
+        text = json.dumps(holder).encode().ljust(os.fstat(self._fd).st_size)
+        try:
+            os.pwrite(self._fd, text, 0)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            os.ftruncate(self._fd, 0)  # a full disk is emptied by who has the lock: better one without a name
 
     def _holder(self) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
