@@ -190,7 +190,8 @@ static int64_t pybtrfs_read_subvolumes(const char *items, uint32_t size, uint32_
 {
     const char *end = items + size;
     struct pybtrfs_ioctl_search_header header = {0}, before = {0};
-    struct pybtrfs_subvolume *subvolume = subvolumes - 1;
+    struct pybtrfs_subvolume *subvolume = NULL;
+    int64_t found = 0;
 
     for (uint32_t i = 0; i < count; i++) {
         before = header;
@@ -207,7 +208,7 @@ static int64_t pybtrfs_read_subvolumes(const char *items, uint32_t size, uint32_
             /* What a kernel wrote last that does not know the new fields has left them as they were. */
             if (header.len < sizeof(root) || root.generation != root.generation_v2)
                 memset(&root.generation_v2, 0, sizeof(root) - offsetof(struct pybtrfs_root_item, generation_v2));
-            subvolume++;
+            subvolume = &subvolumes[found++];
             subvolume->treeid = header.objectid;
             subvolume->generation = le64toh(root.generation);
             subvolume->flags = le64toh(root.flags);
@@ -232,16 +233,16 @@ static int64_t pybtrfs_read_subvolumes(const char *items, uint32_t size, uint32_
         }
     }
     if (header.type == PYBTRFS_ROOT_ITEM_KEY && count > 1) {
-        subvolume--;
+        found--;
         header = before;
     }
     *last = header;
-    return subvolume + 1 - subvolumes;
+    return found;
 }
 """
 
-# From <sys/mount.h>.
-MOUNT_CONSTANTS = """
+# From <sys/mount.h> and <fcntl.h>.
+CONSTANTS = """
 #define MS_RDONLY ...
 #define MS_NOSUID ...
 #define MS_NODEV ...
@@ -254,6 +255,7 @@ MOUNT_CONSTANTS = """
 #define MNT_FORCE ...
 #define MNT_DETACH ...
 #define UMOUNT_NOFOLLOW ...
+#define O_PATH ...
 """
 
 
@@ -272,7 +274,7 @@ ffi = FFI()
 ffi.cdef("static const char *const PYBTRFS_VERSION;")
 ffi.cdef(declarations((HERE / HEADER).read_text()))
 ffi.cdef(FUNCTIONS)
-ffi.cdef(MOUNT_CONSTANTS)
+ffi.cdef(CONSTANTS)
 ffi.set_source(
     "pybtrfs._btrfs",
     SOURCE,

@@ -28,10 +28,16 @@ TINY = Effort(
     storms=1,
     seconds=1.2,
     aged=5,
+    snapshots=50,
 )
 CALLS = {
-    *("create", "snapshot", "delete", "get_id", "get_info", "get_info, raw", "get_read_only"),
-    *("list 10 subvolumes", "the same, and read all fields", "snapshot and delete, 64 threads"),
+    *("create", "snapshot", "delete", "snapshot and delete, 64 threads"),
+    *(
+        f"{call}{of}"
+        for call in ("get_id", "get_info", "raw get_info", "get_read_only")
+        for of in ("", " of the top level")
+    ),
+    *("list 10 subvolumes", "the same, and read all fields"),
     *(f"longest pause of a thread beside {call}" for call in ("create", "delete", "snapshot", "list")),
 }
 OPERATIONS = {
@@ -50,8 +56,9 @@ OPERATIONS = {
     *(f"{name} at 64 threads, {percent} %" for name in ("prepare", "remove") for percent in (50, 99)),
     "backlog of destroys at 64 threads, most in 1 s",
 }
+LOOKING = {"ls", "ls --json", "ls --sort=size", "tree", "tree --json", "info", "df", "why", "frees", "diff", "du"}
 TARGETS = 6  # on each store
-CALLS_TARGETS = 6
+CALLS_TARGETS = 8
 
 
 @pytest.mark.btrfs
@@ -71,8 +78,11 @@ def test_a_run_has_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "pybtrfs": CALLS,
         "fresh store": OPERATIONS,
         "store aged by 5 snapshots": OPERATIONS | {"open"},
+        "the command on 100 snapshots": {"ls", "ls, of it CPU", "ls, memory"},
+        "the command on 50 snapshots": {name + what for name in LOOKING for what in ("", ", of it CPU", ", memory")},
     }
-    assert sum(row["target"] is not None for row in values["rows"]) == CALLS_TARGETS + 2 * TARGETS
+    targets = CALLS_TARGETS + 2 * TARGETS + 2 + 2 * len(LOOKING)
+    assert sum(row["target"] is not None for row in values["rows"]) == targets
     table = capsys.readouterr().out
     assert all(row["name"] in table for row in values["rows"])
 

@@ -249,6 +249,24 @@ struct pybtrfs_ioctl_ino_lookup_user_args {
     char path[3824];
 };
 
+#define PYBTRFS_LOGICAL_INO_ARGS_IGNORE_OFFSET (1ULL << 0)
+
+struct pybtrfs_data_container {
+    uint32_t bytes_left;
+    uint32_t bytes_missing;
+    uint32_t elem_cnt;
+    uint32_t elem_missed;
+    uint64_t val[];
+};
+
+struct pybtrfs_ioctl_logical_ino_args {
+    uint64_t logical;
+    uint64_t size;
+    uint64_t reserved[3];
+    uint64_t flags;
+    uint64_t inodes;
+};
+
 /* The filesystem and its devices */
 
 #define PYBTRFS_FS_INFO_FLAG_CSUM_INFO (1 << 0)
@@ -416,6 +434,7 @@ struct pybtrfs_file_handle {
 #define PYBTRFS_IOC_QGROUP_LIMIT _IOR(PYBTRFS_IOCTL_MAGIC, 43, struct pybtrfs_ioctl_qgroup_limit_args)
 #define PYBTRFS_IOC_QUOTA_RESCAN_WAIT _IO(PYBTRFS_IOCTL_MAGIC, 46)
 #define PYBTRFS_IOC_GET_DEV_STATS _IOWR(PYBTRFS_IOCTL_MAGIC, 52, struct pybtrfs_ioctl_get_dev_stats)
+#define PYBTRFS_IOC_LOGICAL_INO_V2 _IOWR(PYBTRFS_IOCTL_MAGIC, 59, struct pybtrfs_ioctl_logical_ino_args)
 #define PYBTRFS_IOC_GET_SUBVOL_INFO _IOR(PYBTRFS_IOCTL_MAGIC, 60, struct pybtrfs_ioctl_get_subvol_info_args)
 #define PYBTRFS_IOC_GET_SUBVOL_ROOTREF _IOWR(PYBTRFS_IOCTL_MAGIC, 61, struct pybtrfs_ioctl_get_subvol_rootref_args)
 #define PYBTRFS_IOC_INO_LOOKUP_USER _IOWR(PYBTRFS_IOCTL_MAGIC, 62, struct pybtrfs_ioctl_ino_lookup_user_args)
@@ -461,6 +480,8 @@ _Static_assert(sizeof(struct pybtrfs_ioctl_search_args) == 4096, "search_args");
 _Static_assert(offsetof(struct pybtrfs_ioctl_search_args_v2, buf) == 112, "search_args_v2.buf");
 _Static_assert(sizeof(struct pybtrfs_ioctl_ino_lookup_args) == 4096, "ino_lookup_args");
 _Static_assert(sizeof(struct pybtrfs_ioctl_ino_lookup_user_args) == 4096, "ino_lookup_user_args");
+_Static_assert(sizeof(struct pybtrfs_data_container) == 16, "data_container");
+_Static_assert(sizeof(struct pybtrfs_ioctl_logical_ino_args) == 56, "logical_ino_args");
 _Static_assert(sizeof(struct pybtrfs_ioctl_fs_info_args) == 1024, "fs_info_args");
 _Static_assert(offsetof(struct pybtrfs_ioctl_fs_info_args, generation) == 56, "fs_info_args.generation");
 _Static_assert(sizeof(struct pybtrfs_ioctl_dev_info_args) == 4096, "dev_info_args");

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Wrong usage raises SystemExit with 2, and ``--help`` and ``--version`` with 0.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         code: int | None = arguments.run(arguments)
     except KeyboardInterrupt:
@@ -61,14 +61,17 @@ def _complain(error: Exception) -> int:
 # -- arguments
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """
+    All the arguments of the command.
+    """
+    whole = argparse.ArgumentParser(
         prog="pybtrfs",
         description="btrfs with nothing but the kernel: some of the btrfs command, in its words and columns.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    groups = parser.add_subparsers(metavar="COMMAND", required=True)
+    whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    groups = whole.add_subparsers(metavar="COMMAND", required=True)
 
     def group(name: str, text: str) -> Any:
         return groups.add_parser(name, help=text, allow_abbrev=False).add_subparsers(metavar="COMMAND", required=True)
@@ -145,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", metavar="OPTIONS", dest="options", default="", help="mount options"
     )
     command(images, "unmount", _image_unmount, "unmount an image", "TARGET")
-    return parser
+    return whole
 
 
 def _sort(text: str) -> list[tuple[str, bool]]:

@@ -13,7 +13,7 @@ import errno
 from collections.abc import Iterator, Sequence
 from functools import cache
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple, cast, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from pybtrfs._btrfs import ffi, lib
 from pybtrfs.syscall import call, check, new
@@ -31,6 +31,8 @@ SUBVOL_SYNC_WAIT_FOR_QUEUED: int = lib.PYBTRFS_SUBVOL_SYNC_WAIT_FOR_QUEUED
 SUBVOL_SYNC_COUNT: int = lib.PYBTRFS_SUBVOL_SYNC_COUNT
 SUBVOL_SYNC_PEEK_FIRST: int = lib.PYBTRFS_SUBVOL_SYNC_PEEK_FIRST
 SUBVOL_SYNC_PEEK_LAST: int = lib.PYBTRFS_SUBVOL_SYNC_PEEK_LAST
+
+LOGICAL_INO_ARGS_IGNORE_OFFSET: int = lib.PYBTRFS_LOGICAL_INO_ARGS_IGNORE_OFFSET
 
 DEV_STATS_RESET: int = lib.PYBTRFS_DEV_STATS_RESET
 
@@ -383,7 +385,7 @@ def tree_search_v2_subvolumes(
     items = ffi.cast("char *", arguments.buf)
     read = call(lib.pybtrfs_read_subvolumes, items, buf_size, count, subvolumes, last)
     found = check(read, "BTRFS_IOC_TREE_SEARCH_V2")
-    records = cast(Iterator[SubvolRecord], _SUBVOLUME.iter_unpack(ffi.buffer(subvolumes, found * _SUBVOLUME.size)))
+    records = _SUBVOLUME.iter_unpack(ffi.buffer(subvolumes, found * _SUBVOLUME.size))
     return records, (int(last.objectid), int(last.type), int(last.offset))
 
 
@@ -404,6 +406,20 @@ def ino_lookup_user(fd: int, dirid: int, treeid: int) -> tuple[bytes, bytes]:
     arguments = new("struct pybtrfs_ioctl_ino_lookup_user_args *", {"dirid": dirid, "treeid": treeid})
     _ioctl(fd, "BTRFS_IOC_INO_LOOKUP_USER", arguments)
     return ffi.string(arguments.name), ffi.string(arguments.path)
+
+
+def logical_ino_v2(fd: int, logical: int, size: int, flags: int = 0) -> tuple[list[tuple[int, int, int]], int]:
+    """
+    Return the inode, the offset in it and the tree of each reference to the extent at *logical*, as many as *size*
+    bytes hold, and the number of those left out.
+    """
+    found = ffi.new("struct pybtrfs_data_container *", {"val": size // 8})
+    arguments = ffi.new("struct pybtrfs_ioctl_logical_ino_args *", {"logical": logical, "flags": flags})
+    arguments.size = ffi.sizeof("struct pybtrfs_data_container") + size // 8 * 8
+    arguments.inodes = ffi.cast("uintptr_t", found)
+    _ioctl(fd, "BTRFS_IOC_LOGICAL_INO_V2", arguments)
+    values = [int(value) for value in found.val[0 : found.elem_cnt]]
+    return list(zip(values[0::3], values[1::3], values[2::3], strict=True)), int(found.elem_missed) // 3
 
 
 def getflags(fd: int) -> int:

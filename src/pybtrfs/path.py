@@ -24,9 +24,6 @@ Destination = str | bytes | os.PathLike[str] | os.PathLike[bytes] | tuple[int | 
 """A name to make or remove: a path, or an open directory and a name in it."""
 
 
-_NO_NAMES = frozenset((b"", b".", b".."))
-
-
 class _Held:
     """
     A file descriptor for the length of a ``with``, in which errors of the kernel get the name that the caller used.
@@ -112,7 +109,7 @@ def descriptor(target: int | HasFileno) -> int:
 
 
 def _checked(given: object, name: bytes) -> bytes:
-    if name in _NO_NAMES:
+    if name in (b"", b".", b".."):
         raise ValueError(f"{given!r} has no name of its own")
     if len(name) > VOL_NAME_MAX:
         raise ValueError(f"the name in {given!r} is longer than {VOL_NAME_MAX} bytes")

@@ -32,6 +32,9 @@ MNT_FORCE: int = lib.MNT_FORCE
 MNT_DETACH: int = lib.MNT_DETACH
 UMOUNT_NOFOLLOW: int = lib.UMOUNT_NOFOLLOW
 
+O_PATH: int = lib.O_PATH
+"""`os` has it, but PyPy's has not."""
+
 RESOLVE_NO_XDEV: int = lib.PYBTRFS_RESOLVE_NO_XDEV
 RESOLVE_NO_MAGICLINKS: int = lib.PYBTRFS_RESOLVE_NO_MAGICLINKS
 RESOLVE_NO_SYMLINKS: int = lib.PYBTRFS_RESOLVE_NO_SYMLINKS
@@ -183,12 +186,18 @@ def check(result: int, call: str, privilege: str = "", filename: object = None) 
     """
     if result >= 0:
         return result
-    error = OSError(-result, os.strerror(-result))
+    # No name for the error here: with that this frame, and what its callers hold, would be kept until garbage is
+    # collected, also of a refusal that is handled.
+    raise _refusal(-result, call, privilege, filename)
+
+
+def _refusal(number: int, call: str, privilege: str, filename: object) -> OSError:
+    error = OSError(number, os.strerror(number))
     error.filename = filename
     error.add_note(call)
-    if privilege and -result == errno.EPERM:
+    if privilege and number == errno.EPERM:
         error.add_note(f"needs {privilege}")
-    raise error
+    return error
 
 
 def _text(value: _PathLike) -> bytes:

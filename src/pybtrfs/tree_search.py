@@ -25,7 +25,17 @@ from pybtrfs.items import (
 )
 from pybtrfs.path import Target, opened
 
-__all__ = ["MAX", "MAX_KEY", "MIN_KEY", "Item", "Key", "search", "search_changes", "search_subvolumes"]
+__all__ = [
+    "MAX",
+    "MAX_KEY",
+    "MIN_KEY",
+    "Item",
+    "Key",
+    "search",
+    "search_changes",
+    "search_files",
+    "search_subvolumes",
+]
 
 _Kind = TypeVar("_Kind")
 
@@ -112,10 +122,26 @@ def search_changes(target: Target, transid: int, *, tree_id: int = 0) -> Iterato
     Raises:
         FileNotFoundError: There is no such tree.
     """
+    return _search_files(target, tree_id, transid + 1 if transid else 0, transid)
+
+
+def search_files(target: Target, *, tree_id: int = 0, min_transid: int = 0) -> Iterator[Item]:
+    """
+    Yield the inodes and file extents of a subvolume, as `search` with *min_transid* does, and nothing else of it.
+
+    Issues ``BTRFS_IOC_TREE_SEARCH_V2`` (Linux 3.16), which needs ``CAP_SYS_ADMIN``.
+
+    Raises:
+        FileNotFoundError: There is no such tree.
+    """
+    return _search_files(target, tree_id, min_transid, 0)
+
+
+def _search_files(target: Target, tree_id: int, min_transid: int, transid: int) -> Iterator[Item]:
     with opened(target) as fd:
         start: Key | None = Key(FIRST_FREE_OBJECTID, 0, 0)
         while start is not None and start.objectid <= LAST_FREE_OBJECTID:
-            key = _search_key(tree_id, start, Key(LAST_FREE_OBJECTID, 255, MAX), transid + 1 if transid else 0, MAX)
+            key = _search_key(tree_id, start, Key(LAST_FREE_OBJECTID, 255, MAX), min_transid, MAX)
             count, buffer, last = ioctl.tree_search_v2_changed(fd, key, _CHANGES_SIZE, transid)
             if last is None:
                 return

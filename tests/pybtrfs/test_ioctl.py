@@ -137,6 +137,12 @@ CASES = [
         lambda e: ioctl.ino_lookup_user(e.theirs, 256, e.nested_id),
         lambda e, found: found == (b"nested", b""),
     ),
+    Case(
+        "logical_ino_v2",
+        lambda e: ioctl.logical_ino_v2(e.mine, e.extent, 24, ioctl.LOGICAL_INO_ARGS_IGNORE_OFFSET),
+        lambda e, found: found == ([(258, 0, e.mine_id)], 0),
+        errno.EPERM,
+    ),
     Case("getflags", lambda e: ioctl.getflags(e.theirs), lambda e, flags: flags == 0),
     Case("setflags", lambda e: ioctl.setflags(e.mine, 0x40)),  # no dump
     Case("setflags", lambda e: ioctl.setflags(e.theirs, 0), refused=errno.EPERM, label="theirs"),
@@ -184,6 +190,11 @@ def there(btrfs: Path) -> Iterator[SimpleNamespace]:
             setattr(e, name, opened(btrfs / name))
             os.chmod(btrfs / name, 0o755)
         (btrfs / "mine/file").write_text("content")
+        with open(btrfs / "mine/data", "wb", buffering=0) as data:
+            data.write(bytes(4096))
+            os.fsync(data)
+        found = ioctl.tree_search_v2(e.mine, ioctl.SearchKey(0, 258, 258, 0, 0, 0, U64, 108, 108, 1), 4096)[1]
+        (e.extent,) = struct.unpack_from("<Q", found, 32 + 21)  # disk_bytenr, behind the header of the item
         os.chown(btrfs / "mine", NOBODY, NOBODY)
         ioctl.subvol_create_v2(e.theirs, b"nested")
         e.mine_id, _ = ioctl.ino_lookup(e.mine, 0, 256)

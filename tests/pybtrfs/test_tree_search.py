@@ -17,7 +17,7 @@ from pybtrfs import filesystem, ioctl, items, subvolume, tree_search
 from pybtrfs._btrfs import ffi
 from pybtrfs.errors import NotBtrfsError
 from pybtrfs.items import DirItem, FileExtent, InlineExtent, InodeItem, InodeRef, Item, Key
-from pybtrfs.tree_search import MAX, MAX_KEY, MIN_KEY, search, search_changes, search_subvolumes
+from pybtrfs.tree_search import MAX, MAX_KEY, MIN_KEY, search, search_changes, search_files, search_subvolumes
 
 pytestmark = pytest.mark.btrfs
 
@@ -219,6 +219,10 @@ def test_changes(files: Path, monkeypatch: pytest.MonkeyPatch, buffer_size: int)
     }
     assert list(search_changes(files, 0)) == changes(0)
     assert list(search_changes(files.parent, 0, tree_id=subvolume.get_id(files))) == changes(0)
+    of_files = {items.INODE_ITEM_KEY, items.EXTENT_DATA_KEY}
+    written = [item for item in search(files, min_transid=transid + 1) if item.type in of_files]
+    assert list(search_files(files.parent, tree_id=subvolume.get_id(files), min_transid=transid + 1)) == written
+    assert len(since) < len(written)
 
 
 def test_changes_need_privilege(files: Path, tmp_path: Path, unprivileged: Callable[..., Any]) -> None:

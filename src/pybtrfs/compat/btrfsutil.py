@@ -12,7 +12,7 @@ import errno
 import operator
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple, SupportsIndex
 
 from pybtrfs import ioctl, items, subvolume, syscall
@@ -222,7 +222,7 @@ def is_subvolume(path: Path | int) -> bool:
     Return whether *path* is the root of a subvolume; it need not be readable.
     """
     # Of a path everything is an error of statfs(2), which libbtrfsutil begins with.
-    with _opened(path, os.O_PATH, failed=ERROR_STATFS_FAILED) as fd:
+    with _opened(path, syscall.O_PATH, failed=ERROR_STATFS_FAILED) as fd:
         return syscall.fstatfs_type(fd) == syscall.BTRFS_SUPER_MAGIC and is_root(fd)
 
 
@@ -629,14 +629,15 @@ def _snapshot_below(source_fd: int, dirfd: int, name: bytes, inherit: ioctl.Inhe
 
 
 def _delete_below(fd: int) -> None:
-    for _, path, child_fd in opened_children(fd):
-        _delete_below(child_fd)
-        head, tail = os.path.split(path)
-        directory = open_beneath(fd, head or ".")
-        try:
-            ioctl.snap_destroy(directory, os.fsencode(tail))
-        finally:
-            os.close(directory)
+    with closing(opened_children(fd)) as found:
+        for _, path, child_fd in found:
+            _delete_below(child_fd)
+            head, tail = os.path.split(path)
+            directory = open_beneath(fd, head or ".")
+            try:
+                ioctl.snap_destroy(directory, os.fsencode(tail))
+            finally:
+                os.close(directory)
 
 
 def _iterate(fd: int, top: int, info: bool, post_order: bool) -> _Entries:
@@ -737,5 +738,6 @@ def _open_children(fd: int) -> _Children:
     """
     Yield path, id and file descriptor of what is directly below a subvolume, without privilege.
     """
-    for child, path, child_fd in opened_children(fd):
-        yield path, child.id, child_fd
+    with closing(opened_children(fd)) as found:
+        for child, path, child_fd in found:
+            yield path, child.id, child_fd

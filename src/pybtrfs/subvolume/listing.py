@@ -7,7 +7,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -64,8 +65,9 @@ def iterate(filesystem: Target, *, top: int = FS_TREE_OBJECTID) -> Iterator[Subv
     listing is not atomic: what is created or deleted meanwhile is listed or not, and what is renamed has one name or
     the other. Times and transactions of what is not yet committed are not seen.
 
-    Issues one tree search, and ``BTRFS_IOC_INO_LOOKUP`` once for each directory that contains subvolumes and is not
-    itself one; of more than some thousands, once more for each that comes again. They need ``CAP_SYS_ADMIN``.
+    Issues one tree search (Linux 3.16), and ``BTRFS_IOC_INO_LOOKUP`` once for each directory that contains subvolumes
+    and is not itself one; of more than some thousands, once more for each that comes again. They need
+    ``CAP_SYS_ADMIN``.
 
     To a caller without it the kernel shows what is below *filesystem*, which must then be the root of *top*: by
     `children`, `get_child_path` and `get_info`, each before what it contains. What the caller may not open, and what
@@ -147,9 +149,10 @@ def open_child(fd: int, path: str, child: SubvolumeRef) -> int:
         raise
 
 
-def opened_children(fd: int) -> Iterator[tuple[SubvolumeRef, str, int]]:
+def opened_children(fd: int) -> Generator[tuple[SubvolumeRef, str, int], None, None]:
     """
-    Yield the subvolumes directly below one, each with its path and a file descriptor that is open until the next one.
+    Yield the subvolumes directly below one, each with its path and a file descriptor that is open until the next one;
+    the last one until this is at its end, or closed.
 
     What the caller may not open, and what something is mounted on, is left out.
     """
@@ -168,25 +171,26 @@ def opened_children(fd: int) -> Iterator[tuple[SubvolumeRef, str, int]]:
 
 
 def _walk(fd: int, above: str) -> Iterator[SubvolumeEntry]:
-    for _, path, child_fd in opened_children(fd):
-        try:
-            info = get_info(child_fd)
-        except FileNotFoundError:
-            continue  # deleted meanwhile
-        yield SubvolumeEntry(above + path, info)
-        yield from _walk(child_fd, f"{above}{path}/")
+    with closing(opened_children(fd)) as found:
+        for _, path, child_fd in found:
+            try:
+                info = get_info(child_fd)
+            except FileNotFoundError:
+                continue  # deleted meanwhile
+            yield SubvolumeEntry(above + path, info)
+            yield from _walk(child_fd, f"{above}{path}/")
 
 
 def _sweep(fd: int, top: int, found: Iterable[SubvolumeInfo]) -> Iterator[SubvolumeEntry]:
     paths = _Paths(fd, top)
     make = tuple.__new__  # of a NamedTuple half as expensive as its own
-    where = 0, 0
+    parent = directory = 0
     above: str | None = None
     for info in found:
         subvolid, name, parent_id, dirid, _ = info
-        if where != (parent_id, dirid):
-            where = parent_id, dirid
-            above = paths.of(*where) if parent_id else None  # what is deleted is nowhere
+        if dirid != directory or parent_id != parent:
+            parent, directory = parent_id, dirid
+            above = paths.of(parent_id, dirid) if parent_id else None  # what is deleted is nowhere
         if above is not None and subvolid != top:
             yield make(SubvolumeEntry, (above + name.decode(_ENCODING, _ERRORS), info))
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from pybtrfs._version import __version__
-from snapshotter.cli import arguments, changing, looking, serving
+from snapshotter.cli import arguments, changing, contents, keeping, listing, looking, reporting, serving
 from snapshotter.cli.codes import DONE, FAILED, INTERRUPTED, complain, report
 from snapshotter.errors import Error
 
@@ -26,6 +26,11 @@ examples:
   snapshotter fork web web-2                 and a copy of that, while it runs
   snapshotter tree
   snapshotter rm web web-2
+
+environment:
+  SNAPSHOTTER_ROOT     the store, where --root names none
+  SNAPSHOTTER_CONFIG   the configuration of serve, where --config names none
+  NO_COLOR             no colours, if it is set
 
 exit codes:
   0 done, 1 failed, 2 usage or configuration, 3 store held by another, 4 not found, 5 inconsistent, 130 interrupted
@@ -76,9 +81,14 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = arguments.Commands(whole)
-    for group in (changing, looking, serving):
+    for group in (keeping, changing, contents, listing, looking, reporting, serving):
         group.add(commands)
-    commands.add("demo", _demo, "show it all on a btrfs of its own, which is gone afterwards; needs root")
+    commands.add(
+        "demo",
+        _demo,
+        "show it all on a btrfs of its own, which is gone afterwards; needs root",
+        example="snapshotter demo",
+    )
     return whole
 
 

@@ -6,12 +6,16 @@ import argparse
 import json
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from snapshotter import display
 from snapshotter.snapshot import Info, Mount
+
+if TYPE_CHECKING:
+    from snapshotter.inventory import Entry
 
 
 def print_json(value: Any) -> None:
@@ -30,6 +34,27 @@ def described(info: Info) -> dict[str, Any]:
         "updated": info.updated.isoformat(timespec="microseconds"),
         "labels": dict(info.labels),
     }
+
+
+def detailed(entry: "Entry") -> dict[str, Any]:
+    """
+    *entry* as JSON has it.
+    """
+    return described(entry.info) | {
+        "size": entry.usage and entry.usage.size,
+        "inodes": entry.usage and entry.usage.inodes,
+        "subvolume": entry.volume and entry.volume.path,
+        "subvolid": entry.volume and entry.volume.info.id,
+        "mounted": entry.mounted,
+        "problem": entry.problem,
+    }
+
+
+def amount(arguments: argparse.Namespace) -> Callable[[int], str]:
+    """
+    How sizes are written.
+    """
+    return str if arguments.bytes else display.size
 
 
 def time(moment: datetime) -> str:

@@ -3,6 +3,7 @@ The commands about the daemon.
 """
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from snapshotter import config, display
 from snapshotter.cli import arguments
 from snapshotter.cli.codes import DONE, FAILED
-from snapshotter.errors import UnavailableError
+from snapshotter.errors import InvalidArgumentError, UnavailableError
 
 PING_SECONDS = 5.0
 
@@ -24,14 +25,42 @@ def add(commands: arguments.Commands) -> None:
     for name, setting in config.SETTINGS.items():
         if name not in ("root", "address"):
             settings.add_argument(config.flag(name), metavar="VALUE", dest=name, help=setting.metadata["expected"])
-    commands.add("serve", _serve, "serve a store to containerd; make it where there is none", settings)
-    configuration = commands.add("config", _config, "print or check the configuration of serve", settings)
+    commands.add(
+        "serve",
+        _serve,
+        "serve a store to containerd; make it where there is none",
+        settings,
+        example="snapshotter serve --root /var/lib/snapshots --address /run/snapshots.sock",
+    )
+    configuration = commands.add(
+        "config",
+        _config,
+        "print or check the configuration of serve",
+        settings,
+        example="snapshotter config dump --log-level debug",
+    )
     configuration.add_argument(
         "what",
         choices=("default", "dump", "check"),
         help="a file with the defaults; what is in force, and where from; or nothing, if it is right",
     )
-    commands.add("ping", _ping, "ask whether a daemon serves its store", place)
+    commands.add(
+        "ping",
+        _ping,
+        "ask whether a daemon serves its store",
+        place,
+        example="snapshotter ping --address /run/snapshots.sock",
+    )
+    events = commands.add(
+        "events",
+        _events,
+        "show what a daemon's log tells, of one snapshot or of all",
+        arguments.JSON,
+        example="journalctl -f -o cat -u btrfs-snapshotter | snapshotter events web",
+    )
+    events.add_argument("key", metavar="KEY", nargs="?", help="one that it has, or had before it was committed")
+    events.add_argument("--log", metavar="FILE", help="the log; by default what is piped in")
+    events.add_argument("--follow", action="store_true", help="go on with what is written to the file from now on")
     setup = commands.add("setup", None, "print what containerd and systemd have to know of the daemon")
     targets = arguments.Commands(setup, "WHAT")
     to_containerd = targets.add(
@@ -39,6 +68,7 @@ def add(commands: arguments.Commands) -> None:
         _setup_containerd,
         "print or write a file for containerd's configuration, or check what is in force",
         place,
+        example="snapshotter setup containerd --cri",
     )
     to_containerd.add_argument("--name", default="btrfs-snapshotter", help="what containerd calls it (%(default)s)")
     to_containerd.add_argument("--cri", action="store_true", help="make it the snapshotter of Kubernetes")
@@ -57,7 +87,13 @@ def add(commands: arguments.Commands) -> None:
         const="",
         help="name what a `containerd config dump` lacks, a FILE or - or of the program; 1 if anything",
     )
-    to_systemd = targets.add("systemd", _setup_systemd, "print or write the units of the daemon", place)
+    to_systemd = targets.add(
+        "systemd",
+        _setup_systemd,
+        "print or write the units of the daemon",
+        place,
+        example="snapshotter setup systemd --root /var/lib/snapshots",
+    )
     to_systemd.add_argument("--write", metavar="DIR", help="write them there, instead of printing them")
 
 
@@ -92,6 +128,21 @@ def _ping(parsed: argparse.Namespace) -> None:
         if not client.serving():
             raise UnavailableError(f"the daemon at {address!r} is opening its store, or its filesystem failed")
     print(f"{display.printable(address)} serves")
+
+
+def _events(parsed: argparse.Namespace) -> None:
+    from snapshotter import log
+
+    if parsed.log is None and os.isatty(0):
+        raise InvalidArgumentError("no log is given: use --log FILE, or pipe one in, as in `journalctl -u UNIT |`")
+    texts = log.read("/dev/stdin") if parsed.log is None else log.read(parsed.log, follow=parsed.follow)
+    lines = (line for text in texts if (line := log.parse(text.rstrip("\n"))))
+    for line in log.of_key(lines, parsed.key) if parsed.key is not None else lines:
+        if parsed.json:
+            print(json.dumps({"time": line.time, "level": line.level, "event": line.event, **line.fields}), flush=True)
+        else:
+            fields = " ".join(f"{name}={value}" for name, value in line.fields.items())
+            print(display.printable(f"{line.time} {line.level:7} {line.event:12} {fields}"), flush=True)
 
 
 def _setup_containerd(parsed: argparse.Namespace) -> int:
