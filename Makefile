@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-containerd test-runtimes fuzz lint docs bench bench-peers proto manual pictures
+.PHONY: setup demo test test-containerd test-runtimes test-sanitized fuzz lint docs bench bench-peers proto manual pictures
 
 setup:
 	@PYTHON='$(PYTHON)' tools/setup
@@ -16,6 +16,9 @@ test: lint
 
 test-containerd: setup
 	$(BIN)/pytest tests/containerd --containerd all --buildkit
+
+test-sanitized: setup
+	$(BIN)/python -m tests.sanitized $(PYTEST)
 
 fuzz: setup
 	$(BIN)/python -m pip install -q --group fuzz
