@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-containerd test-runtimes lint bench bench-peers proto
+.PHONY: setup demo test test-containerd test-runtimes test-kernels lint bench bench-peers proto
 
 setup:
 	@PYTHON='$(PYTHON)' tools/setup
@@ -19,6 +19,9 @@ test-containerd: setup
 
 test-runtimes: setup
 	$(BIN)/python -m tools.runtimes
+
+test-kernels: setup
+	$(BIN)/python -m tools.kernels
 
 lint: setup
 	$(BIN)/ruff check

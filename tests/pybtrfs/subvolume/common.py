@@ -68,6 +68,19 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str, refusal: int = errno.E
     monkeypatch.setattr(ioctl, "_ioctl", lacking)
 
 
+@contextmanager
+def needing(feature: str, *, refusal: int) -> Iterator[None]:
+    """
+    Skip the test when the kernel does not know what it is asked for here.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != refusal:
+            raise
+        pytest.skip(f"the kernel has no {feature}")
+
+
 def calls_of(thread: threading.Thread) -> str:
     """
     The system call that a thread of this process is in, as numbers.
