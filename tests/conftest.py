@@ -31,7 +31,7 @@ settings.load_profile("untimed")
 
 NOBODY = 65534
 CAP_SYS_ADMIN = 21
-PATIENCE = 10  # seconds for what the kernel releases later than it answers, such as a loop device
+PATIENCE = 60  # seconds for what the kernel releases later than it answers, such as a loop device
 
 
 def _why_no_btrfs() -> str:
