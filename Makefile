@@ -3,7 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-containerd test-runtimes test-sanitized fuzz lint docs bench bench-peers proto manual pictures
+.PHONY: setup demo test test-containerd test-runtimes test-kernels test-sanitized fuzz lint docs
+.PHONY: bench bench-peers proto manual pictures
 
 setup:
 	@PYTHON='$(PYTHON)' tools/setup
@@ -26,6 +27,9 @@ fuzz: setup
 
 test-runtimes: setup
 	$(BIN)/python -m tools.runtimes
+
+test-kernels: setup
+	$(BIN)/python -m tools.kernels
 
 lint: setup
 	$(BIN)/ruff check
