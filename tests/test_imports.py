@@ -12,7 +12,7 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src"
 
-SERVICES = ("snapshots", "containers", "content", "images", "leases")  # of containerd
+SERVICES = ("snapshots", "containers", "content", "images", "leases", "extension")
 
 # From the bottom up. A module imports only from the layers below its own.
 LAYERS = [
@@ -23,13 +23,13 @@ LAYERS = [
     {"pybtrfs.ioctl"},
     {"pybtrfs.errors"},
     {"pybtrfs.path"},
-    {"pybtrfs.tree_search", "pybtrfs.filesystem", "pybtrfs.inode", "pybtrfs.extent"},
+    {"pybtrfs.tree_search", "pybtrfs.filesystem", "pybtrfs.inode", "pybtrfs.extent", "pybtrfs.testing"},
     {"pybtrfs.subvolume.info", "pybtrfs.image"},
     {"pybtrfs.subvolume.listing"},
     {"pybtrfs.subvolume.deletion"},
     {"pybtrfs.subvolume.creation"},
     {"pybtrfs.subvolume"},
-    {"pybtrfs.cli", "pybtrfs.compat"},
+    {"pybtrfs.cli", "pybtrfs.compat", "pybtrfs.pytest_plugin"},
     {"pybtrfs.__main__"},
     {"pybtrfs.compat.btrfsutil"},
     {"snapshotter.errors", "snapshotter.events"},
@@ -48,9 +48,9 @@ LAYERS = [
     {
         "snapshotter.usage",
         "snapshotter.trees",
-        "snapshotter.mounting",
         "snapshotter.display",
         "snapshotter.interruption",
+        "snapshotter.treemap",
     },
     {"snapshotter.records", "snapshotter.volumes"},
     {"snapshotter.api"},
@@ -58,7 +58,7 @@ LAYERS = [
     {f"snapshotter.api.{service}_pb2" for service in SERVICES},
     {f"snapshotter.api.{service}_grpc" for service in SERVICES} | {"snapshotter.messages"},
     {"snapshotter.index", "snapshotter.store", "snapshotter.testing"},
-    {"snapshotter.recovery", "snapshotter.worker"},
+    {"snapshotter.mounting", "snapshotter.recovery", "snapshotter.worker"},
     {"snapshotter.contract"},
     {"snapshotter"},
     {
@@ -69,6 +69,7 @@ LAYERS = [
         "snapshotter.difference",
     },
     {"snapshotter.space", "snapshotter.directories"},
+    {"snapshotter.report"},
     {
         "snapshotter.demo",
         "snapshotter.doctor",
@@ -78,10 +79,18 @@ LAYERS = [
         "snapshotter.metrics",
         "snapshotter.systemd",
     },
-    {"snapshotter.containerd", "snapshotter.service", "snapshotter.unit_files"},
+    {"snapshotter.archive", "snapshotter.containerd", "snapshotter.service", "snapshotter.unit_files"},
     {"snapshotter.daemon"},
-    {"snapshotter.cli.codes", "snapshotter.cli.arguments", "snapshotter.cli.output"},
-    {"snapshotter.cli.changing", "snapshotter.cli.listing", "snapshotter.cli.looking", "snapshotter.cli.serving"},
+    {"snapshotter.cli.codes", "snapshotter.cli.arguments", "snapshotter.cli.output", "snapshotter.cli.progress"},
+    {
+        "snapshotter.cli.changing",
+        "snapshotter.cli.contents",
+        "snapshotter.cli.keeping",
+        "snapshotter.cli.listing",
+        "snapshotter.cli.looking",
+        "snapshotter.cli.reporting",
+        "snapshotter.cli.serving",
+    },
     {"snapshotter.cli"},
     {"snapshotter.__main__"},
 ]
@@ -97,6 +106,7 @@ PURE = {
     "snapshotter.http2",
     "snapshotter.labels",
     "snapshotter.snapshot",
+    "snapshotter.treemap",
 }
 IO = {"asyncio", "fcntl", "io", "multiprocessing", "os", "pathlib", "select", "shutil", "socket", "tempfile"}
 IO |= {"subprocess", "threading", "time"}

@@ -1,5 +1,5 @@
 """
-Compile containerd's messages from the .proto files of snapshotter.api.
+Compile the messages, containerd's and ours, from the .proto files of snapshotter.api.
 
     python tools/make_messages.py DIRECTORY
 """
@@ -11,7 +11,8 @@ from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src"
 TYPES = ["mount", "descriptor"]
-SERVICES = ["snapshots", "containers", "content", "images", "leases"]
+CONTAINERD = ["snapshots", "containers", "content", "images", "leases"]  # that it has as well
+SERVICES = [*CONTAINERD, "extension"]
 
 
 def main(target: Path) -> None:

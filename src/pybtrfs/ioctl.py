@@ -9,9 +9,10 @@ the ioctl and, for ``EPERM``, the privilege it needs. Names are bytes and are no
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from struct import Struct
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from pybtrfs._btrfs import ffi, lib
 from pybtrfs.syscall import check
@@ -60,7 +61,7 @@ LO_FLAGS_AUTOCLEAR: int = lib.PYBTRFS_LO_FLAGS_AUTOCLEAR
 LO_FLAGS_DIRECT_IO: int = lib.PYBTRFS_LO_FLAGS_DIRECT_IO
 
 Limit = tuple[int | None, int | None]
-"""Limits of a qgroup in bytes: of what it references, of what is exclusively its own; None is no limit."""
+"""Limits of a qgroup in bytes, of what it references and of what is exclusively its own; None is no limit."""
 
 Inherit = tuple[Sequence[int], Limit | None]
 """The qgroups a new subvolume joins, and the limits of its own qgroup."""
@@ -161,52 +162,95 @@ def default_subvol(fd: int, subvolid: int) -> None:
     _ioctl(fd, "BTRFS_IOC_DEFAULT_SUBVOL", ffi.new("uint64_t *", subvolid))
 
 
-class SubvolInfo(NamedTuple):
+SubvolRecord = tuple[int, bytes, int, int, bytes]
+"""treeid, name, parent_id and dirid of a subvolume, and the rest of ``struct pybtrfs_subvolume``."""
+
+
+class Number:
     """
-    ``struct btrfs_ioctl_get_subvol_info_args``; times in nanoseconds since 1970.
+    An attribute that is a number in the rest of a `SubvolRecord`.
     """
 
-    treeid: int
-    name: bytes
-    parent_id: int
-    dirid: int
-    generation: int
-    flags: int
-    uuid: bytes
-    parent_uuid: bytes
-    received_uuid: bytes
-    ctransid: int
-    otransid: int
-    stransid: int
-    rtransid: int
-    ctime: int
-    otime: int
-    stime: int
-    rtime: int
+    def __init__(self, offset: int, layout: str = "=Q") -> None:
+        self._offset = offset
+        self._read = Struct(layout).unpack_from
+
+    @overload
+    def __get__(self, subvolume: None, owner: object) -> Number: ...
+    @overload
+    def __get__(self, subvolume: SubvolRecord, owner: object) -> int: ...
+    def __get__(self, subvolume: SubvolRecord | None, owner: object) -> Number | int:
+        if subvolume is None:
+            return self
+        value: int = self._read(subvolume[4], self._offset)[0]
+        return value
+
+
+class SubvolInfo(SubvolRecord):
+    """
+    ``struct btrfs_ioctl_get_subvol_info_args``; times in nanoseconds since 1970.
+
+    Most of it is decoded when it is asked for: of each of thousands that is little.
+    """
+
+    __slots__ = ()
+    _fields: tuple[str, ...] = (
+        *("treeid", "name", "parent_id", "dirid", "generation", "flags", "uuid", "parent_uuid", "received_uuid"),
+        *("ctransid", "otransid", "stransid", "rtransid", "ctime", "otime", "stime", "rtime"),
+    )
+
+    @property
+    def treeid(self) -> int:
+        return self[0]
+
+    @property
+    def name(self) -> bytes:
+        return self[1]
+
+    @property
+    def parent_id(self) -> int:
+        return self[2]
+
+    @property
+    def dirid(self) -> int:
+        return self[3]
+
+    generation = Number(0)
+    flags = Number(8)
+    ctransid = Number(16)
+    otransid = Number(24)
+    stransid = Number(32)
+    rtransid = Number(40)
+    ctime = Number(48, "=q")
+    otime = Number(56, "=q")
+    stime = Number(64, "=q")
+    rtime = Number(72, "=q")
+
+    @property
+    def uuid(self) -> bytes:
+        return self[4][80:96]
+
+    @property
+    def parent_uuid(self) -> bytes:
+        return self[4][96:112]
+
+    @property
+    def received_uuid(self) -> bytes:
+        return self[4][112:128]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self._fields)})"
+
+
+_SUBVOLUME = Struct("=Q 256p 2Q 128s")
 
 
 def get_subvol_info(fd: int) -> SubvolInfo:
     info = ffi.new("struct pybtrfs_ioctl_get_subvol_info_args *")
     _ioctl(fd, "BTRFS_IOC_GET_SUBVOL_INFO", info)
-    return SubvolInfo(
-        info.treeid,
-        ffi.string(info.name),
-        info.parent_id,
-        info.dirid,
-        info.generation,
-        info.flags,
-        bytes(info.uuid),
-        bytes(info.parent_uuid),
-        bytes(info.received_uuid),
-        info.ctransid,
-        info.otransid,
-        info.stransid,
-        info.rtransid,
-        _nanoseconds(info.ctime),
-        _nanoseconds(info.otime),
-        _nanoseconds(info.stime),
-        _nanoseconds(info.rtime),
-    )
+    subvolume = ffi.new("struct pybtrfs_subvolume *")
+    lib.pybtrfs_read_info(info, subvolume)
+    return SubvolInfo(_SUBVOLUME.unpack(ffi.buffer(subvolume)))
 
 
 def _nanoseconds(timespec: CData) -> int:
@@ -300,8 +344,32 @@ def tree_search_v2_changed(
     last = ffi.new("struct pybtrfs_ioctl_search_header *")
     size = ffi.new("uint32_t *")
     items = ffi.cast("char *", arguments.buf)
-    count = lib.pybtrfs_keep_changed(items, int(arguments.key.nr_items), transid, last, size)
+    kept = lib.pybtrfs_keep_changed(items, buf_size, int(arguments.key.nr_items), transid, last, size)
+    count = check(kept, "BTRFS_IOC_TREE_SEARCH_V2")
     return count, ffi.buffer(items, int(size[0]))[:], (int(last.objectid), int(last.type), int(last.offset))
+
+
+def tree_search_v2_subvolumes(
+    fd: int, key: SearchKey, buf_size: int
+) -> tuple[Iterator[SubvolRecord], tuple[int, int, int] | None]:
+    """
+    As `tree_search_v2` in the tree of roots, and return the subvolumes found, as `SubvolInfo` takes them, those that
+    are deleted with zeros for their place and an empty name; and the objectid, type and offset to go on behind, if any
+    item was found.
+    """
+    arguments = ffi.new("struct pybtrfs_ioctl_search_args_v2 *", {"key": key, "buf_size": buf_size, "buf": buf_size})
+    _ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
+    count = int(arguments.key.nr_items)
+    if not count:
+        return iter(()), None
+    last = ffi.new("struct pybtrfs_ioctl_search_header *")
+    # No more than have room, whatever the kernel says.
+    subvolumes = ffi.new("struct pybtrfs_subvolume[]", min(count, buf_size // ffi.sizeof(last[0])))
+    items = ffi.cast("char *", arguments.buf)
+    read = lib.pybtrfs_read_subvolumes(items, buf_size, count, subvolumes, last)
+    found = check(read, "BTRFS_IOC_TREE_SEARCH_V2")
+    records = _SUBVOLUME.iter_unpack(ffi.buffer(subvolumes, found * _SUBVOLUME.size))
+    return records, (int(last.objectid), int(last.type), int(last.offset))
 
 
 def ino_lookup(fd: int, treeid: int, objectid: int) -> tuple[int, bytes]:

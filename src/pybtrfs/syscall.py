@@ -25,6 +25,9 @@ MNT_FORCE: int = lib.MNT_FORCE
 MNT_DETACH: int = lib.MNT_DETACH
 UMOUNT_NOFOLLOW: int = lib.UMOUNT_NOFOLLOW
 
+O_PATH: int = lib.O_PATH
+"""`os` has it, but PyPy's has not."""
+
 RESOLVE_NO_XDEV: int = lib.PYBTRFS_RESOLVE_NO_XDEV
 RESOLVE_NO_MAGICLINKS: int = lib.PYBTRFS_RESOLVE_NO_MAGICLINKS
 RESOLVE_NO_SYMLINKS: int = lib.PYBTRFS_RESOLVE_NO_SYMLINKS
@@ -33,6 +36,7 @@ RESOLVE_BENEATH: int = lib.PYBTRFS_RESOLVE_BENEATH
 _PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _FILEID_BTRFS_WITHOUT_PARENT = 0x4D
+_HANDLE_BYTES = 20
 
 
 def mount(source: _PathLike, target: _PathLike, fstype: str, flags: int = 0, data: str | bytes = b"") -> None:
@@ -72,6 +76,15 @@ def fstatfs_type(fd: int) -> int:
     return check(lib.pybtrfs_fstatfs_type(fd), "fstatfs")
 
 
+def fstat_ino(fd: int) -> int:
+    """
+    Return the inode number of *fd*.
+
+    Issues fstat(2). The standard library has it, but there the subvolumes of `pybtrfs.testing` have other numbers.
+    """
+    return os.fstat(fd).st_ino
+
+
 def openat2(dirfd: int, path: _PathLike, flags: int, resolve: int = 0, mode: int = 0) -> int:
     """
     Open *path*, relative to *dirfd* and under the ``RESOLVE_*`` rules, close-on-exec, and return the fd.
@@ -80,6 +93,38 @@ def openat2(dirfd: int, path: _PathLike, flags: int, resolve: int = 0, mode: int
     """
     how = ffi.new("struct pybtrfs_open_how *", {"flags": flags | os.O_CLOEXEC, "mode": mode, "resolve": resolve})
     return check(lib.pybtrfs_openat2(dirfd, _text(path), how), "openat2", filename=path)
+
+
+def make_directory(dirfd: int, name: _PathLike, mode: int, xattr: str, value: bytes) -> int:
+    """
+    Make the directory *name* in *dirfd*, with an extended attribute, or nothing, and return its fd, close-on-exec.
+
+    A crash of the process may leave it without the attribute.
+
+    Issues mkdirat(2), openat(2) and fsetxattr(2), and gives up the GIL once for all of them: where many threads make
+    directories, each time is a turn to wait for.
+    """
+    result = lib.pybtrfs_make_directory(dirfd, _text(name), mode, _text(xattr), value, len(value))
+    return check(result, "mkdirat, openat, fsetxattr", filename=name)
+
+
+def name_to_handle_at(dirfd: int, path: _PathLike, flags: int = 0) -> tuple[int, int]:
+    """
+    Return the subvolume and the inode number of the file at *path*, relative to *dirfd*, on btrfs.
+
+    A symlink at the end is not followed, and nothing is opened.
+
+    Issues name_to_handle_at(2), which some sandboxes refuse without ``CAP_SYS_ADMIN``.
+
+    Raises:
+        OSError: EOPNOTSUPP: *path* is not on btrfs.
+    """
+    handle = ffi.new("struct pybtrfs_file_handle *", {"handle_bytes": _HANDLE_BYTES})
+    result = lib.pybtrfs_name_to_handle_at(dirfd, _text(path), handle, flags)
+    if result == -errno.EOVERFLOW or (result == 0 and handle.handle_type != _FILEID_BTRFS_WITHOUT_PARENT):
+        result = -errno.EOPNOTSUPP
+    check(result, "name_to_handle_at", filename=path)
+    return int(handle.root_objectid), int(handle.objectid)
 
 
 def open_by_handle_at(fd: int, treeid: int, objectid: int, generation: int, flags: int) -> int:
@@ -96,7 +141,7 @@ def open_by_handle_at(fd: int, treeid: int, objectid: int, generation: int, flag
     handle = ffi.new(
         "struct pybtrfs_file_handle *",
         {
-            "handle_bytes": 20,
+            "handle_bytes": _HANDLE_BYTES,
             "handle_type": _FILEID_BTRFS_WITHOUT_PARENT,
             "objectid": objectid,
             "root_objectid": treeid,

@@ -4,7 +4,7 @@ What people read: sizes, tables and trees. Plain text, or rich's where it is ins
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from snapshotter.snapshot import Info, Kind
@@ -100,6 +100,17 @@ def _console() -> "Console | None":
     except ImportError:
         return None
     return Console()
+
+
+def totals(rows: Sequence[tuple[int, str, Info]], sizes: Mapping[str, int]) -> dict[str, int]:
+    """
+    The size of each snapshot that `family` arranged, with those of all that rest on it.
+    """
+    found = dict(sizes)
+    for _, _, info in reversed(rows):
+        if info.parent in found:
+            found[info.parent] += found[info.name]
+    return found
 
 
 def family(infos: Iterable[Info]) -> Iterator[tuple[int, str, Info]]:

@@ -8,7 +8,7 @@ import shlex
 import stat
 from collections.abc import Iterator
 
-from pybtrfs import filesystem
+from pybtrfs import filesystem, syscall
 from snapshotter import mountinfo
 from snapshotter.contract import Problem, Snapshotter
 from snapshotter.errors import DataLossError, UnavailableError
@@ -31,7 +31,14 @@ def examine(root: str | os.PathLike[str]) -> list[Problem]:
             problems = store.problems()
     except (DataLossError, UnavailableError) as error:
         problems = [Problem(path, str(error), "mend what is below it, or restore it from a backup")]
-    return [*problems, *_directory(path), *_filesystem(path), *_devices(path)]
+    return [*problems, *around(path)]
+
+
+def around(root: str) -> list[Problem]:
+    """
+    Look at what the store at the real path *root* is on: its directory, mount, filesystem and devices.
+    """
+    return [*_directory(root), *_filesystem(root), *_devices(root)]
 
 
 def _directory(root: str) -> Iterator[Problem]:
@@ -40,7 +47,7 @@ def _directory(root: str) -> Iterator[Problem]:
         yield Problem(
             root, f"its mode is {mode:04o}: others may reach into snapshots", f"chmod 0700 {shlex.quote(root)}"
         )
-    if os.statvfs(root).f_flag & os.ST_RDONLY:
+    if os.statvfs(root).f_flag & syscall.MS_RDONLY:
         yield Problem(root, "its filesystem is read-only", "look for the reason in dmesg, then mount it anew")
     if names := mountinfo.inherited(root):
         what = f"it is mounted {','.join(names)}, which containers inherit in the bind mode"

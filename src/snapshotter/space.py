@@ -74,6 +74,17 @@ class FilesystemSpace:
         return sum(group.used for group in groups) / (sum(group.size for group in groups) or 1)
 
 
+def of_store(store: Snapshotter, inventory: Inventory) -> dict[str, Amount]:
+    """
+    The snapshots of each kind, what is left of removed ones, and what no record accounts for.
+    """
+    return {
+        **{str(kind).lower(): of_snapshots(inventory, kind) for kind in (Kind.COMMITTED, Kind.ACTIVE, Kind.VIEW)},
+        "pending": of_volumes(store.root, inventory.pending),
+        "orphaned": of_volumes(store.root, inventory.orphaned),
+    }
+
+
 def of_snapshots(inventory: Inventory, kind: Kind) -> Amount:
     """
     The snapshots of one kind. One that is lost counts, and has no size.

@@ -36,7 +36,7 @@ from snapshotter.errors import (
     quoted,
 )
 from snapshotter.events import Event
-from snapshotter.volumes import EMPTY, Directory, Volumes, opened
+from snapshotter.volumes import EMPTY, Directory, Place, Volumes, opened
 
 STORE, LOCK, SNAPSHOTS = "store", "lock", "snapshots"
 ID_BLOCK = 1024
@@ -70,11 +70,11 @@ class Lock:
     The lock of a store, held until it is released or its process ends.
     """
 
-    def __init__(self, root_fd: int, root: str, socket: str = "") -> None:
+    def __init__(self, root_fd: int, root: str, socket: str = "", client: str = "") -> None:
         self._pid = os.getpid()
         self._fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=root_fd)
         try:
-            self._take(root)
+            self._take(root, client)
             holder = {"pid": self._pid, "command": " ".join(sys.argv)[:COMMAND_SIZE], "socket": socket}
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, json.dumps(holder).encode(), 0)
@@ -82,7 +82,7 @@ class Lock:
             os.close(self._fd)
             raise
 
-    def _take(self, root: str) -> None:
+    def _take(self, root: str, client: str) -> None:
         deadline = time.monotonic() + DEAD_HOLDER_SECONDS
         while True:
             try:
@@ -93,7 +93,9 @@ class Lock:
                 if _alive(pid) or time.monotonic() > deadline:
                     raise StoreHeldError(
                         f"store {root!r} is held by process {pid} ({holder.get('command', 'unknown')}): "
-                        "stop it, or use what only reads"
+                        "stop it, or use what only reads",
+                        holder.get("socket", ""),
+                        client,
                     ) from error
             time.sleep(0.05)
 
@@ -145,6 +147,7 @@ class Store:
                 stack.callback(os.close, self._snapshots_fd)
             except FileNotFoundError as error:
                 raise _not_a_store(root) from error
+            self._medium = records.medium(self._fd)
             self.header = self._read()
             self._next_id = self.header.id_limit
             self._descriptors = stack.pop_all()
@@ -176,7 +179,7 @@ class Store:
                 try:
                     volumes.make_empty(fd)
                     header = Header(uuid=str(uuid.uuid4()), identity=volumes.identity())
-                    records.write(store_fd, records.seal(asdict(header)))
+                    records.medium(fd).write(store_fd, records.seal(asdict(header)))
                     volumes.barrier(store_fd)
                     volumes.barrier(fd)
                 finally:
@@ -202,7 +205,7 @@ class Store:
         Raises:
             StoreHeldError: Another process has it, or this one already.
         """
-        lock = Lock(self._fd, self.root, socket)
+        lock = Lock(self._fd, self.root, socket, self.header.client)
         try:
             mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
             if mode != 0o700:
@@ -227,7 +230,7 @@ class Store:
     # -- the header
 
     def _read(self) -> Header:
-        data = records.read(self._store_fd)
+        data = self._medium.read(self._store_fd)
         if data is None:
             raise _not_a_store(self.root)
         try:
@@ -246,7 +249,7 @@ class Store:
 
     def _change(self, **values: Any) -> None:
         header = replace(self.header, **values)
-        records.write(self._store_fd, records.seal(asdict(header)))
+        self._medium.write(self._store_fd, records.seal(asdict(header)))
         self._volumes.barrier(self._store_fd)
         self.header = header
 
@@ -279,8 +282,20 @@ class Store:
         os.lseek(self._snapshots_fd, 0, os.SEEK_SET)
         return os.listdir(self._snapshots_fd)
 
-    def make_directory(self, snapshot_id: int) -> None:
-        os.mkdir(str(snapshot_id), 0o700, dir_fd=self._snapshots_fd)
+    @contextlib.contextmanager
+    def make_directory(self, snapshot_id: int, record: bytes) -> Iterator[Directory]:
+        """
+        The directory of a new snapshot, made with its record, open.
+
+        Raises:
+            FileExistsError: There is one.
+        """
+        name = str(snapshot_id)
+        fd = self._medium.make_directory(self._snapshots_fd, name, record)
+        try:
+            yield Directory(fd, self._path(name))
+        finally:
+            os.close(fd)
 
     @contextlib.contextmanager
     def directory(self, snapshot_id: int) -> Iterator[Directory]:
@@ -293,16 +308,44 @@ class Store:
         name = str(snapshot_id)
         fd = _open_directory(name, self._snapshots_fd)
         try:
-            yield Directory(fd, f"{self.root}/{SNAPSHOTS}/{name}")
+            yield Directory(fd, self._path(name))
         finally:
             os.close(fd)
+
+    def subvolume(self, snapshot_id: int, name: str) -> Place:
+        """
+        Where the subvolume *name* of a snapshot is.
+        """
+        return Place(self._snapshots_fd, f"{snapshot_id}/{name}", self._path(f"{snapshot_id}/{name}"))
+
+    @property
+    def empty(self) -> Place:
+        """
+        Where the subvolume is that a view without parent shows.
+        """
+        return Place(self._fd, EMPTY, f"{self.root}/{EMPTY}")
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{SNAPSHOTS}/{name}"
+
+    def read(self, directory: Directory) -> bytes | None:
+        """
+        The record of a snapshot's directory, or None when it has none.
+        """
+        return self._medium.read(directory.fd)
+
+    def write(self, directory: Directory, record: bytes) -> None:
+        """
+        Replace the record of a snapshot's directory, atomically; durable only after a barrier.
+        """
+        self._medium.write(directory.fd, record)
 
     def remove_directory(self, snapshot_id: int) -> None:
         """
         Remove the directory of a snapshot that holds no subvolume any more; its record goes with it.
         """
         with contextlib.suppress(FileNotFoundError), self.directory(snapshot_id) as directory:
-            records.delete_file(directory.fd)
+            self._medium.delete(directory.fd)
             os.rmdir(str(snapshot_id), dir_fd=self._snapshots_fd)
 
 
@@ -349,7 +392,7 @@ def _open_directory(name: str, dir_fd: int | None = None) -> int:
 
 def _check_unmade(fd: int, root: str) -> None:
     with contextlib.suppress(FileNotFoundError), opened(fd, STORE) as store_fd:
-        if records.read(store_fd) is not None:
+        if records.medium(store_fd).read(store_fd) is not None:
             raise AlreadyExistsError(f"{root!r} is already a store")
     with contextlib.suppress(FileNotFoundError), opened(fd, SNAPSHOTS) as snapshots_fd:
         if os.listdir(snapshots_fd):

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from pybtrfs._version import __version__
-from snapshotter.cli import arguments, changing, listing, looking, serving
+from snapshotter.cli import arguments, changing, contents, keeping, listing, looking, reporting, serving
 from snapshotter.cli.codes import DONE, FAILED, INTERRUPTED, complain, report
 from snapshotter.errors import Error
 
@@ -76,9 +76,14 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = arguments.Commands(whole)
-    for group in (changing, listing, looking, serving):
+    for group in (keeping, changing, contents, listing, looking, reporting, serving):
         group.add(commands)
-    commands.add("demo", _demo, "show it all on a btrfs of its own, which is gone afterwards; needs root")
+    commands.add(
+        "demo",
+        _demo,
+        "show it all on a btrfs of its own, which is gone afterwards; needs root",
+        example="snapshotter demo",
+    )
     return whole
 
 

@@ -3,13 +3,18 @@ The arguments that commands share, and how a command is declared.
 """
 
 import argparse
+import contextlib
 import os
 import re
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from snapshotter.contract import Snapshotter
-from snapshotter.errors import InvalidArgumentError
+from snapshotter.contract import LOCAL, Snapshotter
+from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, StoreHeldError, quoted
+from snapshotter.labels import check_key
+
+if TYPE_CHECKING:
+    from snapshotter.client import Client
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
@@ -64,6 +69,24 @@ def _label(text: str) -> tuple[str, str]:
     return key, value
 
 
+def key(text: str) -> str:
+    """
+    What can be the key or name of a snapshot.
+    """
+    try:
+        check_key(text)
+    except InvalidArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def parent(text: str) -> str:
+    """
+    The same, or nothing for none.
+    """
+    return text and key(text)
+
+
 def size(text: str) -> int:
     """
     A number of bytes, as in ``20G``.
@@ -81,10 +104,10 @@ def _shared(*flags: str, **options: Any) -> Parser:
 
 
 ROOT = _shared("--root", metavar="DIR", default=argparse.SUPPRESS, help="the store; by default $SNAPSHOTTER_ROOT")
-JSON = _shared("--json", action="store_true", help="print JSON, of the shape in docs/cli.md")
+JSON = _shared("--json", action="store_true", help="print JSON, as docs/cli.md and schema.json describe it")
 BYTES = _shared("--bytes", action="store_true", help="print sizes in bytes")
 LABELS = _shared("--label", metavar="KEY=VALUE", type=_label, action="append", default=[], help="may be repeated")
-KEYS = _shared("keys", metavar="KEY", nargs="+")
+KEYS = _shared("keys", metavar="KEY", nargs="+", type=key)
 
 
 def root(arguments: argparse.Namespace) -> str:
@@ -104,8 +127,49 @@ def reading(arguments: argparse.Namespace) -> Snapshotter:
     return Snapshotter(root(arguments), read_only=True, client=None)
 
 
-def changing(arguments: argparse.Namespace) -> Snapshotter:
+@contextlib.contextmanager
+def alone(what: str) -> Iterator[None]:
     """
-    That store, held, as the client that it is bound to.
+    Around what cannot be done through a daemon: says so when another process has the store.
     """
-    return Snapshotter(root(arguments), client=None)
+    try:
+        yield
+    except StoreHeldError as error:
+        raise StoreHeldError(f"{what} needs the store to itself: {error}") from error
+
+
+def changing(arguments: argparse.Namespace) -> "Snapshotter | Client":
+    """
+    That store, as the client that it is bound to: held, or through the daemon that has it.
+    """
+    return _open(arguments)[0]
+
+
+def making(arguments: argparse.Namespace) -> "Snapshotter | Client":
+    """
+    The same for what makes a snapshot.
+
+    Raises:
+        FailedPreconditionError: The store is containerd's.
+    """
+    store, client = _open(arguments)
+    if client != LOCAL:
+        store.close()
+        raise FailedPreconditionError(
+            f"the store is that of client {quoted(client)}, and containerd's garbage collection deletes what "
+            "containerd did not make: make a second store beside it"
+        )
+    return store
+
+
+def _open(arguments: argparse.Namespace) -> tuple["Snapshotter | Client", str]:
+    try:
+        store = Snapshotter(root(arguments), client=None)
+        return store, store.client
+    except StoreHeldError as error:
+        if not error.socket:
+            raise
+        from snapshotter.client import Client
+
+        client = error.client or LOCAL
+        return Client(error.socket, snapshotter=client), client

@@ -159,10 +159,7 @@ def _tree(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store:
         entries = inventory.take(store).entries
     family = list(display.family(entry.info for entry in entries.values()))
-    totals = {key: entry.usage.size if entry.usage else 0 for key, entry in entries.items()}
-    for _, _, info in reversed(family):
-        if info.parent in totals:
-            totals[info.parent] += totals[info.name]
+    totals = display.totals(family, {key: entry.usage.size if entry.usage else 0 for key, entry in entries.items()})
     if parsed.json:
         output.print_json(
             [

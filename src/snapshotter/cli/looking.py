@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 
 from snapshotter import display
 from snapshotter.cli import arguments, output
-from snapshotter.cli.codes import DONE, INCONSISTENT
 from snapshotter.errors import InvalidArgumentError, UnavailableError
-from snapshotter.snapshot import Kind
 
 if TYPE_CHECKING:
     from snapshotter.references import References
@@ -69,26 +67,13 @@ def add(commands: arguments.Commands) -> None:
     )
     du.add_argument("key", metavar="KEY")
     du.add_argument("--depth", metavar="N", type=int, default=1, help="how far below the root (%(default)s)")
-    commands.add(
-        "doctor",
-        _doctor,
-        "look for what is wrong with a store, and say how to mend it; 5 if something is",
-        arguments.JSON,
-    )
 
 
 def _df(parsed: argparse.Namespace) -> None:
     from snapshotter import inventory, space
 
     with arguments.reading(parsed) as store:
-        taken = inventory.take(store)
-        amounts = {
-            "committed": space.of_snapshots(taken, Kind.COMMITTED),
-            "active": space.of_snapshots(taken, Kind.ACTIVE),
-            "view": space.of_snapshots(taken, Kind.VIEW),
-            "pending": space.of_volumes(store.root, taken.pending),
-            "orphaned": space.of_volumes(store.root, taken.orphaned),
-        }
+        amounts = space.of_store(store, inventory.take(store))
         whole = space.of_filesystem(store.root)
     if parsed.json:
         kinds = {name: asdict(each) for name, each in amounts.items()}
@@ -203,17 +188,3 @@ def _du(parsed: argparse.Namespace) -> None:
         ("EXCLUSIVE", "SHARED", "INODES", "PATH"),
         [(amount(each.exclusive), amount(each.shared), str(each.inodes), each.path) for each in found],
     )
-
-
-def _doctor(parsed: argparse.Namespace) -> int:
-    from snapshotter import doctor
-
-    problems = doctor.examine(arguments.root(parsed))
-    if parsed.json:
-        output.print_json([asdict(problem) for problem in problems])
-    elif not problems:
-        print("nothing is wrong")
-    for problem in problems if not parsed.json else ():
-        print(display.printable(f"{problem.subject}: {problem.what}"))
-        print(display.printable(f"  cure: {problem.cure}"))
-    return INCONSISTENT if problems else DONE

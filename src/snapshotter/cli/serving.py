@@ -25,23 +25,41 @@ def add(commands: arguments.Commands) -> None:
     for name, setting in config.SETTINGS.items():
         if name not in ("root", "address"):
             settings.add_argument(config.flag(name), metavar="VALUE", dest=name, help=setting.metadata["expected"])
-    commands.add("serve", _serve, "serve a store to containerd; make it where there is none", settings)
-    configuration = commands.add("config", _config, "print or check the configuration of serve", settings)
+    commands.add(
+        "serve",
+        _serve,
+        "serve a store to containerd; make it where there is none",
+        settings,
+        example="snapshotter serve --root /var/lib/snapshots --address /run/snapshots.sock",
+    )
+    configuration = commands.add(
+        "config",
+        _config,
+        "print or check the configuration of serve",
+        settings,
+        example="snapshotter config dump --log-level debug",
+    )
     configuration.add_argument(
         "what",
         choices=("default", "dump", "check"),
         help="a file with the defaults; what is in force, and where from; or nothing, if it is right",
     )
-    commands.add("ping", _ping, "ask whether a daemon serves its store", place)
+    commands.add(
+        "ping",
+        _ping,
+        "ask whether a daemon serves its store",
+        place,
+        example="snapshotter ping --address /run/snapshots.sock",
+    )
     events = commands.add(
         "events",
         _events,
         "show what a daemon's log tells, of one snapshot or of all",
         arguments.JSON,
-        example="journalctl -f -o cat -u btrfs-snapshotter | snapshotter events web",
+        example="snapshotter events web --log /var/log/snapshots.log",
     )
     events.add_argument("key", metavar="KEY", nargs="?", help="one that it has, or had before it was committed")
-    events.add_argument("--log", metavar="FILE", help="the log; by default what is piped in")
+    events.add_argument("--log", metavar="FILE", help="the log; by default what is piped in, as by journalctl")
     events.add_argument("--follow", action="store_true", help="go on with what is written to the file from now on")
     setup = commands.add("setup", None, "print what containerd and systemd have to know of the daemon")
     targets = arguments.Commands(setup, "WHAT")
@@ -50,6 +68,7 @@ def add(commands: arguments.Commands) -> None:
         _setup_containerd,
         "print or write a file for containerd's configuration, or check what is in force",
         place,
+        example="snapshotter setup containerd --cri",
     )
     to_containerd.add_argument("--name", default="btrfs-snapshotter", help="what containerd calls it (%(default)s)")
     to_containerd.add_argument("--cri", action="store_true", help="make it the snapshotter of Kubernetes")
@@ -68,7 +87,13 @@ def add(commands: arguments.Commands) -> None:
         const="",
         help="name what a `containerd config dump` lacks, a FILE or - or of the program; 1 if anything",
     )
-    to_systemd = targets.add("systemd", _setup_systemd, "print or write the units of the daemon", place)
+    to_systemd = targets.add(
+        "systemd",
+        _setup_systemd,
+        "print or write the units of the daemon",
+        place,
+        example="snapshotter setup systemd --root /var/lib/snapshots",
+    )
     to_systemd.add_argument("--write", metavar="DIR", help="write them there, instead of printing them")
 
 
