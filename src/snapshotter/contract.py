@@ -864,7 +864,8 @@ class Snapshotter:
 
     def _mark_removed(self, snapshot: Snapshot, directory: Directory) -> None:
         try:
-            self._write(directory, Record(snapshot.id, State.REMOVED, ""))
+            # With its parent, beside which `snapshotter.space` measures what is left of it.
+            self._write(directory, Record(snapshot.id, State.REMOVED, "", snapshot.record.parent))
             self._volumes.barrier(directory.fd)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
