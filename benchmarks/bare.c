@@ -316,7 +316,7 @@ static void run(char **word)
     } else {
         if (!strcmp(verb, "snapshot"))
             other = open_directory(AT_FDCWD, extra);
-        int each = !strcmp(verb, "id") || !strcmp(verb, "info") || !strcmp(verb, "flags") ? 1000 : 1;
+        int each = !strcmp(verb, "id") || !strcmp(verb, "info") || !strcmp(verb, "flags") ? 100 : 1;
         for (int i = 0; i < count; i++) {
             snprintf(name, sizeof name, "%d", first + i);
             uint64_t begin = now();

@@ -13,7 +13,7 @@ import btrfsutil  # type: ignore[import-not-found] # Debian's python3-btrfsutil
 
 from benchmarks.pause import Pause
 
-_LOOPS = 1000  # of what takes about a microsecond
+_LOOPS = 100  # of what takes about a microsecond
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,41 @@ def nothing_leaks() -> Iterator[None]:
         time.sleep(0.01)
 
 
+def in_child(function: Callable[..., Any], *args: Any) -> Any:
+    """
+    Call a function in a child process, and return or raise what it did there.
+    """
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        # That another thread may hold a lock: what is called here takes none.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            try:
+                outcome = (function(*args), None)
+            except BaseException as error:
+                outcome = (None, error)
+            with os.fdopen(writer, "wb") as pipe:
+                pickle.dump(outcome, pipe)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    value, error = pickle.loads(answer)
+    if error is not None:
+        raise error
+    return value
+
+
+def become_nobody() -> None:
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)  # drops every capability, too
+
+
 @pytest.fixture
 def unprivileged() -> Callable[..., Any]:
     """
@@ -160,31 +196,7 @@ def unprivileged() -> Callable[..., Any]:
     """
 
     def call(function: Callable[..., Any], *args: Any) -> Any:
-        reader, writer = os.pipe()
-        with warnings.catch_warnings():
-            # Another thread may hold a lock; the child takes none but the interpreter's own, which fork(2) minds.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child = os.fork()
-        if child == 0:
-            try:
-                try:
-                    os.setgroups([])
-                    os.setresgid(NOBODY, NOBODY, NOBODY)
-                    os.setresuid(NOBODY, NOBODY, NOBODY)  # drops every capability, too
-                    outcome = (function(*args), None)
-                except BaseException as error:
-                    outcome = (None, error)
-                with os.fdopen(writer, "wb") as pipe:
-                    pickle.dump(outcome, pipe)
-            finally:
-                os._exit(0)
-        os.close(writer)
-        with os.fdopen(reader, "rb") as pipe:
-            answer = pipe.read()
-        os.waitpid(child, 0)
-        value, error = pickle.loads(answer)
-        if error is not None:
-            raise error
-        return value
+        become_nobody()
+        return function(*args)
 
-    return call
+    return partial(in_child, call)

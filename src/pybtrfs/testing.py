@@ -595,4 +595,6 @@ def why_no_btrfs() -> str:
     except OSError as error:
         if error.errno == errno.ENODEV:
             return "needs a kernel with btrfs"
+        if error.errno == errno.EPERM:
+            return "needs CAP_SYS_ADMIN outside of every user namespace"
     return ""

@@ -44,6 +44,9 @@ CLEANUP_SECONDS = 5.0  # for destroying and for the space together
 # What a record may grow by without its labels: usage, generation, state.
 RECORD_RESERVE = 256
 
+_MEND = "`snapshotter doctor --fix` mends what can be known; else remove the snapshot, and what rests on it"
+_REMOVE = "remove the snapshot, and what rests on it"
+_MOVE = "`snapshotter doctor --fix` mends it, or moves it to the quarantine"
 _ADOPT = "make it one with `snapshotter init --adopt`"
 _LAYER_VERSION = -1  # of a measurement that never changes
 
@@ -171,7 +174,8 @@ class Snapshotter:
             self._store = Store(self.root, self._volumes)
             stack.callback(self._store.close)
             why_read_only = "it was opened read-only" if read_only else ""
-            if self._store.is_copy:
+            self._is_copy = self._store.is_copy
+            if self._is_copy:
                 why_read_only = f"it is a copy of a store: {_ADOPT}"
                 self._problems.append(Problem(self.root, "it is a copy of a store, and can only be read", _ADOPT))
             if not why_read_only:
@@ -286,6 +290,13 @@ class Snapshotter:
         return self._session.why_read_only
 
     @property
+    def is_copy(self) -> bool:
+        """
+        Whether this is a copy of a store, such as a snapshot of it, which can only be read.
+        """
+        return self._is_copy
+
+    @property
     def failure(self) -> str:
         """
         Why the filesystem is not asked any more, having failed; empty while it works.
@@ -398,7 +409,7 @@ class Snapshotter:
         What is wrong with the store: snapshots that cannot be used, and what no record accounts for.
         """
         quarantined = [
-            Problem(snapshot.key, snapshot.quarantine, "remove the snapshot, and what rests on it")
+            Problem(snapshot.key, snapshot.quarantine, _REMOVE if snapshot.quarantine == recovery.LOST else _MEND)
             for snapshot in self._index.snapshots()
             if snapshot.quarantine
         ]
@@ -641,9 +652,7 @@ class Snapshotter:
                 if parent_id and parent_id not in by_id:
                     by_id[parent_id] = _lost(parent_id, "its directory is gone")
                 parent = by_id[parent_id] if parent_id else None
-                quarantine = (
-                    "its subvolume is missing, or not what was committed" if item.verdict is Verdict.QUARANTINED else ""
-                )
+                quarantine = item.problem
                 snapshot = Snapshot(item.record, parent, quarantine, settled=item.record == item.written)
                 if quarantine:
                     Event.QUARANTINED.emit(key=snapshot.key, id=snapshot.id, error=quarantine)
@@ -666,7 +675,7 @@ class Snapshotter:
             self._worker.submit(lambda: self._settle(snapshot))
 
     def _report(self, name: str, what: str) -> None:
-        problem = Problem(os.path.join(self.root, SNAPSHOTS, name), what, "move it away, or delete it by hand")
+        problem = Problem(os.path.join(self.root, SNAPSHOTS, name), what, _MOVE)
         Event.UNKNOWN.emit(path=problem.subject, error=what)
         self._problems.append(problem)
 

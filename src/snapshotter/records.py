@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol, Self
@@ -246,6 +246,21 @@ def _record(values: Mapping[str, Any], snapshot_id: int) -> Record:
 def _usage(values: Any) -> Measured:
     size, inodes, containerd_size, containerd_inodes = (_is(int, value) for value in _is(list, values))
     return Measured(Usage(size, inodes), Usage(containerd_size, containerd_inodes))
+
+
+def mended(data: bytes, read: Callable[[bytes], object]) -> bytes | None:
+    """
+    *data* with one bit flipped back, if *read* takes that for what was written: a checksum finds one of them.
+    """
+    flipped = bytearray(data)
+    for at in range(len(flipped)):
+        for bit in range(8):
+            flipped[at] ^= 1 << bit
+            with contextlib.suppress(DamagedError):
+                read(bytes(flipped))
+                return bytes(flipped)
+            flipped[at] ^= 1 << bit
+    return None
 
 
 class Medium(Protocol):

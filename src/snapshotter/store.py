@@ -9,9 +9,11 @@ A store's directory: what it is, who owns it, and the ids it hands out.
       empty/         read-only; what a view without parent shows
       snapshots/
         17/          0700; the record of snapshot 17, and its subvolumes
+      quarantine/    what no record accounts for, moved here by a repair
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -38,7 +40,7 @@ from snapshotter.errors import (
 from snapshotter.events import Event
 from snapshotter.volumes import EMPTY, Directory, Place, Volumes, opened
 
-STORE, LOCK, SNAPSHOTS = "store", "lock", "snapshots"
+STORE, LOCK, SNAPSHOTS, QUARANTINE = "store", "lock", "snapshots", "quarantine"
 ID_BLOCK = 1024
 COMMAND_SIZE = 1000  # more does not tell a holder from others
 # An ioctl in flight keeps the lock of a killed process until it ends, flushing all it has to.
@@ -75,9 +77,7 @@ class Lock:
         self._fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=root_fd)
         try:
             self._take(root, client)
-            holder = {"pid": self._pid, "command": " ".join(sys.argv)[:COMMAND_SIZE], "socket": socket}
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, json.dumps(holder).encode(), 0)
+            self._sign({"pid": self._pid, "command": " ".join(sys.argv)[:COMMAND_SIZE], "socket": socket})
         except BaseException:
             os.close(self._fd)
             raise
@@ -89,15 +89,25 @@ class Lock:
                 return fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 holder = self._holder()
-                pid = holder.get("pid", 0)
-                if _alive(pid) or time.monotonic() > deadline:
+                pid = holder.get("pid")
+                if pid is None or _alive(pid) or time.monotonic() > deadline:
                     raise StoreHeldError(
-                        f"store {root!r} is held by process {pid} ({holder.get('command', 'unknown')}): "
+                        f"store {root!r} is held by process {pid or '?'} ({holder.get('command', 'unknown')}): "
                         "stop it, or use what only reads",
                         holder.get("socket", ""),
                         client,
                     ) from error
             time.sleep(0.05)
+
+    def _sign(self, holder: dict[str, Any]) -> None:
+        # No shorter than what was there: whoever reads meanwhile finds one or the other.
+        text = json.dumps(holder).encode().ljust(os.fstat(self._fd).st_size)
+        try:
+            os.pwrite(self._fd, text, 0)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            os.ftruncate(self._fd, 0)  # a full disk is emptied by who has the lock: better one without a name
 
     def _holder(self) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
@@ -166,7 +176,7 @@ class Store:
         """
         fd = _open_directory(root)
         try:
-            if strangers := set(os.listdir(fd)) - {STORE, LOCK, EMPTY, SNAPSHOTS}:
+            if strangers := set(os.listdir(fd)) - {STORE, LOCK, EMPTY, SNAPSHOTS, QUARANTINE}:
                 raise FailedPreconditionError(f"{root!r} is not empty: it holds {min(strangers)!r}")
             _check_unmade(fd, root)
             os.fchmod(fd, 0o700)
@@ -184,6 +194,47 @@ class Store:
                     volumes.barrier(fd)
                 finally:
                     os.close(store_fd)
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def mend(cls, root: str, volumes: Volumes) -> str:
+        """
+        Make the record of the store at *root* readable again, durably, and say how; nothing where it is.
+
+        One with a single flipped bit is what it was; else it is made of what is there, without a client.
+
+        Raises:
+            FailedPreconditionError: It is not a store, or a newer release's.
+            StoreHeldError: Another process has it.
+        """
+        fd = _open_directory(root)
+        try:
+            with contextlib.ExitStack() as stack:
+                try:
+                    store_fd = stack.enter_context(opened(fd, STORE))
+                    snapshots_fd = stack.enter_context(opened(fd, SNAPSHOTS))
+                except FileNotFoundError as error:
+                    raise _not_a_store(root) from error
+                stack.enter_context(Lock(fd, root))
+                medium = records.medium(fd)
+                data = medium.read(store_fd)
+                with contextlib.suppress(records.DamagedError):
+                    if data is not None:
+                        _header(data)
+                        return ""
+                how = "one bit had flipped in it"
+                if data is None or (data := records.mended(data, _header)) is None:
+                    names = os.listdir(snapshots_fd)
+                    if not names:
+                        raise _not_a_store(root)
+                    how = "it is made anew, and the first client that comes has the snapshots"
+                    limit = max((int(name) for name in names if name.isdecimal()), default=0) + 1 + ID_BLOCK
+                    header = Header(str(uuid.uuid4()), volumes.identity(), id_limit=limit)
+                    data = records.seal(asdict(header))
+                medium.write(store_fd, data)
+                volumes.barrier(store_fd)
+                return how
         finally:
             os.close(fd)
 
@@ -234,10 +285,8 @@ class Store:
         if data is None:
             raise _not_a_store(self.root)
         try:
-            values = records.unseal(data)
-            del values["crc"], values["format"]
-            return Header(**values)
-        except (records.DamagedError, TypeError) as error:
+            return _header(data)
+        except records.DamagedError as error:
             raise DataLossError(f"the record of store {self.root!r} is damaged: {error}") from error
 
     def change(self, **values: Any) -> None:
@@ -281,6 +330,14 @@ class Store:
         # A descriptor from before the entries lists a stale directory.
         os.lseek(self._snapshots_fd, 0, os.SEEK_SET)
         return os.listdir(self._snapshots_fd)
+
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    @property
+    def snapshots_fd(self) -> int:
+        return self._snapshots_fd
 
     @contextlib.contextmanager
     def make_directory(self, snapshot_id: int, record: bytes) -> Iterator[Directory]:
@@ -347,6 +404,15 @@ class Store:
         with contextlib.suppress(FileNotFoundError), self.directory(snapshot_id) as directory:
             self._medium.delete(directory.fd)
             os.rmdir(str(snapshot_id), dir_fd=self._snapshots_fd)
+
+
+def _header(data: bytes) -> Header:
+    values = records.unseal(data)
+    del values["crc"], values["format"]
+    try:
+        return Header(**values)
+    except TypeError as error:
+        raise records.DamagedError(str(error)) from error
 
 
 def real_path(path: str | os.PathLike[str]) -> str:

@@ -58,13 +58,15 @@ class Found(NamedTuple):
     """
     What stands in a snapshot's directory.
 
-    *layer* means a whole, read-only one; *strangers* are the names of what is no subvolume of a snapshot.
+    *layer* means a whole, read-only one, *writable* another one; *strangers* are the names of all else, where it
+    matters: where there is no subvolume of a snapshot.
     """
 
     fs: bool
     layer: bool
     anything: bool
     strangers: tuple[str, ...] = ()
+    writable: bool = False
 
 
 class Volumes(Protocol):
@@ -226,7 +228,7 @@ class BtrfsVolumes:
             raise _not_btrfs(path) from error
 
     def make_empty(self, root_fd: int) -> None:
-        if not _is_subvolume(root_fd, EMPTY):
+        if not is_subvolume(root_fd, EMPTY):
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir(EMPTY, dir_fd=root_fd)  # the place holder that a snapshot of a store has
             subvolume.create((root_fd, EMPTY))
@@ -244,10 +246,10 @@ class BtrfsVolumes:
 
     def found(self, directory: Directory) -> Found:
         os.lseek(directory.fd, 0, os.SEEK_SET)  # a descriptor from before the entries lists a stale directory
-        fs, copy = (_is_subvolume(directory.fd, name) for name in (FS, LAYER))
+        fs, copy = (is_subvolume(directory.fd, name) for name in (FS, LAYER))
         layer = copy and _is_read_only(directory.fd, LAYER)
         strangers = () if fs or copy else tuple(sorted(os.listdir(directory.fd)))
-        return Found(fs, layer, fs or copy or bool(strangers), strangers)
+        return Found(fs, layer, fs or copy or bool(strangers), strangers, copy and not layer)
 
     def create(self, directory: Directory) -> None:
         subvolume.create((directory.fd, FS))
@@ -430,7 +432,10 @@ def _flatten(fd: int, copy_fd: int, paths: list[str]) -> None:
             os.utime(above_fd, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def _is_subvolume(dir_fd: int, name: str) -> bool:
+def is_subvolume(dir_fd: int, name: str) -> bool:
+    """
+    Whether *name* in the directory *dir_fd* is one, and no symlink to one.
+    """
     try:
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:

@@ -4,14 +4,17 @@ What is fuzzed: for each decoder a function that takes any bytes, and raises whe
 
 import asyncio
 import contextlib
+import inspect
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
-from pybtrfs import items, tree_search
+from pybtrfs import ioctl, items, syscall, tree_search
 from pybtrfs._btrfs import ffi, lib
 from snapshotter import filters, records
 from snapshotter.api import snapshots_pb2
@@ -127,6 +130,91 @@ def _is_changed(item: items.Item, transid: int) -> bool:
     return bool(struct.unpack_from("<QQ", item.data)[item.type == items.INODE_ITEM_KEY] > transid)
 
 
+def read_subvolumes(data: bytes) -> None:
+    """
+    What the compiled module reads of subvolumes is in the buffer, and fits where it is put.
+    """
+    count, buffer = int.from_bytes(data[:1]), data[1:]
+    items_found = ffi.new("char[]", len(buffer))
+    ffi.buffer(items_found)[:] = buffer
+    last = ffi.new("struct pybtrfs_ioctl_search_header *")
+    subvolumes = ffi.new("struct pybtrfs_subvolume[]", min(count, len(buffer) // _HEADER.size))
+    read = lib.pybtrfs_read_subvolumes(items_found, len(buffer), count, subvolumes, last)
+    try:
+        found = list(tree_search._items(count, buffer))
+    except OSError as error:
+        assert read == -error.errno
+    else:
+        roots = [item.objectid for item in found if item.type == items.ROOT_ITEM_KEY]
+        if count > 1 and found[-1].type == items.ROOT_ITEM_KEY:
+            roots.pop()  # its place may be in the next buffer
+        assert [subvolumes[i].treeid for i in range(read)] == roots
+
+
+def read_info(data: bytes) -> None:
+    """
+    What the compiled module reads of the kernel's own description of a subvolume is what Python would.
+    """
+    info = ffi.new("struct pybtrfs_ioctl_get_subvol_info_args *")
+    ffi.buffer(info)[: len(data)] = data[: ffi.sizeof(info[0])]
+    subvolume = ffi.new("struct pybtrfs_subvolume *")
+    lib.pybtrfs_read_info(info, subvolume)
+    assert ffi.buffer(subvolume.name)[: subvolume.name_len] == ffi.string(info.name)[:255]
+    assert (subvolume.treeid, subvolume.flags, bytes(subvolume.uuid)) == (info.treeid, info.flags, bytes(info.uuid))
+
+
+# Arguments of the raw floor
+
+_CALLS = [
+    function
+    for module in (ioctl, syscall)
+    for name, function in sorted(vars(module).items())
+    if isinstance(function, FunctionType) and function.__module__ == module.__name__ and name[0] != "_"
+    if function not in (syscall.call, syscall.check, syscall.new)
+]
+_FDS: list[Any] = [-1, 1 << 20, 1 << 31, 1 << 63, -1 << 40, None, "1", 1.5, b"", ()]
+_VALUES: list[Any] = [
+    *(0, 1, 2, 255, 256, 1 << 20, 1 << 62, (1 << 64) - 256, (1 << 64) - 1, 1 << 64, -1, True),
+    *(b"", b"name", b"\xff", b"a\0b", b"a/b", bytes(16), b"x" * 255, b"x" * 256, b"x" * 4040, b"x" * 70_000),
+    *("", "nonexistent/name", "a\0b", "\udcff", "\ud800", "x" * 70_000, None, 1.5, (), [], object(), (1, 2), range(10)),
+    *(((), None), ((1 << 48,), (None, 5)), ((-1,), None), ("x", None), ((), (1 << 64, None)), ([None], ())),
+    ioctl.SearchKey(1, 0, 1 << 64, 0, -1, 0, 0, 0, 256, 1),
+    ioctl.SearchKey(1, 0, (1 << 64) - 1, 0, (1 << 64) - 1, 0, (1 << 64) - 1, 0, 255, (1 << 32) - 1),
+]
+
+
+def call(data: bytes, fds: list[int], without: tuple[object, ...] = ()) -> None:
+    """
+    Call a function of the raw floor with arguments that *data* chooses, and the files *fds*.
+    """
+    chosen = iter(data)
+    functions = [function for function in _CALLS if function not in without]
+    function = functions[next(chosen, 0) % len(functions)]
+    arguments = []
+    for name in inspect.signature(function).parameters:
+        pool = fds * 3 + _FDS if name.endswith("fd") else _VALUES
+        number = next(chosen, 0)
+        arguments.append(pool[number % len(pool)] if number or name.endswith("fd") else bytes(chosen))
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        count = len(inspect.getfullargspec(function).args)
+        options = dict(zip(list(inspect.signature(function).parameters)[count:], arguments[count:], strict=True))
+        result = function(*arguments[:count], **options)
+        if function in (syscall.openat2, syscall.make_directory, syscall.open_by_handle_at):
+            os.close(result)
+
+
+def arguments(data: bytes) -> None:
+    """
+    Whatever a function of the raw floor gets, it is refused with a ValueError, a TypeError or an OSError.
+    """
+    fds = [os.open("/proc", os.O_RDONLY), *os.pipe()]  # which nobody can change
+    try:
+        call(data, fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
 # What snapshotter reads
 
 
@@ -233,6 +321,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "extent_data": extent_data,
     "search_results": search_results,
     "keep_changed": keep_changed,
+    "read_subvolumes": read_subvolumes,
+    "read_info": read_info,
+    "arguments": arguments,
     "record": record,
     "filter": filter_,
     "http2": http2,

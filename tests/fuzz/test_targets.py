@@ -2,12 +2,16 @@
 Every decoder with what the fuzzer found worth keeping, and with what hypothesis makes of that.
 """
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pybtrfs import items
-from tests.fuzz.targets import CORPUS, TARGETS, corpus
+from pybtrfs import ioctl, items, subvolume
+from tests.fuzz.targets import CORPUS, TARGETS, call, corpus
 
 
 @st.composite
@@ -44,6 +48,28 @@ def test_mutations(name: str) -> None:
         TARGETS[name](data)
 
     decode()
+
+
+@pytest.mark.btrfs
+def test_arguments_on_btrfs(btrfs_mount: Callable[..., Path]) -> None:
+    """
+    On btrfs the functions of the raw floor do or refuse whatever they are told; those that wait are left out.
+    """
+    mount = btrfs_mount()
+    subvolume.create(mount / "subvolume")
+    (mount / "file").touch()
+    fds = [os.open(mount / name, os.O_RDONLY) for name in (".", "subvolume", "file")]
+
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.binary(min_size=1, max_size=14))
+    def call_something(data: bytes) -> None:
+        call(data, fds, without=(ioctl.subvol_sync_wait, ioctl.start_sync, ioctl.wait_sync))
+
+    try:
+        call_something()
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def test_every_corpus_has_a_target() -> None:

@@ -2,8 +2,12 @@
 System calls of the raw floor.
 """
 
+import contextlib
 import errno
+import gc
 import os
+import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -193,3 +197,25 @@ def test_open_by_handle_at(btrfs: Path, unprivileged: Callable[..., Any]) -> Non
         with pytest.raises(PermissionError) as refused:
             unprivileged(syscall.open_by_handle_at, *arguments, generation, os.O_RDONLY)
         assert refused.value.__notes__ == ["open_by_handle_at", "needs CAP_DAC_READ_SEARCH"]
+
+
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy forgets nothing at once")
+def test_a_refusal_is_forgotten() -> None:
+    """
+    A refusal that is handled is gone at once, without garbage collection, and so is what its callers hold.
+    """
+
+    class Held:
+        pass
+
+    def use() -> weakref.ref[Held]:
+        held = Held()
+        with contextlib.suppress(OSError):
+            syscall.syncfs(-1)
+        return weakref.ref(held)
+
+    gc.disable()
+    try:
+        assert use()() is None
+    finally:
+        gc.enable()

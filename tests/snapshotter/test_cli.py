@@ -196,7 +196,8 @@ class TestCommands:
         found = run("doctor")
         assert found.code == 5
         assert (
-            "stranger: it is not the directory of a snapshot\n  cure: move it away, or delete it by hand\n" in found.out
+            "stranger: it is not the directory of a snapshot\n  cure: `snapshotter doctor --fix` mends it, or"
+            in found.out
         )
         problems = json.loads(run("doctor", "--json").out)
         assert f"{layers}/snapshots/stranger" in [problem["subject"] for problem in problems]
@@ -512,7 +513,8 @@ class TestErrors:
         """
         Whatever the arguments, the exit code is one of the closed set, and there is no traceback.
         """
-        commands = ["prepare", "view", "commit", "fork", "mounts", "ls", "tree", "usage", "rm", "cleanup", "doctor"]
+        commands = ["label", "mount", "umount", "import", "purge"]
+        commands += ["prepare", "view", "commit", "fork", "mounts", "ls", "tree", "usage", "rm", "cleanup", "doctor"]
         words = ["--json", "--bytes", "--label", "a=b", "--root", "--", "web", "base", "v", "-x", "--help", "init", ""]
         word = st.sampled_from(commands + words) | st.text(max_size=8)
         argv = data.draw(st.lists(word, max_size=3)) if data.draw(st.booleans()) else []

@@ -177,7 +177,7 @@ def test_recovery(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (snapshots / "stranger").mkdir()
     caplog.set_level(logging.INFO, "snapshotter")
     settled = {Event.RECOVERED, Event.UNDONE, Event.QUARANTINED, Event.UNKNOWN}
-    why = "its subvolume is missing, or not what was committed"
+    why = "its subvolume is missing"
     lost = ("quarantined", {"key": "lost", "id": ids["lost"], "error": why})
     unknown = ("unknown", {"path": str(snapshots / "stranger"), "error": "it is not the directory of a snapshot"})
     with Snapshotter(root, read_only=True, volumes=DirectoryVolumes):

@@ -184,13 +184,13 @@ def _walk(fd: int, above: str) -> Iterator[SubvolumeEntry]:
 def _sweep(fd: int, top: int, found: Iterable[SubvolumeInfo]) -> Iterator[SubvolumeEntry]:
     paths = _Paths(fd, top)
     make = tuple.__new__  # of a NamedTuple half as expensive as its own
-    where = 0, 0
+    parent = directory = 0
     above: str | None = None
     for info in found:
         subvolid, name, parent_id, dirid, _ = info
-        if where != (parent_id, dirid):
-            where = parent_id, dirid
-            above = paths.of(*where) if parent_id else None  # what is deleted is nowhere
+        if dirid != directory or parent_id != parent:
+            parent, directory = parent_id, dirid
+            above = paths.of(parent_id, dirid) if parent_id else None  # what is deleted is nowhere
         if above is not None and subvolid != top:
             yield make(SubvolumeEntry, (above + name.decode(_ENCODING, _ERRORS), info))
 

@@ -3,12 +3,20 @@ The commands that change a store.
 """
 
 import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
+from pybtrfs import subvolume
 from snapshotter import display
-from snapshotter.cli import arguments, output
-from snapshotter.cli.codes import DONE, report
-from snapshotter.errors import Error
+from snapshotter.cli import arguments, output, waiting
+from snapshotter.cli.codes import DONE, complain, report
+from snapshotter.contract import Snapshotter
+from snapshotter.errors import Error, quoted
 from snapshotter.snapshot import Info, Kind
+
+if TYPE_CHECKING:
+    from snapshotter.client import Client
+    from snapshotter.inventory import Entry
 
 
 def add(commands: arguments.Commands) -> None:
@@ -52,9 +60,17 @@ def add(commands: arguments.Commands) -> None:
     )
     label.add_argument("key", metavar="KEY", type=arguments.key)
     label.add_argument("changes", metavar="K=V|K-", nargs="*", type=_change, help="set one, or take it away")
-    commands.add(
-        "rm", _rm, "remove snapshots, and wait for their space", arguments.KEYS, example="snapshotter rm web web-2"
+    rm = commands.add(
+        "rm",
+        _rm,
+        "remove snapshots, children before what they rest on, and wait for their space",
+        arguments.KEYS,
+        arguments.JSON,
+        arguments.BYTES,
+        example="snapshotter rm web web-2 --dry-run",
     )
+    rm.add_argument("--no-wait", action="store_true", help="let the space come back in the background")
+    rm.add_argument("--dry-run", action="store_true", help="only say how much would come back, as `frees` does")
     commands.add(
         "cleanup",
         _cleanup,
@@ -108,18 +124,54 @@ def _label(parsed: argparse.Namespace) -> None:
 
 
 def _rm(parsed: argparse.Namespace) -> int:
+    from snapshotter import inventory, space
+
+    with arguments.reading(parsed) as reading:
+        if parsed.dry_run:
+            print(output.amount(parsed)(space.frees(reading, parsed.keys)))
+            return DONE
+        root = reading.root
+        entries = inventory.take(reading, measured=False).entries
     code = DONE
+    keys: dict[int, str] = {}
     with arguments.changing(parsed) as store:
-        for key in parsed.keys:
+        for key in sorted(parsed.keys, key=lambda key: _depth(entries, key), reverse=True):
             try:
                 store.remove(key)
             except Error as error:
                 failure = report(error)
                 code = code or failure
-        store.cleanup()
+            else:
+                if (entry := entries.get(key)) and entry.volume:
+                    keys |= dict.fromkeys(entry.volume.subvolids, key)
+        if not parsed.no_wait:
+            _wait(root, keys, store)
     return code
 
 
+def _depth(entries: "Mapping[str, Entry]", key: str) -> int:
+    depth = 0
+    while (entry := entries.get(key)) and entry.info.parent:
+        depth, key = depth + 1, entry.info.parent
+    return depth
+
+
 def _cleanup(parsed: argparse.Namespace) -> None:
+    from snapshotter import inventory
+
+    with arguments.reading(parsed) as reading:
+        root = reading.root
+        pending = inventory.take(reading, measured=False).pending
+    names = {deleted.id: "" for deleted in subvolume.iterate_deleted(root)}
+    names |= {subvolid: volume.path for volume in pending for subvolid in volume.subvolids}
     with arguments.changing(parsed) as store:
-        store.cleanup()
+        _wait(root, names, store)
+
+
+def _wait(root: str, names: Mapping[int, str], store: "Snapshotter | Client") -> None:
+    """
+    Wait for the space of subvolumes, by id, and name those that are held.
+    """
+    if held := waiting.wait(root, names, store.cleanup):
+        which = ", ".join(sorted({quoted(names[subvolid]) for subvolid in held}))
+        complain(f"the space of {which} comes back later: it is mounted, or held otherwise", DONE)

@@ -3,14 +3,15 @@ The commands about a store as a whole.
 """
 
 import argparse
+import sys
 from dataclasses import asdict
 
 from snapshotter import display
-from snapshotter.cli import arguments, output
+from snapshotter.cli import arguments, output, waiting
 from snapshotter.cli.codes import DONE, INCONSISTENT
 from snapshotter.contract import LOCAL, Snapshotter
 from snapshotter.errors import AlreadyExistsError, InvalidArgumentError
-from snapshotter.store import real_path
+from snapshotter.store import QUARANTINE, real_path
 
 
 def add(commands: arguments.Commands) -> None:
@@ -32,8 +33,17 @@ def add(commands: arguments.Commands) -> None:
         _doctor,
         "look for what is wrong with a store, and say how to mend it; 5 if something is",
         arguments.JSON,
-        example="snapshotter doctor",
+        example="snapshotter doctor --fix",
+    ).add_argument("--fix", action="store_true", help="mend what can be known, and move away the rest; deletes nothing")
+    purge = commands.add(
+        "purge",
+        _purge,
+        "delete what `doctor --fix` moved to the quarantine",
+        arguments.BYTES,
+        example="snapshotter purge --dry-run",
     )
+    purge.add_argument("--yes", action="store_true", help="do not ask")
+    purge.add_argument("--dry-run", action="store_true", help="only say what there is")
 
 
 def _init(parsed: argparse.Namespace) -> None:
@@ -70,12 +80,51 @@ def _init(parsed: argparse.Namespace) -> None:
 def _doctor(parsed: argparse.Namespace) -> int:
     from snapshotter import doctor
 
-    problems = doctor.examine(arguments.root(parsed))
+    root = arguments.root(parsed)
+    repairs = []
+    if parsed.fix:
+        from snapshotter import repair
+
+        with arguments.alone("doctor --fix"):
+            repairs = repair.fix(root)
+    problems = doctor.examine(root)
     if parsed.json:
-        output.print_json([asdict(problem) for problem in problems])
-    elif not problems:
-        print("nothing is wrong")
-    for problem in problems if not parsed.json else ():
-        print(display.printable(f"{problem.subject}: {problem.what}"))
-        print(display.printable(f"  cure: {problem.cure}"))
+        left = [asdict(problem) for problem in problems]
+        output.print_json({"repairs": [asdict(each) for each in repairs], "problems": left} if parsed.fix else left)
+    else:
+        for each in repairs:
+            print(display.printable(f"{each.subject}: {each.what}"))
+        for problem in problems:
+            print(display.printable(f"{problem.subject}: {problem.what}"))
+            print(display.printable(f"  cure: {problem.cure}"))
+        if not problems:
+            print("nothing is wrong")
     return INCONSISTENT if problems else DONE
+
+
+def _purge(parsed: argparse.Namespace) -> None:
+    from snapshotter import inventory, repair, space
+
+    with arguments.reading(parsed) as store:
+        paths = repair.quarantined(store.root)
+        for path in paths:
+            print(display.printable(path))
+        if not paths:
+            print("nothing is in the quarantine")
+            return
+        orphaned = inventory.take(store, measured=False).orphaned
+        theirs = [volume for volume in orphaned if volume.path.startswith(f"{QUARANTINE}/")]
+        size = output.amount(parsed)(space.of_volumes(store.root, theirs).reclaimable)
+        print(f"{len(paths)} in the quarantine, of which the subvolumes free {size}")
+        if parsed.dry_run:
+            return
+        if not parsed.yes and not _agreed():
+            return
+        repair.purge(store, paths)
+        waiting.wait(store.root, {subvolid for volume in theirs for subvolid in volume.subvolids})
+
+
+def _agreed() -> bool:
+    if not sys.stdin or not sys.stdin.isatty():
+        raise InvalidArgumentError("whether to delete them is asked on a terminal: give --yes")
+    return input("delete them? [y/N] ").strip().lower() in ("y", "yes")

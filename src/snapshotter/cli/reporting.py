@@ -31,7 +31,7 @@ def _report(parsed: argparse.Namespace) -> None:
             taken.entries,
             space.of_store(store, taken),
             space.of_filesystem(store.root),
-            [*store.problems(), *doctor.around(store.root)],
+            doctor.of_store(store),
         )
     page = report.render(seen)
     if parsed.output:
