@@ -157,6 +157,9 @@ def test_tree(store: Snapshotter, run: Run) -> None:
         ]
     subvolume.delete(store.subvolume("layer"))
     assert ["├─", "layer", "Committed", "lost", "0", "B", "broken"] in map(str.split, run("tree").splitlines())
+    for key, problem in ("layer", True), ("top", False):
+        known = json.loads(run("info", key, "--json"))
+        assert (known["size"], bool(known["problem"])) == (None, problem)
     rows = json.loads(run("tree", "--json"))
     assert [(row["name"], row["depth"], row["total"], bool(row["problem"])) for row in rows] == [
         ("base", 0, 8192, False),
