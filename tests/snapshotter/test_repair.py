@@ -365,6 +365,33 @@ def test_store_record(damaged: Damaged, damage: str) -> None:
     assert max(map(int, os.listdir(damaged.root / "snapshots"))) > last
 
 
+def test_no_store(btrfs: Path) -> None:
+    """
+    What only looks like a store is left alone.
+    """
+    for name in ("store", "snapshots/1/snapshot", "snapshots/x"):
+        (btrfs / name).mkdir(parents=True)
+    with pytest.raises(FailedPreconditionError, match="is not a store"):
+        repair.fix(btrfs)
+    assert sorted(str(path.relative_to(btrfs)) for path in btrfs.rglob("*")) == [
+        "snapshots",
+        "snapshots/1",
+        "snapshots/1/snapshot",
+        "snapshots/x",
+        "store",
+    ]
+
+
+def test_empty_store(btrfs: Path) -> None:
+    """
+    A store without snapshots whose record is damaged is one again.
+    """
+    Snapshotter.create(btrfs / "s").close()
+    os.setxattr(btrfs / "s" / "store", XATTR, b"damaged")
+    assert [each.subject for each in repair.fix(btrfs / "s")] == [str(btrfs / "s")]
+    Snapshotter(btrfs / "s").close()
+
+
 @pytest.mark.parametrize("damage", ["missing", "writable", "directory", "symlink", "full"])
 def test_empty(damaged: Damaged, damage: str) -> None:
     """
