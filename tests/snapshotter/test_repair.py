@@ -546,7 +546,7 @@ class TestCommands:
         assert quarantined.problems() == []
         assert quarantined.names() == ["base", "top", "v"]
 
-    @pytest.mark.parametrize(("answer", "left"), [("y", 0), ("n", 3), ("", 3)])
+    @pytest.mark.parametrize(("answer", "left"), [("y", 0), ("n", 3), ("", 3), ("^D", 3)])
     def test_asked(
         self, quarantined: Damaged, run: Run, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
     ) -> None:
@@ -554,7 +554,13 @@ class TestCommands:
         On a terminal purge asks.
         """
         monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-        monkeypatch.setattr("builtins.input", lambda question: answer)
+
+        def ask(question: str) -> str:
+            if answer == "^D":
+                raise EOFError
+            return answer
+
+        monkeypatch.setattr("builtins.input", ask)
         assert run("purge").code == 0
         assert len(quarantined.quarantine()) == left
 
