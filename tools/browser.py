@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-TALLEST = 8000  # pixels of a page that are shown at once
+TALLEST = 8000  # pixels that are shown at once: of a large store the page is a hundred times as tall
 
 
 class Page:

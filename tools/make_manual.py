@@ -48,7 +48,7 @@ KEYS = {
     "preamble": {"bash": BASH, "zsh": ZSH, "fish": FISH},
 }
 BY_METAVAR = {
-    **dict.fromkeys(("KEY", "PARENT"), KEYS),
+    **dict.fromkeys(("KEY", "OTHER", "PARENT"), KEYS),
     **dict.fromkeys(("FILE", "PATH", "SOCKET", "SOURCE", "DEST"), shtab.FILE),
     **dict.fromkeys(("DIR", "TARGET"), shtab.DIR),
 }

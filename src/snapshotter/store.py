@@ -13,6 +13,7 @@ A store's directory: what it is, who owns it, and the ids it hands out.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -37,7 +38,7 @@ from snapshotter.errors import (
     quoted,
 )
 from snapshotter.events import Event
-from snapshotter.volumes import EMPTY, Directory, Volumes, opened
+from snapshotter.volumes import EMPTY, Directory, Place, Volumes, opened
 
 STORE, LOCK, SNAPSHOTS, QUARANTINE = "store", "lock", "snapshots", "quarantine"
 ID_BLOCK = 1024
@@ -76,9 +77,7 @@ class Lock:
         self._fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=root_fd)
         try:
             self._take(root, client)
-            holder = {"pid": self._pid, "command": " ".join(sys.argv)[:COMMAND_SIZE], "socket": socket}
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, json.dumps(holder).encode(), 0)
+            self._sign({"pid": self._pid, "command": " ".join(sys.argv)[:COMMAND_SIZE], "socket": socket})
         except BaseException:
             os.close(self._fd)
             raise
@@ -90,15 +89,25 @@ class Lock:
                 return fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 holder = self._holder()
-                pid = holder.get("pid", 0)
-                if _alive(pid) or time.monotonic() > deadline:
+                pid = holder.get("pid")
+                if pid is None or _alive(pid) or time.monotonic() > deadline:
                     raise StoreHeldError(
-                        f"store {root!r} is held by process {pid} ({holder.get('command', 'unknown')}): "
+                        f"store {root!r} is held by process {pid or '?'} ({holder.get('command', 'unknown')}): "
                         "stop it, or use what only reads",
                         holder.get("socket", ""),
                         client,
                     ) from error
             time.sleep(0.05)
+
+    def _sign(self, holder: dict[str, Any]) -> None:
+        # No shorter than what was there: whoever reads meanwhile finds one or the other.
+        text = json.dumps(holder).encode().ljust(os.fstat(self._fd).st_size)
+        try:
+            os.pwrite(self._fd, text, 0)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            os.ftruncate(self._fd, 0)  # a full disk is emptied by who has the lock: better one without a name
 
     def _holder(self) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
@@ -148,6 +157,7 @@ class Store:
                 stack.callback(os.close, self._snapshots_fd)
             except FileNotFoundError as error:
                 raise _not_a_store(root) from error
+            self._medium = records.medium(self._fd)
             self.header = self._read()
             self._next_id = self.header.id_limit
             self._descriptors = stack.pop_all()
@@ -179,7 +189,7 @@ class Store:
                 try:
                     volumes.make_empty(fd)
                     header = Header(uuid=str(uuid.uuid4()), identity=volumes.identity())
-                    records.write(store_fd, records.seal(asdict(header)))
+                    records.medium(fd).write(store_fd, records.seal(asdict(header)))
                     volumes.barrier(store_fd)
                     volumes.barrier(fd)
                 finally:
@@ -206,10 +216,11 @@ class Store:
             except FileNotFoundError as error:
                 raise _not_a_store(root) from error
             ids = [int(name) for name in os.listdir(snapshots_fd) if name.isdecimal()]
-            if records.read(store_fd) is None and not any(_is_snapshot(snapshots_fd, each) for each in ids):
+            medium = records.medium(fd)
+            if medium.read(store_fd) is None and not any(_is_snapshot(snapshots_fd, each) for each in ids):
                 raise _not_a_store(root)
             stack.enter_context(Lock(fd, root))
-            data = records.read(store_fd)
+            data = medium.read(store_fd)
             if data is not None:
                 with contextlib.suppress(records.DamagedError):
                     _header(data)
@@ -220,7 +231,7 @@ class Store:
                 how = "the record of the store is made anew: the first client that comes has the snapshots"
                 header = Header(str(uuid.uuid4()), volumes.identity(), id_limit=max(ids, default=0) + ID_BLOCK)
                 data = records.seal(asdict(header))
-            records.write(store_fd, data)
+            medium.write(store_fd, data)
             volumes.barrier(store_fd)
             return how
 
@@ -267,7 +278,7 @@ class Store:
     # -- the header
 
     def _read(self) -> Header:
-        data = records.read(self._store_fd)
+        data = self._medium.read(self._store_fd)
         if data is None:
             raise _not_a_store(self.root)
         try:
@@ -284,7 +295,7 @@ class Store:
 
     def _change(self, **values: Any) -> None:
         header = replace(self.header, **values)
-        records.write(self._store_fd, records.seal(asdict(header)))
+        self._medium.write(self._store_fd, records.seal(asdict(header)))
         self._volumes.barrier(self._store_fd)
         self.header = header
 
@@ -325,8 +336,20 @@ class Store:
     def snapshots_fd(self) -> int:
         return self._snapshots_fd
 
-    def make_directory(self, snapshot_id: int) -> None:
-        os.mkdir(str(snapshot_id), 0o700, dir_fd=self._snapshots_fd)
+    @contextlib.contextmanager
+    def make_directory(self, snapshot_id: int, record: bytes) -> Iterator[Directory]:
+        """
+        The directory of a new snapshot, made with its record, open.
+
+        Raises:
+            FileExistsError: There is one.
+        """
+        name = str(snapshot_id)
+        fd = self._medium.make_directory(self._snapshots_fd, name, record)
+        try:
+            yield Directory(fd, self._path(name))
+        finally:
+            os.close(fd)
 
     @contextlib.contextmanager
     def directory(self, snapshot_id: int) -> Iterator[Directory]:
@@ -339,28 +362,44 @@ class Store:
         name = str(snapshot_id)
         fd = _open_directory(name, self._snapshots_fd)
         try:
-            yield Directory(fd, f"{self.root}/{SNAPSHOTS}/{name}")
+            yield Directory(fd, self._path(name))
         finally:
             os.close(fd)
+
+    def subvolume(self, snapshot_id: int, name: str) -> Place:
+        """
+        Where the subvolume *name* of a snapshot is.
+        """
+        return Place(self._snapshots_fd, f"{snapshot_id}/{name}", self._path(f"{snapshot_id}/{name}"))
+
+    @property
+    def empty(self) -> Place:
+        """
+        Where the subvolume is that a view without parent shows.
+        """
+        return Place(self._fd, EMPTY, f"{self.root}/{EMPTY}")
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{SNAPSHOTS}/{name}"
 
     def read(self, directory: Directory) -> bytes | None:
         """
         The record of a snapshot's directory, or None when it has none.
         """
-        return records.read(directory.fd)
+        return self._medium.read(directory.fd)
 
     def write(self, directory: Directory, record: bytes) -> None:
         """
         Replace the record of a snapshot's directory, atomically; durable only after a barrier.
         """
-        records.write(directory.fd, record)
+        self._medium.write(directory.fd, record)
 
     def remove_directory(self, snapshot_id: int) -> None:
         """
         Remove the directory of a snapshot that holds no subvolume any more; its record goes with it.
         """
         with contextlib.suppress(FileNotFoundError), self.directory(snapshot_id) as directory:
-            records.delete_file(directory.fd)
+            self._medium.delete(directory.fd)
             os.rmdir(str(snapshot_id), dir_fd=self._snapshots_fd)
 
 
@@ -369,7 +408,7 @@ def _is_snapshot(snapshots_fd: int, snapshot_id: int) -> bool:
     Whether a directory has a whole record: a store that has none itself may be something else.
     """
     with contextlib.suppress(OSError, records.DamagedError), opened(snapshots_fd, str(snapshot_id)) as fd:
-        data = records.read(fd)
+        data = records.medium(fd).read(fd)
         return data is not None and bool(records.unseal(data))
     return False
 
@@ -426,7 +465,7 @@ def _open_directory(name: str, dir_fd: int | None = None) -> int:
 
 def _check_unmade(fd: int, root: str) -> None:
     with contextlib.suppress(FileNotFoundError), opened(fd, STORE) as store_fd:
-        if records.read(store_fd) is not None:
+        if records.medium(store_fd).read(store_fd) is not None:
             raise AlreadyExistsError(f"{root!r} is already a store")
     with contextlib.suppress(FileNotFoundError), opened(fd, SNAPSHOTS) as snapshots_fd:
         if os.listdir(snapshots_fd):

@@ -27,6 +27,11 @@ examples:
   snapshotter tree
   snapshotter rm web web-2
 
+environment:
+  SNAPSHOTTER_ROOT     the store, where --root names none
+  SNAPSHOTTER_CONFIG   the configuration of serve, where --config names none
+  NO_COLOR             no colours, if it is set
+
 exit codes:
   0 done, 1 failed, 2 usage or configuration, 3 store held by another, 4 not found, 5 inconsistent, 130 interrupted
 """
