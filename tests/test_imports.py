@@ -78,7 +78,7 @@ LAYERS = [
     {"snapshotter.archive", "snapshotter.containerd", "snapshotter.service", "snapshotter.unit_files"},
     {"snapshotter.daemon"},
     {"snapshotter.cli.codes", "snapshotter.cli.arguments", "snapshotter.cli.output", "snapshotter.cli.progress"},
-    {"snapshotter.cli.waiting", "snapshotter.cli.looking"},
+    {"snapshotter.cli.waiting"},
     {
         "snapshotter.cli.changing",
         "snapshotter.cli.contents",

@@ -37,9 +37,9 @@ def examine(root: str | os.PathLike[str]) -> list[Problem]:
 
 def of_store(store: Snapshotter) -> list[Problem]:
     """
-    The same of a store that is open.
+    The same for an open store.
     """
-    places = [] if store.is_copy else _places(store.root)
+    places = () if store.is_copy else _places(store.root)
     return [*store.problems(), *places, *_around(store.root)]
 
 

@@ -431,9 +431,12 @@ class TestSnapshots:
         """
         A disk that runs full leaves nothing of the import.
         """
-        with Snapshotter.create(image_mount(200 << 20) / "store") as store:
+        mount = image_mount(200 << 20)
+        with open(mount / "filler", "xb") as filler:
+            os.posix_fallocate(filler.fileno(), 0, 100 << 20)
+        with Snapshotter.create(mount / "store") as store:
             with pytest.raises(ResourceExhaustedError):
-                self.load(store, "x", tar(("random", FILE, os.urandom(250 << 20))))
+                self.load(store, "x", tar(("random", FILE, os.urandom(90 << 20))))
             assert list(store.walk()) == []
             assert os.listdir(f"{store.root}/snapshots") == []
 

@@ -248,7 +248,7 @@ def test_rm_dry_run(layers: str, run: Run) -> None:
     --dry-run removes nothing, and says what would come back or why it could not.
     """
     assert run("rm", "web", "--dry-run", "--bytes") == (0, "8192\n", "")
-    assert json.loads(run("rm", "web", "v", "--dry-run", "--json").out) == {"keys": ["web", "v"], "size": 8192}
+    assert run("rm", "base", "web", "v", "--dry-run") == (0, "8.0 KiB\n", "")
     assert run("rm", "base", "--dry-run").code == 1
     assert run("rm", "none", "--dry-run").code == 4
     assert [info[0] for info in infos(run)] == ["base", "v", "web"]

@@ -513,7 +513,8 @@ class TestErrors:
         """
         Whatever the arguments, the exit code is one of the closed set, and there is no traceback.
         """
-        commands = ["prepare", "view", "commit", "fork", "mounts", "ls", "tree", "usage", "rm", "cleanup", "doctor"]
+        commands = ["label", "mount", "umount", "import", "purge"]
+        commands += ["prepare", "view", "commit", "fork", "mounts", "ls", "tree", "usage", "rm", "cleanup", "doctor"]
         words = ["--json", "--bytes", "--label", "a=b", "--root", "--", "web", "base", "v", "-x", "--help", "init", ""]
         word = st.sampled_from(commands + words) | st.text(max_size=8)
         argv = data.draw(st.lists(word, max_size=3)) if data.draw(st.booleans()) else []

@@ -26,6 +26,8 @@ from snapshotter.errors import Error, NotFoundError, UnavailableError
 from snapshotter.mounting import mounted
 from tests.faults.workload import STORE, Workload, verify
 
+from .commands import Run
+
 pytestmark = pytest.mark.btrfs
 
 PATIENCE = 60.0  # seconds for what happens at once, on a machine that has other things to do
@@ -225,6 +227,26 @@ def make(tmp_path: Path, btrfs: Path) -> Iterator[Callable[..., Daemon]]:
 @pytest.fixture
 def one(make: Callable[..., Daemon]) -> Daemon:
     return make()
+
+
+def test_command(one: Daemon, run: Run) -> None:
+    """
+    While the daemon has the store, the command works through it.
+    """
+    one.ready()
+    for argv in (
+        "prepare build",
+        "commit base build",
+        "prepare web base",
+        "fork web copy",
+        "label copy a=b",
+        "rm base web copy",
+        "cleanup",
+    ):
+        assert run("--root", str(one.root), *argv.split()).code == 0, argv
+    assert run("--root", str(one.root), "doctor", "--fix").code == 3
+    assert run("--root", str(one.root), "ls") == (0, "KEY  KIND  PARENT  CREATED\n", "")
+    assert one.stop() == 0
 
 
 def mode(path: Path) -> int:

@@ -115,7 +115,6 @@ complete -c snapshotter -n '_shtab_snapshotter_using label; and test $_shtab_sna
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a rm -d 'Remove snapshots, children before what they rest on, and wait for their space.'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
-complete -c snapshotter -n '_shtab_snapshotter_using rm' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -l bytes -d 'print sizes in bytes'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -l no-wait -d 'let the space come back in the background'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -l dry-run -d 'only say how much would come back, as `frees` does'

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pybtrfs import subvolume
 from snapshotter import display
-from snapshotter.cli import arguments, looking, output, waiting
+from snapshotter.cli import arguments, output, waiting
 from snapshotter.cli.codes import DONE, complain, report
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, quoted
@@ -65,9 +65,8 @@ def add(commands: arguments.Commands) -> None:
         _rm,
         "remove snapshots, children before what they rest on, and wait for their space",
         arguments.KEYS,
-        arguments.JSON,
         arguments.BYTES,
-        example="snapshotter rm web web-2 --dry-run",
+        example="snapshotter rm web web-2",
     )
     rm.add_argument("--no-wait", action="store_true", help="let the space come back in the background")
     rm.add_argument("--dry-run", action="store_true", help="only say how much would come back, as `frees` does")
@@ -124,12 +123,12 @@ def _label(parsed: argparse.Namespace) -> None:
 
 
 def _rm(parsed: argparse.Namespace) -> int:
-    from snapshotter import inventory
+    from snapshotter import inventory, space
 
-    if parsed.dry_run:
-        looking.frees(parsed)
-        return DONE
     with arguments.reading(parsed) as reading:
+        if parsed.dry_run:
+            print(output.amount(parsed)(space.frees(reading, parsed.keys)))
+            return DONE
         root = reading.root
         entries = inventory.take(reading, measured=False).entries
     code = DONE

@@ -21,7 +21,7 @@ def add(commands: arguments.Commands) -> None:
     )
     commands.add(
         "frees",
-        frees,
+        _frees,
         "show how much comes back when snapshots are removed, all together",
         arguments.KEYS,
         arguments.JSON,
@@ -85,7 +85,7 @@ def _df(parsed: argparse.Namespace) -> None:
         print(f"{whole.deleted} deleted subvolumes are being cleaned")
 
 
-def frees(parsed: argparse.Namespace) -> None:
+def _frees(parsed: argparse.Namespace) -> None:
     from snapshotter import space
 
     with arguments.reading(parsed) as store:

@@ -27,7 +27,7 @@ def progress(what: str, total: int, amount: Callable[[int], str] = display.size)
         total: 0 where it is not known.
         amount: Says a number of the units that are counted.
     """
-    if not (sys.stderr and sys.stderr.isatty()) or os.environ.get("TERM") == "dumb":
+    if not visible():
         yield lambda done: None
         return
     try:
@@ -50,7 +50,7 @@ def visible() -> bool:
     """
     Whether anybody sees it: finding out a total may cost something.
     """
-    return bool(sys.stderr and sys.stderr.isatty())
+    return bool(sys.stderr and sys.stderr.isatty()) and os.environ.get("TERM") != "dumb"
 
 
 class _Line:
