@@ -84,6 +84,7 @@ LAYERS = [
         "snapshotter.cli.contents",
         "snapshotter.cli.keeping",
         "snapshotter.cli.listing",
+        "snapshotter.cli.looking",
         "snapshotter.cli.reporting",
         "snapshotter.cli.serving",
     },
