@@ -26,6 +26,7 @@ TINY = Effort(
     storms=1,
     seconds=1.2,
     aged=5,
+    snapshots=50,
 )
 CALLS = {"create", "snapshot", "delete", "get_id", "get_info", "get_read_only", "list 10 subvolumes"}
 OPERATIONS = {
@@ -44,6 +45,7 @@ OPERATIONS = {
     *(f"{name} at 64 threads, {percent} %" for name in ("prepare", "remove") for percent in (50, 99)),
     "backlog of destroys at 64 threads, most in 1 s",
 }
+LOOKING = {"ls", "ls --json", "ls --sort=size", "tree", "tree --json", "info", "df", "why", "frees", "diff", "du"}
 TARGETS = 6  # on each store
 
 
@@ -64,8 +66,10 @@ def test_a_run_has_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "pybtrfs": CALLS,
         "fresh store": OPERATIONS,
         "store aged by 5 snapshots": OPERATIONS | {"open"},
+        "the command on 100 snapshots": {"ls", "ls, of it CPU", "ls, memory"},
+        "the command on 50 snapshots": {name + what for name in LOOKING for what in ("", ", of it CPU", ", memory")},
     }
-    assert sum(row["target"] is not None for row in values["rows"]) == 2 * TARGETS
+    assert sum(row["target"] is not None for row in values["rows"]) == 2 * TARGETS + 2 + 2 * len(LOOKING)
     table = capsys.readouterr().out
     assert all(row["name"] in table for row in values["rows"])
 

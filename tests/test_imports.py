@@ -12,6 +12,8 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src"
 
+SERVICES = ("snapshots", "containers", "content", "images", "leases", "extension")  # the last is our own
+
 # From the bottom up. A module imports only from the layers below its own.
 LAYERS = [
     {"pybtrfs._btrfs", "pybtrfs._version", "pybtrfs._image_template"},
@@ -35,6 +37,7 @@ LAYERS = [
     {
         "snapshotter.filters",
         "snapshotter.labels",
+        "snapshotter.log",
         "snapshotter.mountinfo",
         "snapshotter.shared",
         "snapshotter.session",
@@ -51,9 +54,9 @@ LAYERS = [
     },
     {"snapshotter.records", "snapshotter.volumes"},
     {"snapshotter.api"},
-    {"snapshotter.api.mount_pb2"},
-    {"snapshotter.api.snapshots_pb2", "snapshotter.api.extension_pb2"},
-    {"snapshotter.api.snapshots_grpc", "snapshotter.api.extension_grpc", "snapshotter.messages"},
+    {"snapshotter.api.mount_pb2", "snapshotter.api.descriptor_pb2"},
+    {f"snapshotter.api.{service}_pb2" for service in SERVICES},
+    {f"snapshotter.api.{service}_grpc" for service in SERVICES} | {"snapshotter.messages"},
     {"snapshotter.index", "snapshotter.store", "snapshotter.testing"},
     {"snapshotter.mounting", "snapshotter.recovery", "snapshotter.worker"},
     {"snapshotter.contract"},
@@ -71,6 +74,7 @@ LAYERS = [
         "snapshotter.demo",
         "snapshotter.doctor",
         "snapshotter.client",
+        "snapshotter.references",
         "snapshotter.config",
         "snapshotter.metrics",
         "snapshotter.systemd",
@@ -112,18 +116,17 @@ ONLY = {  # these imports are these modules' alone
     "pybtrfs._btrfs": {"pybtrfs", "pybtrfs.ioctl", "pybtrfs.syscall"},
     "prometheus_client": {"snapshotter.metrics"},
     "grpclib": {
-        "snapshotter.api.extension_grpc",
-        "snapshotter.api.snapshots_grpc",
+        *(f"snapshotter.api.{service}_grpc" for service in SERVICES),
         "snapshotter.client",
+        "snapshotter.references",
         "snapshotter.rpc",
         "snapshotter.service",
     },
     "hpack": {"snapshotter.http2"},
     "google.protobuf": {
-        "snapshotter.api.extension_pb2",
         "snapshotter.api.mount_pb2",
-        "snapshotter.api.snapshots_pb2",
-        "snapshotter.api.snapshots_grpc",
+        "snapshotter.api.descriptor_pb2",
+        *(f"snapshotter.api.{service}_{kind}" for service in SERVICES for kind in ("pb2", "grpc")),
         "snapshotter.client",
         "snapshotter.messages",
         "snapshotter.rpc",

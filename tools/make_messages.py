@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src"
-MOUNT = "snapshotter/api/mount.proto"
-SERVICES = "snapshotter/api/snapshots.proto", "snapshotter/api/extension.proto"
+TYPES = ["mount", "descriptor"]
+CONTAINERDS = ["snapshots", "containers", "content", "images", "leases"]
+SERVICES = [*CONTAINERDS, "extension"]
 
 
 def main(target: Path) -> None:
@@ -20,9 +21,10 @@ def main(target: Path) -> None:
     """
     scripts = Path(sys.executable).parent  # where grpclib's plugin is
     environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    types, services = ([f"snapshotter/api/{name}.proto" for name in names] for names in (TYPES, SERVICES))
     for arguments in (
-        [f"--python_out={target}", f"--pyi_out={target}", MOUNT, *SERVICES],
-        [f"--grpclib_python_out={target}", *SERVICES],
+        [f"--python_out={target}", f"--pyi_out={target}", *types, *services],
+        [f"--grpclib_python_out={target}", *services],
     ):
         command = [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={SRC}", *arguments]
         subprocess.run(command, env=environment, check=True)

@@ -15,7 +15,7 @@ from pybtrfs.items import (
     INODE_ITEM_KEY,
     INODE_REF_KEY,
     LAST_FREE_OBJECTID,
-    InlineExtent,
+    FileExtent,
     Item,
     Key,
 )
@@ -39,9 +39,8 @@ class Directory:
 
     Args:
         path: From the root of the snapshot, which itself is ``.``.
-        exclusive: Of extents that no other snapshot, and nothing else on the filesystem, has; and of files up to 2 KiB,
-            which are kept with their inodes.
-        shared: Of the others.
+        exclusive: Of extents that no other snapshot, and nothing else on the filesystem, has.
+        shared: Of the others. The content of files up to 2 KiB, which is kept with their inodes, is in neither.
         inodes: It and what is below it.
     """
 
@@ -94,7 +93,6 @@ class _Content:
     def __init__(self) -> None:
         self._extents: dict[int, Extent] = {}
         self._shared: set[int] = set()
-        self._inline: Counter[int] = Counter()
         self._inodes: list[int] = []
         self._names: dict[int, Name] = {}
         self._directories = {_ROOT}
@@ -110,9 +108,7 @@ class _Content:
                 self._names.setdefault(number, name)
         elif item.type == EXTENT_DATA_KEY:
             found = items.extent_data(item.data)
-            if isinstance(found, InlineExtent):
-                self._inline[number] += len(found.data)
-            elif found.disk_bytenr:
+            if isinstance(found, FileExtent) and found.disk_bytenr:
                 extent = Extent(found.disk_bytenr, found.disk_num_bytes, number, item.offset)
                 self._extents.setdefault(found.disk_bytenr, extent)
                 if shared:
@@ -128,8 +124,6 @@ class _Content:
         exclusive: Counter[int] = Counter()
         shared: Counter[int] = Counter()
         inodes = Counter(map(self._home, self._inodes))
-        for number, size in self._inline.items():
-            exclusive[self._home(number)] += size
         for extent in self._extents.values():
             (exclusive if extent.bytenr in unshared else shared)[self._home(extent.inode)] += extent.size
         paths = self._paths()

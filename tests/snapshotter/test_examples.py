@@ -31,6 +31,7 @@ BEFORE = {  # what an example takes for done
     "umount": ["snapshotter mount web /mnt"],
     "import": ["snapshotter export base - | gzip > base.tgz", "snapshotter rm web web-2 base"],
 }
+LOG = '{"time": "2026-11-25T22:40:06.123456Z", "level": "info", "event": "prepared", "key": "web", "seconds": 0.01}\n'
 DOCS = Path(__file__).parent.parent.parent / "docs/cli.md"
 
 
@@ -75,6 +76,7 @@ def perform(
     places = {"/var/lib/snapshots": str(root), "/mnt": str(mount_point), "20G": "200M"}
     monkeypatch.setenv("SNAPSHOTTER_ROOT", str(root))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "snapshots.log").write_text(LOG)
 
     def run(line: str) -> str:
         for place, here in places.items():

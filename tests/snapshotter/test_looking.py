@@ -115,7 +115,7 @@ def test_why(store: Snapshotter, run: Run) -> None:
         assert run("why", "web").startswith(f"mount      {path} in the namespace of process ")
         found = json.loads(run("why", "web", "--json"))
     [mount] = found.pop("mounts")
-    assert found == {"children": [], "processes": []}
+    assert found == {"children": [], "processes": [], "containerd": None}
     assert (mount["path"], mount["read_only"]) == (path, False)
 
 

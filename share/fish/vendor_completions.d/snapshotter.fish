@@ -55,8 +55,8 @@ function _shtab_snapshotter_using
   test "$_shtab_snapshotter_cmdpath" = "$argv"
 end
 
-set -g _shtab_snapshotter_commands init doctor purge prepare view commit fork label rm cleanup mount umount export import mounts ls tree info usage df frees why diff du report serve config ping setup 'setup containerd' 'setup systemd' demo
-set -g _shtab_snapshotter_opts_with_value --address --check --client --columns --config --config-version --containerd --containerd-config --depth --image --image-file --label --log-format --log-level --metrics-address --mount-mode --name --output --root --sort --usage --verify --write -o
+set -g _shtab_snapshotter_commands init doctor purge prepare view commit fork label rm cleanup mount umount export import mounts ls tree info usage df frees why diff du report serve config ping events setup 'setup containerd' 'setup systemd' demo
+set -g _shtab_snapshotter_opts_with_value --address --check --client --columns --config --config-version --containerd --containerd-config --depth --image --image-file --label --log --log-format --log-level --metrics-address --mount-mode --name --output --root --sort --usage --verify --write -o
 
 complete -c snapshotter -e
 complete -c snapshotter -f
@@ -184,10 +184,11 @@ complete -c snapshotter -n '_shtab_snapshotter_using frees' -l root -xka "(__fis
 complete -c snapshotter -n '_shtab_snapshotter_using frees' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'
 complete -c snapshotter -n '_shtab_snapshotter_using frees' -l bytes -d 'print sizes in bytes'
 complete -c snapshotter -n '_shtab_snapshotter_using frees; and test $_shtab_snapshotter_npos -ge 0' -ka "(_snapshotter_keys)" -d KEY
-complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a why -d 'Show what keeps a snapshot: children, mounts in any namespace, processes.'
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a why -d 'Show what keeps a snapshot: children, mounts in any namespace, processes, and what containerd needs it for.'
 complete -c snapshotter -n '_shtab_snapshotter_using why' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using why' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
 complete -c snapshotter -n '_shtab_snapshotter_using why' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'
+complete -c snapshotter -n '_shtab_snapshotter_using why' -l containerd -xka "(__fish_complete_path (commandline -ct))" -d 'of the containerd to ask, by default /run/containerd/containerd.sock'
 complete -c snapshotter -n '_shtab_snapshotter_using why; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a diff -d 'List the paths that changed between two snapshots, one resting on the other.'
 complete -c snapshotter -n '_shtab_snapshotter_using diff' -s h -l help -d 'show this help message and exit'
@@ -235,6 +236,13 @@ complete -c snapshotter -n '_shtab_snapshotter_using ping' -s h -l help -d 'show
 complete -c snapshotter -n '_shtab_snapshotter_using ping' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
 complete -c snapshotter -n '_shtab_snapshotter_using ping' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s configuration; by default $SNAPSHOTTER_CONFIG'
 complete -c snapshotter -n '_shtab_snapshotter_using ping' -l address -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket'
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a events -d 'Show what a daemon'"'"'s log tells, of one snapshot or of all.'
+complete -c snapshotter -n '_shtab_snapshotter_using events' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using events' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using events' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'
+complete -c snapshotter -n '_shtab_snapshotter_using events' -l log -xka "(__fish_complete_path (commandline -ct))" -d 'the log; by default what is piped in'
+complete -c snapshotter -n '_shtab_snapshotter_using events' -l follow -d 'go on with what is written to the file from now on'
+complete -c snapshotter -n '_shtab_snapshotter_using events; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d 'one that it has, or had before it was committed'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a setup -d 'Print what containerd and systemd have to know of the daemon.'
 complete -c snapshotter -n '_shtab_snapshotter_using setup' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using setup' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'

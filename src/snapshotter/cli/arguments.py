@@ -124,7 +124,7 @@ def reading(arguments: argparse.Namespace) -> Snapshotter:
     """
     That store, read without its lock.
     """
-    return Snapshotter(root(arguments), read_only=True)
+    return Snapshotter(root(arguments), read_only=True, client=None)
 
 
 @contextlib.contextmanager

@@ -4,10 +4,18 @@ beside whoever has the store.
 """
 
 import argparse
+import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from snapshotter import display
 from snapshotter.cli import arguments, output
+from snapshotter.errors import InvalidArgumentError, UnavailableError
+
+if TYPE_CHECKING:
+    from snapshotter.references import References
+
+_CONTAINERD = "/run/containerd/containerd.sock"
 
 
 def add(commands: arguments.Commands) -> None:
@@ -31,11 +39,14 @@ def add(commands: arguments.Commands) -> None:
     why = commands.add(
         "why",
         _why,
-        "show what keeps a snapshot: children, mounts in any namespace, processes",
+        "show what keeps a snapshot: children, mounts in any namespace, processes, and what containerd needs it for",
         arguments.JSON,
         example="snapshotter why base",
     )
     why.add_argument("key", metavar="KEY")
+    why.add_argument(
+        "--containerd", metavar="SOCKET", default=_CONTAINERD, help="of the containerd to ask, by default %(default)s"
+    )
     diff = commands.add(
         "diff",
         _diff,
@@ -101,8 +112,9 @@ def _why(parsed: argparse.Namespace) -> None:
 
     with arguments.reading(parsed) as store:
         found = holders.find(store, parsed.key)
+    references, unasked = _ask_containerd(parsed, store.client)
     if parsed.json:
-        output.print_json(asdict(found))
+        output.print_json(asdict(found) | {"containerd": references and asdict(references)})
         return
     fields = [("child", name) for name in found.children]
     fields += [
@@ -112,7 +124,34 @@ def _why(parsed: argparse.Namespace) -> None:
     for process in found.processes:
         uses = [*process.uses, *([f"{process.open_files} open files"] if process.open_files else [])]
         fields.append(("process", f"{process.pid} {process.command} ({', '.join(uses)})"))
+    if references:
+        fields += [("container", name) for name in references.containers]
+        fields += [("image", name) for name in references.images]
+        fields += [("lease", name) for name in references.leases]
+        fields += [("label", f"{name}={value}") for name, value in sorted(references.labels.items())]
+        if not references.known:
+            fields.append(("containerd", "does not know it, and removes it when it collects garbage next"))
     display.fields(fields or [("", "nothing keeps it")])
+    if unasked:
+        print(display.printable(f"containerd was not asked: {unasked}"), file=sys.stderr)
+
+
+def _ask_containerd(parsed: argparse.Namespace, client: str) -> "tuple[References | None, str]":
+    """
+    What containerd says of a snapshot, or why it was not asked; neither for one that is none of its own.
+    """
+    if client == "local":
+        return None, ""
+    try:
+        from snapshotter import references
+
+        return references.find(parsed.containerd, client, parsed.key), ""
+    except InvalidArgumentError:
+        return None, ""
+    except UnavailableError as error:
+        return None, str(error)
+    except ModuleNotFoundError as error:
+        return None, f"{error.name} is missing: pip install 'btrfs-snapshotter[daemon]'"
 
 
 def _diff(parsed: argparse.Namespace) -> None:

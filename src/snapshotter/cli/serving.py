@@ -3,6 +3,7 @@ The commands about the daemon.
 """
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from snapshotter import config, display
 from snapshotter.cli import arguments
 from snapshotter.cli.codes import DONE, FAILED
-from snapshotter.errors import UnavailableError
+from snapshotter.errors import InvalidArgumentError, UnavailableError
 
 PING_SECONDS = 5.0
 
@@ -50,6 +51,16 @@ def add(commands: arguments.Commands) -> None:
         place,
         example="snapshotter ping --address /run/snapshots.sock",
     )
+    events = commands.add(
+        "events",
+        _events,
+        "show what a daemon's log tells, of one snapshot or of all",
+        arguments.JSON,
+        example="snapshotter events web --log snapshots.log",
+    )
+    events.add_argument("key", metavar="KEY", nargs="?", help="one that it has, or had before it was committed")
+    events.add_argument("--log", metavar="FILE", help="the log; by default what is piped in")
+    events.add_argument("--follow", action="store_true", help="go on with what is written to the file from now on")
     setup = commands.add("setup", None, "print what containerd and systemd have to know of the daemon")
     targets = arguments.Commands(setup, "WHAT")
     to_containerd = targets.add(
@@ -117,6 +128,21 @@ def _ping(parsed: argparse.Namespace) -> None:
         if not client.serving():
             raise UnavailableError(f"the daemon at {address!r} is opening its store, or its filesystem failed")
     print(f"{display.printable(address)} serves")
+
+
+def _events(parsed: argparse.Namespace) -> None:
+    from snapshotter import log
+
+    if parsed.log is None and os.isatty(0):
+        raise InvalidArgumentError("no log is given: use --log FILE, or pipe one in, as in `journalctl -u UNIT |`")
+    texts = log.read("/dev/stdin") if parsed.log is None else log.read(parsed.log, follow=parsed.follow)
+    lines = (line for text in texts if (line := log.parse(text.rstrip("\n"))))
+    for line in log.of_key(lines, parsed.key) if parsed.key is not None else lines:
+        if parsed.json:
+            print(json.dumps({"time": line.time, "level": line.level, "event": line.event, **line.fields}), flush=True)
+        else:
+            fields = " ".join(f"{name}={value}" for name, value in line.fields.items())
+            print(display.printable(f"{line.time} {line.level:7} {line.event:12} {fields}"), flush=True)
 
 
 def _setup_containerd(parsed: argparse.Namespace) -> int:
