@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-containerd lint bench bench-peers proto manual pictures
+.PHONY: setup demo test test-containerd test-runtimes fuzz lint docs bench bench-peers proto manual pictures
 
 setup:
 	@PYTHON='$(PYTHON)' tools/setup
@@ -12,15 +12,26 @@ demo: setup
 	@$(BIN)/snapshotter demo
 
 test: lint
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest -n auto --dist worksteal $(PYTEST)
 
 test-containerd: setup
 	$(BIN)/pytest tests/containerd --containerd all --buildkit
+
+fuzz: setup
+	$(BIN)/python -m pip install -q --group fuzz
+	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+test-runtimes: setup
+	$(BIN)/python -m tools.runtimes
 
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: setup
+	@$(BIN)/pip install -q --group docs
+	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
 
 bench: setup
 	$(BIN)/python -m benchmarks

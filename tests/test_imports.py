@@ -12,7 +12,7 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src"
 
-SERVICES = ("snapshots", "containers", "content", "images", "leases", "extension")  # the last is our own
+SERVICES = ("snapshots", "containers", "content", "images", "leases", "extension")
 
 # From the bottom up. A module imports only from the layers below its own.
 LAYERS = [
@@ -23,13 +23,13 @@ LAYERS = [
     {"pybtrfs.ioctl"},
     {"pybtrfs.errors"},
     {"pybtrfs.path"},
-    {"pybtrfs.tree_search", "pybtrfs.filesystem", "pybtrfs.inode", "pybtrfs.extent"},
+    {"pybtrfs.tree_search", "pybtrfs.filesystem", "pybtrfs.inode", "pybtrfs.extent", "pybtrfs.testing"},
     {"pybtrfs.subvolume.info", "pybtrfs.image"},
     {"pybtrfs.subvolume.listing"},
     {"pybtrfs.subvolume.deletion"},
     {"pybtrfs.subvolume.creation"},
     {"pybtrfs.subvolume"},
-    {"pybtrfs.cli", "pybtrfs.compat"},
+    {"pybtrfs.cli", "pybtrfs.compat", "pybtrfs.pytest_plugin"},
     {"pybtrfs.__main__"},
     {"pybtrfs.compat.btrfsutil"},
     {"snapshotter.errors", "snapshotter.events"},

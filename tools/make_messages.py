@@ -11,8 +11,8 @@ from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src"
 TYPES = ["mount", "descriptor"]
-CONTAINERDS = ["snapshots", "containers", "content", "images", "leases"]
-SERVICES = [*CONTAINERDS, "extension"]
+CONTAINERD = ["snapshots", "containers", "content", "images", "leases"]
+SERVICES = [*CONTAINERD, "extension"]
 
 
 def main(target: Path) -> None:

@@ -94,6 +94,28 @@ struct pybtrfs_ioctl_get_subvol_info_args {
     uint64_t reserved[8];
 };
 
+/* Of no ioctl: the same as Python reads it, from it or from items of a tree search. */
+struct pybtrfs_subvolume {
+    uint64_t treeid;
+    uint8_t name_len;
+    char name[255];
+    uint64_t parent_id;
+    uint64_t dirid;
+    uint64_t generation;
+    uint64_t flags;
+    uint64_t ctransid;
+    uint64_t otransid;
+    uint64_t stransid;
+    uint64_t rtransid;
+    int64_t ctime; /* in nanoseconds, as the others */
+    int64_t otime;
+    int64_t stime;
+    int64_t rtime;
+    uint8_t uuid[16];
+    uint8_t parent_uuid[16];
+    uint8_t received_uuid[16];
+};
+
 struct pybtrfs_ioctl_get_subvol_rootref_args {
     uint64_t min_treeid;
     struct {
@@ -130,6 +152,52 @@ struct pybtrfs_ioctl_subvol_wait {
 
 #define PYBTRFS_INODE_ITEM_KEY 1
 #define PYBTRFS_EXTENT_DATA_KEY 108
+#define PYBTRFS_ROOT_ITEM_KEY 132
+#define PYBTRFS_ROOT_BACKREF_KEY 144
+
+/* What is on disk: little-endian, and not aligned. */
+#pragma pack(push, 1)
+
+struct pybtrfs_timespec {
+    uint64_t sec;
+    uint32_t nsec;
+};
+
+struct pybtrfs_root_item {
+    uint8_t inode[160];
+    uint64_t generation;
+    uint64_t root_dirid;
+    uint64_t bytenr;
+    uint64_t byte_limit;
+    uint64_t bytes_used;
+    uint64_t last_snapshot;
+    uint64_t flags;
+    uint32_t refs;
+    uint8_t drop_progress[17];
+    uint8_t drop_level;
+    uint8_t level;
+    uint64_t generation_v2;
+    uint8_t uuid[16];
+    uint8_t parent_uuid[16];
+    uint8_t received_uuid[16];
+    uint64_t ctransid;
+    uint64_t otransid;
+    uint64_t stransid;
+    uint64_t rtransid;
+    struct pybtrfs_timespec ctime;
+    struct pybtrfs_timespec otime;
+    struct pybtrfs_timespec stime;
+    struct pybtrfs_timespec rtime;
+    uint64_t reserved[8];
+};
+
+struct pybtrfs_root_ref {
+    uint64_t dirid;
+    uint64_t sequence;
+    uint16_t name_len;
+};
+
+#pragma pack(pop)
 
 struct pybtrfs_ioctl_search_key {
     uint64_t tree_id;
@@ -403,6 +471,8 @@ _Static_assert(offsetof(struct pybtrfs_ioctl_get_subvol_info_args, ctime) == 376
 _Static_assert(sizeof(struct pybtrfs_ioctl_get_subvol_rootref_args) == 4096, "get_subvol_rootref_args");
 _Static_assert(sizeof(struct pybtrfs_ioctl_received_subvol_args) == 200, "received_subvol_args");
 _Static_assert(sizeof(struct pybtrfs_ioctl_subvol_wait) == 16, "subvol_wait");
+_Static_assert(sizeof(struct pybtrfs_root_item) == 439, "root_item");
+_Static_assert(sizeof(struct pybtrfs_root_ref) == 18, "root_ref");
 _Static_assert(sizeof(struct pybtrfs_ioctl_search_key) == 104, "search_key");
 _Static_assert(sizeof(struct pybtrfs_ioctl_search_header) == 32, "search_header");
 _Static_assert(offsetof(struct pybtrfs_ioctl_search_header, len) == 28, "search_header.len");

@@ -251,7 +251,7 @@ def _show(arguments: argparse.Namespace) -> None:
             snapshots = [
                 entry.path
                 for entry in subvolume.iterate(opened)
-                if info.uuid and entry.info.parent_uuid_bytes == info.uuid_bytes
+                if info.uuid and entry.info.raw.parent_uuid == info.raw.uuid
             ]
         except PermissionError:
             path, snapshots = arguments.path, []
@@ -260,7 +260,7 @@ def _show(arguments: argparse.Namespace) -> None:
         ("UUID", "\t\t\t", info.uuid),
         ("Parent UUID", "\t\t", info.parent_uuid),
         ("Received UUID", "\t\t", info.received_uuid),
-        ("Creation time", "\t\t", _moment(info.otime, info.otime_ns)),
+        ("Creation time", "\t\t", _moment(info.otime, info.raw.otime)),
         ("Subvolume ID", "\t\t", info.id),
         ("Generation", "\t\t", info.generation),
         ("Gen at creation", "\t", info.otransid),
@@ -268,9 +268,9 @@ def _show(arguments: argparse.Namespace) -> None:
         ("Top level ID", "\t\t", info.parent_id),
         ("Flags", "\t\t\t", "readonly" if info.read_only else None),
         ("Send transid", "\t\t", info.stransid),
-        ("Send time", "\t\t", _moment(info.stime, info.stime_ns)),
+        ("Send time", "\t\t", _moment(info.stime, info.raw.stime)),
         ("Receive transid", "\t", info.rtransid),
-        ("Receive time", "\t\t", _moment(info.rtime, info.rtime_ns)),
+        ("Receive time", "\t\t", _moment(info.rtime, info.raw.rtime)),
     ]
     if arguments.json:
         words = {word: _plain(value) for word, _, value in values}

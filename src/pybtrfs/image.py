@@ -83,7 +83,9 @@ def _extend(fd: int, size: int, sparse: bool) -> None:
     if sparse:
         os.ftruncate(fd, size)
     else:
-        os.posix_fallocate(fd, 0, size)
+        # PyPy returns the error instead of raising it.
+        if error := os.posix_fallocate(fd, 0, size):  # type: ignore[func-returns-value]
+            raise OSError(error, os.strerror(error))
 
 
 def _blocks(fsid: uuid.UUID, size: int) -> Iterator[tuple[int, bytes]]:

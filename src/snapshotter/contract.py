@@ -34,7 +34,7 @@ from snapshotter.recovery import Recovered, Verdict
 from snapshotter.session import Session, translating
 from snapshotter.snapshot import Info, Kind, Measured, Mount, Usage
 from snapshotter.store import SNAPSHOTS, Store, real_path
-from snapshotter.volumes import EMPTY, FS, LAYER, BtrfsVolumes, Directory, MountMode, Volumes
+from snapshotter.volumes import FS, LAYER, BtrfsVolumes, Directory, MountMode, Place, Volumes
 from snapshotter.worker import Worker
 
 UsageDefinition = Literal["added", "containerd"]
@@ -380,7 +380,7 @@ class Snapshotter:
             DataLossError: Its subvolume is gone.
         """
         self._session.check()
-        return self._subvolume(self._index.get(key))
+        return self._subvolume(self._index.get(key)).path
 
     def _by_definition(self, measured: Measured) -> Usage:
         return measured.added if self._definition == "added" else measured.containerd
@@ -446,8 +446,7 @@ class Snapshotter:
                 self._volumes.create(directory)
                 self._volumes.barrier(directory.fd)
             else:
-                with self._store.directory(base.id) as source:
-                    self._volumes.snapshot(source, LAYER, directory)
+                self._volumes.snapshot(self._store.subvolume(base.id, LAYER), directory)
 
         return self._create(State.PREPARING, key, parent, labels, fill)
 
@@ -492,8 +491,7 @@ class Snapshotter:
                 born = self._born(source, directory)
 
             def fill(directory: Directory) -> None:
-                with self._store.directory(source.id) as source_directory:
-                    self._volumes.snapshot(source_directory, FS, directory)
+                self._volumes.fork(self._store.subvolume(source.id, FS), directory)
 
             now = time.time_ns()
             draft = replace(
@@ -581,7 +579,7 @@ class Snapshotter:
             data = self._encode(record)
             with self._store.directory(snapshot.id) as directory:
                 try:
-                    records.write(directory.fd, data)
+                    self._store.write(directory, data)
                     self._volumes.barrier(directory.fd)
                 except BaseException:
                     self._restore(directory, snapshot)
@@ -760,17 +758,16 @@ class Snapshotter:
         def attempt() -> Record:
             record = replace(draft, id=self._store.take_id())
             data = self._encode(record)
-            try:
-                self._store.make_directory(record.id)
-            except FileExistsError:
-                return attempt()  # somebody else's, and left alone
-            try:
-                with self._store.directory(record.id) as directory:
-                    records.write(directory.fd, data)
+            with contextlib.ExitStack() as stack:
+                try:
+                    directory = stack.enter_context(self._store.make_directory(record.id, data))
+                except FileExistsError:
+                    return attempt()  # somebody else's, and left alone
+                try:
                     fill(directory)
-            except BaseException:
-                self._discard(record.id)
-                raise
+                except BaseException:
+                    self._discard(record.id)
+                    raise
             return record
 
         record = self._with_space(attempt)
@@ -786,7 +783,7 @@ class Snapshotter:
         Undo what was made of a snapshot that nobody was told of.
         """
         with contextlib.suppress(OSError), self._store.directory(snapshot_id) as directory:
-            _write(directory, Record(snapshot_id, State.REMOVED, ""))
+            self._write(directory, Record(snapshot_id, State.REMOVED, ""))
         self._worker.destroy(snapshot_id)
 
     def _with_space(self, attempt: Callable[[], T]) -> T:
@@ -823,12 +820,12 @@ class Snapshotter:
             )
             data = self._encode(committing)
             try:
-                records.write(directory.fd, data)
+                self._store.write(directory, data)
                 self._volumes.freeze(directory)
                 if self._verify:
                     self._verify_written(active)
                 verified = replace(committing, commitment=replace(commitment, verified=True))
-                _write(directory, verified)
+                self._write(directory, verified)
                 self._volumes.barrier(directory.fd)
             except BaseException:
                 # The layer goes first: with it, a verified "committing" would be a commit.
@@ -872,11 +869,11 @@ class Snapshotter:
         Write the record of before a change that failed; recovery copes where this fails too.
         """
         with contextlib.suppress(OSError):
-            _write(directory, snapshot.record)
+            self._write(directory, snapshot.record)
 
     def _mark_removed(self, snapshot: Snapshot, directory: Directory) -> None:
         try:
-            _write(directory, Record(snapshot.id, State.REMOVED, ""))
+            self._write(directory, Record(snapshot.id, State.REMOVED, ""))
             self._volumes.barrier(directory.fd)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -898,10 +895,13 @@ class Snapshotter:
                 record = replace(snapshot.record, usage=usage)
                 if not snapshot.settled or record != snapshot.record:
                     with self._store.directory(snapshot.id) as directory:
-                        _write(directory, record)
+                        self._write(directory, record)
                     self._index.update(snapshot, record, settled=True)
         except (OSError, Error) as error:
             Event.UNSETTLED.emit(key=snapshot.key, id=snapshot.id, error=str(error))
+
+    def _write(self, directory: Directory, record: Record) -> None:
+        self._store.write(directory, records.encode(record))
 
     # -- asking
 
@@ -926,15 +926,15 @@ class Snapshotter:
             raise FailedPreconditionError(f"requested snapshot {quoted(snapshot.key)} not active or view")
         return (self._volumes.mount(self._subvolume(snapshot), read_only=snapshot.kind is Kind.VIEW),)
 
-    def _subvolume(self, snapshot: Snapshot) -> str:
+    def _subvolume(self, snapshot: Snapshot) -> Place:
         _check_whole(snapshot)
         if snapshot.kind is Kind.ACTIVE:
-            return os.path.join(self.root, SNAPSHOTS, str(snapshot.id), FS)
+            return self._store.subvolume(snapshot.id, FS)
         layer = snapshot.parent if snapshot.kind is Kind.VIEW else snapshot
         if layer is None:
-            return os.path.join(self.root, EMPTY)
+            return self._store.empty
         _check_whole(layer)
-        return os.path.join(self.root, SNAPSHOTS, str(layer.id), LAYER)
+        return self._store.subvolume(layer.id, LAYER)
 
     def _check_free(self, key: str) -> None:
         if key in self._index:
@@ -944,10 +944,6 @@ class Snapshotter:
     def _check_active(snapshot: Snapshot) -> None:
         if snapshot.kind is not Kind.ACTIVE:
             raise FailedPreconditionError(f"snapshot {quoted(snapshot.key)} is not active")
-
-
-def _write(directory: Directory, record: Record) -> None:
-    records.write(directory.fd, records.encode(record))
 
 
 def _lost(snapshot_id: int, why: str) -> Snapshot:

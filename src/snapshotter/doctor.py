@@ -8,7 +8,7 @@ import shlex
 import stat
 from collections.abc import Iterator
 
-from pybtrfs import filesystem
+from pybtrfs import filesystem, syscall
 from snapshotter import mountinfo, repair
 from snapshotter.contract import Problem, Snapshotter
 from snapshotter.errors import DataLossError, UnavailableError
@@ -63,7 +63,7 @@ def _directory(root: str) -> Iterator[Problem]:
         yield Problem(
             root, f"its mode is {mode:04o}: others may reach into snapshots", f"chmod 0700 {shlex.quote(root)}"
         )
-    if os.statvfs(root).f_flag & os.ST_RDONLY:
+    if os.statvfs(root).f_flag & syscall.MS_RDONLY:
         yield Problem(root, "its filesystem is read-only", "look for the reason in dmesg, then mount it anew")
     if names := mountinfo.inherited(root):
         what = f"it is mounted {','.join(names)}, which containers inherit in the bind mode"

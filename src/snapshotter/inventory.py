@@ -131,7 +131,7 @@ def _place(store: Snapshotter, key: str) -> tuple[str, str]:
 
 def _usage(store: Snapshotter, fd: int, info: Info, volume: Volume, base: Volume | None) -> Usage | None:
     # One search instead of ten system calls for each of the thousands that were never written to.
-    if info.kind is Kind.ACTIVE and base and volume.info.parent_uuid_bytes == base.info.uuid_bytes:
+    if info.kind is Kind.ACTIVE and base and volume.info.raw.parent_uuid == base.info.raw.uuid:
         since = volume.info.otransid + 1
         if next(tree_search.search_files(fd, tree_id=volume.info.id, min_transid=since), None) is None:
             return Usage()
@@ -186,7 +186,7 @@ def _is_pending(fd: int, path: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        data = records.read(directory_fd)
+        data = records.medium(directory_fd).read(directory_fd)
         state = records.decode(data, int(directory.rpartition("/")[2])).state if data else None
     except records.DamagedError:
         return False

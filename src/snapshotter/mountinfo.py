@@ -8,8 +8,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pybtrfs import syscall
+
 _OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-_INHERITED = {os.ST_NOSUID: "nosuid", os.ST_NODEV: "nodev", os.ST_NOEXEC: "noexec"}
+# What statvfs(2) answers with. `os` has it, but PyPy's has not all.
+_INHERITED = {syscall.MS_NOSUID: "nosuid", syscall.MS_NODEV: "nodev", syscall.MS_NOEXEC: "noexec"}
 _SUBVOLID = re.compile(rb"(?:^|,)subvolid=(\d+)")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 

@@ -138,10 +138,10 @@ def _judged(store: Store, volumes: Volumes, held: bool) -> Iterator[Recovered]:
 def _recovered(store: Store, volumes: Volumes, snapshot_id: int, held: bool) -> Recovered:
     name = str(snapshot_id)
     with store.directory(snapshot_id) as directory:
-        data = records.read(directory.fd)
+        data = store.read(directory)
         found = volumes.found(directory)
         # Its owner may have gone on meanwhile.
-        while not held and (now := records.read(directory.fd)) != data:
+        while not held and (now := store.read(directory)) != data:
             data, found = now, volumes.found(directory)
     if data is None:
         return Recovered(name, judge(None, found), snapshot_id, found=found, problem="it has no record")

@@ -239,7 +239,7 @@ class _Fixer:
         if not is_subvolume(directory.fd, name):
             return math.inf
         with opened(directory.fd, name) as fd:
-            return abs(subvolume.get_info(fd).otime_ns - record.created)
+            return abs(subvolume.get_info(fd).raw.otime - record.created)
 
     # -- subvolumes
 

@@ -38,7 +38,7 @@ from snapshotter.errors import (
     quoted,
 )
 from snapshotter.events import Event
-from snapshotter.volumes import EMPTY, Directory, Volumes, opened
+from snapshotter.volumes import EMPTY, Directory, Place, Volumes, opened
 
 STORE, LOCK, SNAPSHOTS, QUARANTINE = "store", "lock", "snapshots", "quarantine"
 ID_BLOCK = 1024
@@ -157,6 +157,7 @@ class Store:
                 stack.callback(os.close, self._snapshots_fd)
             except FileNotFoundError as error:
                 raise _not_a_store(root) from error
+            self._medium = records.medium(self._fd)
             self.header = self._read()
             self._next_id = self.header.id_limit
             self._descriptors = stack.pop_all()
@@ -188,7 +189,7 @@ class Store:
                 try:
                     volumes.make_empty(fd)
                     header = Header(uuid=str(uuid.uuid4()), identity=volumes.identity())
-                    records.write(store_fd, records.seal(asdict(header)))
+                    records.medium(fd).write(store_fd, records.seal(asdict(header)))
                     volumes.barrier(store_fd)
                     volumes.barrier(fd)
                 finally:
@@ -216,7 +217,8 @@ class Store:
                 except FileNotFoundError as error:
                     raise _not_a_store(root) from error
                 stack.enter_context(Lock(fd, root))
-                data = records.read(store_fd)
+                medium = records.medium(fd)
+                data = medium.read(store_fd)
                 with contextlib.suppress(records.DamagedError):
                     if data is not None:
                         _header(data)
@@ -230,7 +232,7 @@ class Store:
                     limit = max((int(name) for name in names if name.isdecimal()), default=0) + 1 + ID_BLOCK
                     header = Header(str(uuid.uuid4()), volumes.identity(), id_limit=limit)
                     data = records.seal(asdict(header))
-                records.write(store_fd, data)
+                medium.write(store_fd, data)
                 volumes.barrier(store_fd)
                 return how
         finally:
@@ -279,7 +281,7 @@ class Store:
     # -- the header
 
     def _read(self) -> Header:
-        data = records.read(self._store_fd)
+        data = self._medium.read(self._store_fd)
         if data is None:
             raise _not_a_store(self.root)
         try:
@@ -296,7 +298,7 @@ class Store:
 
     def _change(self, **values: Any) -> None:
         header = replace(self.header, **values)
-        records.write(self._store_fd, records.seal(asdict(header)))
+        self._medium.write(self._store_fd, records.seal(asdict(header)))
         self._volumes.barrier(self._store_fd)
         self.header = header
 
@@ -337,8 +339,20 @@ class Store:
     def snapshots_fd(self) -> int:
         return self._snapshots_fd
 
-    def make_directory(self, snapshot_id: int) -> None:
-        os.mkdir(str(snapshot_id), 0o700, dir_fd=self._snapshots_fd)
+    @contextlib.contextmanager
+    def make_directory(self, snapshot_id: int, record: bytes) -> Iterator[Directory]:
+        """
+        The directory of a new snapshot, made with its record, open.
+
+        Raises:
+            FileExistsError: There is one.
+        """
+        name = str(snapshot_id)
+        fd = self._medium.make_directory(self._snapshots_fd, name, record)
+        try:
+            yield Directory(fd, self._path(name))
+        finally:
+            os.close(fd)
 
     @contextlib.contextmanager
     def directory(self, snapshot_id: int) -> Iterator[Directory]:
@@ -351,28 +365,44 @@ class Store:
         name = str(snapshot_id)
         fd = _open_directory(name, self._snapshots_fd)
         try:
-            yield Directory(fd, f"{self.root}/{SNAPSHOTS}/{name}")
+            yield Directory(fd, self._path(name))
         finally:
             os.close(fd)
+
+    def subvolume(self, snapshot_id: int, name: str) -> Place:
+        """
+        Where the subvolume *name* of a snapshot is.
+        """
+        return Place(self._snapshots_fd, f"{snapshot_id}/{name}", self._path(f"{snapshot_id}/{name}"))
+
+    @property
+    def empty(self) -> Place:
+        """
+        Where the subvolume is that a view without parent shows.
+        """
+        return Place(self._fd, EMPTY, f"{self.root}/{EMPTY}")
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{SNAPSHOTS}/{name}"
 
     def read(self, directory: Directory) -> bytes | None:
         """
         The record of a snapshot's directory, or None when it has none.
         """
-        return records.read(directory.fd)
+        return self._medium.read(directory.fd)
 
     def write(self, directory: Directory, record: bytes) -> None:
         """
         Replace the record of a snapshot's directory, atomically; durable only after a barrier.
         """
-        records.write(directory.fd, record)
+        self._medium.write(directory.fd, record)
 
     def remove_directory(self, snapshot_id: int) -> None:
         """
         Remove the directory of a snapshot that holds no subvolume any more; its record goes with it.
         """
         with contextlib.suppress(FileNotFoundError), self.directory(snapshot_id) as directory:
-            records.delete_file(directory.fd)
+            self._medium.delete(directory.fd)
             os.rmdir(str(snapshot_id), dir_fd=self._snapshots_fd)
 
 
@@ -428,7 +458,7 @@ def _open_directory(name: str, dir_fd: int | None = None) -> int:
 
 def _check_unmade(fd: int, root: str) -> None:
     with contextlib.suppress(FileNotFoundError), opened(fd, STORE) as store_fd:
-        if records.read(store_fd) is not None:
+        if records.medium(store_fd).read(store_fd) is not None:
             raise AlreadyExistsError(f"{root!r} is already a store")
     with contextlib.suppress(FileNotFoundError), opened(fd, SNAPSHOTS) as snapshots_fd:
         if os.listdir(snapshots_fd):

@@ -44,6 +44,16 @@ class Directory:
     path: str
 
 
+class Place(NamedTuple):
+    """
+    Where a subvolume of a store is: *name*, relative to the open directory *dir_fd*, and its whole *path*.
+    """
+
+    dir_fd: int
+    name: str
+    path: str
+
+
 class Found(NamedTuple):
     """
     What stands in a snapshot's directory.
@@ -99,9 +109,14 @@ class Volumes(Protocol):
         Make an empty `FS`, mode 0755; durable after `barrier`.
         """
 
-    def snapshot(self, source: Directory, name: str, directory: Directory) -> None:
+    def snapshot(self, layer: Place, directory: Directory) -> None:
         """
-        Make `FS` a writable copy of the source's *name*; durable.
+        Make `FS` a writable copy of *layer*; durable.
+        """
+
+    def fork(self, source: Place, directory: Directory) -> None:
+        """
+        Make `FS` a writable copy of the active *source*, with all data written so far; durable.
         """
 
     def freeze(self, directory: Directory) -> None:
@@ -157,9 +172,9 @@ class Volumes(Protocol):
         What *name* added since *born* to its parent's `LAYER`.
         """
 
-    def mount(self, path: str, *, read_only: bool) -> Mount:
+    def mount(self, place: Place, *, read_only: bool) -> Mount:
         """
-        How to mount the subvolume at *path*.
+        How to mount the subvolume at *place*.
         """
 
 
@@ -241,12 +256,13 @@ class BtrfsVolumes:
         # The kernel applies the umask of whoever runs us.
         os.chmod(FS, 0o755, dir_fd=directory.fd)
 
-    def snapshot(self, source: Directory, name: str, directory: Directory) -> None:
-        with opened(source.fd, name) as fd:
-            if name == LAYER:
-                subvolume.snapshot(fd, (directory.fd, FS))  # nothing is nested in it
-            else:
-                self._copy(fd, directory, FS)
+    def snapshot(self, layer: Place, directory: Directory) -> None:
+        with opened(layer.dir_fd, layer.name) as fd:
+            subvolume.snapshot(fd, (directory.fd, FS))  # nothing is nested in it
+
+    def fork(self, source: Place, directory: Directory) -> None:
+        with opened(source.dir_fd, source.name) as fd:
+            self._copy(fd, directory, FS)
 
     def freeze(self, directory: Directory) -> None:
         with opened(directory.fd, FS) as fd:
@@ -357,10 +373,12 @@ class BtrfsVolumes:
             parent_fd = stack.enter_context(opened(parent.fd, LAYER)) if parent else None
             return usage.measure(fd, born, parent_fd)
 
-    def mount(self, path: str, *, read_only: bool) -> Mount:
+    def mount(self, place: Place, *, read_only: bool) -> Mount:
         if self._mode == "bind":
-            return Mount("bind", path, options=("rbind", "ro" if read_only else "rw"))
-        subvolid = subvolume.get_id(path)
+            return Mount("bind", place.path, options=("rbind", "ro" if read_only else "rw"))
+        subvolid, inode = syscall.name_to_handle_at(place.dir_fd, place.name)
+        if inode != ioctl.FIRST_FREE_OBJECTID:
+            raise not_subvolume(place.path)
         device = self._look_at_devices(RECENT_SECONDS).path
         return Mount("btrfs", device, options=(f"subvolid={subvolid}", *(("ro",) if read_only else ())))
 

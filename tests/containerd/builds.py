@@ -6,17 +6,17 @@ The Go binaries that tests run: containerd in several versions, BuildKit, and sm
 builds them beforehand, so that no test waits for a compiler.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tools.cache import cached
 
 DEBIAN = "debian"
 
@@ -108,23 +108,8 @@ def _cached(name: str, inputs: bytes, build: Callable[[Path], None]) -> Path:
     """
     The directory that *build* fills from *inputs*, once for each version of Go.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "btrfs-snapshotter"
-    cache.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(b"\0".join((_go("version"), repr(BUILD).encode(), inputs))).hexdigest()
-    directory = cache / f"{name}-{key[:16]}"
-    unfinished = cache / f"{directory.name}.unfinished"
-    with (cache / f"{directory.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not directory.exists():
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a build that was interrupted
-            unfinished.mkdir()
-            started = time.monotonic()
-            print(f"building {name}", flush=True)
-            build(unfinished)
-            size = sum(path.stat().st_size for path in unfinished.iterdir())
-            print(f"built {name}: {size / 1e6:.0f} MB in {time.monotonic() - started:.0f} s", flush=True)
-            unfinished.rename(directory)
-    return directory
+    return cached(f"{name}-{key[:16]}", build)
 
 
 def _go(*arguments: str) -> bytes:

@@ -22,11 +22,11 @@ pytestmark = pytest.mark.btrfs
 
 
 @pytest.fixture
-def top(image_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+def top(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """
     The working directory: a filesystem with subvolumes of every kind.
     """
-    top = image_mount()
+    top = btrfs_mount()
     make(top, "a", "a/b", "a/b/c", "d/e")
     subvolume.snapshot(top / "a", top / "d/snap")
     subvolume.snapshot(top / "a/b", top / "readonly", read_only=True)
@@ -281,7 +281,7 @@ def test_image(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert subvolume.is_subvolume(target)
     assert said(capfd, "image", "unmount", target) == (0, "", "")
     assert said(capfd, "image", "mount", "-o", "ro", file, target) == (0, "", "")
-    assert os.statvfs(target).f_flag & os.ST_RDONLY
+    assert os.statvfs(target).f_flag & syscall.MS_RDONLY
     assert said(capfd, "image", "unmount", target) == (0, "", "")
     assert not subvolume.is_subvolume(target)
     code, _, err = said(capfd, "image", "create", str(tmp_path / "small"), "1M")

@@ -37,11 +37,11 @@ def test_wrong_qgroupid(level: int, number: int) -> None:
 
 
 @pytest.fixture
-def top(image_mount: Callable[..., Path]) -> Iterator[Path]:
+def top(btrfs_mount: Callable[..., Path]) -> Iterator[Path]:
     """
     A filesystem of its own, with simple quotas and a qgroup 1/7.
     """
-    path = image_mount()
+    path = btrfs_mount()
     fd = os.open(path, os.O_RDONLY)
     try:
         ioctl.quota_ctl(fd, ioctl.QUOTA_CTL_ENABLE_SIMPLE_QUOTA)

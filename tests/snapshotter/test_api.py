@@ -13,7 +13,7 @@ from google.protobuf import descriptor_pb2 as pb
 from snapshotter import api
 from tests.containerd.builds import module_source
 from tests.containerd.needed import needed
-from tools.make_messages import CONTAINERDS, SERVICES, TYPES
+from tools.make_messages import CONTAINERD, SERVICES, TYPES
 
 ROOT = Path(__file__).parent.parent.parent
 OURS = ROOT / "src"
@@ -91,7 +91,7 @@ def test_wire_compatible(theirs: dict[str, Any]) -> None:
     assert ours == theirs
 
 
-@pytest.mark.parametrize("service", CONTAINERDS)
+@pytest.mark.parametrize("service", CONTAINERD)
 def test_part_of_a_service(service: str) -> None:
     """
     Of the services that we ask, what ours have is the same in the newest containerd.

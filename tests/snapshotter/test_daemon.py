@@ -867,12 +867,12 @@ def killed_at(acknowledgements: int, one: Daemon, patch: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("acknowledgements", [1, 30, 100, 300, 700])
-def test_killed(make: Callable[..., Daemon], image_mount: Callable[..., Path], acknowledgements: int) -> None:
+def test_killed(make: Callable[..., Daemon], btrfs_mount: Callable[..., Path], acknowledgements: int) -> None:
     """
     kill -9 with many calls under way loses nothing that was acknowledged, and leaves nothing half done; also when the
     next daemon is killed as soon as it is ready.
     """
-    mount = image_mount(1 << 30)
+    mount = btrfs_mount(1 << 30)
     one = make(mount / STORE)
     marks = killed_at(acknowledgements, one)
     one.ready("--mount-mode", "bind")
@@ -884,11 +884,11 @@ def test_killed(make: Callable[..., Daemon], image_mount: Callable[..., Path], a
         assert {info.name: info for info in store.walk()} == there
 
 
-def test_a_lost_change_is_found(make: Callable[..., Daemon], image_mount: Callable[..., Path]) -> None:
+def test_a_lost_change_is_found(make: Callable[..., Daemon], btrfs_mount: Callable[..., Path]) -> None:
     """
     The same test reports a daemon that acknowledges what it has not done.
     """
-    mount = image_mount(1 << 30)
+    mount = btrfs_mount(1 << 30)
     forget = "from snapshotter import Snapshotter; Snapshotter.update = lambda self, info, *paths: info; "
     marks = killed_at(100, make(mount / STORE), patch=forget)
     assert any("promised was" in problem for problem in verify(str(mount), marks))

@@ -170,7 +170,7 @@ def test_recovery(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         commitment = records.Commitment("base", {}, 1) if state is State.COMMITTING else None
         record = records.Record(ids[key], state, key, commitment=commitment)
         fd = os.open(snapshots / str(ids[key]), os.O_RDONLY)
-        records.write(fd, records.encode(record))
+        records.medium(fd).write(fd, records.encode(record))
         os.close(fd)
     (snapshots / str(ids["half"]) / FS).rmdir()
     (snapshots / str(ids["lost"]) / FS).rmdir()

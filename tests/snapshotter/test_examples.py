@@ -113,7 +113,7 @@ def perform(
 
 
 @pytest.mark.btrfs
-@pytest.mark.parametrize("name", COMMANDS.keys() - ELSEWHERE.keys())
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - ELSEWHERE.keys()))
 def test_example(perform: Perform, name: str) -> None:
     """
     The example works.

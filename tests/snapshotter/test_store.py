@@ -123,11 +123,11 @@ def test_empty_directory(umask: int, btrfs: Path) -> None:
     assert subvolume.get_read_only(root / "empty")
 
 
-def test_mount_point(image_mount: Callable[..., Path]) -> None:
+def test_mount_point(btrfs_mount: Callable[..., Path]) -> None:
     """
     The root of a filesystem can be the root of a store.
     """
-    root = image_mount()
+    root = btrfs_mount()
     works(Snapshotter.create(root))
     works_again = Snapshotter(root)
     works_again.remove("view")
@@ -339,11 +339,11 @@ def test_newer_store(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.getxattr(root / "store", records.XATTR) == newer
 
 
-def test_read_only_filesystem(image_mount: Callable[..., Path]) -> None:
+def test_read_only_filesystem(btrfs_mount: Callable[..., Path]) -> None:
     """
     On a filesystem mounted read-only a store can be read, and says why it cannot be opened otherwise.
     """
-    root = image_mount()
+    root = btrfs_mount()
     works(Snapshotter.create(root))
     syscall.mount("", root, "", syscall.MS_REMOUNT | syscall.MS_RDONLY)
     with pytest.raises(Exception, match=r"cannot open store .*: Read-only file system"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import ioctl, subvolume
+from pybtrfs import ioctl, subvolume, syscall
 
 NOBODY = 65534
 FORMS = ["str", "bytes", "PathLike", "fd", "file"]
@@ -63,11 +63,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str, refusal: int = errno.E
     call = ioctl._ioctl
 
     def lacking(fd: int, name: str, *argument: Any) -> int:
-        if name in names:
-            error = OSError(refusal, os.strerror(refusal))
-            error.add_note(name)
-            raise error
-        return call(fd, name, *argument)
+        return syscall.check(-refusal, name) if name in names else call(fd, name, *argument)
 
     monkeypatch.setattr(ioctl, "_ioctl", lacking)
 

@@ -1,0 +1,188 @@
+"""
+Run the tests of pybtrfs on other kernels: ``python -m tools.kernels [NAME...]``, such as ``6.1``.
+
+Each is Debian's, in a virtual machine that shares this machine's files and keeps what it writes to itself: the same
+Python and tests run there. All is emulated, and works without the processor's help; so Python is some twenty times
+slower, and of the tests only those run that ask the kernel. The table at the end has a line for each kernel; the
+command fails when a test does, or when a kernel cannot be had.
+"""
+
+import lzma
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from tools import debian
+from tools.cache import cached
+from tools.debian import UnavailableError
+from tools.results import PYTEST, ROOT, Row, conclude
+
+MEMORY = "2G"
+TIMEOUT = 3600  # seconds for one kernel
+
+
+class Kernel(NamedTuple):
+    """
+    A kernel of Debian: the suite that has it, and its package; from 6.19 on its modules are in another one.
+    """
+
+    suite: str
+    package: str
+
+
+KERNELS = {
+    "5.10": Kernel("bullseye", r"linux-image-5\.10\.0-\d+-cloud-amd64"),
+    "6.1": Kernel("bookworm", r"linux-image-6\.1\.0-\d+-cloud-amd64"),
+    "6.12": Kernel("trixie", r"linux-image-6\.12\.\d+\+deb13-cloud-amd64"),
+    "6.18": Kernel("trixie-backports", r"linux-image-6\.18\.\d+\+deb13-cloud-amd64"),
+    "7.3": Kernel("trixie-backports", r"linux-binary-7\.3\.\d+\+deb13-cloud-amd64"),
+}
+
+QEMU, VIRTIOFSD = "usr/bin/qemu-system-x86_64", "usr/lib/qemu/virtiofsd"
+
+# What is asked for by name only, and what the machine is made of; a kernel has some of them built in.
+MODULES = ["crc32c_generic", "xxhash_generic", "sha256_generic", "blake2b_generic"]
+MODULES += ["virtio_pci", "virtiofs", "overlay", "loop", "btrfs"]
+
+INIT = """#!/bin/busybox sh
+export PATH=/bin
+/bin/busybox --install -s /bin
+mount -t devtmpfs none /dev
+for module in /modules/*; do insmod $module; done
+mount -t virtiofs -o ro root /lower
+mount -t tmpfs none /upper
+mkdir /upper/data /upper/work
+mount -t overlay -o lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work none /root
+mount -t proc none /root/proc
+mount -t sysfs none /root/sys
+mount -t devtmpfs none /root/dev
+mount -t tmpfs none /root/tmp
+uname -rv > /dev/ttyS1
+chroot /root sh -c {command}
+cat /root/tmp/report.xml > /dev/ttyS1
+poweroff -f
+"""
+
+
+def files_of(name: str) -> Path:
+    """
+    The directory with a kernel's files.
+    """
+    suite, package = KERNELS[name]
+
+    def build(directory: Path) -> None:
+        with debian.Suite(suite) as opened:
+            image = opened.newest(package)
+            packages = {image, image.replace("linux-binary", "linux-modules")}
+            opened.unpack(*packages, tree=directory, dependencies=False)
+
+    return cached(f"linux-{name}", build)
+
+
+def modules(directory: Path) -> list[bytes]:
+    """
+    The contents of MODULES and of what they need, in the order in which they load.
+    """
+    files = {path.name.partition(".")[0].replace("-", "_"): path for path in directory.rglob("*.ko*")}
+    loaded: dict[str, bytes] = {}
+
+    def load(name: str) -> None:
+        if name in files and name not in loaded:  # else it is built in
+            content = files[name].read_bytes()
+            if files[name].suffix == ".xz":
+                content = lzma.decompress(content)
+            for needed in re.findall(rb"(?<![a-z])depends=([^\0]+)", content):
+                for one in needed.decode().split(","):
+                    load(one.replace("-", "_"))
+            loaded[name] = content
+
+    for name in MODULES:
+        load(name)
+    return [*loaded.values()]
+
+
+def initramfs(files: Iterable[tuple[str, int, bytes]]) -> bytes:
+    """
+    An archive of files, each with its mode, that a kernel unpacks for its first root.
+    """
+    parts = []
+    for name, mode, content in [*files, ("TRAILER!!!", 0, b"")]:
+        path = name.encode() + b"\0"
+        numbers = 0, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(path), 0
+        header = b"070701" + b"".join(b"%08X" % number for number in numbers) + path
+        parts += [header, bytes(-len(header) % 4), content, bytes(-len(content) % 4)]
+    return b"".join(parts)
+
+
+def boot(name: str, arguments: list[str], directory: Path) -> Row:
+    """
+    Run the tests on a kernel.
+    """
+    kernel = files_of(name)
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        raise UnavailableError("as root: apt-get install busybox-static")
+    junit, console, reported = "/tmp/report.xml", directory / "console", directory / "reported"
+    python = shlex.join([sys.executable, *PYTEST, "-m", "btrfs", f"--junit-xml={junit}", *arguments])
+    environment = "HOME=/root LANG=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+    init = INIT.format(command=shlex.quote(f"cd {shlex.quote(str(ROOT))} && env {environment} {python}"))
+    files = [(path, 0o40755, b"") for path in ("bin", "dev", "lower", "modules", "root", "upper")]
+    files += [("init", 0o100755, init.encode()), ("bin/busybox", 0o100755, Path(busybox).read_bytes())]
+    files += [(f"modules/{number:02}", 0o100644, content) for number, content in enumerate(modules(kernel))]
+    (directory / "initramfs").write_bytes(initramfs(files))
+    tools = debian.programs("bookworm", ("qemu-system-x86",), (QEMU, VIRTIOFSD))
+    socket = directory / "socket"
+    # Not the default sandbox, which cannot have the root itself.
+    options = f"--socket-path={socket}", "-o", "source=/,sandbox=chroot"
+    shared = subprocess.Popen([tools / VIRTIOFSD, *options], stderr=subprocess.DEVNULL)
+    try:
+        while not socket.exists():
+            if shared.poll() is not None:
+                raise UnavailableError("virtiofsd ended: it needs root")
+            time.sleep(0.01)
+        machine: list[str | Path] = [
+            tools / QEMU,
+            *("-L", tools / "usr/share/qemu", "-L", tools / "usr/share/seabios"),
+            *("-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", MEMORY, "-no-reboot", "-display", "none"),
+            *("-kernel", next(kernel.rglob("vmlinuz*")), "-initrd", directory / "initramfs"),
+            *("-append", "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=reliable no_timer_check"),
+            *("-serial", f"file:{console}", "-serial", f"file:{reported}"),
+            *("-object", f"memory-backend-memfd,id=memory,share=on,size={MEMORY}", "-numa", "node,memdev=memory"),
+            *("-chardev", f"socket,id=files,path={socket}", "-device", "vhost-user-fs-pci,chardev=files,tag=root"),
+        ]
+        subprocess.run(machine, timeout=TIMEOUT, check=True)
+    finally:
+        shared.terminate()
+        shared.wait()
+    version, _, report = reported.read_text().partition("\n")
+    row = Row(name, version.rpartition("Debian ")[2].split(" ")[0], version.split(" ")[0])
+    if report:
+        row.count(report)
+    if not row.passed or row.failed:
+        print(console.read_text(errors="replace"))
+    return row
+
+
+def main(arguments: list[str]) -> None:
+    names = [name for name in KERNELS if name in arguments] or [*KERNELS]
+    rows = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as directory:
+            try:
+                row = boot(name, [one for one in arguments if one not in KERNELS], Path(directory))
+            except UnavailableError as error:
+                row = Row(name, failed=1, note=str(error))
+        rows.append(row)
+        print(row, flush=True)
+    conclude("Linux", "release", rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,55 @@
+"""
+The tests of pybtrfs in some surroundings, and a table of what came of them.
+"""
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parent.parent
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--may-skip", "tests/pybtrfs")
+
+
+@dataclass
+class Row:
+    """
+    What came of the tests in one of the surroundings.
+    """
+
+    name: str
+    version: str = ""
+    detail: str = ""
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0
+    note: str = ""
+
+    def count(self, report: str) -> None:
+        """
+        Add what pytest wrote as JUnit's XML.
+        """
+        [suite] = ElementTree.fromstring(report).iter("testsuite")
+        skipped: Counter[str] = Counter()
+        self.seconds += float(suite.get("time", 0))
+        for case in suite.iter("testcase"):
+            outcomes = {child.tag for child in case}
+            self.failed += bool(outcomes & {"failure", "error"})
+            self.skipped += "skipped" in outcomes
+            skipped.update(skip.get("message", "") for skip in case.iter("skipped"))
+            self.passed += not outcomes & {"failure", "error", "skipped"}
+        self.note = ", ".join(f"{count}: {reason}" for reason, count in skipped.items())
+
+    def __str__(self) -> str:
+        counts = self.passed, self.failed, self.skipped, round(self.seconds)
+        return f"| {self.name} | {self.version} | {self.detail} | {' | '.join(map(str, counts))} | {self.note} |"
+
+
+def conclude(what: str, detail: str, rows: list[Row]) -> None:
+    """
+    Print the table, and exit as the tests went.
+    """
+    print(f"\n| {what} | version | {detail} | passed | failed | skipped | seconds | |\n|{'-|' * 8}", *rows, sep="\n")
+    sys.exit(any(row.failed or not row.passed for row in rows if row.version or row.failed))
