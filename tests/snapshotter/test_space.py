@@ -71,11 +71,11 @@ class TestFrees:
     """
 
     @pytest.fixture
-    def store(self, image_mount: Callable[..., Path]) -> Iterator[Snapshotter]:
+    def store(self, btrfs_mount: Callable[..., Path]) -> Iterator[Snapshotter]:
         """
         A store with a chain base - web - a, its fork f, another child b of base, and 100 small files in each layer.
         """
-        with Snapshotter.create(image_mount() / "store") as store:
+        with Snapshotter.create(btrfs_mount() / "store") as store:
             for key, parent in ("base", ""), ("web", "base"):
                 store.prepare("build", parent)
                 with mounted(store.mounts("build")) as path:
