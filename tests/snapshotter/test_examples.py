@@ -31,7 +31,6 @@ BEFORE = {  # what an example takes for done
     "umount": ["snapshotter mount web /mnt"],
     "import": ["snapshotter export base - | gzip > base.tgz", "snapshotter rm web web-2 base"],
 }
-LOG = '{"time": "2026-11-25T22:40:06.123456Z", "level": "info", "event": "prepared", "key": "web", "seconds": 0.01}\n'
 DOCS = Path(__file__).parent.parent.parent / "docs/cli.md"
 
 
@@ -73,10 +72,16 @@ def perform(
     """
     root, mount_point = btrfs / "snapshots", tmp_path / "mnt"
     mount_point.mkdir()
-    places = {"/var/lib/snapshots": str(root), "/mnt": str(mount_point), "20G": "200M"}
+    log = tmp_path / "log"
+    log.write_text("2026-01-02T03:04:05.060708Z info prepared key=web id=2 parent=base seconds=0.002000\n")
+    places = {
+        "/var/lib/snapshots": str(root),
+        "/var/log/snapshots.log": str(log),
+        "/mnt": str(mount_point),
+        "20G": "200M",
+    }
     monkeypatch.setenv("SNAPSHOTTER_ROOT", str(root))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "snapshots.log").write_text(LOG)
 
     def run(line: str) -> str:
         for place, here in places.items():

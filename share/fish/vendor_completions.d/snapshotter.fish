@@ -240,7 +240,7 @@ complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshott
 complete -c snapshotter -n '_shtab_snapshotter_using events' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using events' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
 complete -c snapshotter -n '_shtab_snapshotter_using events' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'
-complete -c snapshotter -n '_shtab_snapshotter_using events' -l log -xka "(__fish_complete_path (commandline -ct))" -d 'the log; by default what is piped in'
+complete -c snapshotter -n '_shtab_snapshotter_using events' -l log -xka "(__fish_complete_path (commandline -ct))" -d 'the log; by default what is piped in, as by journalctl'
 complete -c snapshotter -n '_shtab_snapshotter_using events' -l follow -d 'go on with what is written to the file from now on'
 complete -c snapshotter -n '_shtab_snapshotter_using events; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d 'one that it has, or had before it was committed'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a setup -d 'Print what containerd and systemd have to know of the daemon.'
