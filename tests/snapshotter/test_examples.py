@@ -72,7 +72,14 @@ def perform(
     """
     root, mount_point = btrfs / "snapshots", tmp_path / "mnt"
     mount_point.mkdir()
-    places = {"/var/lib/snapshots": str(root), "/mnt": str(mount_point), "20G": "200M"}
+    log = tmp_path / "log"
+    log.write_text("2026-01-02T03:04:05.060708Z info prepared key=web id=2 parent=base seconds=0.002000\n")
+    places = {
+        "/var/lib/snapshots": str(root),
+        "/var/log/snapshots.log": str(log),
+        "/mnt": str(mount_point),
+        "20G": "200M",
+    }
     monkeypatch.setenv("SNAPSHOTTER_ROOT", str(root))
     monkeypatch.chdir(tmp_path)
 

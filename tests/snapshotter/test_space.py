@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pybtrfs import filesystem, subvolume
-from snapshotter import Kind, Snapshotter, inventory, space
+from snapshotter import Kind, Mount, Snapshotter, extents, inventory, space
 from snapshotter.errors import FailedPreconditionError, NotFoundError
 from snapshotter.mounting import mounted
 from snapshotter.space import Amount
@@ -135,6 +135,24 @@ class TestFrees:
         with mounted(store.mounts("f")):
             store.remove("f")
             assert space.frees(store, ["a"]) == both - space.of_volumes(store.root, inventory.take(store).pending).size
+
+    def test_pending_layer(self, store: Snapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        Of a removed layer that is held, what its parent has is not asked for, extent by extent.
+        """
+        layer = store.subvolume("web")
+        for key in "a", "f":
+            store.remove(key)
+        store.cleanup()
+        predicted = space.frees(store, ["web"])
+        asked = []
+        ask = extents.get_references
+        monkeypatch.setattr(extents, "get_references", lambda *arguments: asked.append(arguments) or ask(*arguments))
+        (mount,) = store.mounts("b")
+        with mounted([Mount(mount.type, mount.source, options=(f"subvolid={subvolume.get_id(layer)}", "ro"))]):
+            store.remove("web")
+            assert space.of_volumes(store.root, inventory.take(store).pending) == Amount(1, predicted, predicted)
+        assert len(asked) == 101  # the files that web wrote
 
     def test_refused(self, store: Snapshotter) -> None:
         """

@@ -33,7 +33,7 @@ def add(commands: arguments.Commands) -> None:
         _doctor,
         "look for what is wrong with a store, and say how to mend it; 5 if something is",
         arguments.JSON,
-        example="snapshotter doctor --fix",
+        example="snapshotter doctor",
     ).add_argument("--fix", action="store_true", help="mend what can be known, and move away the rest; deletes nothing")
     purge = commands.add(
         "purge",
