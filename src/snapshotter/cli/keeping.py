@@ -52,6 +52,8 @@ def _init(parsed: argparse.Namespace) -> None:
         raise InvalidArgumentError("--adopt takes the store as it is, without an image")
     if parsed.image is None and (parsed.image_file or parsed.sparse):
         raise InvalidArgumentError("--image-file and --sparse need --image SIZE")
+    if parsed.client == "":
+        raise InvalidArgumentError("the client of --client NAME is empty")
     said = ""
     with arguments.alone("init"):
         if parsed.adopt:
@@ -127,4 +129,7 @@ def _purge(parsed: argparse.Namespace) -> None:
 def _agreed() -> bool:
     if not sys.stdin or not sys.stdin.isatty():
         raise InvalidArgumentError("whether to delete them is asked on a terminal: give --yes")
-    return input("delete them? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input("delete them? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

@@ -131,7 +131,9 @@ def _why(parsed: argparse.Namespace) -> None:
         fields += [("label", f"{name}={value}") for name, value in sorted(references.labels.items())]
         if not references.known:
             fields.append(("containerd", "does not know it, and removes it when it collects garbage next"))
-    display.fields(fields or [("", "nothing keeps it")])
+    display.fields(fields)
+    if not fields:
+        print("nothing keeps it")
     if unasked:
         print(display.printable(f"containerd was not asked: {unasked}"), file=sys.stderr)
 
