@@ -3,7 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-containerd test-runtimes fuzz lint docs bench bench-peers proto manual pictures
+.PHONY: setup demo test test-containerd test-runtimes test-kernels test-sanitized fuzz lint docs
+.PHONY: bench bench-peers proto manual pictures
 
 setup:
 	@PYTHON='$(PYTHON)' tools/setup
@@ -17,12 +18,18 @@ test: lint
 test-containerd: setup
 	$(BIN)/pytest tests/containerd --containerd all --buildkit
 
+test-sanitized: setup
+	$(BIN)/python -m tests.sanitized $(PYTEST)
+
 fuzz: setup
 	$(BIN)/python -m pip install -q --group fuzz
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 test-runtimes: setup
 	$(BIN)/python -m tools.runtimes
+
+test-kernels: setup
+	$(BIN)/python -m tools.kernels
 
 lint: setup
 	$(BIN)/ruff check

@@ -29,7 +29,7 @@ settings.load_profile("untimed")
 
 NOBODY = 65534
 CLONE_NEWNS = 0x20000
-PATIENCE = 10  # seconds for what the kernel releases later than it answers, such as a loop device
+PATIENCE = 60  # seconds for what the kernel releases later than it answers, such as a loop device
 
 
 WHY_NO_BTRFS = testing.why_no_btrfs()

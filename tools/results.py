@@ -9,7 +9,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
-PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--may-skip", "tests/pybtrfs")
+PYTEST = ("-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider", "--may-skip", "tests/pybtrfs")
+TIMEOUT = 3600  # seconds for the tests in one of the surroundings
 
 
 @dataclass
@@ -29,8 +30,11 @@ class Row:
 
     def count(self, report: str) -> None:
         """
-        Add what pytest wrote as JUnit's XML.
+        Add what pytest wrote as JUnit's XML; nothing is one failure.
         """
+        if not report:
+            self.failed += 1
+            return
         [suite] = ElementTree.fromstring(report).iter("testsuite")
         skipped: Counter[str] = Counter()
         self.seconds += float(suite.get("time", 0))
@@ -45,6 +49,14 @@ class Row:
     def __str__(self) -> str:
         counts = self.passed, self.failed, self.skipped, round(self.seconds)
         return f"| {self.name} | {self.version} | {self.detail} | {' | '.join(map(str, counts))} | {self.note} |"
+
+
+def unavailable(name: str, error: Exception) -> Row:
+    """
+    A line for what could not be tested.
+    """
+    print(error)
+    return Row(name, failed=1, note=str(error).partition("\n")[0])
 
 
 def conclude(what: str, detail: str, rows: list[Row]) -> None:

@@ -18,10 +18,8 @@ from pathlib import Path
 
 from tools import debian
 from tools.cache import cached
-from tools.debian import TRIPLET, UnavailableError, run
-from tools.results import PYTEST, ROOT, Row, conclude
-
-BIN = Path(sys.executable).parent
+from tools.debian import BIN, TRIPLET, UnavailableError, run
+from tools.results import PYTEST, ROOT, TIMEOUT, Row, conclude, unavailable
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ WANTED = [
 
 def find(interpreter: Interpreter) -> Path | None:
     """
-    The interpreter of pyenv, of this machine or else of Debian; None when nobody has it.
+    The interpreter of pyenv, of this machine or else of Debian, if this machine is one; None when nobody has it.
 
     Raises:
         UnavailableError: Debian has it, and it cannot be had.
@@ -70,7 +68,7 @@ def find(interpreter: Interpreter) -> Path | None:
         # What pyenv has in PATH may be a script that only says that the version is not chosen.
         if candidate and subprocess.run([candidate, "-c", "import venv"], capture_output=True).returncode == 0:
             return Path(candidate)
-    if not interpreter.suite:
+    if not interpreter.suite or shutil.which("apt-get") is None:
         return None
     command = f"usr/bin/{interpreter.command}"
     return debian.programs(interpreter.suite, interpreter.packages, (command,)) / command
@@ -130,7 +128,7 @@ def test(interpreter: Interpreter, distributions: Distributions, directory: Path
     """
     python = find(interpreter)
     if python is None:
-        return Row(interpreter.name, note="not had: neither in PATH nor with pyenv, and Debian has none")
+        return Row(interpreter.name, note="not had: neither in PATH nor with pyenv, nor in Debian")
     venv = directory / "venv"
     distributions.install(interpreter, python, venv)
     version = run(venv / "bin/python", "-c", "import sys; print(*sys.implementation.version[:3], sep='.')").strip()
@@ -139,10 +137,10 @@ def test(interpreter: Interpreter, distributions: Distributions, directory: Path
     row = Row(interpreter.name, version, wheel)
     report = directory / "report.xml"
     command = venv / "bin/python", *PYTEST, f"--junit-xml={report}"
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     if ran.returncode:
         print(ran.stdout + ran.stderr)
-    row.count(report.read_text())
+    row.count(report.read_text() if report.exists() else "")
     demo = subprocess.run([venv / "bin/snapshotter", "demo"], capture_output=True, text=True)
     if demo.returncode:
         row.failed += 1
@@ -161,8 +159,8 @@ def main(commands: list[str]) -> None:
             with tempfile.TemporaryDirectory() as own:
                 try:
                     row = test(interpreter, distributions, Path(own))
-                except UnavailableError as error:
-                    row = Row(interpreter.name, failed=1, note=str(error))
+                except (UnavailableError, subprocess.SubprocessError) as error:
+                    row = unavailable(interpreter.name, error)
             rows.append(row)
             print(row, flush=True)
     conclude("Python", "wheel", rows)

@@ -2,41 +2,16 @@
 Root of a user namespace, as a container without privileges has it: what works, and what an error says when it does not.
 """
 
-import ctypes
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pybtrfs import filesystem, inode, ioctl, subvolume, syscall, tree_search
-from tests.conftest import NOBODY, become_nobody, in_child
-from tests.pybtrfs.subvolume.common import below, open_directory
-
-CLONE_NEWUSER, PR_SET_DUMPABLE = 0x10000000, 4
-
-_libc = ctypes.CDLL(None)
-
-
-def contained(function: Callable[..., Any], *args: Any) -> Any:
-    """
-    Call a function as the root of a user namespace, who is nobody outside.
-    """
-
-    def call() -> Any:
-        become_nobody()
-        _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self is not ours any longer
-        assert _libc.unshare(CLONE_NEWUSER) == 0
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {NOBODY} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {NOBODY} 1")
-        assert os.geteuid() == 0
-        return function(*args)
-
-    return in_child(call)
+from tests.pybtrfs.subvolume.common import NOBODY, below, contained, open_directory
 
 
 @pytest.fixture

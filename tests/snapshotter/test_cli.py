@@ -369,7 +369,8 @@ class TestInit:
         assert run("prepare", "b", "--root", root).code == 0
         with Snapshotter(root, client="btrfs") as store, pytest.raises(FailedPreconditionError, match="client 'local'"):
             store.prepare("c")
-        assert run("init", "--client", "", "--root", root).code == 2
+        assert run("init", "--client", "", "--root", str(btrfs / "none")).code == 2
+        assert not (btrfs / "none").exists()
 
     @pytest.mark.parametrize(
         ("root", "name"),

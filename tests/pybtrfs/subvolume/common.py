@@ -2,10 +2,11 @@
 What the tests of subvolumes share.
 """
 
+import ctypes
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 
 from pybtrfs import ioctl, subvolume, syscall
+from tests.conftest import NOBODY, become_nobody, in_child
 
-NOBODY = 65534
+CLONE_NEWUSER, PR_SET_DUMPABLE = 0x10000000, 4
 FORMS = ["str", "bytes", "PathLike", "fd", "file"]
 
 
@@ -66,6 +68,38 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str, refusal: int = errno.E
         return syscall.check(-refusal, name) if name in names else call(fd, name, *argument)
 
     monkeypatch.setattr(ioctl, "_ioctl", lacking)
+
+
+def contained(function: Callable[..., Any], *args: Any) -> Any:
+    """
+    Call a function as the root of a user namespace, who is nobody outside.
+    """
+
+    def call() -> Any:
+        become_nobody()
+        libc = ctypes.CDLL(None)
+        libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self is not ours any longer
+        assert libc.unshare(CLONE_NEWUSER) == 0
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {NOBODY} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {NOBODY} 1")
+        assert os.geteuid() == 0
+        return function(*args)
+
+    return in_child(call)
+
+
+@contextmanager
+def needing(feature: str, *, refusal: int) -> Iterator[None]:
+    """
+    Skip the test when the kernel does not know what it is asked for here.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != refusal:
+            raise
+        pytest.skip(f"the kernel has no {feature}")
 
 
 def calls_of(thread: threading.Thread) -> str:

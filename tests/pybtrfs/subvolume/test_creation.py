@@ -344,6 +344,9 @@ def test_batch(btrfs_mount: Callable[..., Path]) -> None:
         (top / name).mkdir()
     filesystem.sync(top)
     before = generation_on_disk(top)
+    subvolume.create(top / "alone")
+    if generation_on_disk(top) != before:
+        pytest.skip("the kernel commits with each subvolume that it creates")
     with open_directory(top / "b") as directory, subvolume.batch() as batch:
         for number in range(20):
             batch.create(top / f"a/{number}")

@@ -15,7 +15,17 @@ import pytest
 from pybtrfs import filesystem, image, ioctl, subvolume, syscall
 from pybtrfs.errors import NotSubvolumeError
 from pybtrfs.items import DropProgress, Key
-from tests.pybtrfs.subvolume.common import FORMS, NOBODY, below, calls_of, form, make, open_directory, without
+from tests.pybtrfs.subvolume.common import (
+    FORMS,
+    NOBODY,
+    below,
+    calls_of,
+    form,
+    make,
+    needing,
+    open_directory,
+    without,
+)
 
 pytestmark = pytest.mark.btrfs
 
@@ -351,12 +361,22 @@ class Held:
 
 
 @pytest.fixture
+def sync_wait(base: Path) -> None:
+    """
+    For tests of BTRFS_IOC_SUBVOL_SYNC_WAIT.
+    """
+    with open_directory(base) as fd, needing("BTRFS_IOC_SUBVOL_SYNC_WAIT", refusal=errno.ENOTTY):
+        ioctl.subvol_sync_wait(fd, 0, ioctl.SUBVOL_SYNC_COUNT)
+
+
+@pytest.fixture
 def held(base: Path) -> Iterator[Held]:
     held = Held(base)
     yield held
     held.open.close()
 
 
+@pytest.mark.usefixtures("sync_wait")
 def test_wait_deleted(base: Path, held: Held) -> None:
     """
     A wait blocks in the kernel until the subvolume is cleaned, and meanwhile other threads go on: the interpreter's
@@ -414,6 +434,7 @@ def test_wait_deleted_ends_by_a_signal(base: Path, held: Held) -> None:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.usefixtures("sync_wait")
 def test_wait_deleted_unprivileged(base: Path, held: Held, unprivileged: Callable[..., Any]) -> None:
     """
     An ordinary user may wait, but not with a timeout.
@@ -485,6 +506,7 @@ def test_wait_on_an_old_kernel(base: Path, held: Held, monkeypatch: pytest.Monke
     subvolume.wait_deleted(base, 1 << 40)
 
 
+@pytest.mark.usefixtures("sync_wait")
 def test_count_deleted(btrfs_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
     """
     Deleted subvolumes are counted until they are cleaned.
