@@ -33,7 +33,7 @@ def shape(text: str) -> str:
     """
     *text* without what differs from run to run: numbers, and the places that these take.
     """
-    return re.sub(r"\s+", " ", re.sub(r"[0-9.]+( [KMG]?i?B\b)?", "N", text)).strip()
+    return re.sub(r"\s+", " ", re.sub(r"[0-9.]+(\s[KMG]?i?B\b)?", "N", text)).strip()
 
 
 @pytest.mark.parametrize("command", make_pictures.COMMANDS)
