@@ -77,20 +77,23 @@ def of_store(store: Snapshotter, inventory: Inventory) -> dict[str, Amount]:
     """
     The snapshots of each kind, what is left of removed ones, and what no record accounts for.
     """
-    return {
-        **{str(kind).lower(): of_snapshots(inventory, kind) for kind in (Kind.COMMITTED, Kind.ACTIVE, Kind.VIEW)},
-        "pending": of_volumes(store.root, inventory.pending),
-        "orphaned": of_volumes(store.root, inventory.orphaned),
-    }
+    kinds = {str(kind).lower(): amount for kind, amount in of_snapshots(inventory).items()}
+    pending, orphaned = (of_volumes(store.root, volumes) for volumes in (inventory.pending, inventory.orphaned))
+    return kinds | {"pending": pending, "orphaned": orphaned}
 
 
-def of_snapshots(inventory: Inventory, kind: Kind) -> Amount:
+def of_snapshots(inventory: Inventory) -> dict[Kind, Amount]:
     """
-    The snapshots of one kind. One that is lost counts, and has no size.
+    The snapshots of each kind. One that is lost counts, and has no size.
     """
-    entries = [entry for entry in inventory.entries.values() if entry.info.kind is kind]
     used = _used(inventory)
-    return Amount(len(entries), _size(entries), _size(entry for entry in entries if entry.info.name not in used))
+    entries = inventory.entries.values()
+
+    def of(kind: Kind) -> Amount:
+        own = [entry for entry in entries if entry.info.kind is kind]
+        return Amount(len(own), _size(own), _size(entry for entry in own if entry.info.name not in used))
+
+    return {kind: of(kind) for kind in (Kind.COMMITTED, Kind.ACTIVE, Kind.VIEW)}
 
 
 def of_volumes(root: str, volumes: Collection[Volume]) -> Amount:
@@ -167,13 +170,13 @@ def _block_groups(space: SpaceInfo) -> BlockGroups:
 
 def _used(inventory: Inventory) -> set[str]:
     """
-    The keys of what is mounted, and of what snapshots in use or active rest on.
+    The keys of what is mounted, and of the layers that active snapshots and views rest on.
     """
     used: set[str] = set()
     for entry in inventory.entries.values():
-        if entry.mounted and entry.info.kind is not Kind.COMMITTED:
-            used.add(entry.info.name)
         if entry.info.kind is not Kind.COMMITTED:
+            if entry.mounted:
+                used.add(entry.info.name)
             parent = entry.info.parent
             while parent in inventory.entries and parent not in used:
                 used.add(parent)

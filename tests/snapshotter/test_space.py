@@ -33,11 +33,13 @@ def test_snapshots(btrfs: Path) -> None:
             store.view("v", "web")
             subprocess.run(["sync", "--file-system", path], check=True)
             taken = inventory.take(store)
-        assert space.of_snapshots(taken, Kind.COMMITTED) == Amount(4, 120 << 10, 80 << 10)
-        assert space.of_snapshots(taken, Kind.ACTIVE) == Amount(2, 128 << 10, 0)
-        assert space.of_snapshots(taken, Kind.VIEW) == Amount(1, 0, 0)
+        assert space.of_snapshots(taken) == {
+            Kind.COMMITTED: Amount(4, 120 << 10, 80 << 10),
+            Kind.ACTIVE: Amount(2, 128 << 10, 0),
+            Kind.VIEW: Amount(1, 0, 0),
+        }
         taken = inventory.take(store)
-        assert space.of_snapshots(taken, Kind.ACTIVE) == Amount(2, 128 << 10, 128 << 10)
+        assert space.of_snapshots(taken)[Kind.ACTIVE] == Amount(2, 128 << 10, 128 << 10)
         subvolume.create(btrfs / "store" / "mine")
         (btrfs / "store" / "mine" / "file").write_bytes(bytes(8192))
         subprocess.run(["sync", "--file-system", btrfs], check=True)
