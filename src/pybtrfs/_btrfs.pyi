@@ -1,5 +1,10 @@
 from typing import Any, Protocol, SupportsInt
 
+class CType(Protocol):
+    """
+    What a C declaration says.
+    """
+
 class CData(Protocol):
     """
     A struct, an array or a pointer. Its fields are Any: the raw floor makes plain values of them, and no other module
@@ -18,7 +23,8 @@ class _Buffer(Protocol):
 class _FFI(Protocol):
     NULL: CData
 
-    def new(self, cdecl: str, init: object = None, /) -> CData: ...
+    def typeof(self, cdecl: str, /) -> CType: ...
+    def new(self, cdecl: str | CType, init: object = None, /) -> CData: ...
     def cast(self, cdecl: str, value: SupportsInt | CData, /) -> CData: ...
     def string(self, cdata: CData, maxlen: int = -1, /) -> bytes: ...
     def buffer(self, cdata: CData, size: int = -1, /) -> _Buffer: ...

@@ -22,7 +22,6 @@ import stat
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
@@ -188,7 +187,7 @@ class Store:
                 store_fd = _open_directory(STORE, fd)
                 try:
                     volumes.make_empty(fd)
-                    header = Header(uuid=str(uuid.uuid4()), identity=volumes.identity())
+                    header = Header(uuid=_new_uuid(), identity=volumes.identity())
                     records.medium(fd).write(store_fd, records.seal(asdict(header)))
                     volumes.barrier(store_fd)
                     volumes.barrier(fd)
@@ -229,7 +228,7 @@ class Store:
             how = "the record of the store is what it was: one bit had flipped"
             if data is None:
                 how = "the record of the store is made anew: the first client that comes has the snapshots"
-                header = Header(str(uuid.uuid4()), volumes.identity(), id_limit=max(ids, default=0) + ID_BLOCK)
+                header = Header(_new_uuid(), volumes.identity(), id_limit=max(ids, default=0) + ID_BLOCK)
                 data = records.seal(asdict(header))
             medium.write(store_fd, data)
             volumes.barrier(store_fd)
@@ -420,6 +419,12 @@ def _header(data: bytes) -> Header:
         return Header(**values)
     except TypeError as error:
         raise records.DamagedError(str(error)) from error
+
+
+def _new_uuid() -> str:
+    from uuid import uuid4  # of no use to whoever opens a store, and slow to import
+
+    return str(uuid4())
 
 
 def real_path(path: str | os.PathLike[str]) -> str:
