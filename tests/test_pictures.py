@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
+from tests.programs import needed
 from tools import make_pictures
 
 PICTURES = Path(__file__).parent.parent / "docs/pictures"
@@ -63,6 +64,7 @@ def shown(root: str) -> dict[str, make_pictures.Shown]:
     """
     The report on each device.
     """
+    needed("chromium")
     return dict(make_pictures.pages(root))
 
 
