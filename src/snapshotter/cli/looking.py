@@ -93,7 +93,7 @@ def _df(parsed: argparse.Namespace) -> None:
     )
     print(f"unallocated {amount(whole.unallocated)}, available {amount(whole.available)}")
     if whole.deleted:
-        print(f"{whole.deleted} deleted subvolumes are being cleaned")
+        print(f"deleted subvolumes that are still being cleaned: {whole.deleted}")
 
 
 def _frees(parsed: argparse.Namespace) -> None:
