@@ -125,4 +125,4 @@ def test_a_commit_in_two_steps_is_found(btrfs_mount: Callable[..., Path], monkey
     """
     monkeypatch.setattr(worker, "TASK_SECONDS", 0.0)
     _, wrong = sweep(str(btrfs_mount(directory="/dev/shm")), OPERATIONS["commit"], FlagInsteadOfCopy)
-    assert any("subvolume" in problem for problem in wrong)
+    assert any("layer is writable" in problem for problem in wrong)
