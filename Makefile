@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-containerd test-runtimes test-kernels lint bench bench-peers proto
+.PHONY: setup demo test test-containerd test-runtimes test-kernels fuzz lint docs bench bench-peers proto manual pictures
 
 setup:
 	@PYTHON='$(PYTHON)' tools/setup
@@ -12,10 +12,14 @@ demo: setup
 	@$(BIN)/snapshotter demo
 
 test: lint
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest -n auto --dist worksteal $(PYTEST)
 
 test-containerd: setup
 	$(BIN)/pytest tests/containerd --containerd all --buildkit
+
+fuzz: setup
+	$(BIN)/python -m pip install -q --group fuzz
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 test-runtimes: setup
 	$(BIN)/python -m tools.runtimes
@@ -28,6 +32,10 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: setup
+	@$(BIN)/pip install -q --group docs
+	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
+
 bench: setup
 	$(BIN)/python -m benchmarks
 
@@ -36,3 +44,9 @@ bench-peers: setup
 
 proto: setup
 	@$(BIN)/python tools/make_messages.py src
+
+manual: setup
+	@$(BIN)/python tools/make_manual.py share
+
+pictures: setup
+	@$(BIN)/python -m tools.make_pictures docs/pictures

@@ -18,9 +18,15 @@ int pybtrfs_umount2(const char *target, int flags);
 int pybtrfs_syncfs(int fd);
 int64_t pybtrfs_fstatfs_type(int fd);
 int pybtrfs_openat2(int dirfd, const char *path, const struct pybtrfs_open_how *how);
+int pybtrfs_make_directory(int dirfd, const char *name, unsigned int mode, const char *xattr, const void *value,
+                           size_t size);
+int pybtrfs_name_to_handle_at(int dirfd, const char *path, struct pybtrfs_file_handle *handle, int flags);
 int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle, int flags);
-uint32_t pybtrfs_keep_changed(char *items, uint32_t count, uint64_t transid, struct pybtrfs_ioctl_search_header *last,
-                              uint32_t *size);
+int64_t pybtrfs_keep_changed(char *items, uint32_t size, uint32_t count, uint64_t transid,
+                             struct pybtrfs_ioctl_search_header *last, uint32_t *kept_size);
+void pybtrfs_read_info(const struct pybtrfs_ioctl_get_subvol_info_args *info, struct pybtrfs_subvolume *subvolume);
+int64_t pybtrfs_read_subvolumes(const char *items, uint32_t size, uint32_t count, struct pybtrfs_subvolume *subvolumes,
+                                struct pybtrfs_ioctl_search_header *last);
 """
 
 SOURCE = """
@@ -30,8 +36,10 @@ SOURCE = """
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
+#include <sys/xattr.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -73,6 +81,28 @@ static int pybtrfs_openat2(int dirfd, const char *path, const struct pybtrfs_ope
     return fd < 0 ? -errno : fd;
 }
 
+/* Make a directory with an extended attribute, or nothing. */
+static int pybtrfs_make_directory(int dirfd, const char *name, unsigned int mode, const char *xattr, const void *value,
+                                  size_t size)
+{
+    if (mkdirat(dirfd, name, mode) < 0)
+        return -errno;
+    int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd >= 0 && fsetxattr(fd, xattr, value, size, 0) == 0)
+        return fd;
+    int error = errno;
+    if (fd >= 0)
+        close(fd);
+    unlinkat(dirfd, name, AT_REMOVEDIR);
+    return -error;
+}
+
+static int pybtrfs_name_to_handle_at(int dirfd, const char *path, struct pybtrfs_file_handle *handle, int flags)
+{
+    int mount_id;
+    return name_to_handle_at(dirfd, path, (struct file_handle *)handle, &mount_id, flags) < 0 ? -errno : 0;
+}
+
 static int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle, int flags)
 {
     int opened = open_by_handle_at(fd, (struct file_handle *)handle, flags);
@@ -80,19 +110,26 @@ static int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle,
 }
 
 /*
- * Keep, of the items that a tree search found, the inodes and file extents that changed after the transaction. Gives
- * how many they are and how large, and the header of the last item found.
+ * Keep, of the items that a tree search found in a buffer of that size, the inodes and file extents that changed after
+ * the transaction. Gives how many they are and how large, and the header of the last item found; -EIO when there are
+ * fewer than it says.
  */
-static uint32_t pybtrfs_keep_changed(char *items, uint32_t count, uint64_t transid,
-                                     struct pybtrfs_ioctl_search_header *last, uint32_t *size)
+static int64_t pybtrfs_keep_changed(char *items, uint32_t size, uint32_t count, uint64_t transid,
+                                    struct pybtrfs_ioctl_search_header *last, uint32_t *kept_size)
 {
     const char *from = items;
+    const char *end = items + size;
     char *to = items;
-    uint32_t kept = 0;
+    int64_t kept = 0;
 
     while (count--) {
-        memcpy(last, from, sizeof(*last));
-        uint32_t length = sizeof(*last) + last->len;
+        size_t length = sizeof(*last);
+        if ((size_t)(end - from) < length)
+            return -EIO;
+        memcpy(last, from, length);
+        length += last->len;
+        if ((size_t)(end - from) < length)
+            return -EIO;
         int inode = last->type == PYBTRFS_INODE_ITEM_KEY;
         if ((inode || last->type == PYBTRFS_EXTENT_DATA_KEY) && last->len >= 2 * sizeof(uint64_t)) {
             uint64_t changed;
@@ -106,8 +143,101 @@ static uint32_t pybtrfs_keep_changed(char *items, uint32_t count, uint64_t trans
         }
         from += length;
     }
-    *size = (uint32_t)(to - items);
+    *kept_size = (uint32_t)(to - items);
     return kept;
+}
+
+static void pybtrfs_name_subvolume(struct pybtrfs_subvolume *subvolume, const char *name, size_t length)
+{
+    subvolume->name_len = (uint8_t)(length < sizeof(subvolume->name) ? length : sizeof(subvolume->name));
+    memcpy(subvolume->name, name, subvolume->name_len);
+}
+
+#define PYBTRFS_NANOSECONDS(time) ((int64_t)(le64toh((time).sec) * 1000000000 + le32toh((time).nsec)))
+
+/*
+ * Read what BTRFS_IOC_GET_SUBVOL_INFO answered.
+ */
+static void pybtrfs_read_info(const struct pybtrfs_ioctl_get_subvol_info_args *info,
+                              struct pybtrfs_subvolume *subvolume)
+{
+    subvolume->treeid = info->treeid;
+    pybtrfs_name_subvolume(subvolume, info->name, strnlen(info->name, sizeof(info->name)));
+    subvolume->parent_id = info->parent_id;
+    subvolume->dirid = info->dirid;
+    subvolume->generation = info->generation;
+    subvolume->flags = info->flags;
+    subvolume->ctransid = info->ctransid;
+    subvolume->otransid = info->otransid;
+    subvolume->stransid = info->stransid;
+    subvolume->rtransid = info->rtransid;
+    subvolume->ctime = (int64_t)(info->ctime.sec * 1000000000 + info->ctime.nsec);
+    subvolume->otime = (int64_t)(info->otime.sec * 1000000000 + info->otime.nsec);
+    subvolume->stime = (int64_t)(info->stime.sec * 1000000000 + info->stime.nsec);
+    subvolume->rtime = (int64_t)(info->rtime.sec * 1000000000 + info->rtime.nsec);
+    memcpy(subvolume->uuid, info->uuid, sizeof(info->uuid));
+    memcpy(subvolume->parent_uuid, info->parent_uuid, sizeof(info->parent_uuid));
+    memcpy(subvolume->received_uuid, info->received_uuid, sizeof(info->received_uuid));
+}
+
+/*
+ * Read the subvolumes whose roots a tree search found, and where they are, unless they are deleted. Gives how many they
+ * are, and the header of the item to go on behind: the last one, or the one before a root whose place is still to come;
+ * -EIO when there are fewer items than it says.
+ */
+static int64_t pybtrfs_read_subvolumes(const char *items, uint32_t size, uint32_t count,
+                                       struct pybtrfs_subvolume *subvolumes, struct pybtrfs_ioctl_search_header *last)
+{
+    const char *end = items + size;
+    struct pybtrfs_ioctl_search_header header = {0}, before = {0};
+    struct pybtrfs_subvolume *subvolume = NULL;
+    int64_t found = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        before = header;
+        if ((size_t)(end - items) < sizeof(header))
+            return -EIO;
+        memcpy(&header, items, sizeof(header));
+        const char *data = items + sizeof(header);
+        if ((size_t)(end - data) < header.len)
+            return -EIO;
+        items = data + header.len;
+        if (header.type == PYBTRFS_ROOT_ITEM_KEY) {
+            struct pybtrfs_root_item root = {0};
+            memcpy(&root, data, header.len < sizeof(root) ? header.len : sizeof(root));
+            /* What a kernel wrote last that does not know the new fields has left them as they were. */
+            if (header.len < sizeof(root) || root.generation != root.generation_v2)
+                memset(&root.generation_v2, 0, sizeof(root) - offsetof(struct pybtrfs_root_item, generation_v2));
+            subvolume = &subvolumes[found++];
+            subvolume->treeid = header.objectid;
+            subvolume->generation = le64toh(root.generation);
+            subvolume->flags = le64toh(root.flags);
+            subvolume->ctransid = le64toh(root.ctransid);
+            subvolume->otransid = le64toh(root.otransid);
+            subvolume->stransid = le64toh(root.stransid);
+            subvolume->rtransid = le64toh(root.rtransid);
+            subvolume->ctime = PYBTRFS_NANOSECONDS(root.ctime);
+            subvolume->otime = PYBTRFS_NANOSECONDS(root.otime);
+            subvolume->stime = PYBTRFS_NANOSECONDS(root.stime);
+            subvolume->rtime = PYBTRFS_NANOSECONDS(root.rtime);
+            memcpy(subvolume->uuid, root.uuid, sizeof(root.uuid));
+            memcpy(subvolume->parent_uuid, root.parent_uuid, sizeof(root.parent_uuid));
+            memcpy(subvolume->received_uuid, root.received_uuid, sizeof(root.received_uuid));
+        } else if (header.type == PYBTRFS_ROOT_BACKREF_KEY && header.len >= sizeof(struct pybtrfs_root_ref) &&
+                   before.type == PYBTRFS_ROOT_ITEM_KEY && before.objectid == header.objectid) {
+            struct pybtrfs_root_ref ref;
+            memcpy(&ref, data, sizeof(ref));
+            subvolume->parent_id = header.offset;
+            subvolume->dirid = le64toh(ref.dirid);
+            pybtrfs_name_subvolume(subvolume, data + sizeof(ref), header.len - sizeof(ref));
+        }
+    }
+    if (header.type == PYBTRFS_ROOT_ITEM_KEY && count > 1) {
+        found--;
+        header = before;
+    }
+    *last = header;
+    return found;
 }
 """
 

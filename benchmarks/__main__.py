@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import calls, operations, report
+from benchmarks import calls, looking, operations, report
 from benchmarks.bare import Bare
 from benchmarks.command import command, publish
 from benchmarks.measure import FULL, QUICK, Effort, Row
@@ -26,6 +26,7 @@ def run(mode: str, effort: Effort, directory: str, results: Path) -> Path:
         about = report.machine(mount, directory, _IMAGE_BYTES)
         for measure in (calls.measure, operations.measure):
             rows += measure(mount, bare, effort)
+        rows += looking.measure(mount, effort)
     return publish(results, mode, about, rows)
 
 

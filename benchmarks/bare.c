@@ -222,7 +222,7 @@ static void fill(int dir, int first, int count, int bytes, int step)
     free(content);
 }
 
-/* Threads: each of them makes, and in churn also removes, snapshots in directories of its own. */
+/* Threads: each of them makes, and in churn and copy also removes, snapshots in directories of its own. */
 
 struct job {
     int dir, first, count;
@@ -252,6 +252,25 @@ static void *churn(void *argument)
         snprintf(name, sizeof name, "%d-%d", job->first, job->pairs);
         pair(job->dir, name, job->parent);
     }
+    return NULL;
+}
+
+static void *copy(void *argument)
+{
+    struct job *job = argument;
+    char name[32];
+    snprintf(name, sizeof name, "%d", job->first);
+    check(mkdirat(job->dir, name, 0700), "mkdir");
+    int own = open_directory(job->dir, name), source = open_directory(AT_FDCWD, job->parent);
+    pthread_barrier_wait(job->start);
+    uint64_t end = now() + job->seconds * 1e9;
+    for (; now() < end; job->pairs++) {
+        snapshot(source, own, "copy", 0);
+        destroy(own, "copy");
+    }
+    close(source);
+    close(own);
+    check(unlinkat(job->dir, name, AT_REMOVEDIR), "rmdir");
     return NULL;
 }
 
@@ -291,13 +310,13 @@ static void run(char **word)
         record_size = count;
     } else if (!strcmp(verb, "simultaneous")) {
         printf("%lu ", in_threads(prepare_once, (struct job){.dir = dir, .first = first, .count = count, .parent = extra}, &pairs));
-    } else if (!strcmp(verb, "churn")) {
-        uint64_t time = in_threads(churn, (struct job){.dir = dir, .first = first, .count = count, .parent = extra, .seconds = atof(also)}, &pairs);
+    } else if (!strcmp(verb, "churn") || !strcmp(verb, "copy")) {
+        uint64_t time = in_threads(!strcmp(verb, "copy") ? copy : churn, (struct job){.dir = dir, .first = first, .count = count, .parent = extra, .seconds = atof(also)}, &pairs);
         printf("%lu %d ", time, pairs);
     } else {
         if (!strcmp(verb, "snapshot"))
             other = open_directory(AT_FDCWD, extra);
-        int each = !strcmp(verb, "id") || !strcmp(verb, "info") || !strcmp(verb, "flags") ? 1000 : 1;
+        int each = !strcmp(verb, "id") || !strcmp(verb, "info") || !strcmp(verb, "flags") ? 100 : 1;
         for (int i = 0; i < count; i++) {
             snprintf(name, sizeof name, "%d", first + i);
             uint64_t begin = now();

@@ -1,115 +1,299 @@
 """
-pybtrfs against the bare ioctls and the ``btrfs`` command.
+pybtrfs against the bare ioctls, libbtrfsutil's binding, python-btrfs and the ``btrfs`` command.
 """
 
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
-from benchmarks.bare import Bare
-from benchmarks.measure import Effort, Round, Row, compare, rows, say, timed
-from pybtrfs import subvolume
+import btrfs  # type: ignore[import-untyped]
+
+from benchmarks.bare import Bare, Program, libbtrfsutil
+from benchmarks.measure import Contender, Effort, Round, Row, Samples, Step, Target, against, compare, say, timed
+from benchmarks.pause import Pause
+from pybtrfs import filesystem, ioctl, subvolume
 
 GROUP = "pybtrfs"
-_LOOPS = 1000  # of what takes about a microsecond; bare.c does as many
+THREADS = 64
+_LOOPS = 100  # of what takes about a microsecond, the other programs as well: so few are seldom interrupted
+
+_C = "C"
+_LIBBTRFSUTIL = "libbtrfsutil"
+_PYTHON_BTRFS = "python-btrfs"
+_COMMAND = "btrfs command"
 
 
 def measure(mount: Path, bare: Bare, effort: Effort) -> Iterator[Row]:
-    for function in (_life, _inspection, _listing):
-        say(f"{GROUP}: {function.__name__[1:]}")
-        yield from function(mount, bare, effort)
+    with ExitStack() as stack:
+        binding = libbtrfsutil()
+        if binding:
+            stack.enter_context(binding)
+        calls = _Calls(mount, bare, binding, effort)
+        for function in (calls.life, calls.among_many, calls.pauses, calls.threads):
+            say(f"{GROUP}: {function.__name__}")
+            yield from function()
 
 
-def _contenders(*turns: Callable[[], Round]) -> dict[str, Callable[[], Round]]:
+def _rows(samples: Samples, targets: Mapping[tuple[Step, Contender], Target] | None = None) -> Iterator[Row]:
     """
-    pybtrfs, C, and the command where it is installed.
+    For each step a row of pybtrfs against each other one that does it.
     """
-    named = dict(zip(("pybtrfs", "C", "btrfs command"), turns, strict=True))
-    if not shutil.which("btrfs"):
-        del named["btrfs command"]
-    return named
+    for step, measured in samples.items():
+        ours, *others = measured
+        for other in others:
+            target = (targets or {}).get((step, other))
+            yield against(GROUP, step, ours, measured[ours], other, measured[other], target)
 
 
 def _run(*words: str | os.PathLike[str]) -> None:
     subprocess.run(("btrfs", *words), check=True, stdout=subprocess.DEVNULL)
 
 
-def _life(mount: Path, bare: Bare, effort: Effort) -> Iterator[Row]:
-    directory, source = mount / "life", mount / "source"
-    directory.mkdir()
-    subvolume.create(source)
-    bare("fill", source, 0, 100, 5000, 1)
-    count, commands = effort.operations, effort.commands
+class _Calls:
+    """
+    The filesystem, and what is measured on it.
 
-    def pybtrfs() -> Round:
-        fd = os.open(directory, os.O_RDONLY)
-        with subvolume.Subvolume(source) as opened:
-            round = {
-                "create": [timed(subvolume.create, (fd, f"a{n}")) for n in range(count)],
-                "snapshot": [timed(subvolume.snapshot, opened, (fd, f"b{n}")) for n in range(count)],
-                "delete": [timed(subvolume.delete, (fd, f"{letter}{n}")) for letter in "ab" for n in range(count)],
+    libbtrfsutil's binding and the command are left out where they are not installed.
+    """
+
+    def __init__(self, mount: Path, bare: Bare, binding: Program | None, effort: Effort) -> None:
+        self._mount = mount
+        self._bare = bare
+        self._binding = binding
+        self._effort = effort
+        self._source = mount / "source"
+        subvolume.create(self._source)
+        bare("fill", self._source, 0, 100, 5000, 1)
+
+    def _compare(
+        self,
+        pybtrfs: Callable[[], Round],
+        program: Callable[[Program], Round] | None = None,
+        reader: Callable[[], Round] | None = None,
+        command: Callable[[], Round] | None = None,
+    ) -> Samples:
+        """
+        Let pybtrfs take turns with those that have one, and are there.
+        """
+        contenders = {"pybtrfs": pybtrfs}
+        if program:
+            contenders[_C] = partial(program, self._bare)
+        if program and self._binding:
+            contenders[_LIBBTRFSUTIL] = partial(program, self._binding)
+        if reader:
+            contenders[_PYTHON_BTRFS] = reader
+        if command and shutil.which("btrfs"):
+            contenders[_COMMAND] = command
+        return compare(self._effort.rounds, contenders)
+
+    def life(self) -> Iterator[Row]:
+        directory = self._mount / "life"
+        directory.mkdir()
+        count, commands = self._effort.operations, self._effort.commands
+
+        def pybtrfs() -> Round:
+            fd = os.open(directory, os.O_RDONLY)
+            with subvolume.Subvolume(self._source) as opened:
+                round = {
+                    "create": [timed(subvolume.create, (fd, f"a{n}")) for n in range(count)],
+                    "snapshot": [timed(subvolume.snapshot, opened, (fd, f"b{n}")) for n in range(count)],
+                    "delete": [timed(subvolume.delete, (fd, f"{letter}{n}")) for letter in "ab" for n in range(count)],
+                }
+            os.close(fd)
+            return round
+
+        def program(call: Program) -> Round:
+            return {
+                "create": call("create", directory, 0, count),
+                "snapshot": call("snapshot", directory, count, count, self._source),
+                "delete": call("delete", directory, 0, 2 * count),
             }
-        os.close(fd)
-        return round
 
-    def c() -> Round:
-        return {
-            "create": bare("create", directory, 0, count),
-            "snapshot": bare("snapshot", directory, count, count, source),
-            "delete": bare("delete", directory, 0, 2 * count),
+        def command() -> Round:
+            new, copies = ([directory / f"{letter}{n}" for n in range(commands)] for letter in "ab")
+            return {
+                "create": [timed(_run, "subvolume", "create", path) for path in new],
+                "snapshot": [timed(_run, "subvolume", "snapshot", self._source, path) for path in copies],
+                "delete": [timed(_run, "subvolume", "delete", path) for path in (*new, *copies)],
+            }
+
+        targets = {(step, _C): Target(1.1, ratio=True) for step in ("create", "delete")}
+        yield from _rows(self._compare(pybtrfs, program, command=command), targets)
+
+    def among_many(self) -> Iterator[Row]:
+        directory = self._mount / "listed"
+        directory.mkdir()
+        self._bare("create", directory, 0, self._effort.listed)
+        filesystem.sync(self._mount)
+        yield from self._inspection(self._source, "")
+        yield from self._inspection(self._mount, " of the top level")
+        yield from self._listing()
+        self._bare("delete", directory, 0, self._effort.listed)
+
+    def _inspection(self, path: Path, of: str) -> Iterator[Row]:
+        calls: dict[str, Callable[[int], object]] = {
+            "get_id": subvolume.get_id,
+            "get_info": subvolume.get_info,
+            "raw get_info": ioctl.get_subvol_info,
+            "get_read_only": subvolume.get_read_only,
         }
-
-    def command() -> Round:
-        new, copies = ([directory / f"{letter}{n}" for n in range(commands)] for letter in "ab")
-        return {
-            "create": [timed(_run, "subvolume", "create", path) for path in new],
-            "snapshot": [timed(_run, "subvolume", "snapshot", source, path) for path in copies],
-            "delete": [timed(_run, "subvolume", "delete", path) for path in (*new, *copies)],
+        verbs = {"get_id": "id", "get_info": "info", "raw get_info": "info", "get_read_only": "flags"}
+        commands = {
+            "get_id": ("inspect-internal", "rootid"),
+            "get_info": ("subvolume", "show"),
+            "get_read_only": ("property", "get", "-t", "subvol"),
         }
+        count = self._effort.operations
 
-    yield from rows(GROUP, compare(effort.rounds, _contenders(pybtrfs, c, command)))
+        def pybtrfs() -> Round:
+            def loop(call: Callable[[int], object], fd: int) -> None:
+                for _ in range(_LOOPS):
+                    call(fd)
+
+            with subvolume.Subvolume(path) as opened:
+                return {
+                    step + of: [timed(loop, call, opened.fileno()) / _LOOPS for _ in range(count)]
+                    for step, call in calls.items()
+                }
+
+        def program(call: Program) -> Round:
+            return {step + of: call(verb, path, 0, count) for step, verb in verbs.items()}
+
+        def command() -> Round:
+            return {
+                step + of: [timed(_run, *words, path) for _ in range(self._effort.commands)]
+                for step, words in commands.items()
+            }
+
+        targets = {
+            (f"get_info{of}", _LIBBTRFSUTIL): Target(1 / 3, ratio=True),
+            (f"raw get_info{of}", _LIBBTRFSUTIL): Target(1 / 10, ratio=True),
+        }
+        yield from _rows(self._compare(pybtrfs, program, command=command), targets)
+
+    def _listing(self) -> Iterator[Row]:
+        step, looked_at = f"list {self._effort.listed:,} subvolumes", "the same, and read all fields"
+
+        def pybtrfs() -> Round:
+            return {
+                step: [timed(list, subvolume.iterate(self._mount))],
+                looked_at: [timed(_read, subvolume.iterate(self._mount))],
+                _paused("list"): _pause(lambda: list(subvolume.iterate(self._mount)), [()]),
+            }
+
+        def program(call: Program) -> Round:
+            took = call("list", self._mount, 0, 1)
+            paused = {} if call is self._bare else {_paused("list"): call("pause list", self._mount, 0, 1)}
+            return {step: took, looked_at: took, **paused}
+
+        def reader() -> Round:
+            with btrfs.FileSystem(os.fspath(self._mount)) as opened:
+                return {step: [timed(lambda: list(opened.subvolumes()))]}
+
+        def command() -> Round:
+            return {step: [timed(_run, "subvolume", "list", self._mount)]}
+
+        samples = self._compare(pybtrfs, program, reader, command)
+        yield from _rows(samples, {(step, _LIBBTRFSUTIL): Target(1 / 4, ratio=True)})
+
+    def pauses(self) -> Iterator[Row]:
+        directory = self._mount / "paused"
+        directory.mkdir()
+        count = self._effort.operations
+
+        def pybtrfs() -> Round:
+            fd = os.open(directory, os.O_RDONLY)
+            names = [f"{n}" for n in range(count)]
+            with subvolume.Subvolume(self._source) as opened:
+                round = {
+                    _paused("create"): _pause(subvolume.create, [((fd, name),) for name in names]),
+                    _paused("delete"): _pause(subvolume.delete, [((fd, name),) for name in names]),
+                    _paused("snapshot"): _pause(subvolume.snapshot, [(opened, (fd, name)) for name in names]),
+                }
+            for name in names:
+                subvolume.delete((fd, name))
+            os.close(fd)
+            return round
+
+        def program(call: Program) -> Round:
+            if call is self._bare:
+                return {}
+            round = {
+                _paused("create"): call("pause create", directory, 0, count),
+                _paused("delete"): call("pause delete", directory, 0, count),
+                _paused("snapshot"): call("pause snapshot", directory, 0, count, self._source),
+            }
+            call("delete", directory, 0, count)
+            return round
+
+        yield from _rows(self._compare(pybtrfs, program))
+
+    def threads(self) -> Iterator[Row]:
+        seconds = self._effort.seconds / 30
+        step = f"snapshot and delete, {THREADS} threads"
+        directory = self._mount / "threads"
+        directory.mkdir()
+
+        def pybtrfs() -> Round:
+            start, counts = threading.Barrier(THREADS + 1), [0] * THREADS
+
+            def work(number: int) -> None:
+                own = directory / f"{number}"
+                own.mkdir()
+                fd = os.open(own, os.O_RDONLY)
+                with subvolume.Subvolume(self._source) as opened:
+                    start.wait()
+                    end = time.monotonic() + seconds
+                    while time.monotonic() < end:
+                        subvolume.snapshot(opened, (fd, "copy"))
+                        subvolume.delete((fd, "copy"))
+                        counts[number] += 1
+                os.close(fd)
+                own.rmdir()
+
+            workers = [threading.Thread(target=work, args=(number,)) for number in range(THREADS)]
+            for worker in workers:
+                worker.start()
+            start.wait()
+            return {step: [timed(_join, workers) / sum(counts)]}
+
+        def program(call: Program) -> Round:
+            if call is not self._bare:
+                return {}
+            took, pairs = call("copy", directory, 0, THREADS, self._source, seconds)
+            return {step: [took / pairs]}
+
+        yield from _rows(self._compare(pybtrfs, program), {(step, _C): Target(1 / 0.7, ratio=True)})
 
 
-def _inspection(mount: Path, bare: Bare, effort: Effort) -> Iterator[Row]:
-    path = mount / "source"
-    calls = {"get_id": subvolume.get_id, "get_info": subvolume.get_info, "get_read_only": subvolume.get_read_only}
-    commands = {
-        "get_id": ("inspect-internal", "rootid"),
-        "get_info": ("subvolume", "show"),
-        "get_read_only": ("property", "get", "-t", "subvol"),
-    }
-
-    def pybtrfs() -> Round:
-        def loop(call: Callable[[int], object], fd: int) -> None:
-            for _ in range(_LOOPS):
-                call(fd)
-
-        with subvolume.Subvolume(path) as opened:
-            return {step: [timed(loop, call, opened.fileno()) / _LOOPS] for step, call in calls.items()}
-
-    def c() -> Round:
-        return {step: bare(verb, path, 0, 1) for step, verb in zip(calls, ("id", "info", "flags"), strict=True)}
-
-    def command() -> Round:
-        return {step: [timed(_run, *words, path) for _ in range(effort.commands)] for step, words in commands.items()}
-
-    yield from rows(GROUP, compare(effort.rounds, _contenders(pybtrfs, c, command)))
+_fields = attrgetter(*ioctl.SubvolInfo._fields)
 
 
-def _listing(mount: Path, bare: Bare, effort: Effort) -> Iterator[Row]:
-    directory = mount / "listed"
-    directory.mkdir()
-    bare("create", directory, 0, effort.listed)
-    step = f"list {effort.listed:,} subvolumes"
-    samples = compare(
-        effort.rounds,
-        _contenders(
-            lambda: {step: [timed(list, subvolume.iterate(mount))]},
-            lambda: {step: bare("list", mount, 0, 1)},
-            lambda: {step: [timed(_run, "subvolume", "list", mount)]},
-        ),
-    )
-    yield from rows(GROUP, samples)
-    bare("delete", directory, 0, effort.listed)
+def _read(entries: Iterable[subvolume.SubvolumeEntry]) -> list[object]:
+    """
+    All that libbtrfsutil's binding gives at once.
+    """
+    return [(path, _fields(info.raw)) for path, info in entries]
+
+
+def _join(workers: Sequence[threading.Thread]) -> None:
+    for worker in workers:
+        worker.join()
+
+
+def _paused(call: str) -> Step:
+    return f"longest pause of a thread beside {call}"
+
+
+def _pause(call: Callable[..., object], arguments: Sequence[tuple[object, ...]]) -> list[float]:
+    with Pause() as pause:
+        for each in arguments:
+            call(*each)
+    return [pause.longest]

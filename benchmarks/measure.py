@@ -34,6 +34,7 @@ class Effort:
         storms: How often that is done.
         seconds: How long prepare and remove are sustained.
         aged: Written snapshots on an aged store.
+        snapshots: On the store that is looked at.
     """
 
     rounds: int
@@ -46,6 +47,7 @@ class Effort:
     storms: int
     seconds: float
     aged: int
+    snapshots: int
 
 
 FULL = Effort(
@@ -59,6 +61,7 @@ FULL = Effort(
     storms=5,
     seconds=60,
     aged=4000,
+    snapshots=10000,
 )
 QUICK = Effort(
     rounds=3,
@@ -71,6 +74,7 @@ QUICK = Effort(
     storms=3,
     seconds=5,
     aged=1000,
+    snapshots=10000,
 )
 
 

@@ -277,7 +277,7 @@ class Bench:
                 yield Row(self.group, f"{name} at {THREADS} threads, {percent} %", "snapshotter", figure)
         yield Row(
             self.group,
-            f"backlog of destroys at {THREADS} threads, most in {duration:.0f} s",
+            f"backlog of destroys at {THREADS} threads, most in {self.effort.seconds:.0f} s",
             "snapshotter",
             Figure(max(backlog), min(backlog), max(backlog), len(backlog)),
             target=Target(BACKLOG),

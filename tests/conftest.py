@@ -2,9 +2,8 @@
 Real btrfs for every test that asks, a check that no test leaks, and plain words about what did not run.
 """
 
-import errno
+import ctypes
 import gc
-import itertools
 import os
 import pickle
 import shutil
@@ -15,7 +14,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,37 +21,18 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from pybtrfs import image, subvolume, syscall
+from pybtrfs import syscall, testing
 
 # Timing decides no test.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 NOBODY = 65534
-CAP_SYS_ADMIN = 21
+CLONE_NEWNS = 0x20000
 PATIENCE = 60  # seconds for what the kernel releases later than it answers, such as a loop device
 
 
-def _why_no_btrfs() -> str:
-    """
-    What this machine lacks for a btrfs of its own; empty when nothing.
-    """
-    if os.geteuid():
-        return "needs root"
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    if not int(status["CapEff"], 16) >> CAP_SYS_ADMIN & 1:
-        return "needs CAP_SYS_ADMIN, which root lacks here (a container?)"
-    try:
-        syscall.mount("/nonexistent", "/", "btrfs")  # loads the module where there is one
-    except OSError as error:
-        if error.errno == errno.ENODEV:
-            return "needs a kernel with btrfs"
-        if error.errno == errno.EPERM:
-            return "needs CAP_SYS_ADMIN outside of every user namespace"
-    return ""
-
-
-WHY_NO_BTRFS = _why_no_btrfs()
+WHY_NO_BTRFS = testing.why_no_btrfs()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,11 +44,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # All temporary files go below one directory, so that the leak check can tell this run's mounts and
+    # All temporary files go below one directory, so that the leak check can tell this process's mounts and
     # loop devices from others'. Not pytest's own directory: that is closed to unprivileged users.
-    scope = tempfile.mkdtemp(prefix="btrfs-snapshotter-tests-")
+    worker = getattr(config, "workerinput", {}).get("workerid")
+    if worker:
+        scope = os.path.join(tempfile.gettempdir(), worker)
+        os.mkdir(scope)
+        config.option.basetemp = os.path.join(scope, "tests")  # xdist's is too long for sockets
+        if not WHY_NO_BTRFS:
+            _leave_mounts()
+    else:
+        scope = tempfile.mkdtemp(prefix="btrfs-snapshotter-tests-")
     os.chmod(scope, 0o755)
     os.environ["TMPDIR"] = tempfile.tempdir = scope
+
+
+def _leave_mounts() -> None:
+    """
+    Give this process a mount namespace: what another worker's test makes of it would hold our filesystems.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    syscall.mount("", "/", "", syscall.MS_REC | syscall.MS_PRIVATE)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -80,7 +77,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if WHY_NO_BTRFS and item.get_closest_marker("btrfs"):
+    marker = item.get_closest_marker("btrfs")
+    if WHY_NO_BTRFS and marker and marker.kwargs.get("needed", True):
         pytest.skip(WHY_NO_BTRFS)
 
 
@@ -154,61 +152,6 @@ def nothing_leaks() -> Iterator[None]:
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: {', '.join(sorted(leaked))}")
         time.sleep(0.01)
-
-
-@pytest.fixture
-def image_mount() -> Iterator[Callable[..., Path]]:
-    """
-    A function that mounts a fresh btrfs of *size* bytes, gone after the test.
-    """
-    with ExitStack() as stack:
-
-        def mount(size: int = 256 << 20, **options: Any) -> Path:
-            if WHY_NO_BTRFS:
-                pytest.skip(WHY_NO_BTRFS)
-            path = stack.enter_context(image.temporary(size, **options))
-            path.parent.chmod(0o755)
-            return path
-
-        yield mount
-
-
-@pytest.fixture(scope="session")
-def btrfs_image() -> Iterator[Path]:
-    """
-    The mounted btrfs that tests share.
-    """
-    if WHY_NO_BTRFS:
-        pytest.skip(WHY_NO_BTRFS)
-    with image.temporary(8 << 30) as mount:
-        mount.parent.chmod(0o755)
-        yield mount
-
-
-_names = itertools.count()
-
-
-@pytest.fixture
-def btrfs(btrfs_image: Path) -> Iterator[Path]:
-    """
-    An empty directory on btrfs; it and its subvolumes are gone after the test.
-    """
-    path = btrfs_image / str(next(_names))
-    path.mkdir()
-    yield path
-    _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if subvolume.is_subvolume(path):
-        subvolume.delete(path, recursive=True)
-        return
-    for entry in os.scandir(path):
-        if entry.is_dir(follow_symlinks=False):
-            _remove(Path(entry.path))
-        else:
-            os.unlink(entry)
-    path.rmdir()
 
 
 def in_child(function: Callable[..., Any], *args: Any) -> Any:

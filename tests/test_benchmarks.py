@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import run
 from benchmarks.measure import Effort, Figure, Row, Target, compare, rows
+from benchmarks.pause import Pause
 
 TINY = Effort(
     rounds=2,
@@ -26,8 +28,18 @@ TINY = Effort(
     storms=1,
     seconds=1.2,
     aged=5,
+    snapshots=50,
 )
-CALLS = {"create", "snapshot", "delete", "get_id", "get_info", "get_read_only", "list 10 subvolumes"}
+CALLS = {
+    *("create", "snapshot", "delete", "snapshot and delete, 64 threads"),
+    *(
+        f"{call}{of}"
+        for call in ("get_id", "get_info", "raw get_info", "get_read_only")
+        for of in ("", " of the top level")
+    ),
+    *("list 10 subvolumes", "the same, and read all fields"),
+    *(f"longest pause of a thread beside {call}" for call in ("create", "delete", "snapshot", "list")),
+}
 OPERATIONS = {
     "prepare",
     "prepare, no parent",
@@ -44,7 +56,9 @@ OPERATIONS = {
     *(f"{name} at 64 threads, {percent} %" for name in ("prepare", "remove") for percent in (50, 99)),
     "backlog of destroys at 64 threads, most in 1 s",
 }
+LOOKING = {"ls", "ls --json", "ls --sort=size", "tree", "tree --json", "info", "df", "why", "frees", "diff", "du"}
 TARGETS = 6  # on each store
+CALLS_TARGETS = 8
 
 
 @pytest.mark.btrfs
@@ -64,8 +78,11 @@ def test_a_run_has_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "pybtrfs": CALLS,
         "fresh store": OPERATIONS,
         "store aged by 5 snapshots": OPERATIONS | {"open"},
+        "the command on 100 snapshots": {"ls", "ls, of it CPU", "ls, memory"},
+        "the command on 50 snapshots": {name + what for name in LOOKING for what in ("", ", of it CPU", ", memory")},
     }
-    assert sum(row["target"] is not None for row in values["rows"]) == 2 * TARGETS
+    targets = CALLS_TARGETS + 2 * TARGETS + 2 + 2 * len(LOOKING)
+    assert sum(row["target"] is not None for row in values["rows"]) == targets
     table = capsys.readouterr().out
     assert all(row["name"] in table for row in values["rows"])
 
@@ -110,3 +127,14 @@ def test_a_target_may_be_of_the_figure_itself() -> None:
     """
     assert Row("group", "name", "ours", Figure(5, 1, 9, 3), target=Target(5)).met
     assert Row("group", "name", "ours", Figure(5, 1, 9, 3)).met is None
+
+
+def test_a_pause_is_seen() -> None:
+    """
+    Another thread is seen to stand still while one call holds the GIL.
+    """
+    with Pause() as pause:
+        begin = time.perf_counter_ns()
+        sum(range(5_000_000))
+        took = time.perf_counter_ns() - begin
+    assert pause.longest > took / 2

@@ -82,7 +82,7 @@ def test_skips_are_told(pytester: pytest.Pytester) -> None:
     """
     Elsewhere the end of the run says what did not run, why, and what runs it.
     """
-    result = run(pytester, SKIPS, 'WHY_NO_BTRFS = "needs root"')
+    result = run(pytester, SKIPS, 'WHY_NO_BTRFS = "needs root"\ntesting.why_no_btrfs = lambda: WHY_NO_BTRFS')
     result.assert_outcomes(skipped=3)
     result.stdout.fnmatch_lines(
         [

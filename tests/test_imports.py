@@ -12,6 +12,8 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src"
 
+SERVICES = ("snapshots", "containers", "content", "images", "leases", "extension")
+
 # From the bottom up. A module imports only from the layers below its own.
 LAYERS = [
     {"pybtrfs._btrfs", "pybtrfs._version", "pybtrfs._image_template"},
@@ -21,13 +23,13 @@ LAYERS = [
     {"pybtrfs.ioctl"},
     {"pybtrfs.errors"},
     {"pybtrfs.path"},
-    {"pybtrfs.tree_search", "pybtrfs.filesystem", "pybtrfs.inode"},
+    {"pybtrfs.tree_search", "pybtrfs.filesystem", "pybtrfs.inode", "pybtrfs.extent", "pybtrfs.testing"},
     {"pybtrfs.subvolume.info", "pybtrfs.image"},
     {"pybtrfs.subvolume.listing"},
     {"pybtrfs.subvolume.deletion"},
     {"pybtrfs.subvolume.creation"},
     {"pybtrfs.subvolume"},
-    {"pybtrfs.cli", "pybtrfs.compat"},
+    {"pybtrfs.cli", "pybtrfs.compat", "pybtrfs.pytest_plugin"},
     {"pybtrfs.__main__"},
     {"pybtrfs.compat.btrfsutil"},
     {"snapshotter.errors", "snapshotter.events"},
@@ -35,6 +37,7 @@ LAYERS = [
     {
         "snapshotter.filters",
         "snapshotter.labels",
+        "snapshotter.log",
         "snapshotter.mountinfo",
         "snapshotter.shared",
         "snapshotter.session",
@@ -42,27 +45,53 @@ LAYERS = [
         "snapshotter.http2",
     },
     {"snapshotter.rpc"},
-    {"snapshotter.usage", "snapshotter.mounting", "snapshotter.display", "snapshotter.interruption"},
+    {
+        "snapshotter.usage",
+        "snapshotter.trees",
+        "snapshotter.display",
+        "snapshotter.interruption",
+        "snapshotter.treemap",
+    },
     {"snapshotter.records", "snapshotter.volumes"},
     {"snapshotter.api"},
-    {"snapshotter.api.mount_pb2"},
-    {"snapshotter.api.snapshots_pb2"},
-    {"snapshotter.api.snapshots_grpc", "snapshotter.messages"},
+    {"snapshotter.api.mount_pb2", "snapshotter.api.descriptor_pb2"},
+    {f"snapshotter.api.{service}_pb2" for service in SERVICES},
+    {f"snapshotter.api.{service}_grpc" for service in SERVICES} | {"snapshotter.messages"},
     {"snapshotter.index", "snapshotter.store", "snapshotter.testing"},
-    {"snapshotter.recovery", "snapshotter.worker"},
+    {"snapshotter.mounting", "snapshotter.recovery", "snapshotter.worker"},
     {"snapshotter.contract"},
     {"snapshotter"},
-    {"snapshotter.image_store"},
+    {
+        "snapshotter.image_store",
+        "snapshotter.inventory",
+        "snapshotter.extents",
+        "snapshotter.holders",
+        "snapshotter.difference",
+    },
+    {"snapshotter.space", "snapshotter.directories", "snapshotter.repair"},
+    {"snapshotter.report"},
     {
         "snapshotter.demo",
         "snapshotter.doctor",
         "snapshotter.client",
+        "snapshotter.references",
         "snapshotter.config",
         "snapshotter.metrics",
         "snapshotter.systemd",
     },
-    {"snapshotter.containerd", "snapshotter.service", "snapshotter.unit_files"},
+    {"snapshotter.archive", "snapshotter.containerd", "snapshotter.service", "snapshotter.unit_files"},
     {"snapshotter.daemon"},
+    {"snapshotter.cli.codes", "snapshotter.cli.arguments", "snapshotter.cli.output", "snapshotter.cli.progress"},
+    {"snapshotter.cli.waiting"},
+    {
+        "snapshotter.cli.changing",
+        "snapshotter.cli.contents",
+        "snapshotter.cli.keeping",
+        "snapshotter.cli.listing",
+        "snapshotter.cli.looking",
+        "snapshotter.cli.reporting",
+        "snapshotter.cli.serving",
+    },
     {"snapshotter.cli"},
     {"snapshotter.__main__"},
 ]
@@ -78,6 +107,7 @@ PURE = {
     "snapshotter.http2",
     "snapshotter.labels",
     "snapshotter.snapshot",
+    "snapshotter.treemap",
 }
 IO = {"asyncio", "fcntl", "io", "multiprocessing", "os", "pathlib", "select", "shutil", "socket", "tempfile"}
 IO |= {"subprocess", "threading", "time"}
@@ -85,12 +115,18 @@ IO |= {"subprocess", "threading", "time"}
 ONLY = {  # these imports are these modules' alone
     "pybtrfs._btrfs": {"pybtrfs", "pybtrfs.ioctl", "pybtrfs.syscall"},
     "prometheus_client": {"snapshotter.metrics"},
-    "grpclib": {"snapshotter.api.snapshots_grpc", "snapshotter.client", "snapshotter.rpc", "snapshotter.service"},
+    "grpclib": {
+        *(f"snapshotter.api.{service}_grpc" for service in SERVICES),
+        "snapshotter.client",
+        "snapshotter.references",
+        "snapshotter.rpc",
+        "snapshotter.service",
+    },
     "hpack": {"snapshotter.http2"},
     "google.protobuf": {
         "snapshotter.api.mount_pb2",
-        "snapshotter.api.snapshots_pb2",
-        "snapshotter.api.snapshots_grpc",
+        "snapshotter.api.descriptor_pb2",
+        *(f"snapshotter.api.{service}_{kind}" for service in SERVICES for kind in ("pb2", "grpc")),
         "snapshotter.client",
         "snapshotter.messages",
         "snapshotter.rpc",

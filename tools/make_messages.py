@@ -1,5 +1,5 @@
 """
-Compile containerd's messages from the .proto files of snapshotter.api.
+Compile the messages, containerd's and ours, from the .proto files of snapshotter.api.
 
     python tools/make_messages.py DIRECTORY
 """
@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src"
-MOUNT, SNAPSHOTS = "snapshotter/api/mount.proto", "snapshotter/api/snapshots.proto"
+TYPES = ["mount", "descriptor"]
+CONTAINERD = ["snapshots", "containers", "content", "images", "leases"]
+SERVICES = [*CONTAINERD, "extension"]
 
 
 def main(target: Path) -> None:
@@ -19,9 +21,10 @@ def main(target: Path) -> None:
     """
     scripts = Path(sys.executable).parent  # where grpclib's plugin is
     environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    types, services = ([f"snapshotter/api/{name}.proto" for name in names] for names in (TYPES, SERVICES))
     for arguments in (
-        [f"--python_out={target}", f"--pyi_out={target}", MOUNT, SNAPSHOTS],
-        [f"--grpclib_python_out={target}", SNAPSHOTS],
+        [f"--python_out={target}", f"--pyi_out={target}", *types, *services],
+        [f"--grpclib_python_out={target}", *services],
     ):
         command = [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={SRC}", *arguments]
         subprocess.run(command, env=environment, check=True)

@@ -94,6 +94,28 @@ struct pybtrfs_ioctl_get_subvol_info_args {
     uint64_t reserved[8];
 };
 
+/* Of no ioctl: the same as Python reads it, from it or from items of a tree search. */
+struct pybtrfs_subvolume {
+    uint64_t treeid;
+    uint8_t name_len;
+    char name[255];
+    uint64_t parent_id;
+    uint64_t dirid;
+    uint64_t generation;
+    uint64_t flags;
+    uint64_t ctransid;
+    uint64_t otransid;
+    uint64_t stransid;
+    uint64_t rtransid;
+    int64_t ctime; /* in nanoseconds, as the others */
+    int64_t otime;
+    int64_t stime;
+    int64_t rtime;
+    uint8_t uuid[16];
+    uint8_t parent_uuid[16];
+    uint8_t received_uuid[16];
+};
+
 struct pybtrfs_ioctl_get_subvol_rootref_args {
     uint64_t min_treeid;
     struct {
@@ -130,6 +152,52 @@ struct pybtrfs_ioctl_subvol_wait {
 
 #define PYBTRFS_INODE_ITEM_KEY 1
 #define PYBTRFS_EXTENT_DATA_KEY 108
+#define PYBTRFS_ROOT_ITEM_KEY 132
+#define PYBTRFS_ROOT_BACKREF_KEY 144
+
+/* What is on disk: little-endian, and not aligned. */
+#pragma pack(push, 1)
+
+struct pybtrfs_timespec {
+    uint64_t sec;
+    uint32_t nsec;
+};
+
+struct pybtrfs_root_item {
+    uint8_t inode[160];
+    uint64_t generation;
+    uint64_t root_dirid;
+    uint64_t bytenr;
+    uint64_t byte_limit;
+    uint64_t bytes_used;
+    uint64_t last_snapshot;
+    uint64_t flags;
+    uint32_t refs;
+    uint8_t drop_progress[17];
+    uint8_t drop_level;
+    uint8_t level;
+    uint64_t generation_v2;
+    uint8_t uuid[16];
+    uint8_t parent_uuid[16];
+    uint8_t received_uuid[16];
+    uint64_t ctransid;
+    uint64_t otransid;
+    uint64_t stransid;
+    uint64_t rtransid;
+    struct pybtrfs_timespec ctime;
+    struct pybtrfs_timespec otime;
+    struct pybtrfs_timespec stime;
+    struct pybtrfs_timespec rtime;
+    uint64_t reserved[8];
+};
+
+struct pybtrfs_root_ref {
+    uint64_t dirid;
+    uint64_t sequence;
+    uint16_t name_len;
+};
+
+#pragma pack(pop)
 
 struct pybtrfs_ioctl_search_key {
     uint64_t tree_id;
@@ -179,6 +247,24 @@ struct pybtrfs_ioctl_ino_lookup_user_args {
     uint64_t treeid;
     char name[256];
     char path[3824];
+};
+
+#define PYBTRFS_LOGICAL_INO_ARGS_IGNORE_OFFSET (1ULL << 0)
+
+struct pybtrfs_data_container {
+    uint32_t bytes_left;
+    uint32_t bytes_missing;
+    uint32_t elem_cnt;
+    uint32_t elem_missed;
+    uint64_t val[];
+};
+
+struct pybtrfs_ioctl_logical_ino_args {
+    uint64_t logical;
+    uint64_t size;
+    uint64_t reserved[3];
+    uint64_t flags;
+    uint64_t inodes;
 };
 
 /* The filesystem and its devices */
@@ -348,6 +434,7 @@ struct pybtrfs_file_handle {
 #define PYBTRFS_IOC_QGROUP_LIMIT _IOR(PYBTRFS_IOCTL_MAGIC, 43, struct pybtrfs_ioctl_qgroup_limit_args)
 #define PYBTRFS_IOC_QUOTA_RESCAN_WAIT _IO(PYBTRFS_IOCTL_MAGIC, 46)
 #define PYBTRFS_IOC_GET_DEV_STATS _IOWR(PYBTRFS_IOCTL_MAGIC, 52, struct pybtrfs_ioctl_get_dev_stats)
+#define PYBTRFS_IOC_LOGICAL_INO_V2 _IOWR(PYBTRFS_IOCTL_MAGIC, 59, struct pybtrfs_ioctl_logical_ino_args)
 #define PYBTRFS_IOC_GET_SUBVOL_INFO _IOR(PYBTRFS_IOCTL_MAGIC, 60, struct pybtrfs_ioctl_get_subvol_info_args)
 #define PYBTRFS_IOC_GET_SUBVOL_ROOTREF _IOWR(PYBTRFS_IOCTL_MAGIC, 61, struct pybtrfs_ioctl_get_subvol_rootref_args)
 #define PYBTRFS_IOC_INO_LOOKUP_USER _IOWR(PYBTRFS_IOCTL_MAGIC, 62, struct pybtrfs_ioctl_ino_lookup_user_args)
@@ -384,6 +471,8 @@ _Static_assert(offsetof(struct pybtrfs_ioctl_get_subvol_info_args, ctime) == 376
 _Static_assert(sizeof(struct pybtrfs_ioctl_get_subvol_rootref_args) == 4096, "get_subvol_rootref_args");
 _Static_assert(sizeof(struct pybtrfs_ioctl_received_subvol_args) == 200, "received_subvol_args");
 _Static_assert(sizeof(struct pybtrfs_ioctl_subvol_wait) == 16, "subvol_wait");
+_Static_assert(sizeof(struct pybtrfs_root_item) == 439, "root_item");
+_Static_assert(sizeof(struct pybtrfs_root_ref) == 18, "root_ref");
 _Static_assert(sizeof(struct pybtrfs_ioctl_search_key) == 104, "search_key");
 _Static_assert(sizeof(struct pybtrfs_ioctl_search_header) == 32, "search_header");
 _Static_assert(offsetof(struct pybtrfs_ioctl_search_header, len) == 28, "search_header.len");
@@ -391,6 +480,8 @@ _Static_assert(sizeof(struct pybtrfs_ioctl_search_args) == 4096, "search_args");
 _Static_assert(offsetof(struct pybtrfs_ioctl_search_args_v2, buf) == 112, "search_args_v2.buf");
 _Static_assert(sizeof(struct pybtrfs_ioctl_ino_lookup_args) == 4096, "ino_lookup_args");
 _Static_assert(sizeof(struct pybtrfs_ioctl_ino_lookup_user_args) == 4096, "ino_lookup_user_args");
+_Static_assert(sizeof(struct pybtrfs_data_container) == 16, "data_container");
+_Static_assert(sizeof(struct pybtrfs_ioctl_logical_ino_args) == 56, "logical_ino_args");
 _Static_assert(sizeof(struct pybtrfs_ioctl_fs_info_args) == 1024, "fs_info_args");
 _Static_assert(offsetof(struct pybtrfs_ioctl_fs_info_args, generation) == 56, "fs_info_args.generation");
 _Static_assert(sizeof(struct pybtrfs_ioctl_dev_info_args) == 4096, "dev_info_args");

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Wrong usage raises SystemExit with 2, and ``--help`` and ``--version`` with 0.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         code: int | None = arguments.run(arguments)
     except KeyboardInterrupt:
@@ -61,14 +61,17 @@ def _complain(error: Exception) -> int:
 # -- arguments
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """
+    All the arguments of the command.
+    """
+    whole = argparse.ArgumentParser(
         prog="pybtrfs",
         description="btrfs with nothing but the kernel: some of the btrfs command, in its words and columns.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    groups = parser.add_subparsers(metavar="COMMAND", required=True)
+    whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    groups = whole.add_subparsers(metavar="COMMAND", required=True)
 
     def group(name: str, text: str) -> Any:
         return groups.add_parser(name, help=text, allow_abbrev=False).add_subparsers(metavar="COMMAND", required=True)
@@ -145,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", metavar="OPTIONS", dest="options", default="", help="mount options"
     )
     command(images, "unmount", _image_unmount, "unmount an image", "TARGET")
-    return parser
+    return whole
 
 
 def _sort(text: str) -> list[tuple[str, bool]]:
@@ -248,7 +251,7 @@ def _show(arguments: argparse.Namespace) -> None:
             snapshots = [
                 entry.path
                 for entry in subvolume.iterate(opened)
-                if info.uuid and entry.info.parent_uuid_bytes == info.uuid_bytes
+                if info.uuid and entry.info.raw.parent_uuid == info.raw.uuid
             ]
         except PermissionError:
             path, snapshots = arguments.path, []
@@ -257,7 +260,7 @@ def _show(arguments: argparse.Namespace) -> None:
         ("UUID", "\t\t\t", info.uuid),
         ("Parent UUID", "\t\t", info.parent_uuid),
         ("Received UUID", "\t\t", info.received_uuid),
-        ("Creation time", "\t\t", _moment(info.otime, info.otime_ns)),
+        ("Creation time", "\t\t", _moment(info.otime, info.raw.otime)),
         ("Subvolume ID", "\t\t", info.id),
         ("Generation", "\t\t", info.generation),
         ("Gen at creation", "\t", info.otransid),
@@ -265,9 +268,9 @@ def _show(arguments: argparse.Namespace) -> None:
         ("Top level ID", "\t\t", info.parent_id),
         ("Flags", "\t\t\t", "readonly" if info.read_only else None),
         ("Send transid", "\t\t", info.stransid),
-        ("Send time", "\t\t", _moment(info.stime, info.stime_ns)),
+        ("Send time", "\t\t", _moment(info.stime, info.raw.stime)),
         ("Receive transid", "\t", info.rtransid),
-        ("Receive time", "\t\t", _moment(info.rtime, info.rtime_ns)),
+        ("Receive time", "\t\t", _moment(info.rtime, info.raw.rtime)),
     ]
     if arguments.json:
         words = {word: _plain(value) for word, _, value in values}

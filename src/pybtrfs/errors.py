@@ -3,7 +3,6 @@ Errors of the kernel that its errno alone does not explain. Every other one is t
 """
 
 import errno
-import os
 from typing import TypeVar
 
 from pybtrfs import ioctl, syscall
@@ -36,7 +35,7 @@ def explained(error: OSError, fd: int, filename: object) -> OSError:
         return error
     if syscall.fstatfs_type(fd) != syscall.BTRFS_SUPER_MAGIC:
         return _noted(NotBtrfsError(errno.ENOTTY, "not a btrfs filesystem", filename), error)
-    if os.fstat(fd).st_ino == ioctl.EMPTY_SUBVOL_DIR_OBJECTID:
+    if syscall.fstat_ino(fd) == ioctl.EMPTY_SUBVOL_DIR_OBJECTID:
         return not_subvolume(filename, error)
     error.add_note("this kernel does not have the ioctl")
     return error

@@ -3,18 +3,20 @@ The ioctls of btrfs, of loop devices and of file attributes: one function each, 
 prefix. File descriptors and plain values in, plain values out.
 
 Every function issues one ioctl, with the GIL released, through `_ioctl`. A refusal is an `OSError` with a note naming
-the ioctl and, for ``EPERM``, the privilege it needs. Names are bytes and are not checked here: `pybtrfs.path` does.
+the ioctl and, for ``EPERM``, the privilege it needs. Names are bytes, of which only what no struct can hold is refused
+here, as numbers that do not fit are, with a `ValueError`: `pybtrfs.path` checks the rest.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from struct import Struct
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from pybtrfs._btrfs import ffi, lib
-from pybtrfs.syscall import check
+from pybtrfs.syscall import call, check, new
 
 if TYPE_CHECKING:
     from pybtrfs._btrfs import CData
@@ -29,6 +31,8 @@ SUBVOL_SYNC_WAIT_FOR_QUEUED: int = lib.PYBTRFS_SUBVOL_SYNC_WAIT_FOR_QUEUED
 SUBVOL_SYNC_COUNT: int = lib.PYBTRFS_SUBVOL_SYNC_COUNT
 SUBVOL_SYNC_PEEK_FIRST: int = lib.PYBTRFS_SUBVOL_SYNC_PEEK_FIRST
 SUBVOL_SYNC_PEEK_LAST: int = lib.PYBTRFS_SUBVOL_SYNC_PEEK_LAST
+
+LOGICAL_INO_ARGS_IGNORE_OFFSET: int = lib.PYBTRFS_LOGICAL_INO_ARGS_IGNORE_OFFSET
 
 DEV_STATS_RESET: int = lib.PYBTRFS_DEV_STATS_RESET
 
@@ -58,7 +62,7 @@ LO_FLAGS_AUTOCLEAR: int = lib.PYBTRFS_LO_FLAGS_AUTOCLEAR
 LO_FLAGS_DIRECT_IO: int = lib.PYBTRFS_LO_FLAGS_DIRECT_IO
 
 Limit = tuple[int | None, int | None]
-"""Limits of a qgroup in bytes: of what it references, of what is exclusively its own; None is no limit."""
+"""Limits of a qgroup in bytes, of what it references and of what is exclusively its own; None is no limit."""
 
 Inherit = tuple[Sequence[int], Limit | None]
 """The qgroups a new subvolume joins, and the limits of its own qgroup."""
@@ -80,14 +84,20 @@ _PRIVILEGES = {
 
 
 def _ioctl(fd: int, name: str, argument: CData | int = 0) -> int:
-    pointer = ffi.cast("void *", argument) if isinstance(argument, int) else argument
+    if isinstance(argument, int):
+        if not 0 <= argument < 1 << 31:
+            raise ValueError(f"{argument!r} is not an argument of {name}")
+        argument = ffi.cast("void *", argument)
     request = _request(name)
-    # Only these waits are interrupted by signals, and only they may be begun again. Signal handlers run in between.
-    while (result := lib.pybtrfs_ioctl(fd, request, pointer)) == -errno.EINTR and name in (
-        "BTRFS_IOC_SUBVOL_SYNC_WAIT",
-        "BTRFS_IOC_QUOTA_RESCAN_WAIT",
-    ):
-        pass
+    try:
+        # Only these waits are interrupted by signals, and only they may be begun again; signal handlers run in between.
+        while (result := lib.pybtrfs_ioctl(fd, request, argument)) == -errno.EINTR and name in (
+            "BTRFS_IOC_SUBVOL_SYNC_WAIT",
+            "BTRFS_IOC_QUOTA_RESCAN_WAIT",
+        ):
+            pass
+    except OverflowError as error:
+        raise ValueError(f"{fd!r} is not a file descriptor") from error
     return result if result >= 0 else check(result, name, _PRIVILEGES.get(name, "CAP_SYS_ADMIN"))
 
 
@@ -96,17 +106,23 @@ def _request(name: str) -> int:
     return int(getattr(lib, "PYBTRFS_" + name.removeprefix("BTRFS_")))
 
 
+def _named(name: bytes) -> bytes:
+    if b"\0" in name:
+        raise ValueError(f"embedded null byte in {name!r}")
+    return name
+
+
 # Subvolumes
 
 
 def subvol_create_v2(dirfd: int, name: bytes, inherit: Inherit | None = None) -> None:
-    arguments = ffi.new("struct pybtrfs_ioctl_vol_args_v2 *", {"name": name})
+    arguments = new("struct pybtrfs_ioctl_vol_args_v2 *", {"name": _named(name)})
     keep = _set_inherit(arguments, inherit)  # noqa: F841 - the struct only points to it
     _ioctl(dirfd, "BTRFS_IOC_SUBVOL_CREATE_V2", arguments)
 
 
 def snap_create_v2(source_fd: int, dirfd: int, name: bytes, flags: int = 0, inherit: Inherit | None = None) -> None:
-    arguments = ffi.new("struct pybtrfs_ioctl_vol_args_v2 *", {"fd": source_fd, "flags": flags, "name": name})
+    arguments = new("struct pybtrfs_ioctl_vol_args_v2 *", {"fd": source_fd, "flags": flags, "name": _named(name)})
     keep = _set_inherit(arguments, inherit)  # noqa: F841 - the struct only points to it
     _ioctl(dirfd, "BTRFS_IOC_SNAP_CREATE_V2", arguments)
 
@@ -115,33 +131,36 @@ def _set_inherit(arguments: CData, inherit: Inherit | None) -> CData | None:
     if inherit is None:
         return None
     groups, limit = inherit
-    value = ffi.new("struct pybtrfs_qgroup_inherit *", {"num_qgroups": len(groups), "qgroups": groups})
+    values: dict[str, object] = {"num_qgroups": len(groups), "qgroups": groups}
     if limit is not None:
-        value.flags = lib.PYBTRFS_QGROUP_INHERIT_SET_LIMITS
-        _set_limit(value.lim, limit)
+        values |= {"flags": lib.PYBTRFS_QGROUP_INHERIT_SET_LIMITS, "lim": _limits(limit)}
+    value = new("struct pybtrfs_qgroup_inherit *", values)
     arguments.flags |= lib.PYBTRFS_SUBVOL_QGROUP_INHERIT
     arguments.size = ffi.sizeof(value[0])
     arguments.qgroup_inherit = value
     return value
 
 
-def _set_limit(target: CData, limit: Limit) -> None:
+def _limits(limit: Limit) -> dict[str, int]:
     max_rfer, max_excl = limit
+    values = {"flags": 0}
     if max_rfer is not None:
-        target.flags |= lib.PYBTRFS_QGROUP_LIMIT_MAX_RFER
-        target.max_rfer = max_rfer
+        values["flags"] |= lib.PYBTRFS_QGROUP_LIMIT_MAX_RFER
+        values["max_rfer"] = max_rfer
     if max_excl is not None:
-        target.flags |= lib.PYBTRFS_QGROUP_LIMIT_MAX_EXCL
-        target.max_excl = max_excl
+        values["flags"] |= lib.PYBTRFS_QGROUP_LIMIT_MAX_EXCL
+        values["max_excl"] = max_excl
+    return values
 
 
 def snap_destroy(dirfd: int, name: bytes) -> None:
-    _ioctl(dirfd, "BTRFS_IOC_SNAP_DESTROY", ffi.new("struct pybtrfs_ioctl_vol_args *", {"name": name}))
+    _ioctl(dirfd, "BTRFS_IOC_SNAP_DESTROY", new("struct pybtrfs_ioctl_vol_args *", {"name": _named(name)}))
 
 
 def snap_destroy_v2_by_id(fd: int, subvolid: int) -> None:
-    arguments = ffi.new("struct pybtrfs_ioctl_vol_args_v2 *", {"flags": lib.PYBTRFS_SUBVOL_SPEC_BY_ID})
-    arguments.subvolid = subvolid
+    arguments = new(
+        "struct pybtrfs_ioctl_vol_args_v2 *", {"flags": lib.PYBTRFS_SUBVOL_SPEC_BY_ID, "subvolid": subvolid}
+    )
     _ioctl(fd, "BTRFS_IOC_SNAP_DESTROY_V2", arguments)
 
 
@@ -152,59 +171,102 @@ def subvol_getflags(fd: int) -> int:
 
 
 def subvol_setflags(fd: int, flags: int) -> None:
-    _ioctl(fd, "BTRFS_IOC_SUBVOL_SETFLAGS", ffi.new("uint64_t *", flags))
+    _ioctl(fd, "BTRFS_IOC_SUBVOL_SETFLAGS", new("uint64_t *", flags))
 
 
 def default_subvol(fd: int, subvolid: int) -> None:
-    _ioctl(fd, "BTRFS_IOC_DEFAULT_SUBVOL", ffi.new("uint64_t *", subvolid))
+    _ioctl(fd, "BTRFS_IOC_DEFAULT_SUBVOL", new("uint64_t *", subvolid))
 
 
-class SubvolInfo(NamedTuple):
+SubvolRecord = tuple[int, bytes, int, int, bytes]
+"""treeid, name, parent_id and dirid of a subvolume, and the rest of ``struct pybtrfs_subvolume``."""
+
+
+class Number:
+    """
+    An attribute that is a number in the rest of a `SubvolRecord`.
+    """
+
+    def __init__(self, offset: int, layout: str = "=Q") -> None:
+        self._offset = offset
+        self._read = Struct(layout).unpack_from
+
+    @overload
+    def __get__(self, subvolume: None, owner: object) -> Number: ...
+    @overload
+    def __get__(self, subvolume: SubvolRecord, owner: object) -> int: ...
+    def __get__(self, subvolume: SubvolRecord | None, owner: object) -> Number | int:
+        if subvolume is None:
+            return self
+        value: int = self._read(subvolume[4], self._offset)[0]
+        return value
+
+
+class SubvolInfo(SubvolRecord):
     """
     ``struct btrfs_ioctl_get_subvol_info_args``; times in nanoseconds since 1970.
+
+    Most of it is decoded when it is asked for: of each of thousands that is little.
     """
 
-    treeid: int
-    name: bytes
-    parent_id: int
-    dirid: int
-    generation: int
-    flags: int
-    uuid: bytes
-    parent_uuid: bytes
-    received_uuid: bytes
-    ctransid: int
-    otransid: int
-    stransid: int
-    rtransid: int
-    ctime: int
-    otime: int
-    stime: int
-    rtime: int
+    __slots__ = ()
+    _fields: tuple[str, ...] = (
+        *("treeid", "name", "parent_id", "dirid", "generation", "flags", "uuid", "parent_uuid", "received_uuid"),
+        *("ctransid", "otransid", "stransid", "rtransid", "ctime", "otime", "stime", "rtime"),
+    )
+
+    @property
+    def treeid(self) -> int:
+        return self[0]
+
+    @property
+    def name(self) -> bytes:
+        return self[1]
+
+    @property
+    def parent_id(self) -> int:
+        return self[2]
+
+    @property
+    def dirid(self) -> int:
+        return self[3]
+
+    generation = Number(0)
+    flags = Number(8)
+    ctransid = Number(16)
+    otransid = Number(24)
+    stransid = Number(32)
+    rtransid = Number(40)
+    ctime = Number(48, "=q")
+    otime = Number(56, "=q")
+    stime = Number(64, "=q")
+    rtime = Number(72, "=q")
+
+    @property
+    def uuid(self) -> bytes:
+        return self[4][80:96]
+
+    @property
+    def parent_uuid(self) -> bytes:
+        return self[4][96:112]
+
+    @property
+    def received_uuid(self) -> bytes:
+        return self[4][112:128]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self._fields)})"
+
+
+_SUBVOLUME = Struct("=Q 256p 2Q 128s")
 
 
 def get_subvol_info(fd: int) -> SubvolInfo:
     info = ffi.new("struct pybtrfs_ioctl_get_subvol_info_args *")
     _ioctl(fd, "BTRFS_IOC_GET_SUBVOL_INFO", info)
-    return SubvolInfo(
-        info.treeid,
-        ffi.string(info.name),
-        info.parent_id,
-        info.dirid,
-        info.generation,
-        info.flags,
-        bytes(info.uuid),
-        bytes(info.parent_uuid),
-        bytes(info.received_uuid),
-        info.ctransid,
-        info.otransid,
-        info.stransid,
-        info.rtransid,
-        _nanoseconds(info.ctime),
-        _nanoseconds(info.otime),
-        _nanoseconds(info.stime),
-        _nanoseconds(info.rtime),
-    )
+    subvolume = ffi.new("struct pybtrfs_subvolume *")
+    lib.pybtrfs_read_info(info, subvolume)
+    return SubvolInfo(_SUBVOLUME.unpack(ffi.buffer(subvolume)))
 
 
 def _nanoseconds(timespec: CData) -> int:
@@ -215,7 +277,7 @@ def get_subvol_rootref(fd: int, min_treeid: int = 0) -> tuple[list[tuple[int, in
     """
     Return (treeid, dirid) of subvolumes directly below, and the *min_treeid* to go on with, or None at the end.
     """
-    arguments = ffi.new("struct pybtrfs_ioctl_get_subvol_rootref_args *", {"min_treeid": min_treeid})
+    arguments = new("struct pybtrfs_ioctl_get_subvol_rootref_args *", {"min_treeid": min_treeid})
     more = None
     try:
         _ioctl(fd, "BTRFS_IOC_GET_SUBVOL_ROOTREF", arguments)
@@ -230,9 +292,10 @@ def set_received_subvol(fd: int, uuid: bytes, stransid: int = 0, stime: int = 0)
     """
     Return rtransid and rtime as the kernel set them; times in nanoseconds since 1970.
     """
-    arguments = ffi.new("struct pybtrfs_ioctl_received_subvol_args *", {"uuid": [uuid[i : i + 1] for i in range(16)]})
-    arguments.stransid = stransid
-    arguments.stime.sec, arguments.stime.nsec = divmod(stime, 1_000_000_000)
+    if len(uuid) != 16:
+        raise ValueError(f"{uuid!r} is not a uuid of 16 bytes")
+    time = divmod(stime, 1_000_000_000)
+    arguments = new("struct pybtrfs_ioctl_received_subvol_args *", {"uuid": uuid, "stransid": stransid, "stime": time})
     _ioctl(fd, "BTRFS_IOC_SET_RECEIVED_SUBVOL", arguments)
     return int(arguments.rtransid), _nanoseconds(arguments.rtime)
 
@@ -241,7 +304,7 @@ def subvol_sync_wait(fd: int, subvolid: int, mode: int) -> tuple[int, int]:
     """
     Return (subvolid, count) as the kernel filled them in, which depends on *mode*.
     """
-    arguments = ffi.new("struct pybtrfs_ioctl_subvol_wait *", {"subvolid": subvolid, "mode": mode})
+    arguments = new("struct pybtrfs_ioctl_subvol_wait *", {"subvolid": subvolid, "mode": mode})
     _ioctl(fd, "BTRFS_IOC_SUBVOL_SYNC_WAIT", arguments)
     return int(arguments.subvolid), int(arguments.count)
 
@@ -270,7 +333,7 @@ def tree_search(fd: int, key: SearchKey) -> tuple[int, bytes]:
     """
     Return the number of items, and the buffer of 3,992 bytes with their headers and data.
     """
-    arguments = ffi.new("struct pybtrfs_ioctl_search_args *", {"key": key})
+    arguments = new("struct pybtrfs_ioctl_search_args *", {"key": key})
     _ioctl(fd, "BTRFS_IOC_TREE_SEARCH", arguments)
     return int(arguments.key.nr_items), ffi.buffer(arguments.buf)[:]
 
@@ -279,7 +342,7 @@ def tree_search_v2(fd: int, key: SearchKey, buf_size: int) -> tuple[int, bytes]:
     """
     Return the number of items, and the buffer of *buf_size* bytes with their headers and data.
     """
-    arguments = ffi.new("struct pybtrfs_ioctl_search_args_v2 *", {"key": key, "buf_size": buf_size, "buf": buf_size})
+    arguments = new("struct pybtrfs_ioctl_search_args_v2 *", {"key": key, "buf_size": buf_size, "buf": buf_size})
     _ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
     return int(arguments.key.nr_items), ffi.buffer(arguments.buf, buf_size)[:]
 
@@ -291,22 +354,46 @@ def tree_search_v2_changed(
     As `tree_search_v2`, and keep only the inodes and file extents that changed after *transid*; return also the
     objectid, type and offset of the last item found, if there was any.
     """
-    arguments = ffi.new("struct pybtrfs_ioctl_search_args_v2 *", {"key": key, "buf_size": buf_size, "buf": buf_size})
+    arguments = new("struct pybtrfs_ioctl_search_args_v2 *", {"key": key, "buf_size": buf_size, "buf": buf_size})
     _ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
     if not arguments.key.nr_items:
         return 0, b"", None
     last = ffi.new("struct pybtrfs_ioctl_search_header *")
     size = ffi.new("uint32_t *")
     items = ffi.cast("char *", arguments.buf)
-    count = lib.pybtrfs_keep_changed(items, int(arguments.key.nr_items), transid, last, size)
+    kept = call(lib.pybtrfs_keep_changed, items, buf_size, int(arguments.key.nr_items), transid, last, size)
+    count = check(kept, "BTRFS_IOC_TREE_SEARCH_V2")
     return count, ffi.buffer(items, int(size[0]))[:], (int(last.objectid), int(last.type), int(last.offset))
+
+
+def tree_search_v2_subvolumes(
+    fd: int, key: SearchKey, buf_size: int
+) -> tuple[Iterator[SubvolRecord], tuple[int, int, int] | None]:
+    """
+    As `tree_search_v2` in the tree of roots, and return the subvolumes found, as `SubvolInfo` takes them, those that
+    are deleted with zeros for their place and an empty name; and the objectid, type and offset to go on behind, if any
+    item was found.
+    """
+    arguments = new("struct pybtrfs_ioctl_search_args_v2 *", {"key": key, "buf_size": buf_size, "buf": buf_size})
+    _ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
+    count = int(arguments.key.nr_items)
+    if not count:
+        return iter(()), None
+    last = ffi.new("struct pybtrfs_ioctl_search_header *")
+    # No more than have room, whatever the kernel says.
+    subvolumes = new("struct pybtrfs_subvolume[]", min(count, buf_size // ffi.sizeof(last[0])))
+    items = ffi.cast("char *", arguments.buf)
+    read = call(lib.pybtrfs_read_subvolumes, items, buf_size, count, subvolumes, last)
+    found = check(read, "BTRFS_IOC_TREE_SEARCH_V2")
+    records = _SUBVOLUME.iter_unpack(ffi.buffer(subvolumes, found * _SUBVOLUME.size))
+    return records, (int(last.objectid), int(last.type), int(last.offset))
 
 
 def ino_lookup(fd: int, treeid: int, objectid: int) -> tuple[int, bytes]:
     """
     Return the tree, and the path of the inode in it with a slash behind, empty for the root of the tree.
     """
-    arguments = ffi.new("struct pybtrfs_ioctl_ino_lookup_args *", {"treeid": treeid, "objectid": objectid})
+    arguments = new("struct pybtrfs_ioctl_ino_lookup_args *", {"treeid": treeid, "objectid": objectid})
     _ioctl(fd, "BTRFS_IOC_INO_LOOKUP", arguments)
     return int(arguments.treeid), ffi.string(arguments.name)
 
@@ -316,9 +403,23 @@ def ino_lookup_user(fd: int, dirid: int, treeid: int) -> tuple[bytes, bytes]:
     Return the name of the subvolume *treeid*, and the path from *fd* to the directory *dirid* that has it, with a
     slash behind, empty when that is *fd* itself.
     """
-    arguments = ffi.new("struct pybtrfs_ioctl_ino_lookup_user_args *", {"dirid": dirid, "treeid": treeid})
+    arguments = new("struct pybtrfs_ioctl_ino_lookup_user_args *", {"dirid": dirid, "treeid": treeid})
     _ioctl(fd, "BTRFS_IOC_INO_LOOKUP_USER", arguments)
     return ffi.string(arguments.name), ffi.string(arguments.path)
+
+
+def logical_ino_v2(fd: int, logical: int, size: int, flags: int = 0) -> tuple[list[tuple[int, int, int]], int]:
+    """
+    Return the inode, the offset in it and the tree of each reference to the extent at *logical*, as many as *size*
+    bytes hold, and the number of those left out.
+    """
+    found = ffi.new("struct pybtrfs_data_container *", {"val": size // 8})
+    arguments = ffi.new("struct pybtrfs_ioctl_logical_ino_args *", {"logical": logical, "flags": flags})
+    arguments.size = ffi.sizeof("struct pybtrfs_data_container") + size // 8 * 8
+    arguments.inodes = ffi.cast("uintptr_t", found)
+    _ioctl(fd, "BTRFS_IOC_LOGICAL_INO_V2", arguments)
+    values = [int(value) for value in found.val[0 : found.elem_cnt]]
+    return list(zip(values[0::3], values[1::3], values[2::3], strict=True)), int(found.elem_missed) // 3
 
 
 def getflags(fd: int) -> int:
@@ -328,7 +429,7 @@ def getflags(fd: int) -> int:
 
 
 def setflags(fd: int, flags: int) -> None:
-    _ioctl(fd, "FS_IOC_SETFLAGS", ffi.new("unsigned int *", flags))
+    _ioctl(fd, "FS_IOC_SETFLAGS", new("unsigned int *", flags))
 
 
 # The filesystem and its devices
@@ -345,7 +446,7 @@ def start_sync(fd: int) -> int:
 
 
 def wait_sync(fd: int, transid: int) -> None:
-    _ioctl(fd, "BTRFS_IOC_WAIT_SYNC", ffi.new("uint64_t *", transid))
+    _ioctl(fd, "BTRFS_IOC_WAIT_SYNC", new("uint64_t *", transid))
 
 
 class FsInfo(NamedTuple):
@@ -372,7 +473,7 @@ def fs_info(fd: int) -> FsInfo:
         | lib.PYBTRFS_FS_INFO_FLAG_GENERATION
         | lib.PYBTRFS_FS_INFO_FLAG_METADATA_UUID
     )
-    info = ffi.new("struct pybtrfs_ioctl_fs_info_args *", {"flags": wanted})
+    info = new("struct pybtrfs_ioctl_fs_info_args *", {"flags": wanted})
     _ioctl(fd, "BTRFS_IOC_FS_INFO", info)
     return FsInfo(
         info.max_id,
@@ -402,7 +503,7 @@ class DevInfo(NamedTuple):
 
 
 def dev_info(fd: int, devid: int) -> DevInfo:
-    info = ffi.new("struct pybtrfs_ioctl_dev_info_args *", {"devid": devid})
+    info = new("struct pybtrfs_ioctl_dev_info_args *", {"devid": devid})
     _ioctl(fd, "BTRFS_IOC_DEV_INFO", info)
     return DevInfo(info.devid, bytes(info.uuid), info.bytes_used, info.total_bytes, ffi.string(info.path))
 
@@ -411,7 +512,7 @@ def get_dev_stats(fd: int, devid: int, flags: int = 0) -> tuple[int, ...]:
     """
     Return the counters of errors in writing, reading, flushing, of corruptions and of wrong generations.
     """
-    stats = ffi.new(
+    stats = new(
         "struct pybtrfs_ioctl_get_dev_stats *",
         {"devid": devid, "nr_items": lib.PYBTRFS_DEV_STAT_VALUES_MAX, "flags": flags},
     )
@@ -423,7 +524,7 @@ def space_info(fd: int, space_slots: int) -> tuple[int, list[tuple[int, int, int
     """
     Return how many spaces there are, and (flags, total_bytes, used_bytes) of at most *space_slots* of them.
     """
-    arguments = ffi.new("struct pybtrfs_ioctl_space_args *", {"space_slots": space_slots, "spaces": space_slots})
+    arguments = new("struct pybtrfs_ioctl_space_args *", {"space_slots": space_slots, "spaces": space_slots})
     _ioctl(fd, "BTRFS_IOC_SPACE_INFO", arguments)
     total = int(arguments.total_spaces)
     spaces = [arguments.spaces[i] for i in range(min(total, space_slots))]
@@ -431,14 +532,14 @@ def space_info(fd: int, space_slots: int) -> tuple[int, list[tuple[int, int, int
 
 
 def resize(fd: int, name: bytes) -> None:
-    _ioctl(fd, "BTRFS_IOC_RESIZE", ffi.new("struct pybtrfs_ioctl_vol_args *", {"name": name}))
+    _ioctl(fd, "BTRFS_IOC_RESIZE", new("struct pybtrfs_ioctl_vol_args *", {"name": _named(name)}))
 
 
 # Quotas
 
 
 def quota_ctl(fd: int, cmd: int) -> None:
-    _ioctl(fd, "BTRFS_IOC_QUOTA_CTL", ffi.new("struct pybtrfs_ioctl_quota_ctl_args *", {"cmd": cmd}))
+    _ioctl(fd, "BTRFS_IOC_QUOTA_CTL", new("struct pybtrfs_ioctl_quota_ctl_args *", {"cmd": cmd}))
 
 
 def quota_rescan_wait(fd: int) -> None:
@@ -446,13 +547,12 @@ def quota_rescan_wait(fd: int) -> None:
 
 
 def qgroup_create(fd: int, qgroupid: int, create: bool = True) -> None:
-    arguments = ffi.new("struct pybtrfs_ioctl_qgroup_create_args *", {"create": create, "qgroupid": qgroupid})
+    arguments = new("struct pybtrfs_ioctl_qgroup_create_args *", {"create": create, "qgroupid": qgroupid})
     _ioctl(fd, "BTRFS_IOC_QGROUP_CREATE", arguments)
 
 
 def qgroup_limit(fd: int, qgroupid: int, limit: Limit) -> None:
-    arguments = ffi.new("struct pybtrfs_ioctl_qgroup_limit_args *", {"qgroupid": qgroupid})
-    _set_limit(arguments.lim, limit)
+    arguments = new("struct pybtrfs_ioctl_qgroup_limit_args *", {"qgroupid": qgroupid, "lim": _limits(limit)})
     _ioctl(fd, "BTRFS_IOC_QGROUP_LIMIT", arguments)
 
 
@@ -481,7 +581,7 @@ def loop_configure(
     *file_name* is what loop_get_status64 and losetup show of the file: its first 63 bytes.
     """
     info = {"lo_offset": offset, "lo_sizelimit": sizelimit, "lo_flags": flags, "lo_file_name": file_name[:63]}
-    arguments = ffi.new("struct pybtrfs_loop_config *", {"fd": file_fd, "block_size": block_size, "info": info})
+    arguments = new("struct pybtrfs_loop_config *", {"fd": file_fd, "block_size": block_size, "info": info})
     _ioctl(fd, "LOOP_CONFIGURE", arguments)
 
 
@@ -490,7 +590,7 @@ def loop_set_fd(fd: int, file_fd: int) -> None:
 
 
 def loop_set_status64(fd: int, flags: int) -> None:
-    _ioctl(fd, "LOOP_SET_STATUS64", ffi.new("struct pybtrfs_loop_info64 *", {"lo_flags": flags}))
+    _ioctl(fd, "LOOP_SET_STATUS64", new("struct pybtrfs_loop_info64 *", {"lo_flags": flags}))
 
 
 def loop_clr_fd(fd: int) -> None:

@@ -56,12 +56,13 @@ class opened(_Held):  # noqa: N801 - used like a function
 
     def __enter__(self) -> int:
         target = self._filename
-        if isinstance(target, str | bytes | os.PathLike):
+        # A number first: asking whether it is a path takes as long as an ioctl.
+        if isinstance(target, int) or not isinstance(target, (str, bytes, os.PathLike)):
+            self._fd = descriptor(target)
+        else:
             # Non-blocking, for a path may lead to a FIFO or a device.
             self._fd = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
             self._owned = True
-        else:
-            self._fd = descriptor(target)
         return self._fd
 
 

@@ -4,10 +4,17 @@ System calls that Python's standard library lacks, one function each.
 A refusal is an `OSError` with a note naming the call and, for ``EPERM``, the privilege it needs.
 """
 
+from __future__ import annotations
+
 import errno
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from pybtrfs._btrfs import ffi, lib
+
+if TYPE_CHECKING:
+    from pybtrfs._btrfs import CData
 
 BTRFS_SUPER_MAGIC: int = lib.PYBTRFS_SUPER_MAGIC
 
@@ -33,9 +40,11 @@ RESOLVE_NO_MAGICLINKS: int = lib.PYBTRFS_RESOLVE_NO_MAGICLINKS
 RESOLVE_NO_SYMLINKS: int = lib.PYBTRFS_RESOLVE_NO_SYMLINKS
 RESOLVE_BENEATH: int = lib.PYBTRFS_RESOLVE_BENEATH
 
+_Result = TypeVar("_Result")
 _PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _FILEID_BTRFS_WITHOUT_PARENT = 0x4D
+_HANDLE_BYTES = 20
 
 
 def mount(source: _PathLike, target: _PathLike, fstype: str, flags: int = 0, data: str | bytes = b"") -> None:
@@ -44,7 +53,7 @@ def mount(source: _PathLike, target: _PathLike, fstype: str, flags: int = 0, dat
 
     Issues mount(2), which needs ``CAP_SYS_ADMIN``.
     """
-    result = lib.pybtrfs_mount(_text(source), _text(target), _text(fstype), flags, _text(data))
+    result = call(lib.pybtrfs_mount, _text(source), _text(target), _text(fstype), flags, _text(data))
     check(result, "mount", "CAP_SYS_ADMIN", target)
 
 
@@ -54,7 +63,7 @@ def umount2(target: _PathLike, flags: int = 0) -> None:
 
     Issues umount2(2), which needs ``CAP_SYS_ADMIN``.
     """
-    check(lib.pybtrfs_umount2(_text(target), flags), "umount2", "CAP_SYS_ADMIN", target)
+    check(call(lib.pybtrfs_umount2, _text(target), flags), "umount2", "CAP_SYS_ADMIN", target)
 
 
 def syncfs(fd: int) -> None:
@@ -63,7 +72,7 @@ def syncfs(fd: int) -> None:
 
     Issues syncfs(2).
     """
-    check(lib.pybtrfs_syncfs(fd), "syncfs")
+    check(call(lib.pybtrfs_syncfs, fd), "syncfs")
 
 
 def fstatfs_type(fd: int) -> int:
@@ -72,7 +81,16 @@ def fstatfs_type(fd: int) -> int:
 
     Issues fstatfs(2).
     """
-    return check(lib.pybtrfs_fstatfs_type(fd), "fstatfs")
+    return check(call(lib.pybtrfs_fstatfs_type, fd), "fstatfs")
+
+
+def fstat_ino(fd: int) -> int:
+    """
+    Return the inode number of *fd*.
+
+    Issues fstat(2). The standard library has it, but there the subvolumes of `pybtrfs.testing` have other numbers.
+    """
+    return call(os.fstat, fd).st_ino
 
 
 def openat2(dirfd: int, path: _PathLike, flags: int, resolve: int = 0, mode: int = 0) -> int:
@@ -81,8 +99,40 @@ def openat2(dirfd: int, path: _PathLike, flags: int, resolve: int = 0, mode: int
 
     Issues openat2(2) (Linux 5.6).
     """
-    how = ffi.new("struct pybtrfs_open_how *", {"flags": flags | os.O_CLOEXEC, "mode": mode, "resolve": resolve})
-    return check(lib.pybtrfs_openat2(dirfd, _text(path), how), "openat2", filename=path)
+    how = new("struct pybtrfs_open_how *", {"flags": flags | os.O_CLOEXEC, "mode": mode, "resolve": resolve})
+    return check(call(lib.pybtrfs_openat2, dirfd, _text(path), how), "openat2", filename=path)
+
+
+def make_directory(dirfd: int, name: _PathLike, mode: int, xattr: str, value: bytes) -> int:
+    """
+    Make the directory *name* in *dirfd*, with an extended attribute, or nothing, and return its fd, close-on-exec.
+
+    A crash of the process may leave it without the attribute.
+
+    Issues mkdirat(2), openat(2) and fsetxattr(2), and gives up the GIL once for all of them: where many threads make
+    directories, each time is a turn to wait for.
+    """
+    result = call(lib.pybtrfs_make_directory, dirfd, _text(name), mode, _text(xattr), value, len(value))
+    return check(result, "mkdirat, openat, fsetxattr", filename=name)
+
+
+def name_to_handle_at(dirfd: int, path: _PathLike, flags: int = 0) -> tuple[int, int]:
+    """
+    Return the subvolume and the inode number of the file at *path*, relative to *dirfd*, on btrfs.
+
+    A symlink at the end is not followed, and nothing is opened.
+
+    Issues name_to_handle_at(2), which some sandboxes refuse without ``CAP_SYS_ADMIN``.
+
+    Raises:
+        OSError: EOPNOTSUPP: *path* is not on btrfs.
+    """
+    handle = ffi.new("struct pybtrfs_file_handle *", {"handle_bytes": _HANDLE_BYTES})
+    result = call(lib.pybtrfs_name_to_handle_at, dirfd, _text(path), handle, flags)
+    if result == -errno.EOVERFLOW or (result == 0 and handle.handle_type != _FILEID_BTRFS_WITHOUT_PARENT):
+        result = -errno.EOPNOTSUPP
+    check(result, "name_to_handle_at", filename=path)
+    return int(handle.root_objectid), int(handle.objectid)
 
 
 def open_by_handle_at(fd: int, treeid: int, objectid: int, generation: int, flags: int) -> int:
@@ -96,18 +146,38 @@ def open_by_handle_at(fd: int, treeid: int, objectid: int, generation: int, flag
     Args:
         generation: The inode's, as its INODE_ITEM has it: guards against an inode number used again.
     """
-    handle = ffi.new(
+    handle = new(
         "struct pybtrfs_file_handle *",
         {
-            "handle_bytes": 20,
+            "handle_bytes": _HANDLE_BYTES,
             "handle_type": _FILEID_BTRFS_WITHOUT_PARENT,
             "objectid": objectid,
             "root_objectid": treeid,
             "gen": generation & 0xFFFFFFFF,
         },
     )
-    result = lib.pybtrfs_open_by_handle_at(fd, handle, flags | os.O_CLOEXEC)
+    result = call(lib.pybtrfs_open_by_handle_at, fd, handle, flags | os.O_CLOEXEC)
     return check(result, "open_by_handle_at", "CAP_DAC_READ_SEARCH")
+
+
+def new(cdecl: str, values: object) -> CData:
+    """
+    Return a struct, or what else the C declaration says, with *values*, or raise ValueError when it cannot hold them.
+    """
+    try:
+        return ffi.new(cdecl, values)
+    except (IndexError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{values!r:.80} does not fit: {error}") from error
+
+
+def call(function: Callable[..., _Result], *arguments: object) -> _Result:
+    """
+    Return what a function in C gives for the arguments, or raise ValueError when their numbers do not fit.
+    """
+    try:
+        return function(*arguments)
+    except OverflowError as error:
+        raise ValueError(f"{arguments!r:.80} do not fit: {error}") from error
 
 
 def check(result: int, call: str, privilege: str = "", filename: object = None) -> int:

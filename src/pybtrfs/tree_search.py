@@ -4,8 +4,9 @@ The items of a btrfs tree, as the kernel finds them.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import Struct
+from typing import TypeVar
 
 from pybtrfs import ioctl
 from pybtrfs.items import (
@@ -14,6 +15,9 @@ from pybtrfs.items import (
     LAST_FREE_OBJECTID,
     ORPHAN_ITEM_KEY,
     QGROUP_RELATION_KEY,
+    ROOT_BACKREF_KEY,
+    ROOT_ITEM_KEY,
+    ROOT_TREE_OBJECTID,
     SHARED_BLOCK_REF_KEY,
     TREE_BLOCK_REF_KEY,
     Item,
@@ -21,7 +25,19 @@ from pybtrfs.items import (
 )
 from pybtrfs.path import Target, opened
 
-__all__ = ["MAX", "MAX_KEY", "MIN_KEY", "Item", "Key", "search", "search_changes"]
+__all__ = [
+    "MAX",
+    "MAX_KEY",
+    "MIN_KEY",
+    "Item",
+    "Key",
+    "search",
+    "search_changes",
+    "search_files",
+    "search_subvolumes",
+]
+
+_Kind = TypeVar("_Kind")
 
 MAX = (1 << 64) - 1
 MIN_KEY = Key(0, 0, 0)
@@ -29,6 +45,7 @@ MAX_KEY = Key(MAX, 255, MAX)
 
 _HEADER = Struct("=QQQII")
 _ALL_ITEMS = (1 << 32) - 1
+_BUFFER_SIZE = 1 << 16  # bytes; larger ones are no faster
 _CHANGES_SIZE = 1 << 18  # bytes; the kernel descends anew for each
 _WITHOUT_DATA = (
     ORPHAN_ITEM_KEY,
@@ -47,7 +64,7 @@ def search(
     max_key: Key = MAX_KEY,
     min_transid: int = 0,
     max_transid: int = MAX,
-    buffer_size: int = 65536,
+    buffer_size: int = _BUFFER_SIZE,
 ) -> Iterator[Item]:
     """
     Yield the items of a tree from *min_key* to *max_key*, both included, in the order of their keys.
@@ -105,14 +122,61 @@ def search_changes(target: Target, transid: int, *, tree_id: int = 0) -> Iterato
     Raises:
         FileNotFoundError: There is no such tree.
     """
+    return _search_files(target, tree_id, transid + 1 if transid else 0, transid)
+
+
+def search_files(target: Target, *, tree_id: int = 0, min_transid: int = 0) -> Iterator[Item]:
+    """
+    Yield the inodes and file extents of a subvolume, as `search` with *min_transid* does, and nothing else of it.
+
+    Issues ``BTRFS_IOC_TREE_SEARCH_V2`` (Linux 3.16), which needs ``CAP_SYS_ADMIN``.
+
+    Raises:
+        FileNotFoundError: There is no such tree.
+    """
+    return _search_files(target, tree_id, min_transid, 0)
+
+
+def _search_files(target: Target, tree_id: int, min_transid: int, transid: int) -> Iterator[Item]:
     with opened(target) as fd:
         start: Key | None = Key(FIRST_FREE_OBJECTID, 0, 0)
         while start is not None and start.objectid <= LAST_FREE_OBJECTID:
-            key = _search_key(tree_id, start, Key(LAST_FREE_OBJECTID, 255, MAX), transid + 1 if transid else 0, MAX)
+            key = _search_key(tree_id, start, Key(LAST_FREE_OBJECTID, 255, MAX), min_transid, MAX)
             count, buffer, last = ioctl.tree_search_v2_changed(fd, key, _CHANGES_SIZE, transid)
             if last is None:
                 return
             yield from _items(count, buffer)
+            start = _following(Key(*last))
+
+
+def search_subvolumes(
+    target: Target,
+    kind: Callable[[ioctl.SubvolRecord], _Kind],
+    *,
+    min_id: int = FIRST_FREE_OBJECTID,
+    max_id: int = LAST_FREE_OBJECTID,
+    buffer_size: int = _BUFFER_SIZE,
+) -> Iterator[_Kind]:
+    """
+    Yield the subvolumes from *min_id* to *max_id*, both included, by id. For the top level and for what is deleted and
+    not yet cleaned the place is zeros, and the name empty.
+
+    Times and transactions of what is not yet committed are not seen.
+
+    Issues ``BTRFS_IOC_TREE_SEARCH_V2`` (Linux 3.16) as often as it takes, which needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        kind: What each is to be: `pybtrfs.ioctl.SubvolInfo` or `pybtrfs.subvolume.SubvolumeInfo`.
+    """
+    with opened(target) as fd:
+        start: Key | None = Key(min_id, ROOT_ITEM_KEY, 0)
+        end = Key(max_id, ROOT_BACKREF_KEY, MAX)
+        while start is not None and start <= end:
+            key = _search_key(ROOT_TREE_OBJECTID, start, end, 0, MAX)
+            found, last = ioctl.tree_search_v2_subvolumes(fd, key, buffer_size)
+            if last is None:
+                return
+            yield from map(kind, found)
             start = _following(Key(*last))
 
 
@@ -133,12 +197,21 @@ def _search_key(tree_id: int, start: Key, end: Key, min_transid: int, max_transi
 
 def _items(count: int, buffer: bytes) -> Iterator[Item]:
     make = tuple.__new__  # of a NamedTuple half as expensive as its own
+    size = len(buffer)
     end = 0
     for _ in range(count):
-        transid, objectid, offset, type_, length = _HEADER.unpack_from(buffer, end)
         data = end + _HEADER.size
+        if data > size:
+            raise _cut_short()
+        transid, objectid, offset, type_, length = _HEADER.unpack_from(buffer, end)
         end = data + length
+        if end > size:
+            raise _cut_short()
         yield make(Item, (objectid, type_, offset, transid, buffer[data:end]))
+
+
+def _cut_short() -> OSError:
+    return OSError(errno.EIO, "the kernel found more items than it returned")
 
 
 def _search_v2(fd: int, key: ioctl.SearchKey, buffer_size: int) -> tuple[int, bytes]:

@@ -1,5 +1,5 @@
 """
-A store in another process, through containerd's RPCs.
+A store in another process, through containerd's RPCs and our own.
 """
 
 import asyncio
@@ -15,7 +15,9 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.health.v1.health_grpc import HealthStub
 from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from snapshotter.api import extension_pb2
 from snapshotter.api import snapshots_pb2 as pb
+from snapshotter.api.extension_grpc import ExtensionStub
 from snapshotter.api.snapshots_grpc import SnapshotsStub
 from snapshotter.errors import Error, FailedPreconditionError, InvalidArgumentError, UnavailableError, quoted
 from snapshotter.messages import CODES, info_from, info_to, mounts_from, usage_from
@@ -30,7 +32,7 @@ T = TypeVar("T")
 
 class Client:
     """
-    The methods of `snapshotter.Snapshotter` that containerd has RPCs for, with the same arguments, results and errors.
+    The methods of `snapshotter.Snapshotter` that there are RPCs for, with the same arguments, results and errors.
 
     They may be called from any thread. UnavailableError also means that nobody answers at *address*.
 
@@ -49,11 +51,13 @@ class Client:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="snapshotter-client", daemon=True)
         self._thread.start()
-        self._channel, self._stub, self._health = asyncio.run_coroutine_threadsafe(self._connect(), self._loop).result()
+        self._channel = asyncio.run_coroutine_threadsafe(self._connect(), self._loop).result()
+        self._stub = SnapshotsStub(self._channel)
+        self._extension = ExtensionStub(self._channel)
+        self._health = HealthStub(self._channel)
 
-    async def _connect(self) -> tuple[Channel, SnapshotsStub, HealthStub]:
-        channel = Channel(path=self.address)
-        return channel, SnapshotsStub(channel), HealthStub(channel)
+    async def _connect(self) -> Channel:
+        return Channel(path=self.address)
 
     def close(self) -> None:
         """
@@ -115,6 +119,11 @@ class Client:
         with _checking():
             request = pb.ViewSnapshotRequest(snapshotter=self.snapshotter, key=key, parent=parent, labels=labels or {})
         return mounts_from(self._wait(self._stub.View(request, timeout=self._timeout)).mounts)
+
+    def fork(self, key: str, new_key: str) -> tuple[Mount, ...]:
+        with _checking():
+            request = extension_pb2.ForkRequest(snapshotter=self.snapshotter, key=key, new_key=new_key)
+        return mounts_from(self._wait(self._extension.Fork(request, timeout=self._timeout)).mounts)
 
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         with _checking():

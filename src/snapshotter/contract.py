@@ -34,15 +34,19 @@ from snapshotter.recovery import Recovered, Verdict
 from snapshotter.session import Session, translating
 from snapshotter.snapshot import Info, Kind, Measured, Mount, Usage
 from snapshotter.store import SNAPSHOTS, Store, real_path
-from snapshotter.volumes import EMPTY, FS, LAYER, BtrfsVolumes, Directory, MountMode, Volumes
+from snapshotter.volumes import FS, LAYER, BtrfsVolumes, Directory, MountMode, Place, Volumes
 from snapshotter.worker import Worker
 
 UsageDefinition = Literal["added", "containerd"]
 
+LOCAL = "local"  # the client of library and command
 CLEANUP_SECONDS = 5.0  # for destroying and for the space together
 # What a record may grow by without its labels: usage, generation, state.
 RECORD_RESERVE = 256
 
+_MEND = "`snapshotter doctor --fix` mends what can be known; else remove the snapshot, and what rests on it"
+_REMOVE = "remove the snapshot, and what rests on it"
+_MOVE = "`snapshotter doctor --fix` mends it, or moves it to the quarantine"
 _ADOPT = "make it one with `snapshotter init --adopt`"
 _LAYER_VERSION = -1  # of a measurement that never changes
 
@@ -123,7 +127,7 @@ class Snapshotter:
         root: str | os.PathLike[str],
         *,
         read_only: bool = False,
-        client: str | None = "local",
+        client: str | None = LOCAL,
         usage: UsageDefinition = "added",
         mount_mode: MountMode = "btrfs",
         verify: bool = True,
@@ -170,12 +174,13 @@ class Snapshotter:
             self._store = Store(self.root, self._volumes)
             stack.callback(self._store.close)
             why_read_only = "it was opened read-only" if read_only else ""
-            if self._store.is_copy:
+            self._is_copy = self._store.is_copy
+            if self._is_copy:
                 why_read_only = f"it is a copy of a store: {_ADOPT}"
                 self._problems.append(Problem(self.root, "it is a copy of a store, and can only be read", _ADOPT))
             if not why_read_only:
                 stack.callback(self._store.acquire(socket).release)
-            self.client = client or self._store.header.client or "local"
+            self.client = client or self._store.header.client or LOCAL
             self._making = _Making()
             self._first_id = self._store.header.id_limit
             self._worker = Worker(self._store, self._volumes)
@@ -201,9 +206,7 @@ class Snapshotter:
             FailedPreconditionError: *root* is not on btrfs, or not empty.
             StoreHeldError: Another process is making it.
         """
-        _check_options(
-            options.get("client", "local"), options.get("usage", "added"), options.get("mount_mode", "btrfs")
-        )
+        _check_options(options.get("client", LOCAL), options.get("usage", "added"), options.get("mount_mode", "btrfs"))
         path = real_path(root)
         volumes = options.get("volumes", BtrfsVolumes)
         with translating(f"make a store at {path!r}"):
@@ -254,6 +257,18 @@ class Snapshotter:
         bound.client = client
         return bound
 
+    def bind(self, client: str) -> None:
+        """
+        Make the snapshots those of *client*, whosever they were: for one that got another name. Durable.
+
+        Raises:
+            InvalidArgumentError: *client* is empty.
+        """
+        _check_client(client)
+        with self._session.changing(f"bind store {self.root!r}"), self._making:
+            self._store.change(client=client)
+            self.client = client
+
     def close(self) -> None:
         """
         Release the store, once the calls under way have returned and the destroy in hand is done; the next open does
@@ -273,6 +288,13 @@ class Snapshotter:
         Why this store cannot be changed; empty when it can.
         """
         return self._session.why_read_only
+
+    @property
+    def is_copy(self) -> bool:
+        """
+        Whether this is a copy of a store, such as a snapshot of it, which can only be read.
+        """
+        return self._is_copy
 
     @property
     def failure(self) -> str:
@@ -347,6 +369,19 @@ class Snapshotter:
         """
         return self._reading(key, "mount", self._mounts)
 
+    def subvolume(self, key: str) -> str:
+        """
+        The path of the subvolume with what the snapshot *key* holds: of a view its parent's, or an empty one.
+
+        It is the store's, to look at; a commit moves it, and a removal destroys it.
+
+        Raises:
+            NotFoundError: No snapshot has the key.
+            DataLossError: Its subvolume is gone.
+        """
+        self._session.check()
+        return self._subvolume(self._index.get(key)).path
+
     def _by_definition(self, measured: Measured) -> Usage:
         return measured.added if self._definition == "added" else measured.containerd
 
@@ -371,7 +406,7 @@ class Snapshotter:
         What is wrong with the store: snapshots that cannot be used, and what no record accounts for.
         """
         quarantined = [
-            Problem(snapshot.key, snapshot.quarantine, "remove the snapshot, and what rests on it")
+            Problem(snapshot.key, snapshot.quarantine, _REMOVE if snapshot.quarantine == recovery.LOST else _MEND)
             for snapshot in self._index.snapshots()
             if snapshot.quarantine
         ]
@@ -411,8 +446,7 @@ class Snapshotter:
                 self._volumes.create(directory)
                 self._volumes.barrier(directory.fd)
             else:
-                with self._store.directory(base.id) as source:
-                    self._volumes.snapshot(source, LAYER, directory)
+                self._volumes.snapshot(self._store.subvolume(base.id, LAYER), directory)
 
         return self._create(State.PREPARING, key, parent, labels, fill)
 
@@ -457,8 +491,7 @@ class Snapshotter:
                 born = self._born(source, directory)
 
             def fill(directory: Directory) -> None:
-                with self._store.directory(source.id) as source_directory:
-                    self._volumes.snapshot(source_directory, FS, directory)
+                self._volumes.fork(self._store.subvolume(source.id, FS), directory)
 
             now = time.time_ns()
             draft = replace(
@@ -546,7 +579,7 @@ class Snapshotter:
             data = self._encode(record)
             with self._store.directory(snapshot.id) as directory:
                 try:
-                    records.write(directory.fd, data)
+                    self._store.write(directory, data)
                     self._volumes.barrier(directory.fd)
                 except BaseException:
                     self._restore(directory, snapshot)
@@ -616,9 +649,7 @@ class Snapshotter:
                 if parent_id and parent_id not in by_id:
                     by_id[parent_id] = _lost(parent_id, "its directory is gone")
                 parent = by_id[parent_id] if parent_id else None
-                quarantine = (
-                    "its subvolume is missing, or not what was committed" if item.verdict is Verdict.QUARANTINED else ""
-                )
+                quarantine = item.problem
                 snapshot = Snapshot(item.record, parent, quarantine, settled=item.record == item.written)
                 if quarantine:
                     Event.QUARANTINED.emit(key=snapshot.key, id=snapshot.id, error=quarantine)
@@ -641,7 +672,7 @@ class Snapshotter:
             self._worker.submit(lambda: self._settle(snapshot))
 
     def _report(self, name: str, what: str) -> None:
-        problem = Problem(os.path.join(self.root, SNAPSHOTS, name), what, "move it away, or delete it by hand")
+        problem = Problem(os.path.join(self.root, SNAPSHOTS, name), what, _MOVE)
         Event.UNKNOWN.emit(path=problem.subject, error=what)
         self._problems.append(problem)
 
@@ -727,17 +758,16 @@ class Snapshotter:
         def attempt() -> Record:
             record = replace(draft, id=self._store.take_id())
             data = self._encode(record)
-            try:
-                self._store.make_directory(record.id)
-            except FileExistsError:
-                return attempt()  # somebody else's, and left alone
-            try:
-                with self._store.directory(record.id) as directory:
-                    records.write(directory.fd, data)
+            with contextlib.ExitStack() as stack:
+                try:
+                    directory = stack.enter_context(self._store.make_directory(record.id, data))
+                except FileExistsError:
+                    return attempt()  # somebody else's, and left alone
+                try:
                     fill(directory)
-            except BaseException:
-                self._discard(record.id)
-                raise
+                except BaseException:
+                    self._discard(record.id)
+                    raise
             return record
 
         record = self._with_space(attempt)
@@ -753,7 +783,7 @@ class Snapshotter:
         Undo what was made of a snapshot that nobody was told of.
         """
         with contextlib.suppress(OSError), self._store.directory(snapshot_id) as directory:
-            _write(directory, Record(snapshot_id, State.REMOVED, ""))
+            self._write(directory, Record(snapshot_id, State.REMOVED, ""))
         self._worker.destroy(snapshot_id)
 
     def _with_space(self, attempt: Callable[[], T]) -> T:
@@ -790,12 +820,12 @@ class Snapshotter:
             )
             data = self._encode(committing)
             try:
-                records.write(directory.fd, data)
+                self._store.write(directory, data)
                 self._volumes.freeze(directory)
                 if self._verify:
                     self._verify_written(active)
                 verified = replace(committing, commitment=replace(commitment, verified=True))
-                _write(directory, verified)
+                self._write(directory, verified)
                 self._volumes.barrier(directory.fd)
             except BaseException:
                 # The layer goes first: with it, a verified "committing" would be a commit.
@@ -839,11 +869,11 @@ class Snapshotter:
         Write the record of before a change that failed; recovery copes where this fails too.
         """
         with contextlib.suppress(OSError):
-            _write(directory, snapshot.record)
+            self._write(directory, snapshot.record)
 
     def _mark_removed(self, snapshot: Snapshot, directory: Directory) -> None:
         try:
-            _write(directory, Record(snapshot.id, State.REMOVED, ""))
+            self._write(directory, Record(snapshot.id, State.REMOVED, ""))
             self._volumes.barrier(directory.fd)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -865,10 +895,13 @@ class Snapshotter:
                 record = replace(snapshot.record, usage=usage)
                 if not snapshot.settled or record != snapshot.record:
                     with self._store.directory(snapshot.id) as directory:
-                        _write(directory, record)
+                        self._write(directory, record)
                     self._index.update(snapshot, record, settled=True)
         except (OSError, Error) as error:
             Event.UNSETTLED.emit(key=snapshot.key, id=snapshot.id, error=str(error))
+
+    def _write(self, directory: Directory, record: Record) -> None:
+        self._store.write(directory, records.encode(record))
 
     # -- asking
 
@@ -891,15 +924,17 @@ class Snapshotter:
     def _mounts(self, snapshot: Snapshot) -> tuple[Mount, ...]:
         if snapshot.kind is Kind.COMMITTED:
             raise FailedPreconditionError(f"requested snapshot {quoted(snapshot.key)} not active or view")
+        return (self._volumes.mount(self._subvolume(snapshot), read_only=snapshot.kind is Kind.VIEW),)
+
+    def _subvolume(self, snapshot: Snapshot) -> Place:
         _check_whole(snapshot)
         if snapshot.kind is Kind.ACTIVE:
-            return (self._volumes.mount(os.path.join(self.root, SNAPSHOTS, str(snapshot.id), FS), read_only=False),)
-        if snapshot.parent:
-            _check_whole(snapshot.parent)
-            path = os.path.join(self.root, SNAPSHOTS, str(snapshot.parent.id), LAYER)
-        else:
-            path = os.path.join(self.root, EMPTY)
-        return (self._volumes.mount(path, read_only=True),)
+            return self._store.subvolume(snapshot.id, FS)
+        layer = snapshot.parent if snapshot.kind is Kind.VIEW else snapshot
+        if layer is None:
+            return self._store.empty
+        _check_whole(layer)
+        return self._store.subvolume(layer.id, LAYER)
 
     def _check_free(self, key: str) -> None:
         if key in self._index:
@@ -909,10 +944,6 @@ class Snapshotter:
     def _check_active(snapshot: Snapshot) -> None:
         if snapshot.kind is not Kind.ACTIVE:
             raise FailedPreconditionError(f"snapshot {quoted(snapshot.key)} is not active")
-
-
-def _write(directory: Directory, record: Record) -> None:
-    records.write(directory.fd, records.encode(record))
 
 
 def _lost(snapshot_id: int, why: str) -> Snapshot:

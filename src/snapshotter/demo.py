@@ -59,13 +59,13 @@ def run() -> None:
     if shutil.disk_usage(tempfile.gettempdir()).free < needed:
         raise FailedPreconditionError(f"the demo needs {display.size(needed)} in {tempfile.gettempdir()!r}")
     started = time.perf_counter()
-    with interruption.deferred() as check, contextlib.ExitStack() as stack:
+    with interruption.deferred() as interrupted, contextlib.ExitStack() as stack:
         try:
             root = stack.enter_context(image.temporary(needed + (2 << 30)))
         except OSError as error:
             raise image_store.unmountable(error) from error
         targets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="snapshotter-demo-")))
-        _Demo(root / "store", targets, check).run(sources)
+        _Demo(root / "store", targets, interrupted.check).run(sources)
     print(f"\neverything was verified, and is gone again, after {time.perf_counter() - started:.1f} s")
 
 
@@ -101,7 +101,14 @@ class _Demo:
         with store:
             self._verify("every snapshot is as it was", {info.name: info for info in store.walk()} == infos)
             print()
-            display.tree((lines, info, store.usage(info.name)) for _, lines, info in display.family(store.walk()))
+            sizes = {info.name: store.usage(info.name).size for info in infos.values()}
+            display.table(
+                ("KEY", "KIND", "SIZE"),
+                [
+                    (lines + info.name, str(info.kind), display.size(sizes[info.name]))
+                    for _, lines, info in display.family(infos.values())
+                ],
+            )
 
     # -- the acts
 

@@ -4,17 +4,26 @@ What people read: sizes, tables and trees. Plain text, or rich's where it is ins
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from snapshotter.snapshot import Info, Kind, Usage
+from snapshotter.snapshot import Info, Kind
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-_NUMBERS = {"SIZE", "INODES"}
-_COLOURS = {str(Kind.ACTIVE): "green", str(Kind.COMMITTED): "cyan", str(Kind.VIEW): "yellow"}
+_NUMBERS = {"SIZE", "BEFORE", "TOTAL", "EXCLUSIVE", "SHARED", "RECLAIMABLE", "USED", "FULL"}
+_NUMBERS |= {"COUNT", "INODES", "CHILDREN", "SUBVOLID"}
+_COLOURS = {
+    ("KIND", str(Kind.ACTIVE)): "green",
+    ("KIND", str(Kind.COMMITTED)): "cyan",
+    ("KIND", str(Kind.VIEW)): "yellow",
+    ("STATE", "mounted"): "green",
+    ("STATE", "broken"): "red",
+    ("CHANGE", "added"): "green",
+    ("CHANGE", "deleted"): "red",
+}
 
 
 def size(count: int) -> str:
@@ -34,6 +43,8 @@ def printable(text: str) -> str:
     """
     *text* with what a terminal would obey, or could not show, written as escapes; keys come from anywhere.
     """
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -48,18 +59,14 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         _print_plain(headings, cells)
 
 
-def tree(rows: Iterable[tuple[str, Info, Usage | None]], *, in_bytes: bool = False) -> None:
+def fields(pairs: Iterable[tuple[str, str]]) -> None:
     """
-    Print what `family` arranged, with sizes; None is the usage of one that lost its subvolume.
+    Print names and values, a line each; a name that comes again is left out.
     """
-    amount = str if in_bytes else size
-    table(
-        ("KEY", "KIND", "SIZE", "INODES"),
-        [
-            (lines + info.name, str(info.kind), *((amount(usage.size), str(usage.inodes)) if usage else ("lost", "")))
-            for lines, info, usage in rows
-        ],
-    )
+    last = ""
+    for name, value in pairs:
+        print(f"{'' if name == last else name:10}", printable(value))
+        last = name
 
 
 def _print_plain(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
@@ -80,10 +87,7 @@ def _print_rich(console: "Console", headings: Sequence[str], cells: Sequence[Seq
     for heading in headings:
         grid.add_column(heading, justify="right" if heading in _NUMBERS else "left", overflow="fold")
     for row in cells:
-        texts = (
-            Text(cell, _COLOURS.get(cell, "") if heading == "KIND" else "")
-            for heading, cell in zip(headings, row, strict=True)
-        )
+        texts = (Text(cell, _COLOURS.get((heading, cell), "")) for heading, cell in zip(headings, row, strict=True))
         grid.add_row(*texts)
     console.print(grid)
 
@@ -96,6 +100,17 @@ def _console() -> "Console | None":
     except ImportError:
         return None
     return Console()
+
+
+def totals(rows: Sequence[tuple[int, str, Info]], sizes: Mapping[str, int]) -> dict[str, int]:
+    """
+    The size of each snapshot that `family` arranged, with those of all that rest on it.
+    """
+    found = dict(sizes)
+    for _, _, info in reversed(rows):
+        if info.parent in found:
+            found[info.parent] += found[info.name]
+    return found
 
 
 def family(infos: Iterable[Info]) -> Iterator[tuple[int, str, Info]]:

@@ -9,10 +9,11 @@ import stat
 from collections.abc import Iterator
 
 from pybtrfs import filesystem, syscall
-from snapshotter import mountinfo
+from snapshotter import mountinfo, repair
 from snapshotter.contract import Problem, Snapshotter
 from snapshotter.errors import DataLossError, UnavailableError
 from snapshotter.store import real_path
+from snapshotter.volumes import EMPTY
 
 
 def examine(root: str | os.PathLike[str]) -> list[Problem]:
@@ -28,10 +29,32 @@ def examine(root: str | os.PathLike[str]) -> list[Problem]:
     path = real_path(root)
     try:
         with Snapshotter(path, read_only=True) as store:
-            problems = store.problems()
+            return of_store(store)
     except (DataLossError, UnavailableError) as error:
-        problems = [Problem(path, str(error), "mend what is below it, or restore it from a backup")]
-    return [*problems, *_directory(path), *_filesystem(path), *_devices(path)]
+        cure = "`snapshotter doctor --fix` mends its record; a disk that fails is to be replaced"
+        return [Problem(path, str(error), cure), *_around(path)]
+
+
+def of_store(store: Snapshotter) -> list[Problem]:
+    """
+    The same for an open store.
+    """
+    places = () if store.is_copy else _places(store.root)
+    return [*store.problems(), *places, *_around(store.root)]
+
+
+def _around(root: str) -> Iterator[Problem]:
+    yield from _directory(root)
+    yield from _filesystem(root)
+    yield from _devices(root)
+
+
+def _places(root: str) -> Iterator[Problem]:
+    if not repair.has_empty(root):
+        what = "it is not the empty, read-only subvolume that a view without parent shows"
+        yield Problem(os.path.join(root, EMPTY), what, "`snapshotter doctor --fix` makes it anew")
+    for path in repair.quarantined(root):
+        yield Problem(path, "no record accounts for it", "look at it, then `snapshotter purge` deletes it")
 
 
 def _directory(root: str) -> Iterator[Problem]:

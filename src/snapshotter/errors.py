@@ -76,7 +76,16 @@ class UnavailableError(Error):
 class StoreHeldError(UnavailableError):
     """
     Another process has the store open for writing.
+
+    Attributes:
+        socket: Where it serves the store; empty where it does not.
+        client: Whose snapshots the store has; empty while nobody's.
     """
+
+    def __init__(self, text: str, socket: str = "", client: str = "") -> None:
+        super().__init__(text)
+        self.socket = socket
+        self.client = client
 
 
 class DataLossError(Error):

@@ -37,7 +37,7 @@ def create(root: str, file: str, size: int, *, sparse: bool = False) -> None:
             raise InvalidArgumentError(f"{path!r} cannot stand in a systemd unit: choose another path")
     if size < image.MINIMUM_SIZE:
         raise InvalidArgumentError(f"an image of {size} bytes is too small: the least is {image.MINIMUM_SIZE}")
-    with interruption.deferred() as check, contextlib.ExitStack() as undo:
+    with interruption.deferred() as interrupted, contextlib.ExitStack() as undo:
         try:
             os.mkdir(root, 0o700)
             undo.callback(os.rmdir, root)
@@ -60,7 +60,7 @@ def create(root: str, file: str, size: int, *, sparse: bool = False) -> None:
             raise unmountable(error) from error
         undo.callback(mounted.unmount)
         Snapshotter.create(root).close()
-        check()
+        interrupted.check()
         undo.pop_all()
 
 

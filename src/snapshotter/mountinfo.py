@@ -37,6 +37,22 @@ class MountTable:
         return any(point == path or point.startswith(path + "/") for point in self.points)
 
 
+@dataclass(frozen=True, slots=True)
+class MountPoint:
+    """
+    One mount of a subvolume, or of a directory in it.
+
+    Attributes:
+        path: Where, as the processes of its namespace see it.
+        pid: Of a process that sees it.
+    """
+
+    subvolid: int
+    path: str
+    pid: int
+    read_only: bool
+
+
 def device_of(fd: int) -> bytes | None:
     """
     ``major:minor`` of the filesystem *fd* is on, as mountinfo shows it, or None when its mount cannot be seen.
@@ -67,7 +83,7 @@ def read(device: bytes | None, root: str) -> MountTable:
     the path *root*.
     """
     subvolids: set[int] = set()
-    for data in _tables():
+    for _, data in _tables():
         for line in data.splitlines():
             if b" btrfs " in line and (device is None or line.split(None, 3)[2] == device):
                 subvolids.update(map(int, _SUBVOLID.findall(line.rpartition(b" ")[2])))
@@ -76,9 +92,21 @@ def read(device: bytes | None, root: str) -> MountTable:
         return MountTable(frozenset(subvolids), tuple(point for point in points if point.startswith(root + "/")))
 
 
-def _tables() -> Iterator[bytes]:
+def mount_points(device: bytes | None) -> Iterator[MountPoint]:
     """
-    One mountinfo for each mount namespace.
+    The mounts of the btrfs *device*, of every btrfs when it is None, in every mount namespace.
+    """
+    for pid, data in _tables():
+        for line in data.splitlines():
+            if b" btrfs " in line and (device is None or line.split(None, 3)[2] == device):
+                fields = line.split()
+                for subvolid in _SUBVOLID.findall(fields[-1]):
+                    yield MountPoint(int(subvolid), _unescape(fields[4]), pid, b"ro" in fields[5].split(b","))
+
+
+def _tables() -> Iterator[tuple[int, bytes]]:
+    """
+    One mountinfo for each mount namespace, and the process that it is of.
     """
     seen = set()
     for name in os.listdir("/proc"):
@@ -89,7 +117,7 @@ def _tables() -> Iterator[bytes]:
             if namespace in seen:
                 continue
             with open(f"/proc/{name}/mountinfo", "rb") as file:
-                yield file.read()
+                yield int(name), file.read()
         except OSError as error:
             if error.errno in _OUT_OF:
                 raise  # what cannot be read now may be mounted

@@ -3,12 +3,16 @@ Making the mounts that a snapshotter answers; the snapshotter itself never does.
 """
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 
-from pybtrfs import syscall
+from pybtrfs import filesystem, subvolume, syscall
+from pybtrfs.errors import NotBtrfsError, NotSubvolumeError
+from snapshotter.errors import FailedPreconditionError, NotFoundError
 from snapshotter.snapshot import Mount
+from snapshotter.store import SNAPSHOTS
 
 _FLAGS = {"ro": syscall.MS_RDONLY, "rw": 0, "bind": syscall.MS_BIND, "rbind": syscall.MS_BIND | syscall.MS_REC}
 
@@ -49,3 +53,62 @@ def mounted(mounts: Iterable[Mount], target: str | os.PathLike[str] | None = Non
         for item in mounts:
             stack.callback(syscall.umount2, os.path.join(target, item.target) if item.target else os.fspath(target))
         yield os.fspath(target)
+
+
+def check_target(root: str, target: str) -> None:
+    """
+    Refuse a *target* where a mount would hide something, or the store at *root*; both are real paths.
+
+    Raises:
+        NotFoundError: It does not exist.
+        FailedPreconditionError: It is in the store, something is mounted at it, or it is not an empty directory.
+    """
+    try:
+        if target == root or target.startswith(root + "/"):
+            raise FailedPreconditionError(f"{target!r} is in the store: choose a directory elsewhere")
+        if os.path.ismount(target):
+            raise FailedPreconditionError(f"something is mounted at {target!r} already: choose another directory")
+        if names := os.listdir(target):
+            raise FailedPreconditionError(f"{target!r} is not empty: a mount would hide {min(names)!r}")
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{target!r} does not exist: make it first") from error
+    except NotADirectoryError as error:
+        raise FailedPreconditionError(f"{target!r} is not a directory") from error
+
+
+def unmount(root: str, target: str) -> None:
+    """
+    Detach the snapshot of the store at *root* that is mounted at *target*; both are real paths. Needs CAP_SYS_ADMIN.
+
+    Raises:
+        NotFoundError: *target* does not exist.
+        FailedPreconditionError: Nothing is mounted there, something else is, or it is in use.
+    """
+    try:
+        if not _is_snapshot(root, target):
+            raise FailedPreconditionError(f"at {target!r} there is no snapshot of store {root!r}")
+        syscall.umount2(target)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{target!r} does not exist") from error
+    except OSError as error:
+        match error.errno:
+            case errno.EINVAL:
+                raise FailedPreconditionError(f"nothing is mounted at {target!r}") from error
+            case errno.EBUSY:
+                raise FailedPreconditionError(f"{target!r} is in use: `fuser --mount` says by whom") from error
+        raise
+
+
+def _is_snapshot(root: str, target: str) -> bool:
+    try:
+        info = subvolume.get_info(target)
+        same = filesystem.get_info(target).fsid == filesystem.get_info(root).fsid
+    except (NotBtrfsError, NotSubvolumeError):
+        return False
+    if not same or info.parent_id != subvolume.get_id(root):
+        return False
+    # The directory it is in is one of the store's. Of those only the root has a subvolume next to it, for empty views.
+    if info.dir_id == os.stat(root).st_ino:
+        return True
+    with os.scandir(os.path.join(root, SNAPSHOTS)) as entries:
+        return any(entry.inode() == info.dir_id for entry in entries)

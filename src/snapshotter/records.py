@@ -10,10 +10,10 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from pybtrfs import syscall
 from snapshotter.errors import FailedPreconditionError, quoted
@@ -21,7 +21,7 @@ from snapshotter.snapshot import Kind, Measured, Usage
 
 FORMAT = 1
 XATTR = "user.snapshotter"
-FILE = "record"  # on other filesystems, where an xattr holds less, or is refused
+FILE = "record"
 _NEW_FILE = "record.new"
 
 
@@ -117,11 +117,14 @@ class DamagedError(ValueError):
     """
 
 
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def seal(values: Mapping[str, Any]) -> bytes:
     """
     Encode a JSON object with the format's number and a checksum over the rest.
     """
-    body = json.dumps({"format": FORMAT, **values}, ensure_ascii=False, separators=(",", ":"))[1:].encode()
+    body = _to_json({"format": FORMAT, **values})[1:].encode()
     return b'{"crc":"%08x",' % zlib.crc32(body) + body
 
 
@@ -141,7 +144,7 @@ def unseal(data: bytes) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(data.decode())  # of bytes it would guess the encoding
         newer = values["format"] > FORMAT
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedError(f"it says something else: {error!r}") from error
     if newer:
         raise FailedPreconditionError(
@@ -185,9 +188,22 @@ def _commit_values(commitment: Commitment, labels: Mapping[str, str]) -> list[An
 
 
 def _commitment(values: list[Any], labels: Mapping[str, str]) -> Commitment:
-    name, changed, dropped, time, verified = values
-    kept = {key: value for key, value in labels.items() if key not in dropped}
-    return Commitment(name, kept | changed, time, verified)
+    name, changed, dropped, time, verified = _is(list, values)
+    kept = {key: value for key, value in labels.items() if key not in _is(list, dropped)}
+    return Commitment(_is(str, name), kept | _labels(changed), _is(int, time), _is(bool, verified))
+
+
+def _labels(values: Any) -> dict[str, str]:
+    return {key: _is(str, value) for key, value in _is(dict, values).items()}
+
+
+def _is(kind: Any, value: Any) -> Any:
+    """
+    *value*, which has to be of the kind: JSON has others.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r:.64} is no {kind}")
+    return value
 
 
 def decode(data: bytes, snapshot_id: int) -> Record:
@@ -208,65 +224,139 @@ def decode(data: bytes, snapshot_id: int) -> Record:
 def _record(values: Mapping[str, Any], snapshot_id: int) -> Record:
     if values["id"] != snapshot_id:
         raise ValueError(f"record of snapshot {values['id']} in the directory of {snapshot_id}")
+    labels = _labels(values.get("labels", {}))
     usage = values.get("usage")
     commit = values.get("commit")
     return Record(
         id=snapshot_id,
         state=State(values["state"]),
-        key=values["key"],
-        parent=values.get("parent"),
-        labels=values.get("labels", {}),
-        created=values["created"],
-        updated=values["updated"],
-        born=values.get("born"),
-        errors=values.get("errors", 0),
-        suspect=values.get("suspect", False),
-        usage=usage and Measured(Usage(usage[0], usage[1]), Usage(usage[2], usage[3])),
-        commitment=commit and _commitment(commit, values.get("labels", {})),
+        key=_is(str, values["key"]),
+        parent=_is(int | None, values.get("parent")),
+        labels=labels,
+        created=_is(int, values["created"]),
+        updated=_is(int, values["updated"]),
+        born=_is(int | None, values.get("born")),
+        errors=_is(int, values.get("errors", 0)),
+        suspect=_is(bool, values.get("suspect", False)),
+        usage=None if usage is None else _usage(usage),
+        commitment=None if commit is None else _commitment(commit, labels),
     )
 
 
-def write(fd: int, data: bytes) -> None:
+def _usage(values: Any) -> Measured:
+    size, inodes, containerd_size, containerd_inodes = (_is(int, value) for value in _is(list, values))
+    return Measured(Usage(size, inodes), Usage(containerd_size, containerd_inodes))
+
+
+def mended(data: bytes, read: Callable[[bytes], object]) -> bytes | None:
     """
-    Replace the record of the directory *fd*, atomically; durable only after a barrier.
+    *data* with one bit flipped back, if *read* takes that for what was written: a checksum finds one of them.
     """
-    if _in_xattr(fd):
+    flipped = bytearray(data)
+    for at in range(len(flipped)):
+        for bit in range(8):
+            flipped[at] ^= 1 << bit
+            with contextlib.suppress(DamagedError):
+                read(bytes(flipped))
+                return bytes(flipped)
+            flipped[at] ^= 1 << bit
+    return None
+
+
+class Medium(Protocol):
+    """
+    How a filesystem carries the record of a directory.
+    """
+
+    def make_directory(self, dir_fd: int, name: str, data: bytes) -> int:
+        """
+        Make the directory *name* with its record, or nothing, and return its fd.
+
+        Raises:
+            FileExistsError: There is one.
+        """
+
+    def read(self, fd: int) -> bytes | None:
+        """
+        The record of the directory *fd*, or None when it has none.
+        """
+
+    def write(self, fd: int, data: bytes) -> None:
+        """
+        Replace the record of the directory *fd*, atomically; durable only after a barrier.
+        """
+
+    def delete(self, fd: int) -> None:
+        """
+        Delete what the record of the directory *fd* has in it, so that the directory is empty.
+        """
+
+
+class Xattrs:
+    """
+    `Medium` of btrfs.
+    """
+
+    def make_directory(self, dir_fd: int, name: str, data: bytes) -> int:
+        return syscall.make_directory(dir_fd, name, 0o700, XATTR, data)
+
+    def read(self, fd: int) -> bytes | None:
+        try:
+            return os.getxattr(fd, XATTR)
+        except OSError as error:
+            if error.errno == errno.ENODATA:
+                return None
+            raise
+
+    def write(self, fd: int, data: bytes) -> None:
         os.setxattr(fd, XATTR, data)
-        return
-    new = os.open(_NEW_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=fd)
-    with open(new, "wb") as file:
-        file.write(data)
-    os.rename(_NEW_FILE, FILE, src_dir_fd=fd, dst_dir_fd=fd)
+
+    def delete(self, fd: int) -> None:
+        pass  # it goes with the directory
 
 
-def read(fd: int) -> bytes | None:
+class Files:
     """
-    The record of the directory *fd*, or None when it has none.
+    `Medium` of other filesystems, where an xattr holds less, or is refused.
     """
-    if not _in_xattr(fd):
+
+    def make_directory(self, dir_fd: int, name: str, data: bytes) -> int:
+        os.mkdir(name, 0o700, dir_fd=dir_fd)
+        fd = -1
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
+            self.write(fd, data)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if fd >= 0:
+                    self.delete(fd)
+                    os.close(fd)
+                os.rmdir(name, dir_fd=dir_fd)
+            raise
+        return fd
+
+    def read(self, fd: int) -> bytes | None:
         with (
             contextlib.suppress(FileNotFoundError),
             open(os.open(FILE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd), "rb") as file,
         ):
             return file.read()
         return None
-    try:
-        return os.getxattr(fd, XATTR)
-    except OSError as error:
-        if error.errno == errno.ENODATA:
-            return None
-        raise
 
+    def write(self, fd: int, data: bytes) -> None:
+        new = os.open(_NEW_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        with open(new, "wb") as file:
+            file.write(data)
+        os.rename(_NEW_FILE, FILE, src_dir_fd=fd, dst_dir_fd=fd)
 
-def delete_file(fd: int) -> None:
-    """
-    Delete what the record of the directory *fd* has beside it there, so that the directory is empty.
-    """
-    if not _in_xattr(fd):
+    def delete(self, fd: int) -> None:
         for name in (FILE, _NEW_FILE):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=fd)
 
 
-def _in_xattr(fd: int) -> bool:
-    return syscall.fstatfs_type(fd) == syscall.BTRFS_SUPER_MAGIC
+def medium(fd: int) -> Medium:
+    """
+    The medium of the filesystem that holds *fd*.
+    """
+    return Xattrs() if syscall.fstatfs_type(fd) == syscall.BTRFS_SUPER_MAGIC else Files()

@@ -11,7 +11,9 @@ from snapshotter import records
 from snapshotter.errors import quoted
 from snapshotter.records import Record, State
 from snapshotter.store import Store
-from snapshotter.volumes import Found, Volumes
+from snapshotter.volumes import FS, LAYER, Found, Volumes
+
+LOST = "its subvolume is missing"  # and nothing there tells why
 
 
 class Verdict(Enum):
@@ -35,7 +37,7 @@ class Recovered(NamedTuple):
         id: 0 where *name* is none.
         record: What the record should say; None for what is removed or unknown.
         written: What it says.
-        problem: What is wrong with an unknown one.
+        problem: What is wrong with an unknown or a quarantined one.
     """
 
     name: str
@@ -136,10 +138,10 @@ def _judged(store: Store, volumes: Volumes, held: bool) -> Iterator[Recovered]:
 def _recovered(store: Store, volumes: Volumes, snapshot_id: int, held: bool) -> Recovered:
     name = str(snapshot_id)
     with store.directory(snapshot_id) as directory:
-        data = records.read(directory.fd)
+        data = store.read(directory)
         found = volumes.found(directory)
         # Its owner may have gone on meanwhile.
-        while not held and (now := records.read(directory.fd)) != data:
+        while not held and (now := store.read(directory)) != data:
             data, found = now, volumes.found(directory)
     if data is None:
         return Recovered(name, judge(None, found), snapshot_id, found=found, problem="it has no record")
@@ -156,4 +158,19 @@ def _recovered(store: Store, volumes: Volumes, snapshot_id: int, held: bool) -> 
     elif written.commitment:
         # Of a lost one the commit had happened, too: only then does the worker destroy `fs`.
         record = written.committed()
-    return Recovered(name, verdict, snapshot_id, record, written, found)
+    problem = _loss(written.state, found) if verdict is Verdict.QUARANTINED else ""
+    return Recovered(name, verdict, snapshot_id, record, written, found, problem)
+
+
+def _loss(state: State, found: Found) -> str:
+    """
+    What became of a subvolume that is not there.
+    """
+    if found.writable and state is not State.ACTIVE:
+        return "its layer is writable, and may not be what was committed"
+    for name in found.strangers:
+        if name in (FS, LAYER):
+            return f"its subvolume is missing: {name!r} is something else, such as a symbolic link"
+    if found.strangers:
+        return f"its subvolume is missing: was it renamed to {found.strangers[0]!r}?"
+    return LOST

@@ -16,6 +16,7 @@ from grpclib.const import Status
 from grpclib.health.v1 import health_pb2
 
 from snapshotter import rpc
+from snapshotter.api import extension_pb2
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, InvalidArgumentError, UnavailableError
@@ -51,7 +52,7 @@ _FAILURES = (Status.DATA_LOSS, Status.INTERNAL, Status.RESOURCE_EXHAUSTED, Statu
 
 class Service:
     """
-    Serves a store's snapshots to containerd, and gRPC's health service.
+    Serves a store's snapshots to containerd, what the command asks beside that, and gRPC's health service.
 
     Connections are accepted from `start` on, and calls held until the store is open: containerd gives a connection one
     second, and a store may need longer. What one look at the index tells is answered on the loop, the rest in threads,
@@ -76,6 +77,7 @@ class Service:
 
     def _methods(self) -> dict[str, Method]:
         snapshots = pb.DESCRIPTOR.services_by_name["Snapshots"].full_name
+        extension = extension_pb2.DESCRIPTOR.services_by_name["Extension"].full_name
         health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         self._names = ("", snapshots)
         return {
@@ -86,6 +88,7 @@ class Service:
                 for operation in _OPERATIONS
             },
             f"/{snapshots}/List": Method("List", pb.ListSnapshotsRequest, self._list),
+            f"/{extension}/{_FORK.name}": Method(_FORK.name, _FORK.request, partial(self._answer, _FORK)),
             f"/{health}/Check": Method("Check", health_pb2.HealthCheckRequest, self._check),
         }
 
@@ -224,6 +227,11 @@ def _view(store: Snapshotter, request: pb.ViewSnapshotRequest) -> Message:
     return pb.ViewSnapshotResponse(mounts=mounts_to(mounts))
 
 
+def _fork(store: Snapshotter, request: extension_pb2.ForkRequest) -> Message:
+    mounts = store.bound_to(request.snapshotter).fork(request.key, request.new_key)
+    return extension_pb2.ForkResponse(mounts=mounts_to(mounts))
+
+
 def _mounts(store: Snapshotter, request: pb.MountsRequest) -> Message:
     return pb.MountsResponse(mounts=mounts_to(store.mounts(request.key)))
 
@@ -308,3 +316,5 @@ _OPERATIONS = (
     _Operation("Usage", pb.UsageRequest, "reads", READ_SECONDS, _usage, _known_usage),
     _Operation("Cleanup", pb.CleanupRequest, "cleanups", COLLECTION_SECONDS, _cleanup),
 )
+
+_FORK = _Operation("Fork", extension_pb2.ForkRequest, "changes", CHANGE_SECONDS, _fork)

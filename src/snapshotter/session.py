@@ -21,6 +21,7 @@ _EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOM
 _DEAD = {errno.EIO, errno.EROFS}
 _CURES = {
     errno.ETXTBSY: ": a swap file in it is in use: swapoff first",
+    errno.EXDEV: ": something is mounted in it: unmount that first",
     errno.EBUSY: ": it is mounted: unmount it first",
     errno.EPERM: ": CAP_SYS_ADMIN is missing, or it is being sent or is the default subvolume",
 }
@@ -124,10 +125,12 @@ class Session:
 @contextlib.contextmanager
 def translating(doing: str) -> Iterator[None]:
     """
-    Raise what the contract calls the kernel's refusal of *doing*.
+    Raise what the contract calls the kernel's refusal of *doing*. That somebody closed a pipe is none.
     """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise _translated(doing, error) from error
 

@@ -9,9 +9,11 @@ A store's directory: what it is, who owns it, and the ids it hands out.
       empty/         read-only; what a view without parent shows
       snapshots/
         17/          0700; the record of snapshot 17, and its subvolumes
+      quarantine/    what no record accounts for, moved here by a repair
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -36,9 +38,9 @@ from snapshotter.errors import (
     quoted,
 )
 from snapshotter.events import Event
-from snapshotter.volumes import EMPTY, Directory, Volumes, opened
+from snapshotter.volumes import EMPTY, Directory, Place, Volumes, opened
 
-STORE, LOCK, SNAPSHOTS = "store", "lock", "snapshots"
+STORE, LOCK, SNAPSHOTS, QUARANTINE = "store", "lock", "snapshots", "quarantine"
 ID_BLOCK = 1024
 COMMAND_SIZE = 1000  # more does not tell a holder from others
 # An ioctl in flight keeps the lock of a killed process until it ends, flushing all it has to.
@@ -70,32 +72,42 @@ class Lock:
     The lock of a store, held until it is released or its process ends.
     """
 
-    def __init__(self, root_fd: int, root: str, socket: str = "") -> None:
+    def __init__(self, root_fd: int, root: str, socket: str = "", client: str = "") -> None:
         self._pid = os.getpid()
         self._fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=root_fd)
         try:
-            self._take(root)
-            holder = {"pid": self._pid, "command": " ".join(sys.argv)[:COMMAND_SIZE], "socket": socket}
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, json.dumps(holder).encode(), 0)
+            self._take(root, client)
+            self._sign({"pid": self._pid, "command": " ".join(sys.argv)[:COMMAND_SIZE], "socket": socket})
         except BaseException:
             os.close(self._fd)
             raise
 
-    def _take(self, root: str) -> None:
+    def _take(self, root: str, client: str) -> None:
         deadline = time.monotonic() + DEAD_HOLDER_SECONDS
         while True:
             try:
                 return fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 holder = self._holder()
-                pid = holder.get("pid", 0)
-                if _alive(pid) or time.monotonic() > deadline:
+                pid = holder.get("pid")
+                if pid is None or _alive(pid) or time.monotonic() > deadline:
                     raise StoreHeldError(
-                        f"store {root!r} is held by process {pid} ({holder.get('command', 'unknown')}): "
-                        "stop it, or use what only reads"
+                        f"store {root!r} is held by process {pid or '?'} ({holder.get('command', 'unknown')}): "
+                        "stop it, or use what only reads",
+                        holder.get("socket", ""),
+                        client,
                     ) from error
             time.sleep(0.05)
+
+    def _sign(self, holder: dict[str, Any]) -> None:
+        # No shorter than what was there: whoever reads meanwhile finds one or the other.
+        text = json.dumps(holder).encode().ljust(os.fstat(self._fd).st_size)
+        try:
+            os.pwrite(self._fd, text, 0)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            os.ftruncate(self._fd, 0)  # a full disk is emptied by who has the lock: better one without a name
 
     def _holder(self) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
@@ -145,6 +157,7 @@ class Store:
                 stack.callback(os.close, self._snapshots_fd)
             except FileNotFoundError as error:
                 raise _not_a_store(root) from error
+            self._medium = records.medium(self._fd)
             self.header = self._read()
             self._next_id = self.header.id_limit
             self._descriptors = stack.pop_all()
@@ -163,7 +176,7 @@ class Store:
         """
         fd = _open_directory(root)
         try:
-            if strangers := set(os.listdir(fd)) - {STORE, LOCK, EMPTY, SNAPSHOTS}:
+            if strangers := set(os.listdir(fd)) - {STORE, LOCK, EMPTY, SNAPSHOTS, QUARANTINE}:
                 raise FailedPreconditionError(f"{root!r} is not empty: it holds {min(strangers)!r}")
             _check_unmade(fd, root)
             os.fchmod(fd, 0o700)
@@ -176,11 +189,52 @@ class Store:
                 try:
                     volumes.make_empty(fd)
                     header = Header(uuid=str(uuid.uuid4()), identity=volumes.identity())
-                    records.write(store_fd, records.seal(asdict(header)))
+                    records.medium(fd).write(store_fd, records.seal(asdict(header)))
                     volumes.barrier(store_fd)
                     volumes.barrier(fd)
                 finally:
                     os.close(store_fd)
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def mend(cls, root: str, volumes: Volumes) -> str:
+        """
+        Make the record of the store at *root* readable again, durably, and say how; nothing where it is.
+
+        One with a single flipped bit is what it was; else it is made of what is there, without a client.
+
+        Raises:
+            FailedPreconditionError: It is not a store, or a newer release's.
+            StoreHeldError: Another process has it.
+        """
+        fd = _open_directory(root)
+        try:
+            with contextlib.ExitStack() as stack:
+                try:
+                    store_fd = stack.enter_context(opened(fd, STORE))
+                    snapshots_fd = stack.enter_context(opened(fd, SNAPSHOTS))
+                except FileNotFoundError as error:
+                    raise _not_a_store(root) from error
+                stack.enter_context(Lock(fd, root))
+                medium = records.medium(fd)
+                data = medium.read(store_fd)
+                with contextlib.suppress(records.DamagedError):
+                    if data is not None:
+                        _header(data)
+                        return ""
+                how = "one bit had flipped in it"
+                if data is None or (data := records.mended(data, _header)) is None:
+                    names = os.listdir(snapshots_fd)
+                    if not names:
+                        raise _not_a_store(root)
+                    how = "it is made anew, and the first client that comes has the snapshots"
+                    limit = max((int(name) for name in names if name.isdecimal()), default=0) + 1 + ID_BLOCK
+                    header = Header(str(uuid.uuid4()), volumes.identity(), id_limit=limit)
+                    data = records.seal(asdict(header))
+                medium.write(store_fd, data)
+                volumes.barrier(store_fd)
+                return how
         finally:
             os.close(fd)
 
@@ -202,7 +256,7 @@ class Store:
         Raises:
             StoreHeldError: Another process has it, or this one already.
         """
-        lock = Lock(self._fd, self.root, socket)
+        lock = Lock(self._fd, self.root, socket, self.header.client)
         try:
             mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
             if mode != 0o700:
@@ -227,14 +281,12 @@ class Store:
     # -- the header
 
     def _read(self) -> Header:
-        data = records.read(self._store_fd)
+        data = self._medium.read(self._store_fd)
         if data is None:
             raise _not_a_store(self.root)
         try:
-            values = records.unseal(data)
-            del values["crc"], values["format"]
-            return Header(**values)
-        except (records.DamagedError, TypeError) as error:
+            return _header(data)
+        except records.DamagedError as error:
             raise DataLossError(f"the record of store {self.root!r} is damaged: {error}") from error
 
     def change(self, **values: Any) -> None:
@@ -246,7 +298,7 @@ class Store:
 
     def _change(self, **values: Any) -> None:
         header = replace(self.header, **values)
-        records.write(self._store_fd, records.seal(asdict(header)))
+        self._medium.write(self._store_fd, records.seal(asdict(header)))
         self._volumes.barrier(self._store_fd)
         self.header = header
 
@@ -279,8 +331,28 @@ class Store:
         os.lseek(self._snapshots_fd, 0, os.SEEK_SET)
         return os.listdir(self._snapshots_fd)
 
-    def make_directory(self, snapshot_id: int) -> None:
-        os.mkdir(str(snapshot_id), 0o700, dir_fd=self._snapshots_fd)
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    @property
+    def snapshots_fd(self) -> int:
+        return self._snapshots_fd
+
+    @contextlib.contextmanager
+    def make_directory(self, snapshot_id: int, record: bytes) -> Iterator[Directory]:
+        """
+        The directory of a new snapshot, made with its record, open.
+
+        Raises:
+            FileExistsError: There is one.
+        """
+        name = str(snapshot_id)
+        fd = self._medium.make_directory(self._snapshots_fd, name, record)
+        try:
+            yield Directory(fd, self._path(name))
+        finally:
+            os.close(fd)
 
     @contextlib.contextmanager
     def directory(self, snapshot_id: int) -> Iterator[Directory]:
@@ -293,17 +365,54 @@ class Store:
         name = str(snapshot_id)
         fd = _open_directory(name, self._snapshots_fd)
         try:
-            yield Directory(fd, f"{self.root}/{SNAPSHOTS}/{name}")
+            yield Directory(fd, self._path(name))
         finally:
             os.close(fd)
+
+    def subvolume(self, snapshot_id: int, name: str) -> Place:
+        """
+        Where the subvolume *name* of a snapshot is.
+        """
+        return Place(self._snapshots_fd, f"{snapshot_id}/{name}", self._path(f"{snapshot_id}/{name}"))
+
+    @property
+    def empty(self) -> Place:
+        """
+        Where the subvolume is that a view without parent shows.
+        """
+        return Place(self._fd, EMPTY, f"{self.root}/{EMPTY}")
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{SNAPSHOTS}/{name}"
+
+    def read(self, directory: Directory) -> bytes | None:
+        """
+        The record of a snapshot's directory, or None when it has none.
+        """
+        return self._medium.read(directory.fd)
+
+    def write(self, directory: Directory, record: bytes) -> None:
+        """
+        Replace the record of a snapshot's directory, atomically; durable only after a barrier.
+        """
+        self._medium.write(directory.fd, record)
 
     def remove_directory(self, snapshot_id: int) -> None:
         """
         Remove the directory of a snapshot that holds no subvolume any more; its record goes with it.
         """
         with contextlib.suppress(FileNotFoundError), self.directory(snapshot_id) as directory:
-            records.delete_file(directory.fd)
+            self._medium.delete(directory.fd)
             os.rmdir(str(snapshot_id), dir_fd=self._snapshots_fd)
+
+
+def _header(data: bytes) -> Header:
+    values = records.unseal(data)
+    del values["crc"], values["format"]
+    try:
+        return Header(**values)
+    except TypeError as error:
+        raise records.DamagedError(str(error)) from error
 
 
 def real_path(path: str | os.PathLike[str]) -> str:
@@ -349,7 +458,7 @@ def _open_directory(name: str, dir_fd: int | None = None) -> int:
 
 def _check_unmade(fd: int, root: str) -> None:
     with contextlib.suppress(FileNotFoundError), opened(fd, STORE) as store_fd:
-        if records.read(store_fd) is not None:
+        if records.medium(store_fd).read(store_fd) is not None:
             raise AlreadyExistsError(f"{root!r} is already a store")
     with contextlib.suppress(FileNotFoundError), opened(fd, SNAPSHOTS) as snapshots_fd:
         if os.listdir(snapshots_fd):

@@ -8,13 +8,12 @@ The whole contract without btrfs and without root: for the tests of programs tha
 
 import contextlib
 import os
-import shutil
-import stat
 
+from pybtrfs.testing import copy_tree, remove_tree
 from snapshotter import usage
 from snapshotter.mountinfo import MountTable
 from snapshotter.snapshot import Measured, Mount
-from snapshotter.volumes import EMPTY, FS, LAYER, Directory, Found, MountMode, opened
+from snapshotter.volumes import EMPTY, FS, LAYER, Directory, Found, MountMode, Place, opened
 
 _NEW = ".new"  # behind the name of a copy that is not whole yet
 
@@ -55,8 +54,11 @@ class DirectoryVolumes:
     def create(self, directory: Directory) -> None:
         _make_directory(FS, directory.fd)
 
-    def snapshot(self, source: Directory, name: str, directory: Directory) -> None:
-        _copy(os.path.join(source.path, name), os.path.join(directory.path, FS))
+    def snapshot(self, layer: Place, directory: Directory) -> None:
+        _copy(layer.path, os.path.join(directory.path, FS))
+
+    def fork(self, source: Place, directory: Directory) -> None:
+        _copy(source.path, os.path.join(directory.path, FS))
 
     def freeze(self, directory: Directory) -> None:
         self.destroy(directory, LAYER, MountTable())
@@ -65,7 +67,7 @@ class DirectoryVolumes:
     def destroy(self, directory: Directory, name: str, mounts: MountTable) -> None:
         for leftover in (name, name + _NEW):
             with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(leftover, dir_fd=directory.fd)
+                remove_tree(os.path.join(directory.path, leftover))
 
     def barrier(self, fd: int) -> None:
         pass
@@ -97,8 +99,8 @@ class DirectoryVolumes:
             # A copy has a ctime of its own, and the mtime of the original.
             return usage.walk(fd, parent_fd, changed_by="st_mtime_ns")
 
-    def mount(self, path: str, *, read_only: bool) -> Mount:
-        return Mount("bind", path, options=("rbind", "ro" if read_only else "rw"))
+    def mount(self, place: Place, *, read_only: bool) -> Mount:
+        return Mount("bind", place.path, options=("rbind", "ro" if read_only else "rw"))
 
 
 def _make_directory(name: str, dir_fd: int) -> None:
@@ -110,30 +112,5 @@ def _copy(source: str, target: str) -> None:
     """
     Copy a tree, whole or not at all.
     """
-    _copy_entry(source, target + _NEW, {})
+    copy_tree(source, target + _NEW)
     os.rename(target + _NEW, target)
-
-
-def _copy_entry(source: str, target: str, linked: dict[int, str]) -> None:
-    """
-    Copy one file of any type with its mode, times and xattrs, and its owner as far as we may; hard links stay links.
-    """
-    status = os.lstat(source)
-    if first := linked.get(status.st_ino):
-        os.link(first, target, follow_symlinks=False)
-        return
-    if stat.S_ISDIR(status.st_mode):
-        os.mkdir(target)
-        for name in os.listdir(source):
-            _copy_entry(os.path.join(source, name), os.path.join(target, name), linked)
-    elif stat.S_ISLNK(status.st_mode):
-        os.symlink(os.readlink(source), target)
-    elif stat.S_ISREG(status.st_mode):
-        shutil.copyfile(source, target)
-    else:
-        os.mknod(target, status.st_mode, status.st_rdev)
-    with contextlib.suppress(PermissionError):
-        os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
-    shutil.copystat(source, target, follow_symlinks=False)
-    if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-        linked[status.st_ino] = target

@@ -41,9 +41,9 @@ def _search(fd: int, born: int, parent_fd: int | None) -> Measured:
             if not inode.nlink:
                 continue
             before = _inode(parent_fd, item.objectid) if parent_fd is not None and inode.generation <= born else None
-            if before is None or _differs(inode, before, inode.ctime, before.ctime):
+            if before is None or differs(inode, before, inode.ctime, before.ctime):
                 changed += 1
-            if before is None or _differs(inode, before, inode.mtime, before.mtime):
+            if before is None or differs(inode, before, inode.mtime, before.mtime):
                 altered += 1
                 apparent += _rounded(inode.nbytes)
         else:
@@ -63,7 +63,7 @@ def _inode(fd: int, number: int) -> InodeItem | None:
     return None
 
 
-def _differs(now: InodeItem, before: InodeItem, time_now: int, time_before: int) -> bool:
+def differs(now: InodeItem, before: InodeItem, time_now: int, time_before: int) -> bool:
     """
     Whether an inode is another one than in the parent, not merely read or, a directory, renamed in.
     """

@@ -44,17 +44,29 @@ class Directory:
     path: str
 
 
+class Place(NamedTuple):
+    """
+    Where a subvolume of a store is: *name*, relative to the open directory *dir_fd*, and its whole *path*.
+    """
+
+    dir_fd: int
+    name: str
+    path: str
+
+
 class Found(NamedTuple):
     """
     What stands in a snapshot's directory.
 
-    *layer* means a whole, read-only one; *strangers* are the names of what is no subvolume of a snapshot.
+    *layer* means a whole, read-only one, *writable* another one; *strangers* are the names of all else, where it
+    matters: where there is no subvolume of a snapshot.
     """
 
     fs: bool
     layer: bool
     anything: bool
     strangers: tuple[str, ...] = ()
+    writable: bool = False
 
 
 class Volumes(Protocol):
@@ -97,9 +109,14 @@ class Volumes(Protocol):
         Make an empty `FS`, mode 0755; durable after `barrier`.
         """
 
-    def snapshot(self, source: Directory, name: str, directory: Directory) -> None:
+    def snapshot(self, layer: Place, directory: Directory) -> None:
         """
-        Make `FS` a writable copy of the source's *name*; durable.
+        Make `FS` a writable copy of *layer*; durable.
+        """
+
+    def fork(self, source: Place, directory: Directory) -> None:
+        """
+        Make `FS` a writable copy of the active *source*, with all data written so far; durable.
         """
 
     def freeze(self, directory: Directory) -> None:
@@ -155,9 +172,9 @@ class Volumes(Protocol):
         What *name* added since *born* to its parent's `LAYER`.
         """
 
-    def mount(self, path: str, *, read_only: bool) -> Mount:
+    def mount(self, place: Place, *, read_only: bool) -> Mount:
         """
-        How to mount the subvolume at *path*.
+        How to mount the subvolume at *place*.
         """
 
 
@@ -211,7 +228,7 @@ class BtrfsVolumes:
             raise _not_btrfs(path) from error
 
     def make_empty(self, root_fd: int) -> None:
-        if not _is_subvolume(root_fd, EMPTY):
+        if not is_subvolume(root_fd, EMPTY):
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir(EMPTY, dir_fd=root_fd)  # the place holder that a snapshot of a store has
             subvolume.create((root_fd, EMPTY))
@@ -229,22 +246,23 @@ class BtrfsVolumes:
 
     def found(self, directory: Directory) -> Found:
         os.lseek(directory.fd, 0, os.SEEK_SET)  # a descriptor from before the entries lists a stale directory
-        fs, copy = (_is_subvolume(directory.fd, name) for name in (FS, LAYER))
+        fs, copy = (is_subvolume(directory.fd, name) for name in (FS, LAYER))
         layer = copy and _is_read_only(directory.fd, LAYER)
         strangers = () if fs or copy else tuple(sorted(os.listdir(directory.fd)))
-        return Found(fs, layer, fs or copy or bool(strangers), strangers)
+        return Found(fs, layer, fs or copy or bool(strangers), strangers, copy and not layer)
 
     def create(self, directory: Directory) -> None:
         subvolume.create((directory.fd, FS))
         # The kernel applies the umask of whoever runs us.
         os.chmod(FS, 0o755, dir_fd=directory.fd)
 
-    def snapshot(self, source: Directory, name: str, directory: Directory) -> None:
-        with opened(source.fd, name) as fd:
-            if name == LAYER:
-                subvolume.snapshot(fd, (directory.fd, FS))  # nothing is nested in it
-            else:
-                self._copy(fd, directory, FS)
+    def snapshot(self, layer: Place, directory: Directory) -> None:
+        with opened(layer.dir_fd, layer.name) as fd:
+            subvolume.snapshot(fd, (directory.fd, FS))  # nothing is nested in it
+
+    def fork(self, source: Place, directory: Directory) -> None:
+        with opened(source.dir_fd, source.name) as fd:
+            self._copy(fd, directory, FS)
 
     def freeze(self, directory: Directory) -> None:
         with opened(directory.fd, FS) as fd:
@@ -355,10 +373,12 @@ class BtrfsVolumes:
             parent_fd = stack.enter_context(opened(parent.fd, LAYER)) if parent else None
             return usage.measure(fd, born, parent_fd)
 
-    def mount(self, path: str, *, read_only: bool) -> Mount:
+    def mount(self, place: Place, *, read_only: bool) -> Mount:
         if self._mode == "bind":
-            return Mount("bind", path, options=("rbind", "ro" if read_only else "rw"))
-        subvolid = subvolume.get_id(path)
+            return Mount("bind", place.path, options=("rbind", "ro" if read_only else "rw"))
+        subvolid, inode = syscall.name_to_handle_at(place.dir_fd, place.name)
+        if inode != ioctl.FIRST_FREE_OBJECTID:
+            raise not_subvolume(place.path)
         device = self._look_at_devices(RECENT_SECONDS).path
         return Mount("btrfs", device, options=(f"subvolid={subvolid}", *(("ro",) if read_only else ())))
 
@@ -412,7 +432,10 @@ def _flatten(fd: int, copy_fd: int, paths: list[str]) -> None:
             os.utime(above_fd, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def _is_subvolume(dir_fd: int, name: str) -> bool:
+def is_subvolume(dir_fd: int, name: str) -> bool:
+    """
+    Whether *name* in the directory *dir_fd* is one, and no symlink to one.
+    """
     try:
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:

@@ -90,11 +90,11 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture
-def filesystem(image_mount: Callable[..., Path]) -> Iterator[Path]:
+def filesystem(btrfs_mount: Callable[..., Path]) -> Iterator[Path]:
     """
     A btrfs that can be unmounted at the end without force.
     """
-    mount = image_mount(4 << 30)
+    mount = btrfs_mount(4 << 30)
     yield mount
     syscall.umount2(mount)
 

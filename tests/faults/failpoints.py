@@ -17,13 +17,13 @@ from unittest import mock
 from pybtrfs import ioctl, syscall
 
 CALLS: list[tuple[Any, str]] = [
-    *((ioctl, "_ioctl"), (syscall, "syncfs")),
+    *((ioctl, "_ioctl"), (syscall, "make_directory"), (syscall, "syncfs")),
     *((os, name) for name in ("chmod", "fchmod", "fsync", "mkdir", "rename", "rmdir", "setxattr", "unlink")),
 ]
 # What needs space, and goes on failing on a full disk; reading and destroying do not.
 FILLING = {
     *("BTRFS_IOC_SUBVOL_CREATE_V2", "BTRFS_IOC_SNAP_CREATE_V2", "BTRFS_IOC_SUBVOL_SETFLAGS", "syncfs"),
-    *("chmod", "fchmod", "fsync", "mkdir", "rename", "setxattr"),
+    *("chmod", "fchmod", "fsync", "make_directory", "mkdir", "rename", "setxattr"),
 }
 
 
@@ -60,7 +60,12 @@ class Points:
             what = str(args[1]) if name == "_ioctl" else name
             self.reached(f"before {what}")
             result = call(*args, **kwargs)
-            self.reached(f"after {what}")
+            try:
+                self.reached(f"after {what}")
+            except OSError:
+                if name == "make_directory":
+                    os.close(result)
+                raise
             return result
 
         return wrapped

@@ -120,7 +120,7 @@ def _states(root: str) -> Iterator[RecordState]:
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(os.path.join(snapshots, name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                if data := records.read(fd):
+                if data := records.medium(fd).read(fd):
                     yield records.decode(data, int(name)).state
             finally:
                 os.close(fd)

@@ -57,13 +57,13 @@ def attempt(mount: str, operation: Operation, points: Points, marks: list[str]) 
 
 @pytest.mark.parametrize("number", ["ENOSPC", "EIO", "EINTR"])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_error(image_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str, number: str) -> None:
+def test_error(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str, number: str) -> None:
     """
     The operation succeeds all the same, or raises one of the contract's errors and has changed nothing; and it can be
     tried again.
     """
     monkeypatch.setattr(worker, "TASK_SECONDS", 0.0)
-    mount = str(image_mount(directory="/dev/shm"))
+    mount = str(btrfs_mount(directory="/dev/shm"))
     wrong: list[str] = []
     tried = 0
     for sticky in (False,) if number == "EINTR" else (False, True):

@@ -59,22 +59,22 @@ def sweep(mount: str, operation: Operation, volumes: type[Volumes]) -> tuple[int
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_kill(image_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_kill(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """
     An acknowledged operation survives, one that was not has happened whole or not at all, and can be tried again.
     """
     monkeypatch.setattr(worker, "TASK_SECONDS", 0.0)
-    points, wrong = sweep(str(image_mount(directory="/dev/shm")), OPERATIONS[name], BtrfsVolumes)
+    points, wrong = sweep(str(btrfs_mount(directory="/dev/shm")), OPERATIONS[name], BtrfsVolumes)
     print(f"{points} points")
     assert points >= 8
     assert not wrong
 
 
-def test_kill_during_recovery(image_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_during_recovery(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """
     What a killed process left behind is finished or undone, also by the opening after one that was killed itself.
     """
-    mount = str(image_mount(directory="/dev/shm"))
+    mount = str(btrfs_mount(directory="/dev/shm"))
     root = os.path.join(mount, STORE)
     names = ["prepare", "remove view", "remove layer", "commit"]
 
@@ -119,10 +119,10 @@ def test_kill_during_recovery(image_mount: Callable[..., Path], monkeypatch: pyt
     assert not wrong
 
 
-def test_a_commit_in_two_steps_is_found(image_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_in_two_steps_is_found(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """
     The same test reports a commit that is not one step.
     """
     monkeypatch.setattr(worker, "TASK_SECONDS", 0.0)
-    _, wrong = sweep(str(image_mount(directory="/dev/shm")), OPERATIONS["commit"], FlagInsteadOfCopy)
+    _, wrong = sweep(str(btrfs_mount(directory="/dev/shm")), OPERATIONS["commit"], FlagInsteadOfCopy)
     assert any("subvolume" in problem for problem in wrong)

@@ -467,7 +467,7 @@ def _wrong_on_disk(mount: str, there: Mapping[str, Info], expected: Mapping[str,
     seen = set()
     for name in os.listdir(snapshots):
         with _opened(os.path.join(snapshots, name), os.O_RDONLY | os.O_DIRECTORY) as fd:
-            data = records.read(fd)
+            data = records.medium(fd).read(fd)
         if data is None:
             wrong.append(f"directory {name} has no record")
             continue

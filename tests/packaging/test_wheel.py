@@ -96,15 +96,19 @@ def test_wheel_is_manylinux(wheel: Path, tmp_path: Path) -> None:
 
 def test_wheel_contents(wheel: Path) -> None:
     """
-    The wheel carries the types of both packages, the compiled module's stub and its header.
+    The wheel carries the types of both packages, the compiled module's stub and its header, and for both commands man
+    pages and completions, at places where man and the shells look.
     """
-    names = set(zipfile.ZipFile(wheel).namelist())
+    names = {name.split(".data/data/")[-1] for name in zipfile.ZipFile(wheel).namelist()}
+    assert names >= {str(path.relative_to(ROOT)) for path in ROOT.glob("share/**/*") if path.is_file()}
     assert names >= {
         "pybtrfs/py.typed",
         "pybtrfs/_btrfs.abi3.so",
         "pybtrfs/_btrfs.pyi",
         "pybtrfs/btrfs_uapi.h",
         "snapshotter/py.typed",
+        "snapshotter/report.css",
+        "snapshotter/schema.json",
         "snapshotter/units/btrfs-snapshotter.service",
         "snapshotter/units/btrfs-snapshotter.socket",
     }
@@ -116,7 +120,7 @@ def test_sdist_contents(sdist: Path) -> None:
     """
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert names >= {"build_ffi.py", "setup.py", "src/pybtrfs/btrfs_uapi.h", "LICENSE"}
+    assert names >= {"build_ffi.py", "setup.py", "src/pybtrfs/btrfs_uapi.h", "share/man/man1/snapshotter.1", "LICENSE"}
 
 
 @pytest.mark.parametrize("python", [pytest.param(path, id=version) for version, path in interpreters().items()])

@@ -22,11 +22,11 @@ pytestmark = pytest.mark.btrfs
 
 
 @pytest.fixture
-def top(image_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+def top(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """
     The working directory: a filesystem with subvolumes of every kind.
     """
-    top = image_mount()
+    top = btrfs_mount()
     make(top, "a", "a/b", "a/b/c", "d/e")
     subvolume.snapshot(top / "a", top / "d/snap")
     subvolume.snapshot(top / "a/b", top / "readonly", read_only=True)

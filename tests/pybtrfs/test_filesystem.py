@@ -18,11 +18,11 @@ FORMS: list[Callable[[Path], Any]] = [str, os.fsencode, Path, subvolume.Subvolum
 
 @pytest.mark.btrfs
 @pytest.mark.parametrize("form", FORMS)
-def test_get_info(image_mount: Callable[..., Path], form: Callable[[Path], Any]) -> None:
+def test_get_info(btrfs_mount: Callable[..., Path], form: Callable[[Path], Any]) -> None:
     """
     A filesystem is described, the same through any of its files in any form.
     """
-    top = image_mount()
+    top = btrfs_mount()
     target = form(top)
     info = filesystem.get_info(target)
     if isinstance(target, subvolume.Subvolume):
@@ -47,11 +47,11 @@ def test_generation(btrfs: Path) -> None:
 
 
 @pytest.mark.btrfs
-def test_get_space(image_mount: Callable[..., Path]) -> None:
+def test_get_space(btrfs_mount: Callable[..., Path]) -> None:
     """
     Spaces are told apart by type and profile, and what is written counts as used.
     """
-    top = image_mount()
+    top = btrfs_mount()
     spaces = {space.type: space for space in filesystem.get_space(top)}
     assert spaces.keys() == {"data", "metadata", "system", "global reserve"}
     assert {space.profile for space in spaces.values()} <= {"single", "dup"}
@@ -82,11 +82,11 @@ def test_names_of_space(flags: int, type_: str, profile: str) -> None:
 
 
 @pytest.mark.btrfs
-def test_devices(image_mount: Callable[..., Path]) -> None:
+def test_devices(btrfs_mount: Callable[..., Path]) -> None:
     """
     The one device of an image is listed, and no other devid is one.
     """
-    top = image_mount(256 << 20)
+    top = btrfs_mount(256 << 20)
     (device,) = filesystem.iterate_devices(top)
     assert device == filesystem.get_device_info(top, 1)
     assert device.path.startswith("/dev/loop")
@@ -111,11 +111,11 @@ def test_removed_devices_are_left_out(btrfs: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.btrfs
-def test_device_stats(image_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
+def test_device_stats(btrfs_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
     """
     The counters of a good device are zero; anybody may read them, and root reset them.
     """
-    top = image_mount()
+    top = btrfs_mount()
     assert filesystem.get_device_stats(top) == (0, 0, 0, 0, 0)
     assert unprivileged(filesystem.get_device_stats, top, 1) == (0, 0, 0, 0, 0)
     with pytest.raises(PermissionError) as caught:
@@ -125,11 +125,11 @@ def test_device_stats(image_mount: Callable[..., Path], unprivileged: Callable[.
 
 
 @pytest.mark.btrfs
-def test_corruption_is_counted(image_mount: Callable[..., Path]) -> None:
+def test_corruption_is_counted(btrfs_mount: Callable[..., Path]) -> None:
     """
     A block that does not match its checksum is an error to the reader, and counted until the counters are reset.
     """
-    top = image_mount()
+    top = btrfs_mount()
     content = os.urandom(4096)
     (top / "file").write_bytes(content)
     filesystem.sync(top)
@@ -169,11 +169,11 @@ def test_syncs(btrfs: Path, unprivileged: Callable[..., Any]) -> None:
 
 
 @pytest.mark.btrfs
-def test_resize(image_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
+def test_resize(btrfs_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
     """
     Root shrinks and grows a filesystem, to a size or to the whole device.
     """
-    top = image_mount(512 << 20)
+    top = btrfs_mount(512 << 20)
     with pytest.raises(PermissionError) as caught:
         unprivileged(filesystem.resize, top, "max")
     assert caught.value.__notes__[-1] == "needs CAP_SYS_ADMIN"

@@ -196,11 +196,11 @@ class TestMount:
         file.close()
         mounted.unmount()
 
-    def test_three(self, image_mount: Callable[..., Path]) -> None:
+    def test_three(self, btrfs_mount: Callable[..., Path]) -> None:
         """
         Three images are mounted at once, and have no uuid in common.
         """
-        found = [uuid for _ in range(3) for uuid in identity(image_mount())]
+        found = [uuid for _ in range(3) for uuid in identity(btrfs_mount())]
         assert len(set(found)) == 9
 
     def test_uuid_tree(self, path: Path) -> None:

@@ -38,11 +38,11 @@ def test_wrong_qgroupid(level: int, number: int) -> None:
 
 
 @pytest.fixture
-def top(image_mount: Callable[..., Path]) -> Iterator[Path]:
+def top(btrfs_mount: Callable[..., Path]) -> Iterator[Path]:
     """
     A filesystem of its own, with simple quotas and a qgroup 1/7.
     """
-    path = image_mount()
+    path = btrfs_mount()
     fd = os.open(path, os.O_RDONLY)
     try:
         with needing("simple quotas", refusal=errno.EINVAL):

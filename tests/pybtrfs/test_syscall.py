@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import filesystem, items, subvolume, syscall
+from pybtrfs import filesystem, ioctl, items, subvolume, syscall
 from pybtrfs.items import Key
 from pybtrfs.tree_search import search
 
@@ -121,6 +121,55 @@ def test_syncfs(btrfs: Path) -> None:
         syscall.syncfs(fd)
     finally:
         os.close(fd)
+
+
+@pytest.mark.btrfs
+def test_make_directory(btrfs: Path) -> None:
+    """
+    A directory has its attribute from the start, or is not made.
+    """
+    dirfd = os.open(btrfs, os.O_RDONLY)
+    try:
+        fd = syscall.make_directory(dirfd, "new", 0o750, "user.a", b"\0value")
+        try:
+            assert os.path.samestat(os.fstat(fd), (btrfs / "new").stat())
+            assert os.getxattr(fd, "user.a") == b"\0value"
+            assert not os.get_inheritable(fd)
+        finally:
+            os.close(fd)
+        with pytest.raises(FileExistsError) as caught:
+            syscall.make_directory(dirfd, "new", 0o750, "user.b", b"")
+        assert caught.value.filename == "new"
+        with pytest.raises(OSError) as refused:
+            syscall.make_directory(dirfd, "other", 0o750, "no.such.class", b"")
+        assert refused.value.errno == errno.EOPNOTSUPP
+        with pytest.raises(ValueError, match="null byte"):
+            syscall.make_directory(dirfd, "a\0b", 0o750, "user.a", b"")
+        assert os.listdir(btrfs) == ["new"]
+        assert os.listxattr(btrfs / "new") == ["user.a"]
+    finally:
+        os.close(dirfd)
+
+
+@pytest.mark.btrfs
+def test_name_to_handle_at(btrfs: Path, tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    A file is found by subvolume and inode number, a symlink itself, by anybody; elsewhere than on btrfs nothing is.
+    """
+    subvolume.create(btrfs / "new")
+    (btrfs / "new/link").symlink_to("nowhere")
+    with subvolume.Subvolume(btrfs / "new") as new:
+        subvolid = subvolume.get_id(new)
+        link = os.lstat(btrfs / "new/link").st_ino
+        assert syscall.name_to_handle_at(new.fileno(), ".") == (subvolid, ioctl.FIRST_FREE_OBJECTID)
+        assert unprivileged(syscall.name_to_handle_at, new.fileno(), "link") == (subvolid, link)
+        with pytest.raises(FileNotFoundError) as caught:
+            syscall.name_to_handle_at(new.fileno(), "nothing")
+        assert caught.value.filename == "nothing"
+    for elsewhere in ("/proc", "/dev/shm", tmp_path):
+        with pytest.raises(OSError) as refused:
+            syscall.name_to_handle_at(-1, elsewhere)
+        assert refused.value.errno == errno.EOPNOTSUPP
 
 
 @pytest.mark.btrfs

@@ -4,16 +4,20 @@ Tree searches on real btrfs.
 
 import errno
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pybtrfs import filesystem, ioctl, items, subvolume, tree_search
+from pybtrfs._btrfs import ffi
 from pybtrfs.errors import NotBtrfsError
 from pybtrfs.items import DirItem, FileExtent, InlineExtent, InodeItem, InodeRef, Item, Key
-from pybtrfs.tree_search import MAX, MAX_KEY, MIN_KEY, search, search_changes
+from pybtrfs.tree_search import MAX, MAX_KEY, MIN_KEY, search, search_changes, search_files, search_subvolumes
 
 pytestmark = pytest.mark.btrfs
 
@@ -215,6 +219,10 @@ def test_changes(files: Path, monkeypatch: pytest.MonkeyPatch, buffer_size: int)
     }
     assert list(search_changes(files, 0)) == changes(0)
     assert list(search_changes(files.parent, 0, tree_id=subvolume.get_id(files))) == changes(0)
+    of_files = {items.INODE_ITEM_KEY, items.EXTENT_DATA_KEY}
+    written = [item for item in search(files, min_transid=transid + 1) if item.type in of_files]
+    assert list(search_files(files.parent, tree_id=subvolume.get_id(files), min_transid=transid + 1)) == written
+    assert len(since) < len(written)
 
 
 def test_changes_need_privilege(files: Path, tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
@@ -286,3 +294,117 @@ def test_pages_go_on_behind_the_last_key(files: Path, monkeypatch: pytest.Monkey
     number = (last.objectid << 72) + (last.type << 64) + last.offset + 1
     following = [] if last == MAX_KEY else [(number >> 72, number >> 64 & 255, number & MAX)]
     assert starts == [MIN_KEY, *following]
+
+
+@pytest.mark.parametrize("size", [31, 32 + 9])
+def test_less_than_the_kernel_says(files: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """
+    An answer that ends within an item's header or data is an I/O error, and no item.
+    """
+    header = struct.pack("=QQQII", 1, 256, 0, items.INODE_ITEM_KEY, 10)
+    monkeypatch.setattr(ioctl, "tree_search_v2", lambda *_: (1, (header + bytes(10))[:size]))
+    with pytest.raises(OSError) as caught:
+        next(search(files))
+    assert caught.value.errno == errno.EIO
+    assert caught.value.filename == files
+
+
+# Subvolumes
+
+
+@pytest.mark.parametrize("buffer_size", [2048, 65536])
+def test_subvolumes(btrfs: Path, buffer_size: int) -> None:
+    """
+    Each subvolume is found once, in buffers of any size, as the kernel says of it itself; a deleted one is nowhere.
+    """
+    names = [f"{number}" * (number % 9 + 1) for number in range(20)]
+    fds = []
+    for name in names:
+        subvolume.create(btrfs / name)
+        fds.append(os.open(btrfs / name, os.O_RDONLY))
+    subvolume.set_read_only(btrfs / names[3])
+    ioctl.set_received_subvol(fds[4], bytes(range(16)), 7, 1_500_000_000_000_000_001)
+    filesystem.sync(btrfs)
+    infos = [ioctl.get_subvol_info(fd) for fd in fds]
+    for name in names[-2:]:
+        subvolume.delete(btrfs / name)  # open, and so not cleaned
+    found = list(search_subvolumes(btrfs, ioctl.SubvolInfo, min_id=infos[0].treeid, buffer_size=buffer_size))
+    assert found[:-2] == infos[:-2]
+    assert repr(found[4]) == repr(infos[4])
+    for gone, info in zip(found[-2:], infos[-2:], strict=True):
+        assert (gone.treeid, gone.parent_id, gone.dirid, gone.name) == (info.treeid, 0, 0, b"")
+        assert gone.uuid == info.uuid
+    for fd in fds:
+        os.close(fd)
+
+
+ROOTS = st.lists(
+    st.tuples(
+        st.one_of(st.just(239), st.just(439), st.integers(0, 500)).flatmap(lambda n: st.binary(min_size=n, max_size=n)),
+        st.booleans(),
+        st.none() | st.tuples(st.integers(0, MAX), st.integers(0, MAX), st.binary(min_size=1, max_size=255)),
+    ),
+    max_size=6,
+)
+
+
+def filled(buffer: bytes, count: int) -> Callable[..., int]:
+    """
+    A kernel that finds *count* items, and puts *buffer* where they belong.
+    """
+
+    def answer(fd: int, name: str, arguments: Any) -> int:
+        arguments.key.nr_items = count
+        ffi.memmove(arguments.buf, buffer, len(buffer))
+        return 0
+
+    return answer
+
+
+@given(ROOTS)
+def test_what_is_read_of_subvolumes(roots: list[tuple[bytes, bool, tuple[int, int, bytes] | None]]) -> None:
+    """
+    What C reads of roots and their places is what the decoders of items say, of new, old and broken ones.
+    """
+    buffer, count, expected = b"", 0, []
+    for number, (root, is_new, place) in enumerate(roots, 256):
+        if is_new and len(root) >= 247:
+            root = root[:239] + root[160:168] + root[247:]  # the same generation twice
+        buffer += struct.pack("=QQQII", 1, number, 0, items.ROOT_ITEM_KEY, len(root)) + root
+        parent, dirid, name = place or (0, 0, b"")
+        if place is not None:
+            ref = struct.pack("<QQH", dirid, 0, len(name)) + name
+            buffer += struct.pack("=QQQII", 1, number, parent, items.ROOT_BACKREF_KEY, len(ref)) + ref
+        count += 1 + (place is not None)
+        decoded = items.root_item(root.ljust(239, b"\0") if len(root) < 239 else root)
+        expected.append((number, name, parent, dirid, decoded))
+    if count > 1 and roots[-1][2] is None:
+        del expected[-1]  # its place may be in the next buffer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ioctl, "_ioctl", filled(buffer, count))
+        found, last = ioctl.tree_search_v2_subvolumes(-1, ioctl.SearchKey(*range(10)), 8192)
+    for info, (number, name, parent, dirid, root) in zip(map(ioctl.SubvolInfo, found), expected, strict=True):
+        assert (info.treeid, info.name, info.parent_id, info.dirid) == (number, name, parent, dirid)
+        assert (info.generation, info.flags, info.uuid) == (root.generation, root.flags, root.uuid)
+        assert (info.parent_uuid, info.received_uuid) == (root.parent_uuid, root.received_uuid)
+        assert [getattr(info, f"{letter}transid") for letter in "cosr"] == list(root[12:16])
+        assert [getattr(info, f"{letter}time") % (1 << 64) for letter in "cosr"] == [t % (1 << 64) for t in root[16:]]
+    assert last == (None if not count else (expected[-1][0], *last[1:]))
+
+
+@pytest.mark.parametrize(
+    ("length", "cut", "count"), [(439, 1, 2), (439, 32 + 439, 2), (1 << 31, 0, 2), (0, 0, 1 << 31)]
+)
+def test_subvolumes_that_are_not_in_the_buffer(
+    monkeypatch: pytest.MonkeyPatch, length: int, cut: int, count: int
+) -> None:
+    """
+    Fewer items than the kernel says it found, or larger ones than the buffer, are EIO.
+    """
+    buffer = 2 * (struct.pack("=QQQII", 1, 256, 0, items.ROOT_ITEM_KEY, length) + bytes(min(length, 439)))
+    size = len(buffer) - cut
+    monkeypatch.setattr(ioctl, "_ioctl", filled(buffer[:size], count))
+    with pytest.raises(OSError) as caught:
+        ioctl.tree_search_v2_subvolumes(-1, ioctl.SearchKey(*range(10)), size)
+    assert caught.value.errno == errno.EIO

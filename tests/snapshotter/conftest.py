@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from snapshotter import Mount, Snapshotter
+from snapshotter import Mount, Snapshotter, cli
 from snapshotter.client import Client
 from snapshotter.mounting import mounted
 from snapshotter.testing import DirectoryVolumes
 from snapshotter.volumes import BtrfsVolumes
 
+from . import schema
+from .commands import Ran, Run
 from .serving import serving
 
 
@@ -92,6 +94,25 @@ def content(backend: str) -> Callable[[tuple[Mount, ...]], AbstractContextManage
             yield Path(mount.source)
 
     return open_
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """
+    Runs the command, of which a failure is one line, and JSON as the schema has it.
+    """
+
+    def run(*argv: str) -> Ran:
+        capsys.readouterr()
+        code = cli.main(argv)
+        out, err = capsys.readouterr()
+        if err:
+            assert err.startswith("snapshotter: ") and err.count("\n") == 1
+        if "--json" in argv and out:
+            schema.check(argv[0], out)
+        return Ran(code, out, err)
+
+    return run
 
 
 class Entry(NamedTuple):

@@ -1,5 +1,5 @@
 """
-containerd's messages: ours say the same on the wire, and what is made of them is up to date.
+The messages: containerd's say the same on the wire here, and what is made of all is up to date.
 """
 
 import subprocess
@@ -13,6 +13,7 @@ from google.protobuf import descriptor_pb2 as pb
 from snapshotter import api
 from tests.containerd.builds import module_source
 from tests.containerd.needed import needed
+from tools.make_messages import CONTAINERD, SERVICES, TYPES
 
 ROOT = Path(__file__).parent.parent.parent
 OURS = ROOT / "src"
@@ -25,7 +26,7 @@ def test_generated_files_are_up_to_date(tmp_path: Path) -> None:
     """
     subprocess.run([sys.executable, ROOT / "tools/make_messages.py", tmp_path], check=True)
     made = {path.name: path.read_bytes() for path in (tmp_path / "snapshotter/api").iterdir()}
-    assert len(made) == 5
+    assert len(made) == 2 * len(TYPES) + 3 * len(SERVICES)
     for name, content in made.items():
         assert (Path(api.__file__).parent / name).read_bytes() == content, f"{name}: run `make proto`"
 
@@ -88,6 +89,19 @@ def test_wire_compatible(theirs: dict[str, Any]) -> None:
     """
     ours = described(OURS, "snapshotter/api/mount.proto", "snapshotter/api/snapshots.proto")
     assert ours == theirs
+
+
+@pytest.mark.parametrize("service", CONTAINERD)
+def test_part_of_a_service(service: str) -> None:
+    """
+    Of the services that we ask, what ours have is the same in the newest containerd.
+    """
+    ours = described(OURS, f"snapshotter/api/{service}.proto", "snapshotter/api/descriptor.proto")
+    directory = needed(module_source, MODULE)
+    theirs = described(directory, "types/descriptor.proto", f"services/{service}/v1/{service}.proto")
+    assert len(ours) > 3
+    for name, members in ours.items():
+        assert members.items() <= theirs[name].items(), name
 
 
 def test_a_difference_is_found(theirs: dict[str, Any], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,20 +19,15 @@ from hypothesis import strategies as st
 
 from pybtrfs import image, subvolume, syscall
 from snapshotter import Mount, Snapshotter, cli, image_store
+from snapshotter.cli import output
+from snapshotter.errors import FailedPreconditionError
 from snapshotter.mounting import mounted
+
+from .commands import Run
 
 CODES = {0, 1, 2, 3, 4, 5, 130}
 
 pytestmark = pytest.mark.btrfs
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
 
 
 @pytest.fixture
@@ -44,19 +39,6 @@ def root(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     Snapshotter.create(path).close()
     monkeypatch.setenv("SNAPSHOTTER_ROOT", path)
     return path
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*argv: str) -> Ran:
-        capsys.readouterr()
-        code = cli.main(argv)
-        out, err = capsys.readouterr()
-        if err:
-            assert err.startswith("snapshotter: ") and err.count("\n") == 1
-        return Ran(code, out, err)
-
-    return run
 
 
 @pytest.fixture
@@ -149,7 +131,7 @@ class TestCommands:
         A bind mount is printed as mount(8) takes it.
         """
         mount = Mount("bind", "/a b", "sub", ("rbind", "ro"))
-        assert cli.mount_command(mount, "/mnt") == "mount -o rbind,ro '/a b' /mnt/sub"
+        assert output.mount_command(mount, "/mnt") == "mount -o rbind,ro '/a b' /mnt/sub"
 
     def test_ls(self, layers: str, run: Run) -> None:
         """
@@ -172,7 +154,7 @@ class TestCommands:
 
     def test_ls_beside_the_owner(self, layers: str, run: Run) -> None:
         """
-        What reads needs no lock; what changes is refused with 3 and names the holder.
+        What reads needs no lock.
         """
         with Snapshotter(layers) as store:
             store.prepare("new", "base")
@@ -180,10 +162,6 @@ class TestCommands:
             for argv in ("tree", "usage new", "mounts new"):
                 assert run(*argv.split()).code == 0
             assert run("doctor").out.startswith(image_of(layers))
-            for argv in ("prepare x", "view x", "commit x web", "fork web x", "rm web", "cleanup", "init --adopt"):
-                refused = run(*argv.split())
-                assert refused.code == 3, argv
-                assert f"held by process {os.getpid()}" in refused.err
 
     def test_tree(self, layers: str, run: Run) -> None:
         """
@@ -210,38 +188,6 @@ class TestCommands:
         assert run("usage", "web", "--bytes").out.splitlines()[1].split() == ["web", "8192", "1"]
         assert run("usage", "web", "nothing").code == 4
 
-    def test_fork(self, layers: str, run: Run) -> None:
-        """
-        fork copies an active snapshot with its labels.
-        """
-        assert run("fork", "web", "copy").code == 0
-        assert names(run, "labels.owner==me") == ["copy", "web"]
-        assert run("usage", "copy", "--bytes").out.splitlines()[1].split() == ["copy", "8192", "1"]
-
-    def test_rm(self, layers: str, run: Run) -> None:
-        """
-        rm removes what it can, complains of each other, and its directories are gone when it returns.
-        """
-        assert run("rm", "base").code == 1
-        complaints = command("rm", "web", "nothing", "base", "v")
-        assert complaints.returncode == 4
-        assert len(complaints.stderr.splitlines()) == 2
-        assert names(run) == ["base"]
-        assert run("rm", "base") == (0, "", "")
-        assert os.listdir(f"{layers}/snapshots") == []
-
-    def test_cleanup(self, layers: str, run: Run) -> None:
-        """
-        cleanup destroys what was left of a removed snapshot.
-        """
-        with Snapshotter(layers) as store:
-            with mounted(store.mounts("web")):
-                store.remove("web")
-                store.cleanup()
-            assert len(os.listdir(f"{layers}/snapshots")) == 3
-        assert run("cleanup") == (0, "", "")
-        assert len(os.listdir(f"{layers}/snapshots")) == 2
-
     def test_doctor(self, layers: str, run: Run) -> None:
         """
         doctor says that nothing is wrong, or what is, and how to mend it.
@@ -250,21 +196,12 @@ class TestCommands:
         found = run("doctor")
         assert found.code == 5
         assert (
-            "stranger: it is not the directory of a snapshot\n  cure: move it away, or delete it by hand\n" in found.out
+            "stranger: it is not the directory of a snapshot\n  cure: `snapshotter doctor --fix` mends it, or"
+            in found.out
         )
         problems = json.loads(run("doctor", "--json").out)
         assert f"{layers}/snapshots/stranger" in [problem["subject"] for problem in problems]
         assert all(problem.keys() == {"subject", "what", "cure"} for problem in problems)
-
-    def test_another_clients_store(self, btrfs: Path, run: Run) -> None:
-        """
-        The command acts as the client that the store is bound to.
-        """
-        with Snapshotter.create(btrfs / "s", client="containerd") as store:
-            store.prepare("a")
-        assert run("--root", str(btrfs / "s"), "rm", "a").code == 0
-        with Snapshotter(btrfs / "s", client="containerd") as store:
-            assert list(store.walk()) == []
 
 
 class TestInit:
@@ -419,6 +356,21 @@ class TestInit:
         assert run("prepare", "b", "--root", str(new)).code == 0
         assert names(run, "--root", str(new)) == ["a", "b"]
 
+    def test_client(self, btrfs: Path, run: Run) -> None:
+        """
+        init --client says whose the snapshots are, of a new store and of one with snapshots.
+        """
+        root = str(btrfs / "s")
+        assert run("init", "--client", "btrfs", "--root", root) == (0, f"made a store in {root}\n", "")
+        with Snapshotter(root, client="btrfs") as store:
+            store.prepare("a")
+        assert run("prepare", "b", "--root", root).code == 1
+        assert run("init", "--client", "local", "--root", root) == (0, f"{root} is of client local now\n", "")
+        assert run("prepare", "b", "--root", root).code == 0
+        with Snapshotter(root, client="btrfs") as store, pytest.raises(FailedPreconditionError, match="client 'local'"):
+            store.prepare("c")
+        assert run("init", "--client", "", "--root", root).code == 2
+
     @pytest.mark.parametrize(
         ("root", "name"),
         [
@@ -445,17 +397,9 @@ class TestErrors:
             ("prepare", 2, "snapshotter prepare --help"),
             ("prepare a b c", 2, "unrecognized arguments: c"),
             ("prepare a --label x", 2, "'x' is not KEY=VALUE"),
-            ("prepare a --label =x", 2, "key of a label is empty"),
             ("prepare a --lab x=y", 2, "unrecognized"),
-            ("prepare a none", 4, "'none'"),
-            ("prepare web", 1, "already exists"),
-            ("prepare a web", 2, "not committed"),
-            ("commit base web", 1, "already exists"),
-            ("commit c v", 1, "not active"),
-            ("fork base c", 1, "not active"),
             ("mounts none", 4, "'none'"),
             ("mounts base", 1, "not active"),
-            ("rm none", 4, "'none'"),
             ("ls --root /nowhere", 4, "'/nowhere' does not exist"),
             ("ls --root /proc", 1, "not on btrfs"),
             ("--root /nowhere ls", 4, "'/nowhere' does not exist"),
@@ -561,7 +505,7 @@ class TestErrors:
         ran = command("tree", env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
         assert "a\\x1b[31m\\n\\xfc" in ran.stdout
         ran = command("rm", os.fsdecode(b"\xff"))
-        assert (ran.returncode, ran.stderr.count("\n")) == (4, 1)
+        assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.data())
@@ -569,7 +513,8 @@ class TestErrors:
         """
         Whatever the arguments, the exit code is one of the closed set, and there is no traceback.
         """
-        commands = ["prepare", "view", "commit", "fork", "mounts", "ls", "tree", "usage", "rm", "cleanup", "doctor"]
+        commands = ["label", "mount", "umount", "import", "purge"]
+        commands += ["prepare", "view", "commit", "fork", "mounts", "ls", "tree", "usage", "rm", "cleanup", "doctor"]
         words = ["--json", "--bytes", "--label", "a=b", "--root", "--", "web", "base", "v", "-x", "--help", "init", ""]
         word = st.sampled_from(commands + words) | st.text(max_size=8)
         argv = data.draw(st.lists(word, max_size=3)) if data.draw(st.booleans()) else []

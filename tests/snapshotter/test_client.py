@@ -28,6 +28,7 @@ CALLS: dict[str, Callable[[Client], Any]] = {
     "mounts": lambda client: client.mounts("k"),
     "prepare": lambda client: client.prepare("k"),
     "view": lambda client: client.view("k"),
+    "fork": lambda client: client.fork("k", "n"),
     "commit": lambda client: client.commit("n", "k"),
     "update": lambda client: client.update(Info(Kind.ACTIVE, "k")),
     "remove": lambda client: client.remove("k"),

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapshotter import cli, containerd
+from snapshotter.cli import codes
 from snapshotter.containerd import ConfigVersion, Main, Plugin, Version, advice, drop_in, missing
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
 
@@ -296,7 +297,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert cli.main([*command, "--write", str(tmp_path / "conf.d/x.toml")]) == 0
     assert (tmp_path / "conf.d/x.toml").read_text() == printed.out
     assert capsys.readouterr().out == ""
-    assert cli.main([*command, "--name", "btrfs"]) == cli.USAGE
+    assert cli.main([*command, "--name", "btrfs"]) == codes.USAGE
 
 
 def test_check_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

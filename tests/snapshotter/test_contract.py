@@ -316,11 +316,11 @@ def worked(store: Snapshotter, call: Callable[[], object]) -> bool:
     return True
 
 
-def test_data_full(image_mount: Callable[..., Path]) -> None:
+def test_data_full(btrfs_mount: Callable[..., Path]) -> None:
     """
     With no space for data a removal works, and what was removed can be used again as soon as it was cleaned up.
     """
-    with Snapshotter.create(image_mount(image.MINIMUM_SIZE)) as store:
+    with Snapshotter.create(btrfs_mount(image.MINIMUM_SIZE)) as store:
         store.prepare("k")
         store.commit("base", "k")
         active = prepared(store, "active", "base")
@@ -343,12 +343,12 @@ def test_data_full(image_mount: Callable[..., Path]) -> None:
         consistent(store)
 
 
-def test_metadata_full(image_mount: Callable[..., Path]) -> None:
+def test_metadata_full(btrfs_mount: Callable[..., Path]) -> None:
     """
     With no space for metadata what needs some is ResourceExhausted and changes nothing; a removal works, and what it
     freed can be used at once, by the next call.
     """
-    with Snapshotter.create(image_mount(image.MINIMUM_SIZE)) as store:
+    with Snapshotter.create(btrfs_mount(image.MINIMUM_SIZE)) as store:
         store.prepare("k")
         store.commit("base", "k")
         store.prepare("active", "base")
@@ -377,11 +377,11 @@ def test_metadata_full(image_mount: Callable[..., Path]) -> None:
         consistent(store)
 
 
-def test_deleted_by_others(image_mount: Callable[..., Path]) -> None:
+def test_deleted_by_others(btrfs_mount: Callable[..., Path]) -> None:
     """
     What others deleted a moment ago, such as this store's owner of before, makes room as well.
     """
-    mount = image_mount(image.MINIMUM_SIZE)
+    mount = btrfs_mount(image.MINIMUM_SIZE)
     with Snapshotter.create(mount / "root") as store:
         filled = mount / "filled"
         subvolume.create(filled)
@@ -395,13 +395,13 @@ def test_deleted_by_others(image_mount: Callable[..., Path]) -> None:
         consistent(store)
 
 
-def test_quota(image_mount: Callable[..., Path]) -> None:
+def test_quota(btrfs_mount: Callable[..., Path]) -> None:
     """
     A quota that is used up, of a snapshot or of the store's own subvolume, is ResourceExhausted; what is changed by
     then stays. A full snapshot can be committed and removed; where the store's own is full, the kernel refuses to
     destroy anything in it, and a removal says so.
     """
-    mount = image_mount()
+    mount = btrfs_mount()
     with open_fd(mount) as fd:
         ioctl.quota_ctl(fd, ioctl.QUOTA_CTL_ENABLE_SIMPLE_QUOTA)
         with Snapshotter.create(mount / "root") as store:
@@ -553,7 +553,7 @@ def test_no_descriptors(name: str, store: Snapshotter) -> None:
         assert descriptors() == before
         if spare - failed > 2:
             break
-    assert 0 < failed < 19
+    assert (0 if name == "mounts" else 1) <= failed < 19  # that one opens nothing
     consistent(store)
 
 

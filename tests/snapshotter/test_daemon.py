@@ -26,6 +26,8 @@ from snapshotter.errors import Error, NotFoundError, UnavailableError
 from snapshotter.mounting import mounted
 from tests.faults.workload import STORE, Workload, verify
 
+from .commands import Run
+
 pytestmark = pytest.mark.btrfs
 
 PATIENCE = 60.0  # seconds for what happens at once, on a machine that has other things to do
@@ -225,6 +227,26 @@ def make(tmp_path: Path, btrfs: Path) -> Iterator[Callable[..., Daemon]]:
 @pytest.fixture
 def one(make: Callable[..., Daemon]) -> Daemon:
     return make()
+
+
+def test_command(one: Daemon, run: Run) -> None:
+    """
+    While the daemon has the store, the command works through it.
+    """
+    one.ready()
+    for argv in (
+        "prepare build",
+        "commit base build",
+        "prepare web base",
+        "fork web copy",
+        "label copy a=b",
+        "rm base web copy",
+        "cleanup",
+    ):
+        assert run("--root", str(one.root), *argv.split()).code == 0, argv
+    assert run("--root", str(one.root), "doctor", "--fix").code == 3
+    assert run("--root", str(one.root), "ls") == (0, "KEY  KIND  PARENT  CREATED\n", "")
+    assert one.stop() == 0
 
 
 def mode(path: Path) -> int:
@@ -845,12 +867,12 @@ def killed_at(acknowledgements: int, one: Daemon, patch: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("acknowledgements", [1, 30, 100, 300, 700])
-def test_killed(make: Callable[..., Daemon], image_mount: Callable[..., Path], acknowledgements: int) -> None:
+def test_killed(make: Callable[..., Daemon], btrfs_mount: Callable[..., Path], acknowledgements: int) -> None:
     """
     kill -9 with many calls under way loses nothing that was acknowledged, and leaves nothing half done; also when the
     next daemon is killed as soon as it is ready.
     """
-    mount = image_mount(1 << 30)
+    mount = btrfs_mount(1 << 30)
     one = make(mount / STORE)
     marks = killed_at(acknowledgements, one)
     one.ready("--mount-mode", "bind")
@@ -862,11 +884,11 @@ def test_killed(make: Callable[..., Daemon], image_mount: Callable[..., Path], a
         assert {info.name: info for info in store.walk()} == there
 
 
-def test_a_lost_change_is_found(make: Callable[..., Daemon], image_mount: Callable[..., Path]) -> None:
+def test_a_lost_change_is_found(make: Callable[..., Daemon], btrfs_mount: Callable[..., Path]) -> None:
     """
     The same test reports a daemon that acknowledges what it has not done.
     """
-    mount = image_mount(1 << 30)
+    mount = btrfs_mount(1 << 30)
     forget = "from snapshotter import Snapshotter; Snapshotter.update = lambda self, info, *paths: info; "
     marks = killed_at(100, make(mount / STORE), patch=forget)
     assert any("promised was" in problem for problem in verify(str(mount), marks))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter import Info, Kind, Usage, display
+from snapshotter import Info, Kind, display
 
 
 @pytest.mark.parametrize(
@@ -40,20 +40,20 @@ def info(name: str, parent: str = "") -> Info:
     return Info(Kind.COMMITTED, name, parent)
 
 
-def test_tree(capsys: pytest.CaptureFixture[str]) -> None:
+def test_family(capsys: pytest.CaptureFixture[str]) -> None:
     """
     Children stand below their parents, by name; one whose parent is not there is a root.
     """
     infos = [info("b"), info("a2", "a"), info("a"), info("a11", "a1"), info("a1", "a"), info("x", "gone")]
-    display.tree((lines, each, Usage(2048, 1)) for _, lines, each in display.family(infos))
+    display.table(("KEY", "SIZE"), [(lines + each.name, "1 B") for _, lines, each in display.family(infos)])
     assert capsys.readouterr().out.splitlines() == [
-        "KEY        KIND          SIZE  INODES",
-        "a          Committed  2.0 KiB       1",
-        "├─ a1      Committed  2.0 KiB       1",
-        "│  └─ a11  Committed  2.0 KiB       1",
-        "└─ a2      Committed  2.0 KiB       1",
-        "b          Committed  2.0 KiB       1",
-        "x          Committed  2.0 KiB       1",
+        "KEY        SIZE",
+        "a           1 B",
+        "├─ a1       1 B",
+        "│  └─ a11   1 B",
+        "└─ a2       1 B",
+        "b           1 B",
+        "x           1 B",
     ]
 
 

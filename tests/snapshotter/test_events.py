@@ -170,14 +170,14 @@ def test_recovery(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         commitment = records.Commitment("base", {}, 1) if state is State.COMMITTING else None
         record = records.Record(ids[key], state, key, commitment=commitment)
         fd = os.open(snapshots / str(ids[key]), os.O_RDONLY)
-        records.write(fd, records.encode(record))
+        records.medium(fd).write(fd, records.encode(record))
         os.close(fd)
     (snapshots / str(ids["half"]) / FS).rmdir()
     (snapshots / str(ids["lost"]) / FS).rmdir()
     (snapshots / "stranger").mkdir()
     caplog.set_level(logging.INFO, "snapshotter")
     settled = {Event.RECOVERED, Event.UNDONE, Event.QUARANTINED, Event.UNKNOWN}
-    why = "its subvolume is missing, or not what was committed"
+    why = "its subvolume is missing"
     lost = ("quarantined", {"key": "lost", "id": ids["lost"], "error": why})
     unknown = ("unknown", {"path": str(snapshots / "stranger"), "error": "it is not the directory of a snapshot"})
     with Snapshotter(root, read_only=True, volumes=DirectoryVolumes):

@@ -58,6 +58,19 @@ def test_unknown_device(proc: None) -> None:
     assert read(None, "/").subvolids == {5, 258, 300, 2**64 - 1}
 
 
+def test_mount_points(proc: None) -> None:
+    """
+    Each mount of the device has its path, a process that sees it, and whether it is read-only.
+    """
+    found = {(point.subvolid, point.path, point.read_only) for point in mountinfo.mount_points(b"0:44")}
+    assert found == {
+        (5, "/mnt", False),
+        (258, "/mnt/with space\ttab\\back\nline", True),
+        (2**64 - 1, "/mnt/last", False),
+    }
+    assert all(os.path.exists(f"/proc/{point.pid}") for point in mountinfo.mount_points(None))
+
+
 def test_points(proc: None) -> None:
     """
     Mount points are those below the root, as they are named; spaces, tabs and bytes that are no UTF-8 included.
@@ -161,7 +174,7 @@ def test_processes_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(mountinfo.os, "listdir", lambda path: ["self", "1", "2", "3", "4", "5", str(os.getpid())])
     monkeypatch.setattr(mountinfo.os, "readlink", readlink)
-    assert list(mountinfo._tables()) == [Path("/proc/self/mountinfo").read_bytes()]
+    assert [data for _, data in mountinfo._tables()] == [Path("/proc/self/mountinfo").read_bytes()]
 
 
 def test_device_without_a_mount() -> None:

@@ -3,9 +3,11 @@ Records: what is written is what is read, whatever is damaged is seen, and there
 """
 
 import contextlib
+import errno
 import json
 import os
 import random
+import stat
 import subprocess
 import tempfile
 import zlib
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import example, given
@@ -203,17 +206,45 @@ def test_write_and_read(backend: str, work: Path) -> None:
     """
     fd = os.open(work, os.O_RDONLY)
     try:
-        assert records.read(fd) is None
+        medium = records.medium(fd)
+        assert medium.read(fd) is None
         for data in (b"first", b"a longer one", b"short", bytes(7680)):
-            records.write(fd, data)
-            assert records.read(fd) == data
+            medium.write(fd, data)
+            assert medium.read(fd) == data
         assert os.listdir(work) == ([] if backend == "btrfs" else ["record"])
         (work / "record.new").touch()  # as a killed process leaves it
-        assert records.read(fd) == bytes(7680)
-        records.delete_file(fd)
+        assert medium.read(fd) == bytes(7680)
+        medium.delete(fd)
         assert os.listdir(work) == (["record.new"] if backend == "btrfs" else [])
     finally:
         os.close(fd)
+
+
+def test_make_directory(backend: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A directory is made with its record, for its owner alone, or not at all; one that is there is left alone.
+    """
+    work_fd = os.open(work, os.O_RDONLY)
+    try:
+        medium = records.medium(work_fd)
+        fd = medium.make_directory(work_fd, "1", b"first")
+        assert medium.read(fd) == b"first"
+        assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o700
+        assert not os.get_inheritable(fd)
+        with pytest.raises(FileExistsError):
+            medium.make_directory(work_fd, "1", b"second")
+        assert medium.read(fd) == b"first"
+        os.close(fd)
+        if backend == "btrfs":
+            with pytest.raises(OSError, match="No space left"):  # as the kernel calls an xattr too large for a node
+                medium.make_directory(work_fd, "2", bytes(17_000))
+        else:
+            monkeypatch.setattr(os, "rename", Mock(side_effect=OSError(errno.ENOSPC, "")))
+            with pytest.raises(OSError):
+                medium.make_directory(work_fd, "2", b"")
+        assert os.listdir(work) == ["1"]
+    finally:
+        os.close(work_fd)
 
 
 @pytest.fixture
@@ -233,12 +264,12 @@ def small_nodes() -> Iterator[Path]:
 
 @pytest.mark.btrfs
 @pytest.mark.parametrize("nodesize", [4096, 16384])
-def test_room(nodesize: int, request: pytest.FixtureRequest, image_mount: Callable[..., Path]) -> None:
+def test_room(nodesize: int, request: pytest.FixtureRequest, btrfs_mount: Callable[..., Path]) -> None:
     """
     The kernel takes every record up to the limit, in place of any other, wherever in a leaf it stands: where it grew in
     a crowded leaf it would be refused as on a full disk.
     """
-    root: Path = request.getfixturevalue("small_nodes") if nodesize == 4096 else image_mount()
+    root: Path = request.getfixturevalue("small_nodes") if nodesize == 4096 else btrfs_mount()
     volumes = BtrfsVolumes(str(root), "btrfs")
     limit = volumes.record_limit
     volumes.close()

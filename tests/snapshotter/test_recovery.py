@@ -201,7 +201,7 @@ def test_layer_that_is_not_one(state: State, root: Path, reopen: Callable[..., S
     store = reopen()
     store.cleanup()
     if state is State.COMMITTED:
-        with pytest.raises(DataLossError, match="'lost' cannot be used: its subvolume is missing, or not what was"):
+        with pytest.raises(DataLossError, match="'lost' cannot be used: its layer is writable"):
             store.prepare("k", "lost")
     else:
         assert store.stat("lost").kind is Kind.ACTIVE
@@ -241,7 +241,7 @@ def test_strangers_in_a_removed_one(name: str, root: Path, reopen: Callable[...,
             store.cleanup()
             (problem,) = store.problems()
             assert problem.subject == str(path / name)
-            assert problem.cure == "move it away, or delete it by hand"
+            assert problem.cure == "`snapshotter doctor --fix` mends it, or moves it to the quarantine"
     assert (path / name / "content").read_text() == "precious"
     shutil.rmtree(path / name)
     with reopen() as store:

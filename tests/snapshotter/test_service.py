@@ -50,7 +50,7 @@ class Fake:
 
     def __init__(self, act: Callable[..., Any]) -> None:
         self.stat = self.walk = self.usage = self.known_usage = self.mounts = act
-        self.prepare = self.view = self.commit = self.update = self.remove = self.cleanup = act
+        self.prepare = self.view = self.fork = self.commit = self.update = self.remove = self.cleanup = act
 
     def bound_to(self, client: str) -> "Fake":
         return self

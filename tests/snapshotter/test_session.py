@@ -239,12 +239,12 @@ def test_closed(store: Snapshotter) -> None:
 
 
 @pytest.mark.btrfs
-def test_remounted_read_only(image_mount: Callable[..., Path]) -> None:
+def test_remounted_read_only(btrfs_mount: Callable[..., Path]) -> None:
     """
     When the filesystem turns read-only, changes end and every descriptor is let go; what is in memory can still be
     read, and after a new mount the store opens as it was.
     """
-    root = image_mount()
+    root = btrfs_mount()
     with Snapshotter.create(root) as store:
         store.prepare("k")
         store.commit("base", "k")

@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pybtrfs import subvolume, syscall
+from pybtrfs import image, subvolume, syscall
 from snapshotter import Snapshotter, doctor, records, store
 from snapshotter.errors import (
     AlreadyExistsError,
@@ -123,11 +123,11 @@ def test_empty_directory(umask: int, btrfs: Path) -> None:
     assert subvolume.get_read_only(root / "empty")
 
 
-def test_mount_point(image_mount: Callable[..., Path]) -> None:
+def test_mount_point(btrfs_mount: Callable[..., Path]) -> None:
     """
     The root of a filesystem can be the root of a store.
     """
-    root = image_mount()
+    root = btrfs_mount()
     works(Snapshotter.create(root))
     works_again = Snapshotter(root)
     works_again.remove("view")
@@ -339,11 +339,11 @@ def test_newer_store(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.getxattr(root / "store", records.XATTR) == newer
 
 
-def test_read_only_filesystem(image_mount: Callable[..., Path]) -> None:
+def test_read_only_filesystem(btrfs_mount: Callable[..., Path]) -> None:
     """
     On a filesystem mounted read-only a store can be read, and says why it cannot be opened otherwise.
     """
-    root = image_mount()
+    root = btrfs_mount()
     works(Snapshotter.create(root))
     syscall.mount("", root, "", syscall.MS_REMOUNT | syscall.MS_RDONLY)
     with pytest.raises(Exception, match=r"cannot open store .*: Read-only file system"):
@@ -458,6 +458,26 @@ def test_socket(root: Path) -> None:
     assert json.loads((root / "lock").read_text())["socket"] == "/run/a.sock"
     Snapshotter(root).close()
     assert json.loads((root / "lock").read_text())["socket"] == ""
+
+
+def test_held_on_a_full_disk(image_mount: Callable[..., Path]) -> None:
+    """
+    A store opens on a disk that has no place for the holder's name, to be emptied, and is held all the same.
+    """
+    mount = image_mount(image.MINIMUM_SIZE)
+    with Snapshotter.create(mount / "root") as store:
+        store.prepare("k")
+    with open(mount / "filler", "wb", buffering=0) as filler:
+        for size in 1 << 20, 4096:
+            with suppress(OSError):
+                while True:
+                    filler.write(bytes(size))
+    with Snapshotter(mount / "root") as store:
+        with pytest.raises(StoreHeldError, match="root' is held by process"):
+            Snapshotter(mount / "root")
+        store.remove("k")
+        store.cleanup()
+        assert list(store.walk()) == []
 
 
 def test_long_command(root: Path) -> None:

@@ -271,11 +271,11 @@ def test_reflinks(base: Path, child: Path) -> None:
 
 
 @pytest.mark.btrfs
-def test_compressed(image_mount: Callable[..., Path]) -> None:
+def test_compressed(btrfs_mount: Callable[..., Path]) -> None:
     """
     Compressed data counts as what it takes on disk; containerd sees its whole size.
     """
-    mount = image_mount(options="compress-force=zstd")
+    mount = btrfs_mount(options="compress-force=zstd")
     for name in ("base", "child"):
         if name == "base":
             subvolume.create(mount / name)

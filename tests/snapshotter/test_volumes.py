@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from pybtrfs import filesystem, ioctl, subvolume, syscall
+from pybtrfs.errors import NotSubvolumeError
 from snapshotter import Mount
 from snapshotter import volumes as volumes_module
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.mountinfo import MountTable
 from snapshotter.mounting import mounted
 from snapshotter.testing import DirectoryVolumes
-from snapshotter.volumes import FS, LAYER, BtrfsVolumes, Directory, Found, MountMode, Volumes
+from snapshotter.volumes import FS, LAYER, BtrfsVolumes, Directory, Found, MountMode, Place, Volumes
 
 from .conftest import entries
 from .namespaces import other_namespace, source
@@ -65,6 +66,10 @@ def make(work: Path) -> Iterator[Make]:
             return Directory(fd, str(path))
 
         yield make
+
+
+def at(directory: Directory, name: str) -> Place:
+    return Place(directory.fd, name, os.path.join(directory.path, name))
 
 
 def fs(directory: Directory) -> Path:
@@ -136,16 +141,16 @@ def test_snapshot(volumes: Volumes, make: Make) -> None:
     fill(fs(parent))
     volumes.freeze(parent)
     before = entries(layer(parent))
-    volumes.snapshot(parent, LAYER, child)
+    volumes.snapshot(at(parent, LAYER), child)
     assert entries(fs(child)) == before
     (fs(child) / "of child").touch()
-    volumes.snapshot(child, FS, fork)
+    volumes.fork(at(child, FS), fork)
     (fs(fork) / "of fork").touch()
     assert entries(layer(parent)) == before
     assert entries(fs(child)).keys() == before.keys() | {"of child"}
     assert entries(fs(fork)).keys() == before.keys() | {"of child", "of fork"}
     with pytest.raises(FileNotFoundError):
-        volumes.snapshot(parent, "nothing", make("4"))
+        volumes.snapshot(at(parent, "nothing"), make("4"))
 
 
 def test_destroy(volumes: Volumes, make: Make) -> None:
@@ -201,15 +206,21 @@ def test_not_btrfs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["btrfs", "bind"])
 def test_mount(mode: MountMode, btrfs: Path) -> None:
     """
-    Both modes show the subvolume itself, read-only where that was asked for, also through a path with spaces.
+    Both modes show the subvolume itself, read-only where that was asked for, also through a path with spaces; no id is
+    given for what stands in its place.
     """
     root = btrfs / "with a space"
     root.mkdir()
     subvolume.create(root / FS)
     (root / FS / "file").write_text("content")
-    with opened(BtrfsVolumes, root, mode) as volumes:
-        writable = volumes.mount(str(root / FS), read_only=False)
-        read_only = volumes.mount(str(root / FS), read_only=True)
+    (root / LAYER).symlink_to(FS)
+    with opened(BtrfsVolumes, root, mode) as volumes, open_directory(root) as fd:
+        directory = Directory(fd, str(root))
+        writable = volumes.mount(at(directory, FS), read_only=False)
+        read_only = volumes.mount(at(directory, FS), read_only=True)
+        if mode == "btrfs":
+            with pytest.raises(NotSubvolumeError):
+                volumes.mount(at(directory, LAYER), read_only=True)
     subvolid = subvolume.get_id(root / FS)
     if mode == "btrfs":
         assert writable == Mount("btrfs", source(btrfs), options=(f"subvolid={subvolid}",))
@@ -230,15 +241,15 @@ def test_mount(mode: MountMode, btrfs: Path) -> None:
 
 
 @pytest.mark.btrfs
-def test_device(image_mount: Callable[..., Path]) -> None:
+def test_device(btrfs_mount: Callable[..., Path]) -> None:
     """
     The device is that of this filesystem, among others.
     """
-    roots = [image_mount() for _ in range(3)]
+    roots = [btrfs_mount() for _ in range(3)]
     for root in roots:
         subvolume.create(root / FS)
-        with opened(BtrfsVolumes, root) as volumes:
-            assert volumes.mount(str(root / FS), read_only=False).source == source(root)
+        with opened(BtrfsVolumes, root) as volumes, open_directory(root) as fd:
+            assert volumes.mount(at(Directory(fd, str(root)), FS), read_only=False).source == source(root)
 
 
 @contextmanager
@@ -331,7 +342,7 @@ class TestBtrfs:
         with open_directory(layer(active)) as fd:
             assert not ioctl.getflags(fd) & flag
         child = make("child")
-        volumes.snapshot(active, LAYER, child)
+        volumes.snapshot(at(active, LAYER), child)
         (fs(child) / "new").touch()
         with open_directory(fs(child)) as fd:
             ioctl.setflags(fd, flag)
@@ -397,7 +408,7 @@ class TestBtrfs:
             with pytest.raises(FailedPreconditionError, match=re.escape(text)):
                 volumes.freeze(active)
             with pytest.raises(FailedPreconditionError, match=re.escape(text)):
-                volumes.snapshot(active, FS, fork)
+                volumes.fork(at(active, FS), fork)
             assert volumes.found(fork) == Found(False, False, False)
             assert volumes.found(active) == Found(True, False, True)
         assert (nested / "file").read_text() == "precious"
@@ -428,8 +439,8 @@ class TestBtrfs:
         volumes.freeze(active)
         assert subvolume.get_read_only(layer(active))
         child, fork = make("child"), make("fork")
-        volumes.snapshot(active, LAYER, child)
-        volumes.snapshot(active, FS, fork)
+        volumes.snapshot(at(active, LAYER), child)
+        volumes.fork(at(active, FS), fork)
         # Roots of subvolumes share an inode number, and seem to be links of each other.
         before, *after = (
             {name: entry._replace(links=()) for name, entry in entries(root).items()}
@@ -505,11 +516,11 @@ def open_directory(path: Path) -> Iterator[int]:
 
 
 @pytest.mark.btrfs
-def test_reclaim(image_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reclaim(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """
     The space of many destroyed subvolumes is there afterwards, also if the cleaner did not hear the first call.
     """
-    mount = image_mount()
+    mount = btrfs_mount()
     filesystem.sync(mount)
     before = used(mount)
     for number in range(500):

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, SupportsIndex
 from pybtrfs import ioctl, items, subvolume, syscall
 from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, Key
 from pybtrfs.subvolume.creation import snapshot_below
-from pybtrfs.subvolume.info import directory_path, info_of, is_root, lookup
+from pybtrfs.subvolume.info import directory_path, is_root, lookup_root
 from pybtrfs.subvolume.listing import open_beneath, opened_children
-from pybtrfs.tree_search import MAX, search
+from pybtrfs.tree_search import MAX, search, search_subvolumes
 
 ERROR_STOP_ITERATION = 1
 ERROR_NO_MEMORY = 2
@@ -575,28 +575,28 @@ def _own_id(fd: int) -> int:
 
 
 def _own_info(fd: int) -> SubvolumeInfo:
-    return _info(subvolume.get_info(fd))
+    return _info(ioctl.get_subvol_info(fd))
 
 
-def _info(info: subvolume.SubvolumeInfo) -> SubvolumeInfo:
+def _info(info: ioctl.SubvolInfo) -> SubvolumeInfo:
     return SubvolumeInfo(
         (
-            info.id,
+            info.treeid,
             info.parent_id,
-            info.dir_id,
+            info.dirid,
             info.flags,
-            info.uuid_bytes,
-            info.parent_uuid_bytes,
-            info.received_uuid_bytes,
+            info.uuid,
+            info.parent_uuid,
+            info.received_uuid,
             info.generation,
             info.ctransid,
             info.otransid,
             info.stransid,
             info.rtransid,
-            info.ctime_ns / 1e9,
-            info.otime_ns / 1e9,
-            info.stime_ns / 1e9,
-            info.rtime_ns / 1e9,
+            info.ctime / 1e9,
+            info.otime / 1e9,
+            info.stime / 1e9,
+            info.rtime / 1e9,
         )
     )
 
@@ -606,14 +606,14 @@ def _info_by_id(fd: int, subvolid: int) -> SubvolumeInfo:
     Return what a subvolume is, also one that is deleted and not yet cleaned.
     """
     try:
-        root, place = lookup(fd, subvolid)
+        found = lookup_root(fd, subvolid)
     except PermissionError:
         if _id(fd) == subvolid:
             return _own_info(fd)
         raise
-    if root is None:
+    if found is None:
         raise _not_found(subvolid)
-    return _info(info_of(subvolid, root, *(place or (0, items.RootRef(0, 0, b"")))))
+    return _info(found)
 
 
 def _snapshot_below(source_fd: int, dirfd: int, name: bytes, inherit: ioctl.Inherit | None) -> None:
@@ -649,7 +649,7 @@ def _iterate(fd: int, top: int, info: bool, post_order: bool) -> _Entries:
             raise
         yield from _descend(_open_children, _own_info if info else None, fd, post_order)
     else:
-        tree = _Tree(fd, info)
+        tree = _Tree(fd)
         yield from _descend(tree.children, tree.info if info else None, top, post_order)
 
 
@@ -687,13 +687,11 @@ class _Tree:
     What is below subvolumes, by tree search: one for each that is asked about, and one for all once these were many.
     """
 
-    def __init__(self, fd: int, info: bool) -> None:
+    def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._wants_info = info
         self._asked = 0
-        self._all: dict[int, list[tuple[int, items.RootRef]]] | None = None
-        self._roots: dict[int, bytes] = {}
-        self._place = 0, items.RootRef(0, 0, b"")
+        self._all: dict[int, list[ioctl.SubvolInfo]] | None = None
+        self._found: dict[int, ioctl.SubvolInfo] = {}
 
     def children(self, subvolid: int) -> _Children:
         """
@@ -701,42 +699,39 @@ class _Tree:
         """
         self._asked += 1
         if self._asked == _FEW:
-            self._all = self._sweep()
-        dirid, directory = 0, b""
-        for child, ref in self._below(subvolid) if self._all is None else self._all.get(subvolid, ()):
-            if ref.dirid != dirid:
+            self._sweep()
+        known, directory = 0, b""
+        for child, dirid, name in self._below(subvolid):
+            if dirid != known:
                 try:
-                    dirid, directory = ref.dirid, directory_path(self._fd, subvolid, ref.dirid)
+                    known, directory = dirid, directory_path(self._fd, subvolid, dirid)
                 except FileNotFoundError:
                     continue  # deleted meanwhile
-            self._place = subvolid, ref
-            yield os.fsdecode(directory + ref.name), child, child
+            yield os.fsdecode(directory + name), child, child
 
     def info(self, subvolid: int) -> SubvolumeInfo:
-        """
-        Return what the subvolume is that `children` gave last.
-        """
-        root = self._roots.pop(subvolid, None)
-        if root is None:
-            return _info_by_id(self._fd, subvolid)
-        return _info(info_of(subvolid, items.root_item(root), *self._place))
+        found = self._found.get(subvolid)
+        return _info_by_id(self._fd, subvolid) if found is None else _info(found)
 
-    def _below(self, subvolid: int) -> Iterator[tuple[int, items.RootRef]]:
+    def _below(self, subvolid: int) -> Iterator[tuple[int, int, bytes]]:
+        """
+        Yield id, directory and name of what is directly below a subvolume.
+        """
+        if self._all is not None:
+            for found in self._all.get(subvolid, ()):
+                yield found.treeid, found.dirid, found.name
+            return
         key = Key(subvolid, items.ROOT_REF_KEY, 0)
         last = key._replace(offset=MAX)
         for item in search(self._fd, tree_id=ROOT_TREE_OBJECTID, min_key=key, max_key=last, buffer_size=4096):
-            yield item.offset, items.root_ref(item.data)
+            ref = items.root_ref(item.data)
+            yield item.offset, ref.dirid, ref.name
 
-    def _sweep(self) -> dict[int, list[tuple[int, items.RootRef]]]:
-        found: dict[int, list[tuple[int, items.RootRef]]] = {}
-        first = Key(FS_TREE_OBJECTID, items.ROOT_ITEM_KEY, 0)
-        last = Key(items.LAST_FREE_OBJECTID, items.ROOT_REF_KEY, MAX)
-        for item in search(self._fd, tree_id=ROOT_TREE_OBJECTID, min_key=first, max_key=last):
-            if item.type == items.ROOT_REF_KEY:
-                found.setdefault(item.objectid, []).append((item.offset, items.root_ref(item.data)))
-            elif item.type == items.ROOT_ITEM_KEY and self._wants_info:
-                self._roots[item.objectid] = item.data
-        return found
+    def _sweep(self) -> None:
+        self._all = {}
+        for found in search_subvolumes(self._fd, ioctl.SubvolInfo):
+            self._all.setdefault(found.parent_id, []).append(found)
+            self._found[found.treeid] = found
 
 
 def _open_children(fd: int) -> _Children:

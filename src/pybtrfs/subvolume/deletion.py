@@ -15,7 +15,7 @@ from pybtrfs.errors import not_subvolume
 from pybtrfs.ioctl import FIRST_FREE_OBJECTID, SUBVOL_RDONLY
 from pybtrfs.items import ROOT_TREE_OBJECTID, DropProgress, Key
 from pybtrfs.path import Destination, Target, opened, placed
-from pybtrfs.subvolume.info import is_root, lookup, place_of
+from pybtrfs.subvolume.info import is_deleted, is_root, lookup, lookup_root
 from pybtrfs.subvolume.listing import SubvolumeRef, open_beneath
 from pybtrfs.tree_search import MAX, search
 
@@ -116,10 +116,10 @@ def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None
                 return
         end = None if timeout is None else time.monotonic() + timeout
         while True:
-            root, place = lookup(fd, subvolid)
-            if root is None:
+            found = lookup_root(fd, subvolid)
+            if found is None:
                 return
-            if place is not None:
+            if not is_deleted(found):
                 raise FileExistsError(errno.EEXIST, "the subvolume is not deleted", filesystem)
             remaining = _POLL_SECONDS if end is None else end - time.monotonic()
             if remaining <= 0:
@@ -235,10 +235,10 @@ def _destroy_by_id(fd: int, subvolid: int) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTTY, errno.ENAMETOOLONG):
             raise
-        parent_id, ref = place_of(fd, subvolid)
-        directory = _open_inode(fd, parent_id, ref.dirid)
+        found = lookup(fd, subvolid)
+        directory = _open_inode(fd, found.parent_id, found.dirid)
         try:
-            ioctl.snap_destroy(directory, ref.name)
+            ioctl.snap_destroy(directory, found.name)
         finally:
             os.close(directory)
 

@@ -7,97 +7,120 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pybtrfs import ioctl, items, syscall
 from pybtrfs.errors import not_subvolume
-from pybtrfs.ioctl import FIRST_FREE_OBJECTID, SUBVOL_RDONLY
-from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, UUID_TREE_OBJECTID, Key, RootItem, RootRef
+from pybtrfs.ioctl import FIRST_FREE_OBJECTID, SUBVOL_RDONLY, SubvolInfo, SubvolRecord
+from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, UUID_TREE_OBJECTID, Key
 from pybtrfs.path import Target, opened
-from pybtrfs.tree_search import MAX, search
+from pybtrfs.tree_search import MAX, search, search_subvolumes
 
 if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-Place = tuple[int, RootRef]
-"""The subvolume that contains another one, and where in it."""
-
-_TOP: Place = 0, RootRef(0, 0, b"")
+_ONE = 4096  # bytes; the items of one subvolume fit into them
 
 
-class SubvolumeInfo(NamedTuple):
+class SubvolumeInfo(SubvolRecord):
     """
     A subvolume.
 
     Attributes:
-        id: Its id, used again for another one once it is deleted.
-        name: Its name; empty for the top level.
-        parent_id: The subvolume that contains it; 0 for the top level.
-        dir_id: The inode number of the directory that contains it; 0 for the top level.
         generation: The last transaction that changed it, or made a snapshot of it.
         ctransid: The last transaction that changed an inode in it.
         otransid: The transaction that made it.
         stransid: For a received one, the generation of what was sent.
         rtransid: The transaction in which it was received.
-        ctime_ns: The time of *ctransid*, as the others of theirs, in nanoseconds since 1970.
     """
 
-    id: int
-    name: str
-    parent_id: int
-    dir_id: int
-    generation: int
-    flags: int
-    uuid_bytes: bytes
-    parent_uuid_bytes: bytes
-    received_uuid_bytes: bytes
-    ctransid: int
-    otransid: int
-    stransid: int
-    rtransid: int
-    ctime_ns: int
-    otime_ns: int
-    stime_ns: int
-    rtime_ns: int
+    __slots__ = ()
+    _fields = (
+        *("id", "name", "parent_id", "dir_id", "read_only", "uuid", "parent_uuid", "received_uuid"),
+        *("generation", "ctransid", "otransid", "stransid", "rtransid", "ctime", "otime", "stime", "rtime"),
+    )
+
+    @property
+    def raw(self) -> SubvolInfo:
+        """
+        What the kernel says of it.
+        """
+        return SubvolInfo(self)
+
+    @property
+    def id(self) -> int:
+        """
+        Its id, used again for another one once it is deleted.
+        """
+        return self[0]
+
+    @property
+    def name(self) -> str:
+        """
+        Its name; empty for the top level.
+        """
+        return os.fsdecode(self[1])
+
+    @property
+    def parent_id(self) -> int:
+        """
+        The subvolume that contains it; 0 for the top level.
+        """
+        return self[2]
+
+    @property
+    def dir_id(self) -> int:
+        """
+        The inode number of the directory that contains it; 0 for the top level.
+        """
+        return self[3]
+
+    generation = SubvolInfo.generation
+    ctransid = SubvolInfo.ctransid
+    otransid = SubvolInfo.otransid
+    stransid = SubvolInfo.stransid
+    rtransid = SubvolInfo.rtransid
 
     @property
     def read_only(self) -> bool:
-        return bool(self.flags & items.ROOT_SUBVOL_RDONLY)
+        return bool(self.raw.flags & items.ROOT_SUBVOL_RDONLY)
 
     @property
     def uuid(self) -> UUID | None:
-        return _uuid(self.uuid_bytes)
+        return _uuid(self.raw.uuid)
 
     @property
     def parent_uuid(self) -> UUID | None:
         """
         The subvolume it is a snapshot of.
         """
-        return _uuid(self.parent_uuid_bytes)
+        return _uuid(self.raw.parent_uuid)
 
     @property
     def received_uuid(self) -> UUID | None:
         """
         The subvolume that was sent, and received as this one.
         """
-        return _uuid(self.received_uuid_bytes)
+        return _uuid(self.raw.received_uuid)
 
     @property
     def ctime(self) -> datetime:
-        return _datetime(self.ctime_ns)
+        return _datetime(self.raw.ctime)
 
     @property
     def otime(self) -> datetime:
-        return _datetime(self.otime_ns)
+        return _datetime(self.raw.otime)
 
     @property
     def stime(self) -> datetime:
-        return _datetime(self.stime_ns)
+        return _datetime(self.raw.stime)
 
     @property
     def rtime(self) -> datetime:
-        return _datetime(self.rtime_ns)
+        return _datetime(self.raw.rtime)
+
+    __repr__ = SubvolInfo.__repr__
 
 
 class Subvolume:
@@ -159,14 +182,11 @@ def get_info(target: Target, subvolid: int = 0) -> SubvolumeInfo:
         if subvolid == 0:
             return _own_info(fd)
         try:
-            root, place = lookup(fd, subvolid)
+            return SubvolumeInfo(lookup(fd, subvolid))
         except PermissionError:
             if get_id(fd) == subvolid:
                 return _own_info(fd)
             raise
-        if root is None or place is None:
-            raise missing(subvolid)
-        return info_of(subvolid, root, *place)
 
 
 def get_path(filesystem: Target, subvolid: int) -> str:
@@ -183,8 +203,9 @@ def get_path(filesystem: Target, subvolid: int) -> str:
     with opened(filesystem) as fd:
         path = b""
         while subvolid != FS_TREE_OBJECTID:
-            subvolid, ref = place_of(fd, subvolid)
-            path = directory_path(fd, subvolid, ref.dirid) + ref.name + b"/" + path
+            found = lookup(fd, subvolid)
+            path = directory_path(fd, found.parent_id, found.dirid) + found.name + b"/" + path
+            subvolid = found.parent_id
         return os.fsdecode(path[:-1])
 
 
@@ -333,7 +354,7 @@ def is_subvolume(target: Target) -> bool:
 
 
 def is_root(fd: int) -> bool:
-    return os.fstat(fd).st_ino == FIRST_FREE_OBJECTID and syscall.fstatfs_type(fd) == syscall.BTRFS_SUPER_MAGIC
+    return syscall.fstat_ino(fd) == FIRST_FREE_OBJECTID and syscall.fstatfs_type(fd) == syscall.BTRFS_SUPER_MAGIC
 
 
 def _flags(fd: int, target: Target) -> int:
@@ -346,43 +367,32 @@ def _flags(fd: int, target: Target) -> int:
 
 
 def _own_info(fd: int) -> SubvolumeInfo:
-    info = ioctl.get_subvol_info(fd)
-    return SubvolumeInfo(info.treeid, os.fsdecode(info.name), *info[2:])
+    return SubvolumeInfo(ioctl.get_subvol_info(fd))
 
 
 def missing(subvolid: int) -> FileNotFoundError:
     return FileNotFoundError(errno.ENOENT, f"there is no subvolume {subvolid}")
 
 
-def lookup(fd: int, subvolid: int) -> tuple[RootItem | None, Place | None]:
+def lookup(fd: int, subvolid: int) -> SubvolInfo:
     """
-    Return a subvolume's root, which it has until it is cleaned, and its place, which it has until it is deleted.
+    Find a subvolume that is not deleted.
     """
-    root, place = None, _TOP if subvolid == FS_TREE_OBJECTID else None
-    for item in search(
-        fd,
-        tree_id=ROOT_TREE_OBJECTID,
-        min_key=Key(subvolid, items.ROOT_ITEM_KEY, 0),
-        max_key=Key(subvolid, items.ROOT_BACKREF_KEY, MAX),
-    ):
-        if item.type == items.ROOT_ITEM_KEY:
-            root = items.root_item(item.data)
-        elif item.type == items.ROOT_BACKREF_KEY:
-            place = item.offset, items.root_ref(item.data)
-    return root, place
-
-
-def place_of(fd: int, subvolid: int) -> Place:
-    _, place = lookup(fd, subvolid)
-    if place is None:
+    found = lookup_root(fd, subvolid)
+    if found is None or is_deleted(found):
         raise missing(subvolid)
-    return place
+    return found
 
 
-def info_of(subvolid: int, root: RootItem, parent_id: int, ref: RootRef) -> SubvolumeInfo:
-    # From the uuid on the fields are the same.
-    own = subvolid, os.fsdecode(ref.name), parent_id, ref.dirid, root.generation, root.flags
-    return tuple.__new__(SubvolumeInfo, own + root[9:])
+def lookup_root(fd: int, subvolid: int) -> SubvolInfo | None:
+    """
+    Find a subvolume that may be deleted, as long as it is not cleaned.
+    """
+    return next(search_subvolumes(fd, SubvolInfo, min_id=subvolid, max_id=subvolid, buffer_size=_ONE), None)
+
+
+def is_deleted(found: SubvolInfo) -> bool:
+    return found.parent_id == 0 and found.treeid != FS_TREE_OBJECTID
 
 
 def _find(fd: int, type_: int, uuid: UUID | bytes) -> tuple[int, ...]:

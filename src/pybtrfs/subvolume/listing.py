@@ -6,19 +6,28 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import chain, islice
 from typing import NamedTuple
 
-from pybtrfs import ioctl, items, syscall
-from pybtrfs.ioctl import FIRST_FREE_OBJECTID
-from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, Item, Key
+from pybtrfs import ioctl, syscall
+from pybtrfs.items import FS_TREE_OBJECTID
 from pybtrfs.path import Target, opened
-from pybtrfs.subvolume.info import SubvolumeInfo, directory_path, get_id, get_info, info_of, is_root, lookup
-from pybtrfs.tree_search import MAX, search
+from pybtrfs.subvolume.info import (
+    SubvolumeInfo,
+    directory_path,
+    get_id,
+    get_info,
+    is_deleted,
+    is_root,
+    lookup_root,
+)
+from pybtrfs.tree_search import search_subvolumes
 
 _REMEMBERED = 4096
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # those of os.fsdecode
 _OUT_OF_REACH = (
     errno.EACCES,
     errno.EXDEV,  # something is mounted on it
@@ -56,8 +65,9 @@ def iterate(filesystem: Target, *, top: int = FS_TREE_OBJECTID) -> Iterator[Subv
     listing is not atomic: what is created or deleted meanwhile is listed or not, and what is renamed has one name or
     the other. Times and transactions of what is not yet committed are not seen.
 
-    Issues one tree search, and ``BTRFS_IOC_INO_LOOKUP`` once for each directory that contains subvolumes and is not
-    itself one; of more than some thousands, once more for each that comes again. They need ``CAP_SYS_ADMIN``.
+    Issues one tree search (Linux 3.16), and ``BTRFS_IOC_INO_LOOKUP`` once for each directory that contains subvolumes
+    and is not itself one; of more than some thousands, once more for each that comes again. They need
+    ``CAP_SYS_ADMIN``.
 
     To a caller without it the kernel shows what is below *filesystem*, which must then be the root of *top*: by
     `children`, `get_child_path` and `get_info`, each before what it contains. What the caller may not open, and what
@@ -69,12 +79,7 @@ def iterate(filesystem: Target, *, top: int = FS_TREE_OBJECTID) -> Iterator[Subv
     with opened(filesystem) as fd:
         if top == 0:
             top = get_id(fd)
-        roots = search(
-            fd,
-            tree_id=ROOT_TREE_OBJECTID,
-            min_key=Key(FIRST_FREE_OBJECTID, items.ROOT_ITEM_KEY, 0),
-            max_key=Key(items.LAST_FREE_OBJECTID, items.ROOT_BACKREF_KEY, MAX),
-        )
+        roots = search_subvolumes(fd, SubvolumeInfo)
         try:
             first = list(islice(roots, 1))
         except PermissionError:
@@ -176,18 +181,18 @@ def _walk(fd: int, above: str) -> Iterator[SubvolumeEntry]:
             yield from _walk(child_fd, f"{above}{path}/")
 
 
-def _sweep(fd: int, top: int, found: Iterable[Item]) -> Iterator[SubvolumeEntry]:
+def _sweep(fd: int, top: int, found: Iterable[SubvolumeInfo]) -> Iterator[SubvolumeEntry]:
     paths = _Paths(fd, top)
-    root: Item | None = None
-    for item in found:
-        if item.type == items.ROOT_ITEM_KEY:
-            root = item
-        elif item.type == items.ROOT_BACKREF_KEY and root is not None and item.objectid == root.objectid:
-            ref = items.root_ref(item.data)
-            above = None if item.objectid == top else paths.of(item.offset, ref.dirid)
-            if above is not None:
-                info = info_of(item.objectid, items.root_item(root.data), item.offset, ref)
-                yield SubvolumeEntry(above + info.name, info)
+    make = tuple.__new__  # of a NamedTuple half as expensive as its own
+    parent = directory = 0
+    above: str | None = None
+    for info in found:
+        subvolid, name, parent_id, dirid, _ = info
+        if dirid != directory or parent_id != parent:
+            parent, directory = parent_id, dirid
+            above = paths.of(parent_id, dirid) if parent_id else None  # what is deleted is nowhere
+        if above is not None and subvolid != top:
+            yield make(SubvolumeEntry, (above + name.decode(_ENCODING, _ERRORS), info))
 
 
 class _Paths:
@@ -219,14 +224,13 @@ class _Paths:
                 unknown.append((where, ""))
                 path = ""
                 break
-            _, place = lookup(self._fd, subvolid)
+            found = lookup_root(self._fd, subvolid)
             # Renaming subvolumes into one another meanwhile may make a loop of what is seen.
-            if place is None or any(where == seen for seen, _ in unknown):
+            if found is None or is_deleted(found) or any(where == seen for seen, _ in unknown):
                 unknown.append((where, ""))
                 break
-            parent_id, ref = place
-            unknown.append((where, os.fsdecode(ref.name) + "/"))
-            where = parent_id, ref.dirid
+            unknown.append((where, os.fsdecode(found.name) + "/"))
+            where = found.parent_id, found.dirid
         for where, name in reversed(unknown):
             inside = None if path is None else self._inside(*where)
             path = None if path is None or inside is None else f"{path}{name}{inside}"

@@ -45,6 +45,7 @@ def test_both_styles(new: str, old: str) -> None:
     assert getattr(btrfsutil, new) is getattr(btrfsutil, old)
 
 
+@pytest.mark.fake
 @pytest.mark.parametrize("kind", FORMS[:-1])
 def test_any_form(base: Path, kind: str) -> None:
     """
@@ -59,12 +60,13 @@ def test_any_form(base: Path, kind: str) -> None:
     assert below(base) == ["a", "b"]
 
 
+@pytest.mark.fake
 def test_times_are_not_cut(base: Path) -> None:
     """
     Times have fractions of a second, and the last two are no items of the tuple.
     """
     info = btrfsutil.subvolume_info(base)
-    assert info.otime == subvolume.get_info(base).otime_ns / 1e9
+    assert info.otime == subvolume.get_info(base).raw.otime / 1e9
     assert info.otime % 1
     assert (len(info), info[-1]) == (14, info.otime)
     assert (info.stime, info.rtime) == (0, 0)
@@ -72,6 +74,7 @@ def test_times_are_not_cut(base: Path) -> None:
     assert pickle.loads(pickle.dumps(info)).rtime == 0
 
 
+@pytest.mark.fake
 def test_an_error(base: Path) -> None:
     """
     An error has the code of the step, the errno, both names and libbtrfsutil's words, also from a pickle, and it is of
@@ -99,6 +102,7 @@ def test_every_refusal_has_a_code() -> None:
         assert btrfsutil._WORDS[code]
 
 
+@pytest.mark.fake
 def test_async(base: Path) -> None:
     """
     A subvolume or snapshot made with async_ is on disk when the transaction returned has been waited for.
@@ -112,11 +116,11 @@ def test_async(base: Path) -> None:
         btrfsutil.wait_sync(base, transid)
 
 
-def test_qgroups(image_mount: Callable[..., Path]) -> None:
+def test_qgroups(btrfs_mount: Callable[..., Path]) -> None:
     """
     A subvolume joins the qgroups it is given, and a missing one is ENOENT.
     """
-    top = image_mount()
+    top = btrfs_mount()
     fd = os.open(top, os.O_RDONLY)
     try:
         ioctl.quota_ctl(fd, ioctl.QUOTA_CTL_ENABLE)
@@ -135,6 +139,7 @@ def test_qgroups(image_mount: Callable[..., Path]) -> None:
         btrfsutil.create_subvolume(top / "b", qgroup_inherit=[])  # type: ignore[arg-type]
 
 
+@pytest.mark.fake
 def test_a_received_subvolume(base: Path) -> None:
     """
     A received subvolume that becomes writable loses its received uuid.
@@ -176,11 +181,11 @@ def test_delete_recursive_of_what_is_mounted_over(base: Path) -> None:
     assert below(base) == ["a", "b", "b/c"]
 
 
-def test_recursive_unprivileged(image_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
+def test_recursive_unprivileged(btrfs_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
     """
     An ordinary user makes recursive snapshots and deletes them, at any depth.
     """
-    top = image_mount()
+    top = btrfs_mount()
     top.chmod(0o777)
 
     def use() -> list[str]:
@@ -258,6 +263,7 @@ def test_the_iterator_owns_its_descriptor(base: Path, privileged: bool, monkeypa
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.fake
 def test_the_iterator_leaves_a_descriptor_alone(base: Path) -> None:
     """
     A file descriptor that is given stays the caller's.

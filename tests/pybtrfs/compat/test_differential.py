@@ -192,12 +192,12 @@ def comparable(call: Call, user: str) -> bool:
 
 
 @pytest.mark.parametrize("user", ["", "nobody"])
-def test_the_same(user: str, image_mount: Callable[..., Path]) -> None:
+def test_the_same(user: str, btrfs_mount: Callable[..., Path]) -> None:
     """
     A random sequence of calls has the same results, errors, codes, words and names.
     """
     kinds = CHANGES * 2 + QUESTIONS + ([] if user else PRIVILEGED)
-    mounts = image_mount(1 << 30), image_mount(1 << 30)
+    mounts = btrfs_mount(1 << 30), btrfs_mount(1 << 30)
     with both(*mounts, user) as peers:
 
         @settings(max_examples=40)

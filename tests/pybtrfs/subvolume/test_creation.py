@@ -20,6 +20,7 @@ pytestmark = pytest.mark.btrfs
 # Creating
 
 
+@pytest.mark.fake
 @pytest.mark.parametrize("kind", ["str", "bytes", "PathLike"])
 def test_create(base: Path, kind: str) -> None:
     """
@@ -30,6 +31,7 @@ def test_create(base: Path, kind: str) -> None:
     assert subvolume.is_subvolume(base / "new")
 
 
+@pytest.mark.fake
 @pytest.mark.parametrize("name", ["new", b"\xff\xfe \n-", "n" * 255])
 def test_create_in_an_open_directory(base: Path, name: str | bytes) -> None:
     """
@@ -42,6 +44,7 @@ def test_create_in_an_open_directory(base: Path, name: str | bytes) -> None:
     assert below(base) == [os.fsdecode(name), "2"]
 
 
+@pytest.mark.fake
 def test_create_what_exists(base: Path) -> None:
     """
     An existing name is a FileExistsError with the path and the ioctl.
@@ -52,6 +55,7 @@ def test_create_what_exists(base: Path) -> None:
     assert caught.value.__notes__ == ["BTRFS_IOC_SUBVOL_CREATE_V2"]
 
 
+@pytest.mark.fake
 def test_create_without_a_directory(base: Path) -> None:
     """
     A missing directory is a FileNotFoundError, and a file in its place a NotADirectoryError.
@@ -89,6 +93,7 @@ def test_create_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> No
 # Snapshots
 
 
+@pytest.mark.fake
 @pytest.mark.parametrize("read_only", [False, True])
 @pytest.mark.parametrize("kind", FORMS)
 def test_snapshot(base: Path, kind: str, read_only: bool) -> None:
@@ -104,6 +109,7 @@ def test_snapshot(base: Path, kind: str, read_only: bool) -> None:
     assert copy.read_only == subvolume.get_read_only(base.parent / "copy") == read_only
 
 
+@pytest.mark.fake
 def test_snapshot_into_an_open_directory(base: Path) -> None:
     """
     A snapshot is made under a name in an open directory.
@@ -113,6 +119,7 @@ def test_snapshot_into_an_open_directory(base: Path) -> None:
     assert subvolume.is_subvolume(os.fsencode(base.parent) + b"/\xff")
 
 
+@pytest.mark.fake
 def test_snapshot_of_what_is_no_subvolume(base: Path) -> None:
     """
     A directory or file inside a subvolume cannot be the source, and the error names it.
@@ -125,6 +132,7 @@ def test_snapshot_of_what_is_no_subvolume(base: Path) -> None:
         assert caught.value.filename == source
 
 
+@pytest.mark.fake
 def test_snapshot_to_what_exists(base: Path) -> None:
     """
     An existing destination is a FileExistsError that names both.
@@ -137,12 +145,12 @@ def test_snapshot_to_what_exists(base: Path) -> None:
     assert caught.value.filename2 == "base"
 
 
-def test_snapshot_across_filesystems(base: Path, tmp_path: Path, image_mount: Callable[..., Path]) -> None:
+def test_snapshot_across_filesystems(base: Path, tmp_path: Path, btrfs_mount: Callable[..., Path]) -> None:
     """
     Another btrfs is EXDEV, and no btrfs a NotBtrfsError, for source and destination alike.
     """
     with pytest.raises(OSError) as caught:
-        subvolume.snapshot(base, image_mount() / "copy")
+        subvolume.snapshot(base, btrfs_mount() / "copy")
     assert caught.value.errno == errno.EXDEV
     with pytest.raises(NotBtrfsError) as caught:
         subvolume.snapshot(base, tmp_path / "copy")
@@ -168,6 +176,7 @@ def test_snapshot_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> 
     unprivileged(subvolume.snapshot, base, base.parent / "copy")
 
 
+@pytest.mark.fake
 def test_a_nested_subvolume_in_a_snapshot(base: Path) -> None:
     """
     What a snapshot shows for a nested subvolume is none: it cannot be asked about, and says why.
@@ -189,6 +198,7 @@ def test_a_nested_subvolume_in_a_snapshot(base: Path) -> None:
 # Recursive snapshots
 
 
+@pytest.mark.fake
 @pytest.mark.parametrize("read_only", [False, True])
 def test_snapshot_recursive(base: Path, read_only: bool) -> None:
     """
@@ -209,6 +219,7 @@ def test_snapshot_recursive(base: Path, read_only: bool) -> None:
         assert subvolume.get_read_only(copy / name) == read_only
 
 
+@pytest.mark.fake
 def test_snapshot_recursive_into_its_source(base: Path) -> None:
     """
     A recursive snapshot inside its source does not contain itself.
@@ -268,6 +279,7 @@ def test_snapshot_recursive_unprivileged(base: Path, unprivileged: Callable[...,
 # Temporary snapshots
 
 
+@pytest.mark.fake
 @pytest.mark.parametrize("read_only", [False, True])
 def test_temporary_snapshot(base: Path, read_only: bool) -> None:
     """
@@ -281,6 +293,7 @@ def test_temporary_snapshot(base: Path, read_only: bool) -> None:
     assert os.listdir(base.parent) == ["base"]
 
 
+@pytest.mark.fake
 def test_temporary_snapshot_with_subvolumes(base: Path) -> None:
     """
     Subvolumes made in it are gone as well.
@@ -290,11 +303,11 @@ def test_temporary_snapshot_with_subvolumes(base: Path) -> None:
     assert os.listdir(base.parent) == ["base"]
 
 
-def test_temporary_snapshot_unprivileged(image_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
+def test_temporary_snapshot_unprivileged(btrfs_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
     """
     An ordinary user has them where he may delete subvolumes, read-only ones too.
     """
-    top = image_mount()
+    top = btrfs_mount()
     top.chmod(0o777)
     make(top, "mine")
     os.chown(top / "mine", NOBODY, NOBODY)
@@ -321,11 +334,11 @@ def generation_on_disk(mount: Path) -> int:
         return int.from_bytes(image_file.read(8), "little")
 
 
-def test_batch(image_mount: Callable[..., Path]) -> None:
+def test_batch(btrfs_mount: Callable[..., Path]) -> None:
     """
     What a batch creates and deletes, in several directories, is on disk after it, with one commit.
     """
-    top = image_mount()
+    top = btrfs_mount()
     make(top, "victim")
     for name in ("a", "b"):
         (top / name).mkdir()
@@ -347,6 +360,7 @@ def test_batch(image_mount: Callable[..., Path]) -> None:
     assert generation_on_disk(top) == before + 1
 
 
+@pytest.mark.fake
 def test_a_batch_that_fails(base: Path) -> None:
     """
     A batch that an exception ends keeps what it did.

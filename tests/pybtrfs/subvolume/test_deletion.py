@@ -34,6 +34,7 @@ IMMUTABLE, APPEND = ioctl.FS_IMMUTABLE_FL, ioctl.FS_APPEND_FL
 # Deleting
 
 
+@pytest.mark.fake
 @pytest.mark.parametrize("kind", ["str", "bytes", "PathLike"])
 def test_delete(base: Path, kind: str) -> None:
     """
@@ -45,6 +46,7 @@ def test_delete(base: Path, kind: str) -> None:
     assert not base.exists()
 
 
+@pytest.mark.fake
 @pytest.mark.parametrize("recursive", [False, True])
 def test_delete_in_an_open_directory(base: Path, recursive: bool) -> None:
     """
@@ -56,6 +58,7 @@ def test_delete_in_an_open_directory(base: Path, recursive: bool) -> None:
     assert below(base) == []
 
 
+@pytest.mark.fake
 @pytest.mark.parametrize("recursive", [False, True])
 def test_delete_what_is_no_subvolume(base: Path, recursive: bool) -> None:
     """
@@ -75,6 +78,7 @@ def test_delete_what_is_no_subvolume(base: Path, recursive: bool) -> None:
     assert sorted(os.listdir(base)) == ["directory", "file", "link"]
 
 
+@pytest.mark.fake
 def test_delete_with_subvolumes_inside(base: Path) -> None:
     """
     A subvolume with subvolumes in it is ENOTEMPTY, by name and by id, unless all are meant.
@@ -214,6 +218,7 @@ def test_delete_recursive_that_makes_no_progress(base: Path, monkeypatch: pytest
     assert below(base) == ["victim", "victim/nested"]
 
 
+@pytest.mark.fake
 @pytest.mark.parametrize("kind", FORMS)
 def test_delete_by_id(base: Path, kind: str) -> None:
     """
@@ -228,11 +233,11 @@ def test_delete_by_id(base: Path, kind: str) -> None:
     assert below(base) == []
 
 
-def test_delete_by_id_outside_of_the_mount(image_mount: Callable[..., Path], tmp_path: Path) -> None:
+def test_delete_by_id_outside_of_the_mount(btrfs_mount: Callable[..., Path], tmp_path: Path) -> None:
     """
     The file may be in a mount that does not show the subvolume.
     """
-    top = image_mount()
+    top = btrfs_mount()
     make(top, "shown", "hidden", "hidden/nested")
     subvolid = subvolume.get_id(top / "hidden")
     device = next(filesystem.iterate_devices(top)).path
@@ -245,6 +250,7 @@ def test_delete_by_id_outside_of_the_mount(image_mount: Callable[..., Path], tmp
     assert below(top) == ["shown"]
 
 
+@pytest.mark.fake
 @pytest.mark.parametrize("subvolid", [0, 5, 255, -1, 1 << 64, (1 << 64) - 9])
 def test_delete_by_an_id_that_no_subvolume_has(base: Path, subvolid: int) -> None:
     """
@@ -254,6 +260,7 @@ def test_delete_by_an_id_that_no_subvolume_has(base: Path, subvolid: int) -> Non
         subvolume.delete_by_id(base, subvolid)
 
 
+@pytest.mark.fake
 def test_delete_by_an_unknown_id(base: Path) -> None:
     """
     The id of no subvolume is a FileNotFoundError with the filesystem's path.
@@ -272,6 +279,7 @@ def test_delete_by_id_on_an_old_kernel(tree: Path, monkeypatch: pytest.MonkeyPat
     assert not tree.exists()
 
 
+@pytest.mark.fake
 def test_delete_from_a_read_only_subvolume(base: Path) -> None:
     """
     A read-only subvolume keeps what it contains, and is not made writable behind the caller's back.
@@ -290,12 +298,12 @@ def test_delete_from_a_read_only_subvolume(base: Path) -> None:
     subvolume.set_read_only(base, False)
 
 
-def test_delete_unprivileged(image_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
+def test_delete_unprivileged(btrfs_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
     """
     An ordinary user deletes his own subvolumes on a filesystem mounted with user_subvol_rm_allowed, but none
     recursively.
     """
-    top = image_mount()
+    top = btrfs_mount()
     top.chmod(0o777)
     make(top, "mine", "mine/nested")
     os.chown(top / "mine", NOBODY, NOBODY)
@@ -446,6 +454,7 @@ def test_wait_deleted_unprivileged(base: Path, held: Held, unprivileged: Callabl
             releaser.join()
 
 
+@pytest.mark.fake
 @pytest.mark.parametrize("subvolid", [0, 5, -1])
 def test_wait_for_what_is_never_deleted(base: Path, subvolid: int) -> None:
     """
@@ -498,11 +507,11 @@ def test_wait_on_an_old_kernel(base: Path, held: Held, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("sync_wait")
-def test_count_deleted(image_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
+def test_count_deleted(btrfs_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
     """
     Deleted subvolumes are counted until they are cleaned.
     """
-    top = image_mount()
+    top = btrfs_mount()
     assert subvolume.count_deleted(top) == 0
     held = [Held(top) for _ in range(3)]
     for one in held:
@@ -513,22 +522,22 @@ def test_count_deleted(image_mount: Callable[..., Path], unprivileged: Callable[
         filesystem.sync(top)
 
 
-def test_count_deleted_on_an_old_kernel(image_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_count_deleted_on_an_old_kernel(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Without SUBVOL_SYNC_WAIT those in which a file is open are counted as well.
     """
-    top = image_mount()
+    top = btrfs_mount()
     without(monkeypatch, "BTRFS_IOC_SUBVOL_SYNC_WAIT")
     held = Held(top)
     assert subvolume.count_deleted(top) == 1
     held.release(until=lambda: subvolume.count_deleted(top) == 0)
 
 
-def test_iterate_deleted(image_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
+def test_iterate_deleted(btrfs_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
     """
     What is deleted and not yet cleaned is listed with its progress, of which there is none before it begins.
     """
-    top = image_mount()
+    top = btrfs_mount()
     make(top, "other")
     held = [Held(top), Held(top)]
     try:

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.btrfs
 # Asking
 
 
+@pytest.mark.fake
 @pytest.mark.parametrize("kind", FORMS)
 def test_get_info(base: Path, kind: str) -> None:
     """
@@ -38,15 +39,16 @@ def test_get_info(base: Path, kind: str) -> None:
     assert (info.name, info.parent_id) == ("new", subvolume.get_id(base))
     assert info.dir_id == (base / "directory").stat().st_ino
     assert info.uuid is not None
-    assert info.uuid.bytes == info.uuid_bytes
+    assert info.uuid.bytes == info.raw.uuid
     assert (info.parent_uuid, info.received_uuid) == (None, None)
     assert info.generation == info.ctransid == info.otransid > 0
     assert before < info.otime <= info.ctime < datetime.now(UTC)
-    assert abs(info.otime_ns - info.otime.timestamp() * 10**9) < 10**6
-    assert (info.stime_ns, info.stime) == (0, datetime(1970, 1, 1, tzinfo=UTC))
+    assert abs(info.raw.otime - info.otime.timestamp() * 10**9) < 10**6
+    assert (info.raw.stime, info.stime) == (0, datetime(1970, 1, 1, tzinfo=UTC))
     assert info.rtime == info.stime
 
 
+@pytest.mark.fake
 def test_get_info_of_the_top_level(base: Path) -> None:
     """
     The top level is contained in nothing.
@@ -55,6 +57,7 @@ def test_get_info_of_the_top_level(base: Path) -> None:
     assert (info.id, info.name, info.parent_id, info.dir_id) == (5, "", 0, 0)
 
 
+@pytest.mark.fake
 def test_get_info_of_a_snapshot(base: Path) -> None:
     """
     A snapshot says so by id as well, and read-only.
@@ -67,6 +70,7 @@ def test_get_info_of_a_snapshot(base: Path) -> None:
     assert info.parent_uuid == subvolume.get_info(base).uuid
 
 
+@pytest.mark.fake
 def test_info_of_what_is_inside(base: Path) -> None:
     """
     What is inside a subvolume answers for it, but is none.
@@ -101,6 +105,7 @@ def test_info_elsewhere(tmp_path: Path) -> None:
         subvolume.wait_deleted(tmp_path, 256)
 
 
+@pytest.mark.fake
 def test_info_of_a_deleted_subvolume(base: Path) -> None:
     """
     A deleted subvolume is a FileNotFoundError, also through a file descriptor that is still open.
@@ -180,6 +185,7 @@ def test_read_only_unprivileged(base: Path, unprivileged: Callable[..., Any]) ->
     assert subvolume.get_read_only(base)
 
 
+@pytest.mark.fake
 def test_a_received_subvolume_stays_read_only(base: Path) -> None:
     """
     A received subvolume is made writable only when told, and has no received uuid then.
@@ -200,11 +206,11 @@ def test_a_received_subvolume_stays_read_only(base: Path) -> None:
     assert subvolume.get_info(base).received_uuid is None
 
 
-def test_default(image_mount: Callable[..., Path], tmp_path: Path) -> None:
+def test_default(btrfs_mount: Callable[..., Path], tmp_path: Path) -> None:
     """
     The default subvolume is the top level at first, and the one that is mounted when none is named.
     """
-    top = image_mount()
+    top = btrfs_mount()
     make(top, "new", "new/inside")
     assert subvolume.get_default(top) == 5
     subvolid = subvolume.get_id(top / "new")
@@ -224,6 +230,7 @@ def test_default(image_mount: Callable[..., Path], tmp_path: Path) -> None:
 # Open subvolumes
 
 
+@pytest.mark.fake
 def test_an_open_subvolume(base: Path) -> None:
     """
     A Subvolume owns a file descriptor of its own, close-on-exec, until it is closed, once or more often.
@@ -280,6 +287,7 @@ def test_an_ioctl_that_the_kernel_lacks(base: Path, monkeypatch: pytest.MonkeyPa
 # Relations
 
 
+@pytest.mark.fake
 def test_find_uuid(base: Path) -> None:
     """
     A subvolume is found by its uuid, as bytes and as UUID, before the next commit and until it is deleted.
@@ -287,7 +295,7 @@ def test_find_uuid(base: Path) -> None:
     make(base, "new")
     info = subvolume.get_info(base / "new")
     assert info.uuid is not None
-    assert subvolume.find_uuid(base, info.uuid) == subvolume.find_uuid(base, info.uuid_bytes) == info.id
+    assert subvolume.find_uuid(base, info.uuid) == subvolume.find_uuid(base, info.raw.uuid) == info.id
     subvolume.delete(base / "new")
     with pytest.raises(FileNotFoundError, match=info.uuid.hex) as caught:
         subvolume.find_uuid(base, info.uuid)
@@ -296,12 +304,13 @@ def test_find_uuid(base: Path) -> None:
         subvolume.find_uuid(base, b"short")
 
 
+@pytest.mark.fake
 def test_find_received_uuid(base: Path) -> None:
     """
     What was received and its read-only snapshots are found by the received uuid; writable snapshots are not.
     """
     make(base, "received")
-    uuid = subvolume.get_info(base / "received").uuid_bytes
+    uuid = subvolume.get_info(base / "received").raw.uuid
     assert subvolume.find_received_uuid(base, uuid) == ()
     with form(base / "received", "fd") as fd:
         ioctl.set_received_subvol(fd, uuid, 1)
@@ -312,6 +321,7 @@ def test_find_received_uuid(base: Path) -> None:
     assert sorted(found) == [subvolume.get_id(base / "received"), subvolume.get_id(base / "copy")]
 
 
+@pytest.mark.fake
 def test_ancestors(base: Path) -> None:
     """
     What contains a subvolume is listed from the inside out, by path and by id, and ends with the top level.
@@ -326,6 +336,7 @@ def test_ancestors(base: Path) -> None:
         list(subvolume.ancestors(base, 1 << 40))
 
 
+@pytest.mark.fake
 def test_origins(base: Path) -> None:
     """
     What a snapshot is a snapshot of is listed, the nearest first, as far as it is there.

@@ -1,0 +1,30 @@
+"""
+How Sphinx builds these pages: ``make docs``.
+"""
+
+from typing import Any
+
+from pybtrfs import __version__
+
+project = "btrfs-snapshotter"
+version = release = __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "furo"
+html_show_copyright = False
+myst_heading_anchors = 3
+default_role = "py:obj"  # what docstrings have between single backticks
+autodoc_default_options = {"members": True, "undoc-members": True}
+autodoc_member_order = "bysource"
+napoleon_use_ivar = True
+
+
+def without_aliases(app: object, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """
+    Leave out what Python says of each field of a NamedTuple: the number it has.
+    """
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", without_aliases)

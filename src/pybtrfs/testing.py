@@ -1,0 +1,600 @@
+"""
+btrfs for tests: subvolumes that are plain directories, for where there is no root or no btrfs; what a real one needs.
+
+::
+
+    with fake_btrfs(tmp_path):
+        subvolume.create(tmp_path / "work")
+        subvolume.snapshot(tmp_path / "work", tmp_path / "copy", read_only=True)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from itertools import takewhile
+from pathlib import Path
+from struct import Struct
+from typing import Any, NoReturn
+
+from pybtrfs import ioctl, items, syscall
+from pybtrfs.ioctl import EMPTY_SUBVOL_DIR_OBJECTID, FIRST_FREE_OBJECTID, SUBVOL_RDONLY
+from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, UUID_TREE_OBJECTID
+
+__all__ = ["copy_tree", "fake_btrfs", "remove_tree", "why_no_btrfs"]
+
+_CAP_SYS_ADMIN = 21
+_U64_MAX = (1 << 64) - 1
+_SECOND = 1_000_000_000  # nanoseconds
+_SYSTEM_CALLS = ("fstat_ino", "fstatfs_type", "open_by_handle_at")
+_TRANSACTIONS = ("ctransid", "otransid", "stransid", "rtransid")
+_TIMES = ("ctime", "otime", "stime", "rtime")
+
+_HEADER = Struct("=QQQII")
+_ROOT_ITEM = Struct("<160x7QI17xxB Q16s16s16s4QqIqIqIqI64x")
+_ROOT_REF = Struct("<QQH")
+_DIR_ITEM = Struct("<QBQQHHB")
+_INODE_ITEM = Struct("<Q152x")
+_UUID_ITEM = Struct("<Q")
+
+
+@contextlib.contextmanager
+def fake_btrfs(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """
+    Let the plain *directory* be the top level of a btrfs, for all of pybtrfs in this process.
+
+    `pybtrfs.subvolume` does there what it does on btrfs for root, its errors included, for what is replaced is the
+    kernel. A subvolume is a directory, and a snapshot a copy, which takes time and space and must be allowed to read
+    what it copies. Elsewhere the real kernel answers.
+
+    Nothing but pybtrfs knows of it: open() writes to read-only subvolumes, inode numbers are those of directories, and
+    no change of a file moves a generation. Deleted subvolumes are cleaned at once. What has no counterpart is refused
+    as by a kernel that lacks the ioctl: quotas, devices, and searches for other things than subvolumes.
+
+    Each subvolume takes a file descriptor until the end. What is in the directory stays there.
+    """
+    with contextlib.ExitStack() as stack:
+        kernel = _Kernel(directory, stack)
+        for module, name in ((ioctl, "_ioctl"), *((syscall, name) for name in _SYSTEM_CALLS)):
+            real = getattr(module, name)
+            setattr(module, name, kernel.answering(real))
+            stack.callback(setattr, module, name, real)
+        yield
+
+
+@dataclass(slots=True)
+class _Subvolume:
+    """
+    What the kernel knows of a subvolume.
+
+    Attributes:
+        fd: Finds the directory, wherever it is renamed to, and keeps its inode number from being used again.
+    """
+
+    fd: int
+    uuid: bytes
+    ctransid: int
+    ctime: int
+    otransid: int
+    otime: int
+    generation: int
+    read_only: bool = False
+    parent_uuid: bytes = bytes(16)
+    received_uuid: bytes = bytes(16)
+    stransid: int = 0
+    stime: int = 0
+    rtransid: int = 0
+    rtime: int = 0
+
+
+class _Place:
+    """
+    Where the subvolumes are at the moment of a call.
+
+    Attributes:
+        paths: Of each that is not deleted, by id.
+    """
+
+    def __init__(self, paths: dict[int, str]) -> None:
+        self.paths = paths
+        self._ids = {path: subvolid for subvolid, path in paths.items()}
+
+    def path(self, subvolid: int) -> str:
+        if subvolid not in self.paths:
+            raise _error(errno.ENOENT)
+        return self.paths[subvolid]
+
+    def containing(self, path: str) -> int:
+        """
+        The subvolume that has *path*, or is there.
+        """
+        while path not in self._ids:
+            path = os.path.dirname(path)
+        return self._ids[path]
+
+    def of(self, subvolid: int) -> tuple[int, int, bytes]:
+        """
+        The subvolume that contains another one, the directory there, and the name in it.
+        """
+        if subvolid == FS_TREE_OBJECTID:
+            return 0, 0, b""
+        directory, name = os.path.split(self.paths[subvolid])
+        parent_id = self.containing(directory)
+        dirid = FIRST_FREE_OBJECTID if directory == self.paths[parent_id] else _objectid(os.stat(directory))
+        return parent_id, dirid, os.fsencode(name)
+
+    def children(self, subvolid: int) -> list[int]:
+        return [child for child in sorted(self.paths) if self.of(child)[0] == subvolid]
+
+    def directory(self, subvolid: int, objectid: int) -> str:
+        """
+        The path of a directory in a subvolume.
+        """
+        top = self.path(subvolid)
+        if objectid == FIRST_FREE_OBJECTID:
+            return top
+        for path, names, _ in os.walk(top):
+            if path != top and _objectid(os.stat(path)) == objectid:
+                return path
+            names[:] = [name for name in names if os.path.join(path, name) not in self._ids]
+        raise _error(errno.ENOENT)
+
+
+class _Kernel:
+    """
+    The system calls for files below one directory. Those of ioctl(2) take the struct, and are named as it is.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self._lock = threading.Lock()
+        self._fsid = os.urandom(16)
+        self._transid = 1
+        self._default = FS_TREE_OBJECTID
+        self._next_id = FIRST_FREE_OBJECTID
+        self._subvolumes: dict[int, _Subvolume] = {}
+        self._ids: dict[tuple[int, int], int] = {}  # of all, also of the deleted
+        self._placeholders: set[tuple[int, int]] = set()
+        self._add(FS_TREE_OBJECTID, os.fspath(directory))
+        self._top = _path(self._subvolumes[FS_TREE_OBJECTID].fd)
+
+    def answering(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        """
+        A function that answers for files of the directory, and *real* for others.
+        """
+        own = getattr(self, real.__name__)
+
+        @wraps(real)
+        def answer(fd: int, *arguments: Any) -> Any:
+            if not self._has(fd):
+                return real(fd, *arguments)
+            with self._lock:
+                return own(fd, *arguments)
+
+        return answer
+
+    def _ioctl(self, fd: int, name: str, argument: Any = 0) -> int:
+        try:
+            if _key(os.fstat(fd)) in self._placeholders:
+                raise _error(errno.ENOTTY)
+            getattr(self, name.partition("_IOC_")[2].lower(), _lacking)(fd, argument)
+        except OSError as error:
+            return syscall.check(-(error.errno or errno.EIO), name)
+        return 0
+
+    # What a file is
+
+    def _has(self, fd: Any) -> bool:
+        try:
+            path = _path(fd)
+        except OSError:
+            return False
+        return path == self._top or path.startswith(self._top.rstrip("/") + "/")
+
+    def _place(self) -> _Place:
+        paths = {subvolid: _path(subvolume.fd) for subvolid, subvolume in self._subvolumes.items()}
+        return _Place({subvolid: path for subvolid, path in paths.items() if self._is_there(subvolid, path)})
+
+    def _is_there(self, subvolid: int, path: str) -> bool:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return self._ids.get(_key(os.lstat(path))) == subvolid
+        return False
+
+    def _containing(self, fd: int, place: _Place) -> int:
+        root = self._ids.get(_key(os.fstat(fd)))
+        return place.containing(_path(fd)) if root is None else root
+
+    def _root(self, fd: int) -> _Subvolume:
+        root = self._ids.get(_key(os.fstat(fd)))
+        if root is None:
+            raise _error(errno.EINVAL)
+        return self._subvolumes[root]
+
+    def _live(self, fd: int) -> tuple[int, _Place]:
+        place = self._place()
+        subvolid = self._containing(fd, place)
+        place.path(subvolid)
+        return subvolid, place
+
+    def fstat_ino(self, fd: int) -> int:
+        status = os.fstat(fd)
+        if _key(status) in self._placeholders:
+            return EMPTY_SUBVOL_DIR_OBJECTID
+        return FIRST_FREE_OBJECTID if _key(status) in self._ids else _objectid(status)
+
+    def fstatfs_type(self, fd: int) -> int:
+        return syscall.BTRFS_SUPER_MAGIC
+
+    def open_by_handle_at(self, fd: int, treeid: int, objectid: int, generation: int, flags: int) -> int:
+        return os.open(self._place().directory(treeid, objectid), flags | os.O_CLOEXEC)
+
+    def getflags(self, fd: int, flags: Any) -> None:
+        flags[0] = 0
+
+    # Subvolumes
+
+    def _commit(self) -> int:
+        self._transid += 1
+        return self._transid
+
+    def _hold(self, path: str) -> int:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._stack.callback(os.close, fd)
+        return fd
+
+    def _add(self, subvolid: int, path: str) -> _Subvolume:
+        fd, now, transid = self._hold(os.path.realpath(path)), time.time_ns(), self._commit()
+        made = _Subvolume(fd, os.urandom(16), transid, now, transid, now, transid)
+        self._subvolumes[subvolid] = made
+        self._ids[_key(os.fstat(fd))] = subvolid
+        return made
+
+    def _new(self, dirfd: int, arguments: Any, make: Callable[[str], object]) -> _Subvolume:
+        path = os.path.join(_path(dirfd), _name(arguments))
+        if not stat.S_ISDIR(os.fstat(dirfd).st_mode):
+            raise _error(errno.ENOTDIR)
+        if os.path.lexists(path):
+            raise _error(errno.EEXIST)
+        self._check_writable(dirfd)
+        make(path)
+        self._next_id += 1
+        return self._add(self._next_id - 1, path)
+
+    def _check_writable(self, fd: int) -> None:
+        subvolid, _ = self._live(fd)
+        if self._subvolumes[subvolid].read_only:
+            raise _error(errno.EROFS)
+
+    def subvol_create_v2(self, dirfd: int, arguments: Any) -> None:
+        self._new(dirfd, arguments, os.mkdir)
+
+    def snap_create_v2(self, dirfd: int, arguments: Any) -> None:
+        if not self._has(arguments.fd):
+            raise _error(errno.EXDEV)
+        self._root(arguments.fd)
+        subvolid, place = self._live(arguments.fd)
+        source, source_path = self._subvolumes[subvolid], place.paths[subvolid]
+        nested: list[str] = []
+
+        def is_nested(path: str) -> bool:
+            key = _key(os.lstat(path))
+            if key in self._ids or key in self._placeholders:
+                nested.append(os.path.relpath(path, source_path))
+                return True
+            return False
+
+        made = self._new(dirfd, arguments, lambda path: copy_tree(source_path, path, is_nested))
+        for path in nested:
+            self._placeholders.add(_key(os.fstat(self._hold(os.path.join(_path(made.fd), path)))))
+        source.generation = made.generation
+        made.parent_uuid, made.ctransid, made.ctime = source.uuid, source.ctransid, source.ctime
+        made.read_only = bool(arguments.flags & SUBVOL_RDONLY)
+        if made.read_only:
+            made.received_uuid, made.stransid, made.stime = source.received_uuid, source.stransid, source.stime
+            made.rtransid, made.rtime = source.rtransid, source.rtime
+
+    def snap_destroy(self, dirfd: int, arguments: Any) -> None:
+        self._destroy(dirfd, _path(dirfd), _name(arguments))
+
+    def _destroy(self, dirfd: int, directory: str, name: str) -> None:
+        path = os.path.join(directory, name)
+        status = os.lstat(path)
+        self._check_writable(dirfd)
+        if not stat.S_ISDIR(status.st_mode):
+            raise _error(errno.ENOTDIR)
+        subvolid = self._ids.get(_key(status))
+        if subvolid is None:
+            raise _error(errno.EINVAL)
+        if subvolid == self._default:
+            raise _error(errno.EPERM)
+        if self._place().children(subvolid):
+            raise _error(errno.ENOTEMPTY)
+        remove_tree(path)
+        self._commit()
+
+    def snap_destroy_v2(self, fd: int, arguments: Any) -> None:
+        if arguments.subvolid < FIRST_FREE_OBJECTID:
+            raise _error(errno.EINVAL)
+        directory, name = os.path.split(self._place().path(arguments.subvolid))
+        dirfd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._destroy(dirfd, directory, name)
+        finally:
+            os.close(dirfd)
+
+    def subvol_getflags(self, fd: int, flags: Any) -> None:
+        flags[0] = SUBVOL_RDONLY if self._root(fd).read_only else 0
+
+    def subvol_setflags(self, fd: int, flags: Any) -> None:
+        subvolume = self._root(fd)
+        if flags[0] & ~SUBVOL_RDONLY:
+            raise _error(errno.EOPNOTSUPP)
+        if subvolume.read_only != bool(flags[0]):
+            subvolume.read_only = bool(flags[0])
+            subvolume.generation = self._commit()
+
+    def default_subvol(self, fd: int, subvolid: Any) -> None:
+        default = subvolid[0] or FS_TREE_OBJECTID
+        self._place().path(default)
+        self._default = default
+
+    def get_subvol_info(self, fd: int, info: Any) -> None:
+        subvolid, place = self._live(fd)
+        subvolume = self._subvolumes[subvolid]
+        info.treeid = subvolid
+        info.parent_id, info.dirid, info.name = place.of(subvolid)
+        info.flags = items.ROOT_SUBVOL_RDONLY if subvolume.read_only else 0
+        for field in ("generation", "uuid", "parent_uuid", "received_uuid", *_TRANSACTIONS):
+            setattr(info, field, getattr(subvolume, field))
+        for field in _TIMES:
+            _set_time(getattr(info, field), getattr(subvolume, field))
+
+    def get_subvol_rootref(self, fd: int, arguments: Any) -> None:
+        subvolid, place = self._live(fd)
+        left = [child for child in place.children(subvolid) if child >= arguments.min_treeid]
+        arguments.num_items = min(len(left), len(arguments.rootref))
+        for number, child in enumerate(left[: arguments.num_items]):
+            arguments.rootref[number].treeid = child
+            arguments.rootref[number].dirid = place.of(child)[1]
+        if len(left) > arguments.num_items:
+            arguments.min_treeid = left[arguments.num_items]
+            raise _error(errno.EOVERFLOW)
+
+    def set_received_subvol(self, fd: int, arguments: Any) -> None:
+        subvolume = self._root(fd)
+        if subvolume.read_only:
+            raise _error(errno.EROFS)
+        subvolume.received_uuid, subvolume.stransid = b"".join(arguments.uuid), arguments.stransid
+        subvolume.stime = arguments.stime.sec * _SECOND + arguments.stime.nsec
+        subvolume.rtransid, subvolume.rtime = self._commit(), time.time_ns()
+        arguments.rtransid = subvolume.rtransid
+        _set_time(arguments.rtime, subvolume.rtime)
+
+    def subvol_sync_wait(self, fd: int, arguments: Any) -> None:
+        if arguments.mode != ioctl.SUBVOL_SYNC_COUNT:
+            raise _error(errno.EEXIST if arguments.subvolid in self._place().paths else errno.ENOENT)
+
+    # Trees
+
+    def ino_lookup(self, fd: int, arguments: Any) -> None:
+        place = self._place()
+        arguments.treeid = arguments.treeid or self._containing(fd, place)
+        if arguments.objectid != FIRST_FREE_OBJECTID:
+            path = place.directory(arguments.treeid, arguments.objectid)
+            arguments.name = os.fsencode(os.path.relpath(path, place.paths[arguments.treeid])) + b"/"
+
+    def ino_lookup_user(self, fd: int, arguments: Any) -> None:
+        subvolid, place = self._live(fd)
+        directory, name = os.path.split(place.path(arguments.treeid))
+        if place.of(arguments.treeid)[:2] != (subvolid, arguments.dirid):
+            raise _error(errno.ENOENT)
+        arguments.name = os.fsencode(name)
+        if directory != _path(fd):
+            arguments.path = os.fsencode(os.path.relpath(directory, _path(fd))) + b"/"
+
+    def tree_search_v2(self, fd: int, arguments: Any) -> None:
+        key = arguments.key
+        least = key.min_objectid, key.min_type, key.min_offset
+        most = key.max_objectid, key.max_type, key.max_offset
+        place = self._place()
+        if key.tree_id == ROOT_TREE_OBJECTID:
+            found = self._root_items(place)
+        elif key.tree_id == UUID_TREE_OBJECTID:
+            found = self._uuid_items(place)
+        elif least[:2] == most[:2] and key.min_type == items.INODE_ITEM_KEY:
+            place.directory(key.tree_id or self._containing(fd, place), key.min_objectid)
+            found = iter([((key.min_objectid, items.INODE_ITEM_KEY, 0), _INODE_ITEM.pack(1))])
+        else:
+            raise _error(errno.ENOTTY)
+        key.nr_items = end = 0
+        for (objectid, type_, offset), data in sorted(found):
+            if least <= (objectid, type_, offset) <= most:
+                start, end = end, end + _HEADER.size + len(data)
+                if end > arguments.buf_size:
+                    break
+                arguments.buf[start:end] = _HEADER.pack(self._transid, objectid, offset, type_, len(data)) + data
+                key.nr_items += 1
+
+    def _root_items(self, place: _Place) -> Iterator[tuple[tuple[int, int, int], bytes]]:
+        location = self._default, items.ROOT_ITEM_KEY, _U64_MAX
+        name = b"default"
+        default = _DIR_ITEM.pack(*location, 0, 0, len(name), items.FT_DIR) + name
+        yield (items.ROOT_TREE_DIR_OBJECTID, items.DIR_ITEM_KEY, 0), default
+        for subvolid in place.paths:
+            of = self._subvolumes[subvolid]
+            times = (part for field in _TIMES for part in divmod(getattr(of, field), _SECOND))
+            yield (
+                (subvolid, items.ROOT_ITEM_KEY, 0),
+                _ROOT_ITEM.pack(
+                    *(of.generation, FIRST_FREE_OBJECTID, 0, 0, 0, 0),
+                    *(items.ROOT_SUBVOL_RDONLY if of.read_only else 0, 1, 0, of.generation),
+                    *(of.uuid, of.parent_uuid, of.received_uuid),
+                    *(getattr(of, field) for field in _TRANSACTIONS),
+                    *times,
+                ),
+            )
+            if subvolid != FS_TREE_OBJECTID:
+                parent_id, dirid, name = place.of(subvolid)
+                ref = _ROOT_REF.pack(dirid, 0, len(name)) + name
+                yield (subvolid, items.ROOT_BACKREF_KEY, parent_id), ref
+                yield (parent_id, items.ROOT_REF_KEY, subvolid), ref
+
+    def _uuid_items(self, place: _Place) -> Iterator[tuple[tuple[int, int, int], bytes]]:
+        found: dict[tuple[int, bytes], bytes] = {}
+        for subvolid in place.paths:
+            of = self._subvolumes[subvolid]
+            for type_, uuid in ((items.UUID_KEY_SUBVOL, of.uuid), (items.UUID_KEY_RECEIVED_SUBVOL, of.received_uuid)):
+                if any(uuid):
+                    found[type_, uuid] = found.get((type_, uuid), b"") + _UUID_ITEM.pack(subvolid)
+        for (type_, uuid), data in found.items():
+            yield (int.from_bytes(uuid[:8], "little"), type_, int.from_bytes(uuid[8:], "little")), data
+
+    # The filesystem
+
+    def sync(self, fd: int, argument: Any) -> None:
+        pass
+
+    def start_sync(self, fd: int, transid: Any) -> None:
+        transid[0] = self._transid
+
+    def wait_sync(self, fd: int, transid: Any) -> None:
+        if transid[0] > self._transid:
+            raise _error(errno.EINVAL)
+
+    def fs_info(self, fd: int, info: Any) -> None:
+        info.max_id = info.num_devices = 1
+        info.fsid = info.metadata_uuid = self._fsid
+        info.nodesize, info.sectorsize, info.clone_alignment, info.csum_size = 16384, 4096, 4096, 4
+        info.generation = self._transid
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def _lacking(fd: int, argument: Any) -> NoReturn:
+    raise _error(errno.ENOTTY)
+
+
+def _name(arguments: Any) -> str:
+    return os.fsdecode(b"".join(takewhile(lambda character: character != b"\0", arguments.name)))
+
+
+def _set_time(timespec: Any, nanoseconds: int) -> None:
+    timespec.sec, timespec.nsec = divmod(nanoseconds, _SECOND)
+
+
+def _path(fd: int) -> str:
+    return os.readlink(f"/proc/self/fd/{fd}")
+
+
+def _key(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _objectid(status: os.stat_result) -> int:
+    # On tmpfs a directory can have a number that means something else on btrfs.
+    return status.st_ino if status.st_ino > FIRST_FREE_OBJECTID else status.st_ino + (1 << 62)
+
+
+def copy_tree(source: str, target: str, is_nested: Callable[[str], bool] = lambda path: False) -> None:
+    """
+    Copy the directory *source* to *target*: files of any type with their modes, times and xattrs, and their owners as
+    far as we may; hard links stay links. When this raises, nothing is left of *target*.
+
+    Args:
+        is_nested: Whether a directory below stays empty.
+
+    Raises:
+        FileExistsError: *target* exists.
+    """
+    os.mkdir(target)
+    made = _key(os.lstat(target))
+    links: dict[tuple[int, int], str] = {}
+
+    def copy(source: str, target: str) -> None:
+        status = os.lstat(source)
+        if _key(status) == made:
+            return  # no copy has itself inside
+        if first := links.get(_key(status)):
+            os.link(first, target, follow_symlinks=False)
+            return
+        if stat.S_ISDIR(status.st_mode):
+            os.mkdir(target)
+            if not is_nested(source):
+                copy_all(source, target)
+        elif stat.S_ISLNK(status.st_mode):
+            os.symlink(os.readlink(source), target)
+        elif stat.S_ISREG(status.st_mode):
+            shutil.copyfile(source, target)
+        else:
+            os.mknod(target, status.st_mode, status.st_rdev)
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            links[_key(status)] = target
+        _copy_status(source, status, target)
+
+    def copy_all(source: str, target: str) -> None:
+        for name in os.listdir(source):
+            copy(os.path.join(source, name), os.path.join(target, name))
+
+    try:
+        copy_all(source, target)
+        _copy_status(source, os.lstat(source), target)
+    except BaseException:
+        remove_tree(target)
+        raise
+
+
+def _copy_status(source: str, status: os.stat_result, target: str) -> None:
+    try:
+        os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
+    except OSError as error:
+        # EINVAL: a user namespace does not have the owner.
+        if error.errno not in (errno.EPERM, errno.EINVAL):
+            raise
+    shutil.copystat(source, target, follow_symlinks=False)
+
+
+def remove_tree(path: str) -> None:
+    """
+    Remove the directory *path* and all that is in it, also from directories that their owner may not write to.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        os.chmod(path, 0o700)
+        for directory, names, _ in os.walk(path):
+            for name in names:
+                if not os.path.islink(os.path.join(directory, name)):
+                    os.chmod(os.path.join(directory, name), 0o700)
+        shutil.rmtree(path)
+
+
+def why_no_btrfs() -> str:
+    """
+    Return what this process lacks for a btrfs of its own, such as `pybtrfs.image.temporary`; empty when nothing.
+    """
+    if os.geteuid():
+        return "needs root"
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    if not int(status["CapEff"], 16) >> _CAP_SYS_ADMIN & 1:
+        return "needs CAP_SYS_ADMIN, which root lacks here (a container?)"
+    try:
+        syscall.mount("/nonexistent", "/", "btrfs")  # loads the module where there is one
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return "needs a kernel with btrfs"
+        if error.errno == errno.EPERM:
+            return "needs CAP_SYS_ADMIN outside of every user namespace"
+    return ""

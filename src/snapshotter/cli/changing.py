@@ -1,0 +1,177 @@
+"""
+The commands that change a store.
+"""
+
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pybtrfs import subvolume
+from snapshotter import display
+from snapshotter.cli import arguments, output, waiting
+from snapshotter.cli.codes import DONE, complain, report
+from snapshotter.contract import Snapshotter
+from snapshotter.errors import Error, quoted
+from snapshotter.snapshot import Info, Kind
+
+if TYPE_CHECKING:
+    from snapshotter.client import Client
+    from snapshotter.inventory import Entry
+
+
+def add(commands: arguments.Commands) -> None:
+    for name, run, what in ("prepare", _prepare, "an active snapshot"), ("view", _view, "a read-only view"):
+        new = commands.add(
+            name,
+            run,
+            f"make {what}, and print how to mount it",
+            arguments.LABELS,
+            arguments.JSON,
+            example=f"snapshotter {name} new base --label owner=me",
+        )
+        new.add_argument("key", metavar="KEY", type=arguments.key)
+        new.add_argument(
+            "parent", metavar="PARENT", type=arguments.parent, nargs="?", default="", help="none for empty"
+        )
+    commit = commands.add(
+        "commit",
+        _commit,
+        "freeze an active snapshot under a name",
+        arguments.LABELS,
+        example="snapshotter commit release web --label owner=me",
+    )
+    commit.add_argument("name", metavar="NAME", type=arguments.key)
+    commit.add_argument("key", metavar="KEY", type=arguments.key)
+    fork = commands.add(
+        "fork",
+        _fork,
+        "copy an active snapshot while it runs, and print how to mount the copy",
+        arguments.JSON,
+        example="snapshotter fork web copy",
+    )
+    fork.add_argument("key", metavar="KEY", type=arguments.key)
+    fork.add_argument("new", metavar="NEW", type=arguments.key)
+    label = commands.add(
+        "label",
+        _label,
+        "show the labels of a snapshot, or change some",
+        arguments.JSON,
+        example="snapshotter label web owner=me draft-",
+    )
+    label.add_argument("key", metavar="KEY", type=arguments.key)
+    label.add_argument("changes", metavar="K=V|K-", nargs="*", type=_change, help="set one, or take it away")
+    rm = commands.add(
+        "rm",
+        _rm,
+        "remove snapshots, children before what they rest on, and wait for their space",
+        arguments.KEYS,
+        arguments.JSON,
+        arguments.BYTES,
+        example="snapshotter rm web web-2 --dry-run",
+    )
+    rm.add_argument("--no-wait", action="store_true", help="let the space come back in the background")
+    rm.add_argument("--dry-run", action="store_true", help="only say how much would come back, as `frees` does")
+    commands.add(
+        "cleanup",
+        _cleanup,
+        "destroy what is left of removed snapshots, and wait for their space",
+        example="snapshotter cleanup",
+    )
+
+
+def _prepare(parsed: argparse.Namespace) -> None:
+    with arguments.making(parsed) as store:
+        output.print_mounts(parsed, store.prepare(parsed.key, parsed.parent, dict(parsed.label)))
+
+
+def _view(parsed: argparse.Namespace) -> None:
+    with arguments.making(parsed) as store:
+        output.print_mounts(parsed, store.view(parsed.key, parsed.parent, dict(parsed.label)))
+
+
+def _commit(parsed: argparse.Namespace) -> None:
+    with arguments.making(parsed) as store:
+        store.commit(parsed.name, parsed.key, dict(parsed.label))
+
+
+def _fork(parsed: argparse.Namespace) -> None:
+    with arguments.making(parsed) as store:
+        output.print_mounts(parsed, store.fork(parsed.key, parsed.new))
+
+
+def _change(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if equals:
+        return key, value
+    if not text.endswith("-"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither KEY=VALUE nor KEY-")
+    return text[:-1], ""
+
+
+def _label(parsed: argparse.Namespace) -> None:
+    if parsed.changes:
+        with arguments.changing(parsed) as store:
+            labels = dict(parsed.changes)
+            info = store.update(Info(Kind.ACTIVE, parsed.key, labels=labels), *(f"labels.{key}" for key in labels))
+    else:
+        with arguments.reading(parsed) as store:
+            info = store.stat(parsed.key)
+    if parsed.json:
+        output.print_json(output.described(info))
+    elif not parsed.changes:
+        for key, value in sorted(info.labels.items()):
+            print(display.printable(f"{key}={value}"))
+
+
+def _rm(parsed: argparse.Namespace) -> int:
+    from snapshotter import inventory, space
+
+    with arguments.reading(parsed) as reading:
+        if parsed.dry_run:
+            print(output.amount(parsed)(space.frees(reading, parsed.keys)))
+            return DONE
+        root = reading.root
+        entries = inventory.take(reading, measured=False).entries
+    code = DONE
+    keys: dict[int, str] = {}
+    with arguments.changing(parsed) as store:
+        for key in sorted(parsed.keys, key=lambda key: _depth(entries, key), reverse=True):
+            try:
+                store.remove(key)
+            except Error as error:
+                failure = report(error)
+                code = code or failure
+            else:
+                if (entry := entries.get(key)) and entry.volume:
+                    keys |= dict.fromkeys(entry.volume.subvolids, key)
+        if not parsed.no_wait:
+            _wait(root, keys, store)
+    return code
+
+
+def _depth(entries: "Mapping[str, Entry]", key: str) -> int:
+    depth = 0
+    while (entry := entries.get(key)) and entry.info.parent:
+        depth, key = depth + 1, entry.info.parent
+    return depth
+
+
+def _cleanup(parsed: argparse.Namespace) -> None:
+    from snapshotter import inventory
+
+    with arguments.reading(parsed) as reading:
+        root = reading.root
+        pending = inventory.take(reading, measured=False).pending
+    names = {deleted.id: "" for deleted in subvolume.iterate_deleted(root)}
+    names |= {subvolid: volume.path for volume in pending for subvolid in volume.subvolids}
+    with arguments.changing(parsed) as store:
+        _wait(root, names, store)
+
+
+def _wait(root: str, names: Mapping[int, str], store: "Snapshotter | Client") -> None:
+    """
+    Wait for the space of subvolumes, by id, and name those that are held.
+    """
+    if held := waiting.wait(root, names, store.cleanup):
+        which = ", ".join(sorted({quoted(names[subvolid]) for subvolid in held}))
+        complain(f"the space of {which} comes back later: it is mounted, or held otherwise", DONE)

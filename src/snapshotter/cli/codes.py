@@ -1,0 +1,32 @@
+"""
+How the command ends, and what it says of a failure.
+"""
+
+import contextlib
+import sys
+
+from snapshotter import display
+from snapshotter.errors import DataLossError, Error, InvalidArgumentError, NotFoundError, StoreHeldError
+
+DONE, FAILED, USAGE, HELD, NOT_FOUND, INCONSISTENT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+
+_CODES = (
+    (InvalidArgumentError, USAGE),
+    (StoreHeldError, HELD),
+    (NotFoundError, NOT_FOUND),
+    (DataLossError, INCONSISTENT),
+    (Error, FAILED),
+)
+
+
+def report(error: Error) -> int:
+    """
+    Say what *error* says on standard error, and give its exit code.
+    """
+    return complain(str(error), next(code for kind, code in _CODES if isinstance(error, kind)))
+
+
+def complain(text: str, code: int) -> int:
+    with contextlib.suppress(OSError):
+        print("snapshotter:", display.printable(text), file=sys.stderr)
+    return code

@@ -1,0 +1,147 @@
+"""
+The commands about what is in a snapshot.
+"""
+
+import argparse
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from typing import IO, cast
+
+from snapshotter import interruption, mounting
+from snapshotter.cli import arguments
+from snapshotter.cli.progress import Told, progress, visible
+from snapshotter.errors import InvalidArgumentError
+from snapshotter.store import real_path
+
+
+def add(commands: arguments.Commands) -> None:
+    mount = commands.add("mount", _mount, "mount an active snapshot or a view", example="snapshotter mount web /mnt")
+    mount.add_argument("key", metavar="KEY", type=arguments.key)
+    mount.add_argument("target", metavar="DIR", help="empty")
+    umount = commands.add("umount", _umount, "unmount a snapshot", example="snapshotter umount /mnt")
+    umount.add_argument("target", metavar="DIR", help="where a snapshot of this store is mounted")
+    export = commands.add(
+        "export", _export, "write what a snapshot holds as a tar", example="snapshotter export base - | gzip > base.tgz"
+    )
+    export.add_argument("key", metavar="KEY", type=arguments.key)
+    export.add_argument("file", metavar="FILE", help="- for standard output")
+    import_ = commands.add(
+        "import",
+        _import,
+        "make a committed snapshot of a tar, which may be compressed",
+        arguments.LABELS,
+        example="snapshotter import base base.tgz",
+    )
+    import_.add_argument("key", metavar="KEY", type=arguments.key)
+    import_.add_argument("file", metavar="FILE", help="- for standard input")
+    import_.add_argument(
+        "parent", metavar="PARENT", nargs="?", type=arguments.parent, default="", help="what it is put on top of"
+    )
+
+
+def _mount(parsed: argparse.Namespace) -> None:
+    target = real_path(parsed.target)
+    with arguments.reading(parsed) as store:
+        mounting.check_target(store.root, target)
+        mounting.mount(store.mounts(parsed.key), target)
+
+
+def _umount(parsed: argparse.Namespace) -> None:
+    with arguments.reading(parsed) as store:
+        mounting.unmount(store.root, real_path(parsed.target))
+
+
+def _export(parsed: argparse.Namespace) -> None:
+    from snapshotter import archive
+
+    with arguments.reading(parsed) as store, interruption.deferred() as interrupted:
+        total = archive.size_of(store, parsed.key) if visible() else 0
+        with _written(parsed.file) as file, progress("export", total) as told:
+            archive.save(store, parsed.key, _Watched(file, interrupted, told).stream)
+
+
+def _import(parsed: argparse.Namespace) -> None:
+    from snapshotter import archive
+
+    with (
+        arguments.making(parsed) as store,
+        interruption.deferred() as interrupted,
+        _read(parsed.file) as file,
+        progress("import", os.fstat(file.fileno()).st_size) as told,
+    ):
+        stream = _Watched(file, interrupted, told).stream
+        archive.load(store, parsed.key, stream, parsed.parent, dict(parsed.label))
+
+
+class _Watched:
+    """
+    A file that tells how much went through it, and where Ctrl-C is heard.
+    """
+
+    def __init__(self, file: IO[bytes], interrupted: interruption.Deferred, told: Told) -> None:
+        self._file = file
+        self._interrupted = interrupted
+        self._told = told
+        self._count = 0
+
+    @property
+    def stream(self) -> IO[bytes]:
+        return cast(IO[bytes], self)
+
+    def read(self, size: int) -> bytes:
+        with self._interrupted.at_once():
+            data = self._file.read(size)
+        self._tell(len(data))
+        return data
+
+    def write(self, data: bytes) -> int:
+        with self._interrupted.at_once():
+            self._file.write(data)
+        self._tell(len(data))
+        return len(data)
+
+    def _tell(self, count: int) -> None:
+        self._count += count
+        self._told(self._count)
+
+
+@contextlib.contextmanager
+def _written(path: str) -> Iterator[IO[bytes]]:
+    """
+    The file *path*, new or in place of the old one, once all of it is written.
+    """
+    if path == "-":
+        if os.isatty(1):
+            raise InvalidArgumentError("a tar is nothing for a terminal: name a file, or redirect the output")
+        with open(1, "wb", closefd=False) as file:
+            yield file
+        return
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a device, or a FIFO
+            with open(path, "wb") as file:
+                yield file
+            return
+    path = os.path.realpath(path)
+    try:
+        fd, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)[:200]}.", dir=os.path.dirname(path))
+    except OSError as error:
+        error.filename = path
+        raise
+    try:
+        with open(fd, "wb") as file:
+            yield file
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def _read(path: str) -> Iterator[IO[bytes]]:
+    if path == "-" and os.isatty(0):
+        raise InvalidArgumentError("a tar does not come from a terminal: name a file, or redirect the input")
+    with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
+        yield file

@@ -1,0 +1,79 @@
+"""
+What commands print alike.
+"""
+
+import argparse
+import json
+import os
+import shlex
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from snapshotter import display
+from snapshotter.snapshot import Info, Mount
+
+if TYPE_CHECKING:
+    from snapshotter.inventory import Entry
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def described(info: Info) -> dict[str, Any]:
+    """
+    *info* as JSON has it.
+    """
+    return {
+        "kind": str(info.kind),
+        "name": info.name,
+        "parent": info.parent,
+        "created": info.created.isoformat(timespec="microseconds"),
+        "updated": info.updated.isoformat(timespec="microseconds"),
+        "labels": dict(info.labels),
+    }
+
+
+def detailed(entry: "Entry") -> dict[str, Any]:
+    """
+    *entry* as JSON has it.
+    """
+    return described(entry.info) | {
+        "size": entry.usage and entry.usage.size,
+        "inodes": entry.usage and entry.usage.inodes,
+        "subvolume": entry.volume and entry.volume.path,
+        "subvolid": entry.volume and entry.volume.info.id,
+        "mounted": entry.mounted,
+        "problem": entry.problem,
+    }
+
+
+def amount(arguments: argparse.Namespace) -> Callable[[int], str]:
+    """
+    How sizes are written.
+    """
+    return str if arguments.bytes else display.size
+
+
+def time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}Z"
+
+
+def print_mounts(arguments: argparse.Namespace, mounts: Iterable[Mount]) -> None:
+    if arguments.json:
+        print_json([asdict(mount) for mount in mounts])
+        return
+    for mount in mounts:
+        print(mount_command(mount, getattr(arguments, "target", "TARGET")))
+
+
+def mount_command(mount: Mount, target: str) -> str:
+    """
+    The mount(8) command line that makes *mount* at *target*.
+    """
+    kind = [] if mount.type == "bind" else ["-t", mount.type]
+    options = ["-o", ",".join(mount.options)] if mount.options else []
+    point = os.path.join(target, mount.target) if mount.target else target
+    return shlex.join(["mount", *kind, *options, mount.source, point])

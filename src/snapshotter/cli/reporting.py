@@ -1,0 +1,55 @@
+"""
+The command that shows a store as a page.
+"""
+
+import argparse
+import os
+import tempfile
+from datetime import UTC, datetime
+
+from snapshotter.cli import arguments
+
+
+def add(commands: arguments.Commands) -> None:
+    report = commands.add(
+        "report",
+        _report,
+        "write a page of HTML that shows what is in a store, what takes its space, and what is wrong",
+        example="snapshotter report -o store.html",
+    )
+    report.add_argument("-o", "--output", metavar="FILE", help="by default standard output")
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from snapshotter import doctor, inventory, report, space
+
+    with arguments.reading(parsed) as store:
+        taken = inventory.take(store)
+        seen = report.Report(
+            store.root,
+            datetime.now(UTC),
+            taken.entries,
+            space.of_store(store, taken),
+            space.of_filesystem(store.root),
+            doctor.of_store(store),
+        )
+    page = report.render(seen)
+    if parsed.output:
+        _write(parsed.output, page)
+    else:
+        print(page, end="")
+
+
+def _write(path: str, text: str) -> None:
+    """
+    Make or replace a file, or leave it as it was.
+    """
+    directory, name = os.path.split(os.path.abspath(path))
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=directory, prefix=f".{name}.", delete=False) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

@@ -1,0 +1,213 @@
+"""
+The commands about the daemon.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable
+
+from snapshotter import config, display
+from snapshotter.cli import arguments
+from snapshotter.cli.codes import DONE, FAILED
+from snapshotter.errors import InvalidArgumentError, UnavailableError
+
+PING_SECONDS = 5.0
+
+
+def add(commands: arguments.Commands) -> None:
+    place = arguments.Parser(add_help=False)
+    place.add_argument("--config", metavar="FILE", help="the daemon's configuration; by default $SNAPSHOTTER_CONFIG")
+    place.add_argument("--address", metavar="SOCKET", help="the daemon's socket")
+    settings = arguments.Parser(add_help=False, parents=[place])
+    for name, setting in config.SETTINGS.items():
+        if name not in ("root", "address"):
+            settings.add_argument(config.flag(name), metavar="VALUE", dest=name, help=setting.metadata["expected"])
+    commands.add(
+        "serve",
+        _serve,
+        "serve a store to containerd; make it where there is none",
+        settings,
+        example="snapshotter serve --root /var/lib/snapshots --address /run/snapshots.sock",
+    )
+    configuration = commands.add(
+        "config",
+        _config,
+        "print or check the configuration of serve",
+        settings,
+        example="snapshotter config dump --log-level debug",
+    )
+    configuration.add_argument(
+        "what",
+        choices=("default", "dump", "check"),
+        help="a file with the defaults; what is in force, and where from; or nothing, if it is right",
+    )
+    commands.add(
+        "ping",
+        _ping,
+        "ask whether a daemon serves its store",
+        place,
+        example="snapshotter ping --address /run/snapshots.sock",
+    )
+    events = commands.add(
+        "events",
+        _events,
+        "show what a daemon's log tells, of one snapshot or of all",
+        arguments.JSON,
+        example="journalctl -f -o cat -u btrfs-snapshotter | snapshotter events web",
+    )
+    events.add_argument("key", metavar="KEY", nargs="?", help="one that it has, or had before it was committed")
+    events.add_argument("--log", metavar="FILE", help="the log; by default what is piped in")
+    events.add_argument("--follow", action="store_true", help="go on with what is written to the file from now on")
+    setup = commands.add("setup", None, "print what containerd and systemd have to know of the daemon")
+    targets = arguments.Commands(setup, "WHAT")
+    to_containerd = targets.add(
+        "containerd",
+        _setup_containerd,
+        "print or write a file for containerd's configuration, or check what is in force",
+        place,
+        example="snapshotter setup containerd --cri",
+    )
+    to_containerd.add_argument("--name", default="btrfs-snapshotter", help="what containerd calls it (%(default)s)")
+    to_containerd.add_argument("--cri", action="store_true", help="make it the snapshotter of Kubernetes")
+    to_containerd.add_argument("--containerd", metavar="PATH", default="containerd", help="the program to ask")
+    to_containerd.add_argument(
+        "--containerd-config", metavar="FILE", default="/etc/containerd/config.toml", help="by default %(default)s"
+    )
+    to_containerd.add_argument(
+        "--config-version", type=int, choices=(2, 3, 4), help="of containerd's configuration, instead of asking it"
+    )
+    to_containerd.add_argument("--write", metavar="FILE", help="write the file instead of printing it")
+    to_containerd.add_argument(
+        "--check",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="name what a `containerd config dump` lacks, a FILE or - or of the program; 1 if anything",
+    )
+    to_systemd = targets.add(
+        "systemd",
+        _setup_systemd,
+        "print or write the units of the daemon",
+        place,
+        example="snapshotter setup systemd --root /var/lib/snapshots",
+    )
+    to_systemd.add_argument("--write", metavar="DIR", help="write them there, instead of printing them")
+
+
+def _settings(parsed: argparse.Namespace) -> config.Loaded:
+    flags = {name: text for name in config.SETTINGS if (text := getattr(parsed, name, None)) is not None}
+    return config.load(parsed.config or os.environ.get("SNAPSHOTTER_CONFIG"), os.environ, flags)
+
+
+def _serve(parsed: argparse.Namespace) -> None:
+    loaded = _settings(parsed).config
+    from snapshotter import daemon, events
+    from snapshotter.systemd import Systemd
+
+    events.listen(sys.stderr, loaded.log_format, loaded.log_level)
+    daemon.serve(loaded, Systemd(os.environ))
+
+
+def _config(parsed: argparse.Namespace) -> None:
+    if parsed.what == "default":
+        print(config.default(), end="")
+        return
+    loaded = _settings(parsed)
+    if parsed.what == "dump":
+        print(config.dump(loaded), end="")
+
+
+def _ping(parsed: argparse.Namespace) -> None:
+    address = _settings(parsed).config.address
+    from snapshotter.client import Client
+
+    with Client(address, timeout=PING_SECONDS) as client:
+        if not client.serving():
+            raise UnavailableError(f"the daemon at {address!r} is opening its store, or its filesystem failed")
+    print(f"{display.printable(address)} serves")
+
+
+def _events(parsed: argparse.Namespace) -> None:
+    from snapshotter import log
+
+    if parsed.log is None and os.isatty(0):
+        raise InvalidArgumentError("no log is given: use --log FILE, or pipe one in, as in `journalctl -u UNIT |`")
+    texts = log.read("/dev/stdin") if parsed.log is None else log.read(parsed.log, follow=parsed.follow)
+    lines = (line for text in texts if (line := log.parse(text.rstrip("\n"))))
+    for line in log.of_key(lines, parsed.key) if parsed.key is not None else lines:
+        if parsed.json:
+            print(json.dumps({"time": line.time, "level": line.level, "event": line.event, **line.fields}), flush=True)
+        else:
+            fields = " ".join(f"{name}={value}" for name, value in line.fields.items())
+            print(display.printable(f"{line.time} {line.level:7} {line.event:12} {fields}"), flush=True)
+
+
+def _setup_containerd(parsed: argparse.Namespace) -> int:
+    from snapshotter import containerd
+
+    settings = _settings(parsed).config
+    plugin = containerd.Plugin(parsed.name, settings.root, settings.address, parsed.cri)
+    if parsed.check is not None:
+        lacks = containerd.missing(plugin, _dump(parsed))
+        for line in lacks or ["nothing is missing"]:
+            print(display.printable(line))
+        return FAILED if lacks else DONE
+    main_file = containerd.read_main(parsed.containerd_config)
+    release = None if parsed.config_version else containerd.installed(parsed.containerd)
+    version = release.config if release else parsed.config_version
+    path = os.path.abspath(parsed.write or os.path.join(containerd.DROP_INS, f"{plugin.name}.toml"))
+    text = containerd.drop_in(plugin, version, main_file)
+    if parsed.write:
+        _write(path, text)
+    else:
+        print(text, end="")
+    _advise(f"for {path}; then:", containerd.advice(plugin, version, release, main_file, path))
+    return DONE
+
+
+def _dump(parsed: argparse.Namespace) -> str:
+    from snapshotter import containerd
+
+    if parsed.check == "":
+        return containerd.dumped(parsed.containerd, parsed.containerd_config)
+    if parsed.check == "-":
+        return sys.stdin.read()
+    with open(parsed.check, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def _setup_systemd(parsed: argparse.Namespace) -> None:
+    from snapshotter import unit_files
+
+    settings = _settings(parsed).config
+    script = os.path.join(os.path.dirname(sys.executable), "snapshotter")
+    command = [script] if os.access(script, os.X_OK) else [sys.executable, "-m", "snapshotter"]
+    directory = parsed.write or "/etc/systemd/system"
+    for name in unit_files.NAMES:
+        text = unit_files.text(name, settings.root, settings.address, command)
+        path = os.path.join(directory, name)
+        if parsed.write:
+            _write(path, text)
+        else:
+            print(f"# {path}\n{text}")
+    steps = [f"systemctl daemon-reload && systemctl enable --now {' '.join(reversed(unit_files.NAMES))}"]
+    if not os.path.exists(settings.root):
+        steps.insert(0, f"before that, make a store: snapshotter init --root {shlex.quote(settings.root)}")
+    if command[0].startswith(("/home/", "/root/", "/tmp/", "/var/tmp/")):
+        steps.insert(0, f"install this package elsewhere: the daemon of the unit sees nothing of {command[0]}")
+    _advise(f"for {directory}; then:", steps)
+
+
+def _write(path: str, text: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _advise(heading: str, steps: Iterable[str]) -> None:
+    print(heading, file=sys.stderr)
+    for step in steps:
+        print("-", step.replace("\n", "\n  "), file=sys.stderr)

@@ -1,0 +1,316 @@
+"""
+Mending a store that nobody else has: what can be known is made right again, the rest is moved to the quarantine.
+
+Nothing is deleted but by `purge`: what is in the quarantine, once somebody has looked at it.
+"""
+
+import contextlib
+import itertools
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from pybtrfs import filesystem, subvolume
+from snapshotter import inventory, records, recovery
+from snapshotter.contract import Snapshotter
+from snapshotter.errors import FailedPreconditionError
+from snapshotter.records import DamagedError, Record, State
+from snapshotter.recovery import Recovered, Verdict
+from snapshotter.session import translating
+from snapshotter.snapshot import Kind
+from snapshotter.store import QUARANTINE, SNAPSHOTS, Store, real_path
+from snapshotter.volumes import EMPTY, FS, LAYER, BtrfsVolumes, Directory, is_subvolume, opened
+
+# Times in nanoseconds. A subvolume is made after the time in its record: a layer once its data is on the disk.
+_NEAR = 3_600_000_000_000
+# Of two ways to pair records with subvolumes one has to fit so much better.
+_TELLING = 1_000_000_000
+
+_MOVED = "it is in the quarantine now"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """
+    Something that was mended.
+
+    Args:
+        subject: A key, or the path of what has none.
+    """
+
+    subject: str
+    what: str
+
+
+def fix(root: str | os.PathLike[str]) -> list[Repair]:
+    """
+    Mend what `doctor.examine` finds in the store at *root*, as far as it can be known. Needs CAP_SYS_ADMIN.
+
+    - A record in which one bit has flipped is what it was. The store's own, where it is damaged further, is made anew.
+    - Records in each other's directories go where the subvolumes are that were made when they say.
+    - A subvolume, or the directory of a snapshot, that was renamed gets its name back.
+    - A layer that was made writable is read-only again, if nothing has changed in it.
+    - What no record accounts for is moved to the quarantine.
+
+    Each is durable before the next; one that was interrupted can be done again.
+
+    Raises:
+        NotFoundError: *root* does not exist.
+        FailedPreconditionError: It is not a store, or a newer release's, or a copy of one.
+        StoreHeldError: Another process has it.
+    """
+    path = real_path(root)
+    with translating(f"mend store {path!r}"), contextlib.ExitStack() as stack:
+        volumes = BtrfsVolumes(path, "btrfs")
+        stack.callback(volumes.close)
+        how = Store.mend(path, volumes)
+        store = Store(path, volumes)
+        stack.callback(store.close)
+        if store.is_copy:
+            raise FailedPreconditionError(f"{path!r} is a copy of a store: make it one with `snapshotter init --adopt`")
+        stack.callback(store.acquire().release)
+        fixer = _Fixer(store, volumes)
+        if how:
+            fixer.done(path, how)
+        fixer.fix()
+        return fixer.repairs
+
+
+def has_empty(root: str) -> bool:
+    """
+    Whether the store at *root* has what a view without parent shows.
+    """
+    path = os.path.join(root, EMPTY)
+    if not os.path.isdir(path) or os.path.islink(path) or not subvolume.is_subvolume(path):
+        return False
+    return subvolume.get_read_only(path) and not os.listdir(path)
+
+
+def quarantined(root: str) -> list[str]:
+    """
+    The paths of what is in the quarantine of the store at *root*.
+    """
+    directory = os.path.join(root, QUARANTINE)
+    names = sorted(os.listdir(directory)) if os.path.exists(directory) else []
+    return [os.path.join(directory, name) for name in names]
+
+
+def purge(store: Snapshotter, paths: Iterable[str]) -> None:
+    """
+    Delete *paths*, of the quarantine of an open *store*, best of one opened read-only: it needs no lock. Not durable.
+
+    Raises:
+        FailedPreconditionError: Something is mounted in it.
+    """
+    with translating(f"purge store {store.root!r}"), contextlib.ExitStack() as stack:
+        volumes = BtrfsVolumes(store.root, "btrfs")
+        stack.callback(volumes.close)
+        orphaned = [os.path.join(store.root, volume.path) for volume in inventory.take(store, measured=False).orphaned]
+        mounts = volumes.mounts()
+        for path in paths:
+            if mounts.has_mount_below(path):
+                raise FailedPreconditionError(f"something is mounted in {path!r}: unmount it first")
+        for path in paths:
+            for inner in orphaned:
+                if f"{inner}/".startswith(f"{path}/"):
+                    above, name = os.path.split(inner)
+                    fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY)
+                    stack.callback(os.close, fd)
+                    volumes.destroy(Directory(fd, above), name, mounts)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            elif os.path.lexists(path):
+                os.unlink(path)
+
+
+class _Fixer:
+    def __init__(self, store: Store, volumes: BtrfsVolumes) -> None:
+        self._store = store
+        self._volumes = volumes
+        self.repairs: list[Repair] = []
+
+    def done(self, subject: str, what: str) -> None:
+        self.repairs.append(Repair(subject, what))
+
+    def fix(self) -> None:
+        if not has_empty(self._store.root):
+            self._mend_empty()
+        for item in self._survey(Verdict.UNKNOWN):
+            self._mend_record(item)
+        unknown = [item.name for item in self._survey(Verdict.UNKNOWN)]
+        self._sort_records({name: record for name in unknown if (record := self._foreign(name))})
+        for item in self._survey(Verdict.QUARANTINED):
+            self._mend_subvolume(item)
+        for item in self._survey(Verdict.UNKNOWN):
+            self._quarantine(self._store.snapshots_fd, item.name, item.name)
+            self.done(self._path(item.name), f"{item.problem}: {_MOVED}")
+        for item in self._survey(Verdict.QUARANTINED, Verdict.REMOVED):
+            self._clear(item)
+
+    def _survey(self, *verdicts: Verdict) -> list[Recovered]:
+        return [item for item in recovery.survey(self._store, self._volumes, held=True) if item.verdict in verdicts]
+
+    def _mend_empty(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._quarantine(self._store.fd, EMPTY, EMPTY)
+        self._volumes.make_empty(self._store.fd)
+        self._volumes.barrier(self._store.fd)
+        self.done(os.path.join(self._store.root, EMPTY), "it is made anew; what it was is in the quarantine")
+
+    # -- records
+
+    def _mend_record(self, item: Recovered) -> None:
+        with self._opened(item.name) as directory:
+            data = directory and self._store.read(directory)
+            if directory is None or not data:
+                return
+            whole = records.mended(data, lambda data: records.decode(data, item.id))
+            if whole:
+                self._store.write(directory, whole)
+                self._volumes.barrier(directory.fd)
+                self.done(records.decode(whole, item.id).key, "its record is what it was: one bit had flipped")
+
+    def _foreign(self, name: str) -> Record | None:
+        """
+        The record in a directory, if it is whole and another directory's.
+        """
+        with self._opened(name) as directory, contextlib.suppress(DamagedError, KeyError):
+            data = directory and self._store.read(directory)
+            if data:
+                record = records.decode(data, records.unseal(data)["id"])
+                return record if str(record.id) != name else None
+        return None
+
+    def _sort_records(self, found: dict[str, Record]) -> None:
+        """
+        Bring records, by the directories that they are in, to where they belong.
+        """
+        # Directories whose name is free get it back, and make room for the next.
+        while free := [name for name, record in found.items() if str(record.id) not in self._store.names()]:
+            for name in free:
+                record = found.pop(name)
+                if self._apart(name, record) < _NEAR:
+                    self._rename(name, str(record.id))
+                    self.done(record.key, f"its directory has its name again, which was {name!r}")
+        # What is left is whole rounds of directories, each with the record of the next.
+        while found:
+            name, record = next(iter(found.items()))
+            round_ = {}
+            while name in found:
+                round_[name] = record = found.pop(name)
+                name = str(record.id)
+            if name in round_:
+                self._sort_round(round_)
+
+    def _sort_round(self, found: Mapping[str, Record]) -> None:
+        if_records = sum(self._apart(str(record.id), record) for record in found.values())
+        if_directories = sum(self._apart(name, record) for name, record in found.items())
+        if min(if_records, if_directories) == math.inf or abs(if_records - if_directories) < _TELLING:
+            return
+        if if_records < if_directories:
+            for record in found.values():
+                with self._store.directory(record.id) as directory:
+                    self._store.write(directory, records.encode(record))
+                    self._volumes.barrier(directory.fd)
+                self.done(record.key, "its record is its own again: it was in another's directory")
+            return
+        for name in found:
+            self._rename(name, f"{name}.moved")
+        for name, record in found.items():
+            self._rename(f"{name}.moved", str(record.id))
+            self.done(record.key, f"its directory has its name again, which was {name!r}")
+
+    def _apart(self, name: str, record: Record) -> float:
+        """
+        How long after *record* the subvolume in the directory *name* was made; for ever when it is not of its kind.
+        """
+        wanted = {State.COMMITTED: LAYER, State.VIEW: "", State.REMOVED: ""}.get(record.state, FS)
+        with self._opened(name) as directory:
+            if directory is None:
+                return math.inf
+            if not wanted:
+                return 0 if not os.listdir(directory.fd) else math.inf
+            return self._age(directory, wanted, record)
+
+    def _age(self, directory: Directory, name: str, record: Record) -> float:
+        if not is_subvolume(directory.fd, name):
+            return math.inf
+        with opened(directory.fd, name) as fd:
+            return abs(subvolume.get_info(fd).raw.otime - record.created)
+
+    # -- subvolumes
+
+    def _mend_subvolume(self, item: Recovered) -> None:
+        record = item.record
+        if record is None:
+            return
+        name = LAYER if record.state.kind is Kind.COMMITTED else FS
+        with self._store.directory(item.id) as directory:
+            near = [other for other in item.found.strangers if self._age(directory, other, record) < _NEAR]
+            if len(near) == 1 and name not in item.found.strangers:
+                os.rename(near[0], name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+                self._volumes.barrier(directory.fd)
+                self.done(record.key, f"its subvolume has its name again, which was {near[0]!r}")
+            if name == LAYER and is_subvolume(directory.fd, LAYER):
+                self._freeze(directory, record)
+
+    def _freeze(self, directory: Directory, record: Record) -> None:
+        with opened(directory.fd, LAYER) as fd:
+            if subvolume.get_read_only(fd):
+                return
+            filesystem.sync(fd)  # only then it tells what was written
+            info = subvolume.get_info(fd)
+            if info.ctransid <= info.otransid:
+                subvolume.set_read_only(fd)
+                self.done(record.key, "its layer is read-only again: nothing had changed in it")
+
+    def _clear(self, item: Recovered) -> None:
+        """
+        Take away what would keep the directory of a removed snapshot from going.
+        """
+        with self._store.directory(item.id) as directory:
+            for name in item.found.strangers:
+                self._quarantine(directory.fd, name, f"{item.name}-{name}")
+                self.done(f"{directory.path}/{name}", f"it is no subvolume of a snapshot: {_MOVED}")
+
+    # -- directories
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[Directory | None]:
+        """
+        What *name* in ``snapshots/`` is, open; None where it is no directory.
+        """
+        try:
+            fd = os.open(name, _DIRECTORY, dir_fd=self._store.snapshots_fd)
+        except NotADirectoryError:
+            yield None
+            return
+        try:
+            yield Directory(fd, self._path(name))
+        finally:
+            os.close(fd)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._store.root, SNAPSHOTS, name)
+
+    def _rename(self, name: str, new: str) -> None:
+        fd = self._store.snapshots_fd
+        os.rename(name, new, src_dir_fd=fd, dst_dir_fd=fd)
+        self._volumes.barrier(fd)
+
+    def _quarantine(self, dir_fd: int, name: str, as_: str) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(QUARANTINE, 0o700, dir_fd=self._store.fd)
+        with opened(self._store.fd, QUARANTINE) as fd:
+            taken = os.listdir(fd)
+            names = itertools.chain([as_], (f"{as_}.{number}" for number in itertools.count(2)))
+            new = next(each for each in names if each not in taken)
+            if is_subvolume(dir_fd, name):
+                with opened(dir_fd, name) as subvolume_fd:
+                    subvolume.set_read_only(subvolume_fd, False, clear_received=True)  # or it could not be moved
+            os.rename(name, new, src_dir_fd=dir_fd, dst_dir_fd=fd)
+            for each in (fd, dir_fd, self._store.fd):
+                self._volumes.barrier(each)

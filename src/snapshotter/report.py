@@ -1,0 +1,288 @@
+"""
+A store in one page of HTML, which needs nothing from elsewhere: no script, no font, no picture.
+"""
+
+import html
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import resources
+from typing import NamedTuple
+
+from pybtrfs._version import __version__
+from snapshotter import display
+from snapshotter.contract import Problem
+from snapshotter.inventory import Entry
+from snapshotter.snapshot import Kind
+from snapshotter.space import Amount, FilesystemSpace
+from snapshotter.treemap import Rectangle, squarify
+
+GROUPS, CELLS = 40, 300  # in the map; what is smaller is summed up
+IMAGES = 16  # in the matrix
+_SHAPE = Rectangle(0, 0, 16, 9)
+_WHAT = {
+    "committed": "layers that others can rest on",
+    "active": "writable snapshots",
+    "view": "read-only looks at a layer, which take no space",
+    "pending": "left of removed snapshots until it is destroyed",
+    "orphaned": "subvolumes that no record accounts for",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """
+    What a page is made of.
+
+    Args:
+        amounts: By kind, and of what is pending and orphaned.
+    """
+
+    root: str
+    time: datetime
+    entries: Mapping[str, Entry]
+    amounts: Mapping[str, Amount]
+    filesystem: FilesystemSpace
+    problems: Sequence[Problem]
+
+
+def render(report: Report) -> str:
+    """
+    The page.
+    """
+    rows = list(display.family(entry.info for entry in report.entries.values()))
+    totals = display.totals(rows, {key: _size(entry) for key, entry in report.entries.items()})
+    family = [(depth, report.entries[info.name]) for depth, _, info in rows]
+    sections = {
+        "Findings": _findings(report),
+        "Space": _space(report),
+        "Map": _map(report, family),
+        "Sharing": _sharing([entry for _, entry in family]),
+        "Tree": _tree(family, totals),
+    }
+    style = resources.files("snapshotter").joinpath("report.css").read_text()
+    parts = "".join(
+        f'<section id="{name.lower()}"><h2>{name}</h2>{"".join(lines)}</section>' for name, lines in sections.items()
+    )
+    links = "".join(f'<a href="#{name.lower()}">{name}</a>' for name in sections)
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
+        f"<title>{_text(report.root)}</title><style>{style}</style></head><body>"
+        f"<header><h1>{_text(report.root)}</h1>"
+        f"<p>{report.time:%Y-%m-%d %H:%M} UTC, by snapshotter {__version__}</p><nav>{links}</nav></header>"
+        f"<main>{''.join(_summary(report))}{parts}</main></body></html>\n"
+    )
+
+
+def _text(value: str) -> str:
+    return html.escape(display.printable(value))
+
+
+def _short(key: str) -> str:
+    """
+    *key* for where there is little place; digests differ at both ends.
+    """
+    return _text(key if len(key) <= 28 else f"{key[:14]}…{key[-13:]}")
+
+
+def _size(entry: Entry) -> int:
+    return entry.usage.size if entry.usage else 0
+
+
+# -- what is at the top
+
+
+def _summary(report: Report) -> Iterator[str]:
+    amounts, filesystem = report.amounts.values(), report.filesystem
+    found = len(report.problems)
+    tiles = [
+        (f"{len(report.entries):,}", "snapshots", ""),
+        (display.size(sum(amount.size for amount in amounts)), "on disk", ""),
+        (display.size(sum(amount.reclaimable for amount in amounts)), "reclaimable", ""),
+        (display.size(filesystem.available), f"of {display.size(filesystem.size)} free", ""),
+        (str(found), "finding" if found == 1 else "findings", "bad" if found else "good"),
+    ]
+    yield '<ul class="tiles">'
+    for value, what, state in tiles:
+        yield f'<li class="{state}"><strong>{value}</strong> {what}</li>'
+    yield "</ul>"
+
+
+def _findings(report: Report) -> Iterator[str]:
+    if not report.problems:
+        yield '<p class="good">Nothing is wrong.</p>'
+    for problem in report.problems:
+        yield (
+            f'<article class="finding"><h3>{_text(problem.subject)}</h3><p>{_text(problem.what)}</p>'
+            f"<p>Cure: <code>{_text(problem.cure)}</code></p></article>"
+        )
+
+
+def _space(report: Report) -> Iterator[str]:
+    yield "<table><thead><tr><th>Kind<th>Count<th>Size<th>Reclaimable</thead><tbody>"
+    for kind, amount in report.amounts.items():
+        yield (
+            f'<tr><th><i class="{kind}"></i>{kind}<small>{_WHAT[kind]}</small>'
+            f"<td>{amount.count:,}<td>{display.size(amount.size)}<td>{display.size(amount.reclaimable)}"
+        )
+    yield "</tbody></table><h3>The filesystem</h3><dl>"
+    filesystem = report.filesystem
+    yield from _bar("devices", "allocated", filesystem.allocated, filesystem.size)
+    for group in filesystem.block_groups:
+        yield from _bar(f"{group.type}, {group.profile}", "used", group.used, group.size)
+    yield "</dl>"
+    if filesystem.deleted:
+        yield f"<p>Deleted subvolumes that are still being cleaned: {filesystem.deleted:,}</p>"
+
+
+def _bar(name: str, what: str, part: int, whole: int) -> Iterator[str]:
+    share = part / whole if whole else 0
+    yield (
+        f"<dt>{_text(name)}<dd><b style=--v:{share:.1%}></b>"
+        f"{display.size(part)} of {display.size(whole)} {what}, {share:.0%}"
+    )
+
+
+# -- the map
+
+
+class _Cell(NamedTuple):
+    """
+    Args:
+        place: Where in the tree; -1 for what is not there.
+    """
+
+    size: int
+    kind: str
+    name: str
+    place: int = -1
+
+
+def _map(report: Report, family: Sequence[tuple[int, Entry]]) -> Iterator[str]:
+    yield "<p>Each area is what one snapshot added on disk, beside those that rest on the same. Each leads to its "
+    yield "place in the tree.</p><p class=legend>"
+    yield from (f'<span><i class="{kind}"></i>{kind}</span>' for kind in _WHAT if kind != "view")
+    yield "</p>"
+    groups = _groups(report, family)
+    if not groups:
+        yield "<p>Nothing has been written yet.</p>"
+        return
+    smallest = sorted((cell.size for _, cells in groups for cell in cells), reverse=True)[:CELLS][-1]
+    yield '<div class="map">'
+    areas = squarify([_weight(cells) for _, cells in groups], _SHAPE)
+    for (name, cells), area in zip(groups, areas, strict=True):
+        yield f'<div class="group"{_style(area, _SHAPE)}><h3>{_short(name)}</h3><div>'
+        shown = [cell for cell in cells if cell.size >= smallest]
+        if rest := cells[len(shown) :]:
+            shown.append(_Cell(_weight(rest), "rest", f"{len(rest):,} smaller ones"))
+        inner = Rectangle(0, 0, area.width, area.height)
+        for cell, place in zip(shown, squarify([cell.size for cell in shown], inner), strict=True):
+            size = display.size(cell.size)
+            link = f' href="#s{cell.place}"' if cell.place >= 0 else ""
+            yield (
+                f'<a class="{cell.kind}"{_style(place, inner)}{link} title="{_text(cell.name)}: {size}">'
+                f"<span>{_short(cell.name)}<br>{size}</span></a>"
+            )
+        yield "</div></div>"
+    yield "</div>"
+
+
+def _groups(report: Report, family: Sequence[tuple[int, Entry]]) -> list[tuple[str, list[_Cell]]]:
+    """
+    What takes space, by what it rests on in the end, the largest first.
+    """
+    groups: list[tuple[str, list[_Cell]]] = []
+    for place, (depth, entry) in enumerate(family):
+        if depth == 0:
+            groups.append((entry.info.name, []))
+        if size := _size(entry):
+            groups[-1][1].append(_Cell(size, entry.info.kind.lower(), entry.info.name, place))
+    groups += [(kind, [_Cell(report.amounts[kind].size, kind, kind)]) for kind in ("pending", "orphaned")]
+    groups.sort(key=lambda group: -_weight(group[1]))
+    groups[GROUPS:] = [("others", [cell for _, cells in groups[GROUPS:] for cell in cells])]
+    for _, cells in groups:
+        cells.sort(key=lambda cell: -cell.size)
+    return [group for group in groups if _weight(group[1])]
+
+
+def _weight(cells: Iterable[_Cell]) -> int:
+    return sum(cell.size for cell in cells)
+
+
+def _style(area: Rectangle, whole: Rectangle) -> str:
+    left, top, width, height = (
+        f"{100 * part / side:.4g}%"
+        for part, side in zip(area, (whole.width, whole.height, whole.width, whole.height), strict=True)
+    )
+    return f' style="left:{left};top:{top};width:{width};height:{height}"'
+
+
+# -- what images share
+
+
+def _sharing(entries: Sequence[Entry]) -> Iterator[str]:
+    layers = {entry.info.name: entry for entry in entries if entry.info.kind is Kind.COMMITTED}
+    sizes: dict[str, int] = {}  # with all below, which come first
+    for name, layer in layers.items():
+        sizes[name] = _size(layer) + sizes.get(layer.info.parent, 0)
+    images = sizes.keys() - {layer.info.parent for layer in layers.values()}
+    largest = set(sorted(images, key=lambda name: (-sizes[name], name))[:IMAGES])
+    shown = [name for name in layers if name in largest]
+    chains = {name: _chain(name, layers) for name in shown}
+    if len(shown) < 2:
+        yield "<p>There are no two images to compare.</p>"
+        return
+    which = f"the {len(shown)} largest of {len(images):,} images" if len(shown) < len(images) else "images"
+    yield (
+        f"<p>How much of each row's image is in layers that each column's rests on, too, of {which}: "
+        "committed snapshots on which no other rests.</p>"
+    )
+    yield '<div class="wide"><table class="matrix"><thead><tr><th>Image<th>Size'
+    yield "".join(f"<th>{number}" for number in range(1, len(shown) + 1))
+    yield "</thead><tbody>"
+    for number, name in enumerate(shown, 1):
+        yield f'<tr><th title="{_text(name)}"><small>{number}</small> {_short(name)}<td>{display.size(sizes[name])}'
+        for other in shown:
+            shared = sum(size for layer, size in chains[name].items() if layer in chains[other])
+            share = shared / sizes[name] if sizes[name] else 0
+            if other == name:
+                yield "<td class=self>"
+            else:
+                title = f"{_text(name)} shares {display.size(shared)} with {_text(other)}"
+                yield f'<td style=--v:{share:.0%} title="{title}">{f"{share:.0%}" if share >= 0.005 else ""}'
+    yield "</tbody></table></div>"
+
+
+def _chain(name: str, layers: Mapping[str, Entry]) -> dict[str, int]:
+    """
+    The layers that *name* consists of, with their sizes.
+    """
+    chain = {}
+    while name in layers:
+        chain[name] = _size(layers[name])
+        name = layers[name].info.parent
+    return chain
+
+
+# -- the tree
+
+
+def _tree(family: Sequence[tuple[int, Entry]], totals: Mapping[str, int]) -> Iterator[str]:
+    if not family:
+        yield "<p>The store is empty.</p>"
+        return
+    yield "<p>Each snapshot below its parent, with what it added on disk, and what it and all that rests on it did.</p>"
+    yield '<ol class="tree"><li class="head"><span>Key</span><span>Size</span><span>Total</span></li>'
+    most = max(_size(entry) for _, entry in family) or 1
+    for number, (depth, entry) in enumerate(family):
+        marks = "<em>mounted</em>" if entry.mounted else ""
+        marks += f'<em class="bad">{_text(entry.problem)}</em>' if entry.problem else ""
+        size = _size(entry)
+        yield (
+            f'<li id="s{number}" style="--d:{depth};--v:{size / most:.0%}"><span><i class="{entry.info.kind.lower()}">'
+            f"</i>{_text(entry.info.name)}{marks}</span><span>{display.size(size)}</span>"
+            f"<span>{display.size(totals[entry.info.name])}</span></li>"
+        )
+    yield "</ol>"

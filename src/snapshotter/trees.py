@@ -1,0 +1,130 @@
+"""
+What is in a subvolume, read from its tree: no file is opened and no link followed, so the content of an untrusted image
+leads nowhere. While it is written to, what is read at different times need not fit.
+"""
+
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pybtrfs import items, tree_search
+from pybtrfs.items import (
+    DIR_INDEX_KEY,
+    FIRST_FREE_OBJECTID,
+    INODE_EXTREF_KEY,
+    INODE_ITEM_KEY,
+    INODE_REF_KEY,
+    InodeItem,
+    Item,
+    Key,
+)
+
+_SMALL = 4096  # bytes of a buffer for one inode's items; they are enlarged where they do not fit
+_TYPES = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
+
+class Name(NamedTuple):
+    """
+    A name in a directory, which is an inode's number.
+    """
+
+    directory: int
+    name: bytes
+
+
+def file_type(inode: InodeItem) -> str:
+    """
+    What an inode is: ``file``, ``directory``, ``symlink``, ``fifo``, ``socket`` or ``device``.
+    """
+    return _TYPES.get(stat.S_IFMT(inode.mode), "unknown")
+
+
+def names(item: Item) -> Iterator[Name]:
+    """
+    The names of an inode that an INODE_REF or INODE_EXTREF has.
+    """
+    if item.type == INODE_REF_KEY:
+        for ref in items.inode_ref(item.data):
+            yield Name(item.offset, ref.name)
+    elif item.type == INODE_EXTREF_KEY:
+        for extref in items.inode_extref(item.data):
+            yield Name(extref.parent_objectid, extref.name)
+
+
+class Tree:
+    """
+    The subvolume *subvolid* on the filesystem of *fd*. Needs ``CAP_SYS_ADMIN``.
+    """
+
+    def __init__(self, fd: int, subvolid: int) -> None:
+        self.subvolid = subvolid
+        self._fd = fd
+        self._paths: dict[int, bytes] = {FIRST_FREE_OBJECTID: b""}
+
+    def changed(self, transid: int) -> Iterator[tuple[int, InodeItem]]:
+        """
+        The inodes that were changed after the transaction *transid*, by number, but for those without a name.
+        """
+        for item in tree_search.search_changes(self._fd, transid, tree_id=self.subvolid):
+            if item.type == INODE_ITEM_KEY and (inode := items.inode_item(item.data)).nlink:
+                yield item.objectid, inode
+
+    def inode(self, number: int) -> InodeItem | None:
+        for item in self._search(number, INODE_ITEM_KEY, INODE_ITEM_KEY):
+            return items.inode_item(item.data)
+        return None
+
+    def names(self, number: int) -> list[Name]:
+        """
+        The names of an inode; of the root it is ``.``.
+        """
+        if number == FIRST_FREE_OBJECTID:
+            return [Name(number, b".")]
+        found = self._search(number, INODE_REF_KEY, INODE_EXTREF_KEY)
+        return [name for item in found for name in names(item)]
+
+    def entries(self, directory: int) -> dict[bytes, int]:
+        """
+        What a directory has, without nested subvolumes: names, and the numbers of their inodes.
+        """
+        return {
+            entry.name: entry.location.objectid
+            for item in self._search(directory, DIR_INDEX_KEY, DIR_INDEX_KEY)
+            for entry in items.dir_item(item.data)
+            if entry.location.type == INODE_ITEM_KEY
+        }
+
+    def path(self, name: Name) -> bytes | None:
+        """
+        The path of a name, from the root of the subvolume; None when a directory above was deleted meanwhile.
+        """
+        missing: dict[int, bytes] = {}
+        directory = name.directory
+        while directory not in self._paths:
+            above = self.names(directory)
+            # Renaming directories into one another meanwhile may make a loop of what is seen.
+            if not above or directory in missing:
+                return None
+            missing[directory] = above[0].name
+            directory = above[0].directory
+        path = self._paths[directory]
+        for directory, own in reversed(missing.items()):
+            path = self._paths[directory] = path + own + b"/"
+        return path + name.name
+
+    def _search(self, number: int, first: int, last: int) -> Iterator[Item]:
+        return tree_search.search(
+            self._fd,
+            tree_id=self.subvolid,
+            min_key=Key(number, first, 0),
+            max_key=Key(number, last, tree_search.MAX),
+            buffer_size=_SMALL,
+        )

@@ -1,0 +1,331 @@
+"""
+What is fuzzed: for each decoder a function that takes any bytes, and raises when the decoder does what it must not.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from pybtrfs import ioctl, items, syscall, tree_search
+from pybtrfs._btrfs import ffi, lib
+from snapshotter import filters, records
+from snapshotter.api import snapshots_pb2
+from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
+from snapshotter.http2 import Connection, Event, ProtocolError
+from snapshotter.records import DamagedError
+from snapshotter.rpc import Method, RefusedError, Server, _Connection
+from snapshotter.snapshot import Info, Kind
+
+CORPUS = Path(__file__).with_name("corpus")
+
+_HEADER = struct.Struct("=QQQII")  # of an item that a search found: transid, objectid, offset, type, size
+
+
+def corpus(name: str) -> Iterator[bytes]:
+    """
+    The inputs of a target that are kept, each in a line of its own, in hex.
+    """
+    with (CORPUS / f"{name}.txt").open() as lines:
+        yield from map(bytes.fromhex, lines)
+
+
+# Items of trees
+
+
+def _fixed(decoder: Callable[[bytes], object], data: bytes) -> None:
+    """
+    It is decoded or a ValueError, and what newer kernels may put behind it changes nothing.
+    """
+    with contextlib.suppress(ValueError):
+        assert decoder(data) == decoder(data + b"more")
+
+
+def _sequence(decoder: Callable[[bytes], tuple[Any, ...]], encode: Callable[[Any], bytes], data: bytes) -> None:
+    """
+    It is a ValueError, or decoded to the last byte.
+    """
+    with contextlib.suppress(ValueError):
+        assert b"".join(map(encode, decoder(data))) == data
+
+
+def _dir_entry(entry: items.DirItem) -> bytes:
+    head = struct.pack("<QBQQHHB", *entry.location, entry.transid, len(entry.data), len(entry.name), entry.type)
+    return head + entry.name + entry.data
+
+
+def root_item(data: bytes) -> None:
+    """
+    It is decoded or a ValueError; one that is shorter than today's is of an old kernel.
+    """
+    with contextlib.suppress(ValueError):
+        root = items.root_item(data)
+        if len(data) < 439:
+            assert root[9:] == (bytes(16),) * 3 + (0,) * 8
+        else:
+            assert root == items.root_item(data + b"more")
+
+
+def extent_data(data: bytes) -> None:
+    """
+    It is a ValueError, or all that is behind the head of an inline extent is its content.
+    """
+    with contextlib.suppress(ValueError):
+        extent = items.extent_data(data)
+        if isinstance(extent, items.InlineExtent):
+            assert data[21:] == extent.data
+        else:
+            assert extent == items.extent_data(data + b"more")
+
+
+# Results of searches
+
+
+def _search_result(item: items.Item) -> bytes:
+    return _HEADER.pack(item.transid, item.objectid, item.offset, item.type, len(item.data)) + item.data
+
+
+def search_results(data: bytes) -> None:
+    """
+    Items are what the buffer has, or an OSError when it has fewer than it says.
+    """
+    count, buffer = int.from_bytes(data[:1]), data[1:]
+    with contextlib.suppress(OSError):
+        found = list(tree_search._items(count, buffer))
+        assert len(found) == count
+        assert buffer.startswith(b"".join(map(_search_result, found)))
+
+
+def keep_changed(data: bytes) -> None:
+    """
+    What the compiled module keeps of a buffer is what Python would, and nothing beyond its end is touched.
+    """
+    count, transid, buffer = int.from_bytes(data[:1]), int.from_bytes(data[1:9]), data[9:]
+    memory = ffi.new("char[]", len(buffer))
+    ffi.buffer(memory)[:] = buffer
+    last = ffi.new("struct pybtrfs_ioctl_search_header *")
+    size = ffi.new("uint32_t *")
+    kept = lib.pybtrfs_keep_changed(memory, len(buffer), count, transid, last, size)
+    try:
+        found = list(tree_search._items(count, buffer))
+    except OSError as error:
+        assert kept == -error.errno
+    else:
+        changed = b"".join(_search_result(item) for item in found if _is_changed(item, transid))
+        assert ffi.buffer(memory, size[0])[:] == changed
+        if found:
+            assert (last.objectid, last.type, last.offset) == found[-1][:3]
+
+
+def _is_changed(item: items.Item, transid: int) -> bool:
+    if item.type not in (items.INODE_ITEM_KEY, items.EXTENT_DATA_KEY) or len(item.data) < 16:
+        return False
+    return bool(struct.unpack_from("<QQ", item.data)[item.type == items.INODE_ITEM_KEY] > transid)
+
+
+def read_subvolumes(data: bytes) -> None:
+    """
+    What the compiled module reads of subvolumes is in the buffer, and fits where it is put.
+    """
+    count, buffer = int.from_bytes(data[:1]), data[1:]
+    items_found = ffi.new("char[]", len(buffer))
+    ffi.buffer(items_found)[:] = buffer
+    last = ffi.new("struct pybtrfs_ioctl_search_header *")
+    subvolumes = ffi.new("struct pybtrfs_subvolume[]", min(count, len(buffer) // _HEADER.size))
+    read = lib.pybtrfs_read_subvolumes(items_found, len(buffer), count, subvolumes, last)
+    try:
+        found = list(tree_search._items(count, buffer))
+    except OSError as error:
+        assert read == -error.errno
+    else:
+        roots = [item.objectid for item in found if item.type == items.ROOT_ITEM_KEY]
+        if count > 1 and found[-1].type == items.ROOT_ITEM_KEY:
+            roots.pop()  # its place may be in the next buffer
+        assert [subvolumes[i].treeid for i in range(read)] == roots
+
+
+def read_info(data: bytes) -> None:
+    """
+    What the compiled module reads of the kernel's own description of a subvolume is what Python would.
+    """
+    info = ffi.new("struct pybtrfs_ioctl_get_subvol_info_args *")
+    ffi.buffer(info)[: len(data)] = data[: ffi.sizeof(info[0])]
+    subvolume = ffi.new("struct pybtrfs_subvolume *")
+    lib.pybtrfs_read_info(info, subvolume)
+    assert ffi.buffer(subvolume.name)[: subvolume.name_len] == ffi.string(info.name)[:255]
+    assert (subvolume.treeid, subvolume.flags, bytes(subvolume.uuid)) == (info.treeid, info.flags, bytes(info.uuid))
+
+
+# Arguments of the raw floor
+
+_CALLS = [
+    function
+    for module in (ioctl, syscall)
+    for name, function in sorted(vars(module).items())
+    if isinstance(function, FunctionType) and function.__module__ == module.__name__ and name[0] != "_"
+    if function not in (syscall.call, syscall.check, syscall.new)
+]
+_FDS: list[Any] = [-1, 1 << 20, 1 << 31, 1 << 63, -1 << 40, None, "1", 1.5, b"", ()]
+_VALUES: list[Any] = [
+    *(0, 1, 2, 255, 256, 1 << 20, 1 << 62, (1 << 64) - 256, (1 << 64) - 1, 1 << 64, -1, True),
+    *(b"", b"name", b"\xff", b"a\0b", b"a/b", bytes(16), b"x" * 255, b"x" * 256, b"x" * 4040, b"x" * 70_000),
+    *("", "nonexistent/name", "a\0b", "\udcff", "\ud800", "x" * 70_000, None, 1.5, (), [], object(), (1, 2), range(10)),
+    *(((), None), ((1 << 48,), (None, 5)), ((-1,), None), ("x", None), ((), (1 << 64, None)), ([None], ())),
+    ioctl.SearchKey(1, 0, 1 << 64, 0, -1, 0, 0, 0, 256, 1),
+    ioctl.SearchKey(1, 0, (1 << 64) - 1, 0, (1 << 64) - 1, 0, (1 << 64) - 1, 0, 255, (1 << 32) - 1),
+]
+
+
+def call(data: bytes, fds: list[int], without: tuple[object, ...] = ()) -> None:
+    """
+    Call a function of the raw floor with arguments that *data* chooses, and the files *fds*.
+    """
+    chosen = iter(data)
+    functions = [function for function in _CALLS if function not in without]
+    function = functions[next(chosen, 0) % len(functions)]
+    arguments = []
+    for name in inspect.signature(function).parameters:
+        pool = fds * 3 + _FDS if name.endswith("fd") else _VALUES
+        number = next(chosen, 0)
+        arguments.append(pool[number % len(pool)] if number or name.endswith("fd") else bytes(chosen))
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        count = len(inspect.getfullargspec(function).args)
+        options = dict(zip(list(inspect.signature(function).parameters)[count:], arguments[count:], strict=True))
+        result = function(*arguments[:count], **options)
+        if function in (syscall.openat2, syscall.make_directory, syscall.open_by_handle_at):
+            os.close(result)
+
+
+def arguments(data: bytes) -> None:
+    """
+    Whatever a function of the raw floor gets, it is refused with a ValueError, a TypeError or an OSError.
+    """
+    fds = [os.open("/proc", os.O_RDONLY), *os.pipe()]  # which nobody can change
+    try:
+        call(data, fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+# What snapshotter reads
+
+
+def record(data: bytes) -> None:
+    """
+    A record is damage, of a newer release, or what is written again as it was; as it is, and with a right checksum.
+    """
+    for sealed in (data, b'{"crc":"%08x",' % zlib.crc32(data) + data):
+        with contextlib.suppress(DamagedError, FailedPreconditionError):
+            decoded = records.decode(sealed, 17)
+            assert records.decode(records.encode(decoded), 17) == decoded
+
+
+_INFO = Info(Kind.ACTIVE, "name", "parent", {"containerd.io/label": "value", "": ""})
+
+
+def filter_(data: bytes) -> None:
+    """
+    Filters are an InvalidArgumentError, or match or not.
+    """
+    with contextlib.suppress(InvalidArgumentError):
+        filters.parse(*data.decode(errors="surrogateescape").split("\n")).match(_INFO)
+
+
+def http2(data: bytes) -> None:
+    """
+    What a client sends is events, the same however it is cut, or a ProtocolError.
+    """
+    cut = len(data) // 2
+    assert _events([data]) == _events([data[:cut], data[cut:]])
+
+
+def _events(pieces: list[bytes]) -> list[Event | str]:
+    connection = Connection(10, 1000, 100_000)
+    events: list[Event | str] = []
+    try:
+        for piece in pieces:
+            events += connection.receive(piece)
+    except ProtocolError as error:
+        events.append(str(error))
+    return events
+
+
+class _Transport(asyncio.Transport):
+    """
+    Takes what a server answers.
+    """
+
+    def write(self, data: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _answer(request: snapshots_pb2.StatSnapshotRequest) -> snapshots_pb2.StatSnapshotResponse:
+    return snapshots_pb2.StatSnapshotResponse(info=snapshots_pb2.Info(name=request.key))
+
+
+def _refusal(method: str, error: Exception) -> RefusedError:
+    assert isinstance(error, RefusedError), error
+    return error
+
+
+_SERVER = Server({"/s/M": Method("M", snapshots_pb2.StatSnapshotRequest, _answer)}, _refusal, None)
+
+
+def rpc(data: bytes) -> None:
+    """
+    A call is answered or refused, and no client ends more than its own connection.
+    """
+    asyncio.run(_serve(data))
+
+
+async def _serve(data: bytes) -> None:
+    connection = _Connection(_SERVER)
+    connection.connection_made(_Transport())
+    connection.data_received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + data)
+    connection.connection_lost(None)
+    assert not connection.calls
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    **{
+        decoder.__name__: partial(_fixed, decoder)
+        for decoder in (
+            items.inode_item,
+            items.drop_progress,
+            items.root_ref,
+            items.qgroup_status,
+            items.qgroup_info,
+            items.qgroup_limit,
+        )
+    },
+    "root_item": root_item,
+    "inode_ref": partial(
+        _sequence, items.inode_ref, lambda ref: struct.pack("<QH", ref.dir_index, len(ref.name)) + ref.name
+    ),
+    "inode_extref": partial(
+        _sequence, items.inode_extref, lambda ref: struct.pack("<QQH", *ref[:2], len(ref.name)) + ref.name
+    ),
+    "dir_item": partial(_sequence, items.dir_item, _dir_entry),
+    "uuid_item": partial(_sequence, items.uuid_item, lambda subvolid: struct.pack("<Q", subvolid)),
+    "extent_data": extent_data,
+    "search_results": search_results,
+    "keep_changed": keep_changed,
+    "read_subvolumes": read_subvolumes,
+    "read_info": read_info,
+    "arguments": arguments,
+    "record": record,
+    "filter": filter_,
+    "http2": http2,
+    "rpc": rpc,
+}

@@ -1,0 +1,69 @@
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pybtrfs import filesystem
+from snapshotter import Snapshotter, directories
+from snapshotter.directories import Directory
+from snapshotter.mounting import mounted
+
+pytestmark = pytest.mark.btrfs
+
+
+def counted(path: Path) -> tuple[int, int]:
+    """
+    The bytes of *path* that it has alone, and those that others have, too, as `btrfs filesystem du` says.
+    """
+    command = ["btrfs", "filesystem", "du", "--summarize", "--raw", path]
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    total, exclusive = map(int, re.findall(r"\d+", said.splitlines()[-1])[:2])
+    return exclusive, total - exclusive
+
+
+def test_measure(btrfs: Path) -> None:
+    """
+    Every directory of every snapshot has the bytes that the btrfs command counts, and the inodes that a walk does;
+    so have a view and a fork.
+    """
+    with Snapshotter.create(btrfs / "store") as store:
+        for key, parent in ("base", ""), ("web", "base"):
+            store.prepare("build", parent)
+            with mounted(store.mounts("build")) as path:
+                for directory in (f"{key}/one/deep", f"{key}/two", "both"):
+                    Path(path, directory).mkdir(parents=True, exist_ok=True)
+                    for number in range(5):
+                        Path(path, directory, f"{key}{number}").write_bytes(os.urandom(3000 + 4096 * number))
+                Path(path, "both/base0").write_bytes(os.urandom(9000))
+                Path(path, f"{key}/link").symlink_to("/etc")
+                Path(path, f"{key}/small").write_text("kept with its inode")
+            store.commit(key, "build")
+        for key in "a", "b":
+            store.prepare(key, "web")
+            with mounted(store.mounts(key)) as path:
+                Path(path, "both/base1").write_bytes(os.urandom(20_000))
+                Path(path, "web/two/web2").unlink()
+                os.link(f"{path}/base/two/base3", f"{path}/web/linked")
+        store.fork("a", "f")
+        store.view("v", "base")
+        store.cleanup()
+        filesystem.sync(btrfs)
+        for key in "base", "web", "a", "b", "f", "v":
+            root = Path(store.subvolume(key))
+            found = directories.measure(store, key, 3)
+            assert found[0].path == "."
+            assert [each.path for each in found[1:]] == sorted(
+                os.path.relpath(path, root) for path, *_ in os.walk(root) if path != str(root)
+            )
+            for each in found:
+                path = root / each.path
+                if key != "v" and not any(entry.stat().st_nlink > 1 for entry in path.rglob("*") if entry.is_file()):
+                    assert (each.exclusive, each.shared) == counted(path), (key, each)
+            inodes = {entry.lstat().st_ino for entry in root.rglob("*")}
+            assert found[0].inodes == len(inodes) + 1
+        assert directories.measure(store, "v") == directories.measure(store, "base")
+        assert [each.path for each in directories.measure(store, "a", 0)] == ["."]
+        store.view("nothing")
+        assert directories.measure(store, "nothing") == [Directory(".", 0, 0, 1)]

@@ -1,0 +1,141 @@
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pybtrfs import subvolume
+from snapshotter import Snapshotter, inventory
+from snapshotter.mounting import mounted
+
+pytestmark = pytest.mark.btrfs
+
+Fill = Callable[[str, str, int], None]
+
+
+@pytest.fixture
+def store(btrfs: Path) -> Iterator[Snapshotter]:
+    with Snapshotter.create(btrfs / "store") as store:
+        yield store
+
+
+@pytest.fixture
+def fill(store: Snapshotter) -> Fill:
+    """
+    A function that writes a file of some size into an active snapshot, down to the disk.
+    """
+
+    def fill(key: str, name: str, size: int) -> None:
+        with mounted(store.mounts(key)) as path, open(f"{path}/{name}", "wb") as file:
+            file.write(os.urandom(size))
+            file.flush()
+            os.fsync(file.fileno())
+
+    return fill
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_snapshots(btrfs: Path, plain: bool) -> None:
+    """
+    Every snapshot has its subvolume as the filesystem lists it, whether or not the root is a subvolume.
+    """
+    if plain:
+        (btrfs / "root").mkdir()
+    with Snapshotter.create(btrfs / "root") as store:
+        store.prepare("build")
+        store.commit("base", "build")
+        store.prepare("web", "base")
+        store.view("v", "base")
+        store.cleanup()
+        subvolume.create(btrfs / "root" / os.path.relpath(store.subvolume("web"), store.root) / "nested")
+        taken = inventory.take(store)
+        assert list(taken.entries) == ["base", "v", "web"]
+        for key in ("base", "web"):
+            volume = taken.entries[key].volume
+            assert volume
+            assert os.path.join(store.root, volume.path) == store.subvolume(key)
+            assert volume.info.id == subvolume.get_id(store.subvolume(key))
+        assert taken.entries["web"].volume
+        assert len(taken.entries["web"].volume.subvolids) == 2
+        assert taken.entries["v"].volume is None
+        assert [entry.children for entry in taken.entries.values()] == [2, 0, 0]
+        assert (taken.pending, taken.orphaned) == ((), ())
+
+
+def test_usage(store: Snapshotter, fill: Fill) -> None:
+    """
+    The usage of each is what `Snapshotter.usage` says.
+    """
+    store.prepare("a")
+    fill("a", "file", 10_000)
+    store.commit("base", "a")
+    store.prepare("b", "base")
+    fill("b", "file", 20_000)
+    usages = {key: entry.usage for key, entry in inventory.take(store).entries.items()}
+    assert usages == {key: store.usage(key) for key in ("b", "base")}
+    assert usages["b"]
+    assert usages["b"].size == 20_480
+
+
+def test_mounted(store: Snapshotter) -> None:
+    """
+    What is mounted is marked; a view with its parent, whose layer it shows.
+    """
+    store.prepare("a")
+    store.commit("base", "a")
+    store.prepare("b", "base")
+    store.prepare("c", "base")
+    store.view("v", "base")
+    with mounted(store.mounts("b")), mounted(store.mounts("v")):
+        entries = inventory.take(store).entries
+    assert {key for key, entry in entries.items() if entry.mounted} == {"b", "base", "v"}
+    assert not any(entry.mounted for entry in inventory.take(store).entries.values())
+
+
+def test_pending_and_orphaned(store: Snapshotter) -> None:
+    """
+    What is removed and still mounted is pending; what has no record, or is elsewhere, is orphaned.
+    """
+    store.prepare("a")
+    store.prepare("b")
+    with mounted(store.mounts("a")):
+        store.remove("a")
+        subvolume.create(f"{store.root}/mine")
+        os.removexattr(os.path.dirname(store.subvolume("b")), "user.snapshotter")
+        with Snapshotter(store.root, read_only=True) as reading:
+            taken = inventory.take(reading)
+    assert taken.entries == {}
+    assert [volume.path for volume in taken.pending] == ["snapshots/1/fs"]
+    assert sorted(volume.path for volume in taken.orphaned) == ["mine", "snapshots/2/fs"]
+
+
+def test_lost(store: Snapshotter) -> None:
+    """
+    What lost its subvolume says so, as does a view of it.
+    """
+    store.prepare("a")
+    store.commit("base", "a")
+    store.view("v", "base")
+    store.cleanup()
+    subvolume.delete(store.subvolume("base"))
+    with Snapshotter(store.root, read_only=True) as reading:
+        entries = inventory.take(reading).entries
+    for entry in entries.values():
+        assert "missing" in entry.problem
+        assert (entry.volume, entry.usage) == (None, None)
+
+
+def test_beside_changes(store: Snapshotter) -> None:
+    """
+    What is made, committed or removed after the store was read is neither lost nor orphaned.
+    """
+    store.prepare("a")
+    store.prepare("b")
+    store.prepare("c")
+    with Snapshotter(store.root, read_only=True) as reading:
+        store.prepare("new")
+        store.commit("layer", "a")
+        store.remove("b")
+        store.cleanup()
+        taken = inventory.take(reading)
+    assert (list(taken.entries), taken.orphaned) == (["c"], ())

@@ -1,0 +1,34 @@
+"""
+What is said when containerd cannot be asked; what it answers is tested with a real one.
+"""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from snapshotter import references
+from snapshotter.errors import InvalidArgumentError, UnavailableError
+
+
+@pytest.mark.parametrize("key", ["", "web", "a/b", "default/x/web", "/1/web", "default/1/"])
+def test_other_keys(key: str) -> None:
+    """
+    A key that is not of containerd's form is none of its own.
+    """
+    with pytest.raises(InvalidArgumentError):
+        references.find("/nowhere", "plugin", key)
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    """
+    Nobody at the socket, and somebody who does not answer, are said so in time.
+    """
+    address = str(tmp_path / "s")
+    with pytest.raises(UnavailableError, match="No such file"):
+        references.find(address, "plugin", "default/1/a/b")
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(address)
+        silent.listen()
+        with pytest.raises(UnavailableError, match="it takes too long"):
+            references.find(address, "plugin", "default/1/a/b", timeout=0.1)

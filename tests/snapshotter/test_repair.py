@@ -1,0 +1,496 @@
+"""
+Each damage of a store: what doctor says of it, and what --fix makes of it.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from pybtrfs import subvolume, syscall
+from snapshotter import Problem, Snapshotter, doctor, records, repair
+from snapshotter.errors import FailedPreconditionError, StoreHeldError
+from snapshotter.mounting import mounted
+
+from .commands import Run
+
+pytestmark = pytest.mark.btrfs
+
+XATTR = records.XATTR
+HOUR = 3600 * 10**9
+
+
+class Damaged(NamedTuple):
+    """
+    A store with a committed "base", and on it an active "web", a committed "top" and a view "v"; each but the view has
+    a file of its name.
+    """
+
+    root: Path
+    directories: dict[str, Path]
+
+    def record(self, key: str) -> bytes:
+        return os.getxattr(self.directories[key], XATTR)
+
+    def write(self, key: str, record: bytes) -> None:
+        os.setxattr(self.directories[key], XATTR, record)
+
+    def problems(self) -> list[Problem]:
+        # The image is sparse.
+        return [problem for problem in doctor.examine(self.root) if "image" not in problem.subject]
+
+    def names(self) -> list[str]:
+        with Snapshotter(self.root, read_only=True) as store:
+            return sorted(info.name for info in store.walk())
+
+    def content(self, key: str) -> list[str]:
+        with Snapshotter(self.root, read_only=True) as store:
+            return sorted(os.listdir(store.subvolume(key)))
+
+    def quarantine(self) -> list[str]:
+        return sorted(os.path.basename(path) for path in repair.quarantined(str(self.root)))
+
+
+@pytest.fixture
+def damaged(btrfs: Path) -> Damaged:
+    root = btrfs / "store"
+    with Snapshotter.create(root) as store:
+
+        def make(key: str, parent: str = "") -> None:
+            with mounted(store.prepare(key, parent)) as path:
+                Path(path, key).touch()
+
+        make("base-")
+        store.commit("base", "base-")
+        make("web", "base")
+        make("top-", "base")
+        store.commit("top", "top-", {"a": "b"})
+        store.view("v", "base")
+        store.cleanup()
+    directories = {}
+    for entry in os.scandir(root / "snapshots"):
+        record = records.decode(os.getxattr(entry, XATTR), int(entry.name))
+        directories[record.key] = Path(entry)
+    damaged = Damaged(root, directories)
+    assert damaged.problems() == []
+    assert repair.fix(root) == []
+    return damaged
+
+
+WHOLE = ["base", "top", "v", "web"]
+
+
+def test_flipped_record(damaged: Damaged) -> None:
+    """
+    A record with a flipped bit is named, and what it was again; wherever the bit is.
+    """
+    record = damaged.record("web")
+    for at in (3, len(record) // 2, len(record) - 3):
+        flipped = bytearray(record)
+        flipped[at] ^= 4
+        damaged.write("web", bytes(flipped))
+        [problem] = damaged.problems()
+        assert problem.subject == str(damaged.directories["web"])
+        assert problem.what == "its record is damaged: checksum does not match"
+        assert "doctor --fix" in problem.cure
+        assert repair.fix(damaged.root) == [repair.Repair("web", "its record is what it was: one bit had flipped")]
+        assert damaged.record("web") == record
+        assert damaged.problems() == []
+
+
+def test_truncated_record(damaged: Damaged) -> None:
+    """
+    A record that is cut off is named, and its directory moved away, whole; what rests on it stays.
+    """
+    damaged.write("base", damaged.record("base")[:-9])
+    [problem] = damaged.problems()
+    assert (problem.subject, problem.what) == (
+        str(damaged.directories["base"]),
+        "its record is damaged: checksum does not match",
+    )
+    [done] = repair.fix(damaged.root)
+    assert (done.subject, done.what) == (problem.subject, f"{problem.what}: it is in the quarantine now")
+    number = damaged.directories["base"].name
+    assert damaged.quarantine() == [number]
+    assert os.listdir(damaged.root / "quarantine" / number / "layer") == ["base-"]
+    assert damaged.names() == ["top", "v", "web"]
+    assert damaged.content("web") == ["base-", "web"]
+    [left] = damaged.problems()
+    assert (left.subject, left.what) == (f"{damaged.root}/quarantine/{number}", "no record accounts for it")
+    assert "snapshotter purge" in left.cure
+
+
+def test_missing_record(damaged: Damaged) -> None:
+    """
+    A directory without a record is named, and moved away.
+    """
+    os.removexattr(damaged.directories["web"], XATTR)
+    [problem] = damaged.problems()
+    assert (problem.subject, problem.what) == (str(damaged.directories["web"]), "it has no record")
+    assert "doctor --fix" in problem.cure
+    assert [done.what for done in repair.fix(damaged.root)] == ["it has no record: it is in the quarantine now"]
+    assert damaged.names() == ["base", "top", "v"]
+    assert damaged.quarantine() == [damaged.directories["web"].name]
+
+
+def swap(damaged: Damaged, one: str, other: str) -> None:
+    records = damaged.record(one), damaged.record(other)
+    damaged.write(one, records[1])
+    damaged.write(other, records[0])
+
+
+@pytest.mark.parametrize(("one", "other"), [("web", "top"), ("v", "base"), ("web", "v")])
+def test_swapped_records(damaged: Damaged, one: str, other: str) -> None:
+    """
+    Records in each other's directories are named, and back where they belong.
+    """
+    before = {key: damaged.record(key) for key in WHOLE}
+    swap(damaged, one, other)
+    problems = damaged.problems()
+    assert {problem.subject for problem in problems} == {str(damaged.directories[key]) for key in (one, other)}
+    assert all("its record is damaged: record of snapshot" in problem.what for problem in problems)
+    done = repair.fix(damaged.root)
+    assert {each.subject for each in done} == {one, other}
+    assert {each.what for each in done} == {"its record is its own again: it was in another's directory"}
+    assert {key: damaged.record(key) for key in WHOLE} == before
+    assert damaged.problems() == []
+
+
+def test_swapped_records_alike(damaged: Damaged, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Where two snapshots are so alike that it cannot be known whose a record is, both are moved away.
+    """
+    monkeypatch.setattr(repair, "_TELLING", HOUR)
+    swap(damaged, "base", "top")
+    assert [each.what for each in repair.fix(damaged.root)] == [
+        f"its record is damaged: record of snapshot {damaged.directories[other].name} "
+        f"in the directory of {damaged.directories[key].name}: it is in the quarantine now"
+        for key, other in (("base", "top"), ("top", "base"))
+    ]
+    assert damaged.names() == ["v", "web"]
+
+
+def test_swapped_by_age(damaged: Damaged, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Of two of a kind, the times tell whose a record is.
+    """
+    monkeypatch.setattr(repair, "_TELLING", 1)
+    swap(damaged, "base", "top")
+    assert {each.what for each in repair.fix(damaged.root)} == {
+        "its record is its own again: it was in another's directory"
+    }
+    assert damaged.problems() == []
+
+
+def test_swapped_directories(damaged: Damaged) -> None:
+    """
+    Directories that were renamed to each other are named, and have their names back.
+    """
+    web, top = damaged.directories["web"], damaged.directories["top"]
+    web.rename(web.with_name("x"))
+    top.rename(web)
+    web.with_name("x").rename(top)
+    assert {problem.subject for problem in damaged.problems()} == {str(web), str(top)}
+    done = repair.fix(damaged.root)
+    assert {(each.subject, each.what) for each in done} == {
+        ("web", f"its directory has its name again, which was '{top.name}'"),
+        ("top", f"its directory has its name again, which was '{web.name}'"),
+    }
+    assert damaged.problems() == []
+    assert damaged.content("web") == ["base-", "web"]
+
+
+@pytest.mark.parametrize("name", ["away", "9999", "17.moved"])
+def test_renamed_directory(damaged: Damaged, name: str) -> None:
+    """
+    A directory that was renamed is named, and has its name back.
+    """
+    path = damaged.directories["web"]
+    path.rename(path.with_name(name))
+    assert [problem.subject for problem in damaged.problems()] == [str(path.with_name(name))]
+    assert [each.subject for each in repair.fix(damaged.root)] == ["web"]
+    assert damaged.problems() == []
+    assert damaged.content("web") == ["base-", "web"]
+
+
+@pytest.mark.parametrize(("key", "name"), [("web", "fs"), ("top", "layer")])
+def test_renamed_subvolume(damaged: Damaged, key: str, name: str) -> None:
+    """
+    A subvolume that was renamed is named, and has its name back.
+    """
+    directory = damaged.directories[key]
+    (directory / name).rename(directory / "away")
+    [problem] = damaged.problems()
+    assert (problem.subject, problem.what) == (key, "its subvolume is missing: was it renamed to 'away'?")
+    assert "doctor --fix" in problem.cure
+    [done] = repair.fix(damaged.root)
+    assert (done.subject, done.what) == (key, "its subvolume has its name again, which was 'away'")
+    assert damaged.problems() == []
+    assert damaged.content(key) == ["base-", "top-" if key == "top" else key]
+
+
+def test_another_subvolume(damaged: Damaged) -> None:
+    """
+    A subvolume that was not made when the snapshot was is not taken for it; it is moved away, and removing works.
+    """
+    directory = damaged.directories["web"]
+    record = records.decode(damaged.record("web"), int(directory.name))
+    damaged.write("web", records.encode(replace(record, created=record.created - 2 * HOUR)))
+    (directory / "fs").rename(directory / "other")
+    assert [each.subject for each in repair.fix(damaged.root)] == [str(directory / "other")]
+    assert damaged.quarantine() == [f"{directory.name}-other"]
+    with Snapshotter(damaged.root) as store:
+        store.remove("web")
+        store.cleanup()
+    assert not directory.exists()
+
+
+def test_deleted_subvolume(damaged: Damaged) -> None:
+    """
+    A subvolume that was deleted is named; nothing brings it back, and the snapshot can be removed.
+    """
+    subvolume.delete(damaged.directories["web"] / "fs")
+    [problem] = damaged.problems()
+    assert problem == Problem("web", "its subvolume is missing", "remove the snapshot, and what rests on it")
+    assert repair.fix(damaged.root) == []
+    assert damaged.problems() == [problem]
+    with Snapshotter(damaged.root) as store:
+        store.remove("web")
+        store.cleanup()
+    assert damaged.problems() == []
+
+
+@pytest.mark.parametrize(("key", "name"), [("web", "fs"), ("top", "layer")])
+def test_symlink(damaged: Damaged, btrfs: Path, key: str, name: str) -> None:
+    """
+    A symbolic link in the place of a subvolume is named and never followed; it is moved away, and removing works.
+    """
+    directory = damaged.directories[key]
+    subvolume.set_read_only(directory / name, False)
+    (directory / name).rename(btrfs / "moved")
+    (directory / name).symlink_to(btrfs / "moved")
+    [problem] = damaged.problems()
+    assert (problem.subject, problem.what) == (
+        key,
+        f"its subvolume is missing: '{name}' is something else, such as a symbolic link",
+    )
+    [done] = repair.fix(damaged.root)
+    assert (done.subject, done.what) == (
+        str(directory / name),
+        "it is no subvolume of a snapshot: it is in the quarantine now",
+    )
+    assert damaged.quarantine() == [f"{directory.name}-{name}"]
+    with Snapshotter(damaged.root) as store:
+        store.remove(key)
+        store.cleanup()
+    assert not directory.exists()
+    assert os.listdir(btrfs / "moved") != []
+
+
+def test_writable_layer(damaged: Damaged) -> None:
+    """
+    A layer that was made writable is named, and read-only again where nothing has changed in it.
+    """
+    layer = damaged.directories["top"] / "layer"
+    subvolume.set_read_only(layer, False)
+    [problem] = damaged.problems()
+    assert (problem.subject, problem.what) == ("top", "its layer is writable, and may not be what was committed")
+    assert "doctor --fix" in problem.cure
+    [done] = repair.fix(damaged.root)
+    assert (done.subject, done.what) == ("top", "its layer is read-only again: nothing had changed in it")
+    assert subvolume.get_read_only(layer)
+    assert damaged.problems() == []
+    subvolume.set_read_only(layer, False)
+    (layer / "top-").write_text("changed")
+    assert repair.fix(damaged.root) == []
+    assert damaged.problems() == [problem]
+
+
+def test_writable_and_renamed(damaged: Damaged) -> None:
+    """
+    Two damages of one snapshot are mended together.
+    """
+    layer = damaged.directories["top"] / "layer"
+    subvolume.set_read_only(layer, False)
+    layer.rename(layer.with_name("away"))
+    assert len(repair.fix(damaged.root)) == 2
+    assert damaged.problems() == []
+
+
+def test_copy(damaged: Damaged, btrfs: Path) -> None:
+    """
+    A copy of a store is named, and left as it is.
+    """
+    subvolume.snapshot(damaged.root, btrfs / "copy")
+    copy = Damaged(btrfs / "copy", {})
+    assert "it is a copy of a store, and can only be read" in [problem.what for problem in copy.problems()]
+    before = os.listdir(btrfs / "copy" / "snapshots")
+    with pytest.raises(FailedPreconditionError, match="it one with `snapshotter init --adopt`"):
+        repair.fix(btrfs / "copy")
+    assert os.listdir(btrfs / "copy" / "snapshots") == before
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_store_record(damaged: Damaged, damage: str) -> None:
+    """
+    The store's own record is named, and what it was, or made anew with no client; no id is used again.
+    """
+    path = damaged.root / "store"
+    record = os.getxattr(path, XATTR)
+    with Snapshotter(damaged.root) as store:
+        store.prepare("last")
+        last = max(map(int, os.listdir(damaged.root / "snapshots")))
+    if damage == "missing":
+        os.removexattr(path, XATTR)
+        with pytest.raises(FailedPreconditionError, match="is not a store"):
+            doctor.examine(damaged.root)
+    else:
+        flipped = record[:-3] + bytes([record[-3] ^ 1]) + record[-2:]
+        os.setxattr(path, XATTR, record[:-2] if damage == "truncated" else flipped)
+        [problem] = damaged.problems()
+        assert "the record of store" in problem.what and "is damaged" in problem.what
+        assert "doctor --fix" in problem.cure
+    [done] = repair.fix(damaged.root)
+    assert done.subject == str(damaged.root)
+    if damage == "flipped":
+        assert os.getxattr(path, XATTR) == record
+    assert damaged.problems() == []
+    assert damaged.names() == sorted([*WHOLE, "last"])
+    with Snapshotter(damaged.root, client="somebody" if damage != "flipped" else "local") as store:
+        store.prepare("new", "base")
+    assert max(map(int, os.listdir(damaged.root / "snapshots"))) > last
+
+
+@pytest.mark.parametrize("damage", ["missing", "writable", "directory", "symlink", "full"])
+def test_empty(damaged: Damaged, damage: str) -> None:
+    """
+    What a view of nothing shows is named where it is anything else, and made anew.
+    """
+    empty = damaged.root / "empty"
+    subvolume.set_read_only(empty, False)
+    if damage == "full":
+        (empty / "file").touch()
+    elif damage != "writable":
+        subvolume.delete(empty)
+    if damage == "directory":
+        empty.mkdir()
+    if damage == "symlink":
+        empty.symlink_to("/")
+    [problem] = damaged.problems()
+    assert problem.subject == str(empty)
+    assert "doctor --fix" in problem.cure
+    assert [done.subject for done in repair.fix(damaged.root)] == [str(empty)]
+    assert [left for left in damaged.problems() if "quarantine" not in left.subject] == []
+    assert damaged.quarantine() == ([] if damage == "missing" else ["empty"])
+    with Snapshotter(damaged.root) as store, mounted(store.view("nothing")) as path:
+        assert os.listdir(path) == []
+
+
+def test_strangers(damaged: Damaged) -> None:
+    """
+    What somebody put among the snapshots, of any type, is moved away, and replaces nothing there.
+    """
+    snapshots = damaged.root / "snapshots"
+    (snapshots / "file").touch()
+    (snapshots / "link").symlink_to("/")
+    (snapshots / "directory").mkdir()
+    subvolume.create(snapshots / "subvolume")
+    subvolume.set_read_only(snapshots / "subvolume")
+    assert len(repair.fix(damaged.root)) == 4
+    (snapshots / "file").touch()
+    assert len(repair.fix(damaged.root)) == 1
+    assert damaged.quarantine() == ["directory", "file", "file.2", "link", "subvolume"]
+    assert damaged.names() == WHOLE
+
+
+def test_held(damaged: Damaged, run: Run) -> None:
+    """
+    Nothing is mended while another process has the store.
+    """
+    with Snapshotter(damaged.root), pytest.raises(StoreHeldError):
+        repair.fix(damaged.root)
+    with Snapshotter(damaged.root):
+        refused = run("doctor", "--fix", "--root", str(damaged.root))
+    assert refused.code == 3
+    assert "doctor --fix needs the store to itself" in refused.err
+
+
+class TestCommands:
+    @pytest.fixture
+    def quarantined(self, damaged: Damaged, run: Run, monkeypatch: pytest.MonkeyPatch) -> Damaged:
+        monkeypatch.setenv("SNAPSHOTTER_ROOT", str(damaged.root))
+        os.removexattr(damaged.directories["web"], XATTR)
+        (damaged.root / "snapshots" / "plain" / "deep").mkdir(parents=True)
+        (damaged.root / "snapshots" / "file").touch()
+        fixed = run("doctor", "--fix")
+        assert fixed.code == 5
+        assert "web: " not in fixed.out
+        assert f"{damaged.directories['web']}: it has no record: it is in the quarantine now\n" in fixed.out
+        return damaged
+
+    def test_json(self, damaged: Damaged, run: Run) -> None:
+        """
+        --fix says what it did, and what is left.
+        """
+        swap(damaged, "web", "top")
+        said = json.loads(run("doctor", "--fix", "--json", "--root", str(damaged.root)).out)
+        assert {each["subject"] for each in said["repairs"]} == {"web", "top"}
+        assert [each.keys() for each in said["problems"]] == [{"subject", "what", "cure"}]
+
+    def test_purge(self, quarantined: Damaged, run: Run) -> None:
+        """
+        purge deletes what is in the quarantine, and asks before.
+        """
+        number = quarantined.directories["web"].name
+        dry = run("purge", "--dry-run", "--bytes")
+        assert dry.code == 0
+        directory = f"{quarantined.root}/quarantine"
+        assert dry.out.splitlines() == [
+            *(f"{directory}/{name}" for name in sorted([number, "file", "plain"])),
+            "3 in the quarantine, of which the subvolumes free 0",
+        ]
+        assert "give --yes" in run("purge").err
+        assert quarantined.quarantine() == sorted([number, "file", "plain"])
+        assert run("purge", "--yes").code == 0
+        assert quarantined.quarantine() == []
+        assert run("purge", "--yes") == (0, "nothing is in the quarantine\n", "")
+        assert quarantined.problems() == []
+        assert quarantined.names() == ["base", "top", "v"]
+
+    @pytest.mark.parametrize(("answer", "left"), [("y", 0), ("n", 3), ("", 3)])
+    def test_asked(
+        self, quarantined: Damaged, run: Run, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
+    ) -> None:
+        """
+        On a terminal purge asks.
+        """
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("builtins.input", lambda question: answer)
+        assert run("purge").code == 0
+        assert len(quarantined.quarantine()) == left
+
+    def test_purge_mounted(self, quarantined: Damaged, run: Run, tmp_path: Path) -> None:
+        """
+        What is mounted, or has a mount in it, is not deleted.
+        """
+        number = quarantined.directories["web"].name
+        inside = quarantined.root / "quarantine" / "plain" / "deep"
+        syscall.mount("none", inside, "tmpfs")
+        try:
+            refused = run("purge", "--yes")
+        finally:
+            syscall.umount2(inside)
+        assert refused.code == 1
+        assert "something is mounted in" in refused.err
+        shutil.rmtree(inside.parent)
+        fs = quarantined.root / "quarantine" / number / "fs"
+        syscall.mount(str(fs), tmp_path, "", syscall.MS_BIND)
+        try:
+            assert "it is mounted: unmount it first" in run("purge", "--yes").err
+            assert sorted(os.listdir(fs)) == ["base-", "web"]
+        finally:
+            syscall.umount2(tmp_path)

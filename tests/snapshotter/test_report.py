@@ -1,0 +1,169 @@
+import os
+import re
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from snapshotter import Snapshotter, display, report
+from snapshotter.contract import Problem
+from snapshotter.inventory import Entry
+from snapshotter.snapshot import Info, Kind, Usage
+from snapshotter.space import Amount, BlockGroups, FilesystemSpace
+
+from .commands import Run
+
+SPACE = FilesystemSpace(10 << 30, 3 << 30, 7 << 30, 8 << 30, 2, (BlockGroups("data", "single", 2 << 30, 1 << 30),))
+SECTIONS = ["findings", "space", "map", "sharing", "tree"]
+
+
+def entry(name: str, kind: Kind = Kind.ACTIVE, parent: str = "", size: int = 4096) -> Entry:
+    return Entry(Info(kind, name, parent), None, Usage(size, 1), 0, mounted=False, problem="")
+
+
+def page(*entries: Entry, root: str = "/store", problems: tuple[Problem, ...] = ()) -> str:
+    amounts = dict.fromkeys(("committed", "active", "view", "pending", "orphaned"), Amount(1, 4096, 0))
+    named = {entry.info.name: entry for entry in entries}
+    return report.render(report.Report(root, datetime(2026, 1, 2, 3, 4, tzinfo=UTC), named, amounts, SPACE, problems))
+
+
+class Read(HTMLParser):
+    """
+    What a browser takes *html* for.
+    """
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attributes
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+TEXTS = st.one_of(
+    st.text(min_size=1), st.sampled_from(["<script>", "</style>", "' onload='", '" href="//a', "&lt;", "]]>"])
+)
+
+
+@settings(max_examples=30)
+@given(TEXTS, TEXTS)
+def test_texts_are_only_texts(key: str, other: str) -> None:
+    """
+    Whatever keys, paths and problems hold is shown, and is neither a tag nor an attribute.
+    """
+    harmless = Read(page(entry("k", Kind.COMMITTED), entry("o", Kind.COMMITTED), problems=(Problem("k", "k", "k"),)))
+    hostile = Read(
+        page(
+            entry(key, Kind.COMMITTED),
+            *([entry(other, Kind.COMMITTED)] if other != key else [entry(key + "2", Kind.COMMITTED)]),
+            root=key,
+            problems=(Problem(key, other, key),),
+        )
+    )
+    assert hostile.tags == harmless.tags
+    assert [name for name, _ in hostile.attributes] == [name for name, _ in harmless.attributes]
+    assert display.printable(key) in hostile.text
+
+
+def test_nothing_from_elsewhere() -> None:
+    """
+    The page links to places of its own only, has no script, and tells the browser to load nothing.
+    """
+    read = Read(page(entry("a", Kind.COMMITTED), entry("b", parent="a")))
+    assert not read.tags & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    assert {value[0] for name, value in read.attributes if name == "href" and value} == {"#"}
+    assert not {name for name, _ in read.attributes if name == "src" or name.startswith("on")}
+    assert "url(" not in read.text and "@import" not in read.text
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in read.attributes
+
+
+def test_sharing() -> None:
+    """
+    The matrix says which part of an image is layers of another one, too.
+    """
+    html = page(
+        entry("base", Kind.COMMITTED, size=3000),
+        entry("a", Kind.COMMITTED, "base", 1000),
+        entry("b", Kind.COMMITTED, "base", 3000),
+        entry("c", Kind.COMMITTED),
+        entry("web", Kind.ACTIVE, "a"),
+    )
+    matrix = html.partition('class="matrix"')[2].partition("</table>")[0]
+    assert re.findall(r'title="(\w shares [^"]* with \w)">([^<]*)', matrix) == [
+        ("a shares 2.9 KiB with b", "75%"),
+        ("a shares 0 B with c", ""),
+        ("b shares 2.9 KiB with a", "50%"),
+        ("b shares 0 B with c", ""),
+        ("c shares 0 B with a", ""),
+        ("c shares 0 B with b", ""),
+    ]
+
+
+def test_tree() -> None:
+    """
+    Each snapshot has its own size and that of all that rests on it, too, at its depth.
+    """
+    lost = Entry(Info(Kind.ACTIVE, "lost", "base"), None, None, 0, mounted=False, problem="its subvolume is gone")
+    html = page(entry("base", Kind.COMMITTED, size=3000), entry("web", Kind.ACTIVE, "base", 1000), lost)
+    tree = html.partition('<ol class="tree">')[2]
+    rows = re.findall(r"--d:(\d+).*?</i>(\w+)(.*?)</span><span>(.*?)</span><span>(.*?)</span>", tree)
+    assert rows == [
+        ("0", "base", "", "2.9 KiB", "3.9 KiB"),
+        ("1", "lost", '<em class="bad">its subvolume is gone</em>', "0 B", "0 B"),
+        ("1", "web", "", "1000 B", "1000 B"),
+    ]
+
+
+def test_map() -> None:
+    """
+    The map leads to the tree, and sums up what is too small to be seen.
+    """
+    html = page(*(entry(f"s{number:03}", parent="", size=number + 1) for number in range(report.CELLS + 50)))
+    cells = re.findall(r'<a class="(\w+)"[^>]*?(?: href="#(s\d+)")? title="([^:]+): ', html)
+    assert len(cells) <= report.CELLS + report.GROUPS + 2
+    targets = set(re.findall(r'<li id="(s\d+)"', html))
+    assert {target for _, target, _ in cells if target} < targets
+    assert any(re.fullmatch(r"\d+ smaller ones", name) for _, _, name in cells)
+
+
+def test_ten_thousand() -> None:
+    """
+    A large store makes a page that can be sent, though keys are as long as containerd's.
+    """
+    keys = [f"k8s.io/{number}/sha256:{number:064x}" for number in range(10_000)]
+    entries = [
+        entry(key, Kind.COMMITTED, keys[number // 3] if number else "", number) for number, key in enumerate(keys)
+    ]
+    assert len(page(*entries)) < 5 << 20
+
+
+@pytest.mark.btrfs
+def test_command(btrfs: Path, run: Run, tmp_path: Path) -> None:
+    """
+    The command prints the page, or writes it to a file that its owner alone may read; what fails leaves the file as it
+    was, and nothing beside it.
+    """
+    root = str(btrfs / "store")
+    Snapshotter.create(root).close()
+    file = tmp_path / "store.html"
+    file.write_text("old")
+    assert run("report", "--root", root + "x", "-o", str(file)).code == 4
+    assert file.read_text() == "old"
+    assert run("report", "--root", root, "-o", str(file)) == (0, "", "")
+    assert os.stat(file).st_mode & 0o777 == 0o600
+    for page in file.read_text(), run("report", "--root", root).out:
+        assert f"<h1>{root}</h1>" in page and page.endswith("</html>\n")
+    (tmp_path / "directory").mkdir()
+    assert run("report", "--root", root, "-o", str(tmp_path / "directory")).code == 1
+    assert run("report", "--root", root, "-o", str(tmp_path / "no/file")).code == 1
+    assert sorted(os.listdir(tmp_path)) == ["directory", "store.html"]

@@ -1,0 +1,163 @@
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pybtrfs import filesystem, subvolume
+from snapshotter import Kind, Snapshotter, inventory, space
+from snapshotter.errors import FailedPreconditionError, NotFoundError
+from snapshotter.mounting import mounted
+from snapshotter.space import Amount
+
+pytestmark = pytest.mark.btrfs
+
+
+def test_snapshots(btrfs: Path) -> None:
+    """
+    Counts and sizes are those of the snapshots; what is mounted, and what something in use rests on, is not
+    reclaimable.
+    """
+    with Snapshotter.create(btrfs / "store") as store:
+        for key, parent, size in ("base", "", 8), ("other", "", 16), ("web", "base", 32), ("db", "base", 64):
+            store.prepare(key + " ", parent)
+            with mounted(store.mounts(key + " ")) as path:
+                Path(path, "file").write_bytes(bytes(size << 10))
+            store.commit(key, key + " ")
+        store.prepare("a", "web")
+        with mounted(store.mounts("a")) as path:
+            Path(path, "more").write_bytes(bytes(128 << 10))
+            store.prepare("b", "web")
+            store.view("v", "web")
+            subprocess.run(["sync", "--file-system", path], check=True)
+            taken = inventory.take(store)
+        assert space.of_snapshots(taken, Kind.COMMITTED) == Amount(4, 120 << 10, 80 << 10)
+        assert space.of_snapshots(taken, Kind.ACTIVE) == Amount(2, 128 << 10, 0)
+        assert space.of_snapshots(taken, Kind.VIEW) == Amount(1, 0, 0)
+        taken = inventory.take(store)
+        assert space.of_snapshots(taken, Kind.ACTIVE) == Amount(2, 128 << 10, 128 << 10)
+        subvolume.create(btrfs / "store" / "mine")
+        (btrfs / "store" / "mine" / "file").write_bytes(bytes(8192))
+        subprocess.run(["sync", "--file-system", btrfs], check=True)
+        assert space.of_volumes(store.root, inventory.take(store).orphaned) == Amount(1, 8192, 8192)
+
+
+def test_filesystem(btrfs: Path) -> None:
+    """
+    The filesystem's numbers are those of `btrfs filesystem usage`.
+    """
+    said = subprocess.run(
+        ["btrfs", "filesystem", "usage", "--raw", btrfs], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    found = space.of_filesystem(str(btrfs))
+    for name, value in [
+        ("Device size", found.size),
+        ("Device allocated", found.allocated),
+        ("Device unallocated", found.unallocated),
+    ]:
+        assert re.search(rf"{name}:\s+{value}\b", said)
+    for group in found.block_groups:
+        if group.type != "global reserve":
+            assert f"{group.type.title()},{group.profile}: Size:{group.size}, Used:{group.used}" in said
+    metadata = next(group for group in found.block_groups if group.type == "metadata")
+    assert found.metadata_full == metadata.used / metadata.size
+
+
+class TestFrees:
+    """
+    What is predicted comes back when it is removed.
+    """
+
+    @pytest.fixture
+    def store(self, image_mount: Callable[..., Path]) -> Iterator[Snapshotter]:
+        """
+        A store with a chain base - web - a, its fork f, another child b of base, and 100 small files in each layer.
+        """
+        with Snapshotter.create(image_mount() / "store") as store:
+            for key, parent in ("base", ""), ("web", "base"):
+                store.prepare("build", parent)
+                with mounted(store.mounts("build")) as path:
+                    for number in range(100):
+                        Path(path, f"{key}{number}").write_bytes(os.urandom(5000))
+                    if parent:
+                        Path(path, "base0").write_bytes(os.urandom(9000))
+                        Path(path, "base1").unlink()
+                store.commit(key, "build")
+            write(store, "a", "web", 1 << 20)
+            store.fork("a", "f")
+            write(store, "b", "base", 100_000)
+            with mounted(store.mounts("a")) as path:
+                Path(path, "base2").write_bytes(bytes(20_000))
+                Path(path, "web50").write_bytes(bytes(20_000))
+            with mounted(store.mounts("f")) as path:
+                subvolume.create(f"{path}/nested")
+                Path(path, "nested/file").write_bytes(os.urandom(30_000))
+            store.view("v", "base")
+            filesystem.sync(store.root)
+            store.cleanup()
+            yield store
+
+    @pytest.mark.parametrize("keys", ["a", "f", "b", "v", "a f", "a f web", "b v", "a f web b v base"])
+    def test_sets(self, store: Snapshotter, keys: str) -> None:
+        """
+        For every set that can be removed, extents that several share are counted once, and those of others not.
+        """
+        predicted = space.frees(store, keys.split())
+        before = used(store)
+        for key in keys.split():
+            store.remove(key)
+        store.cleanup()
+        assert before - used(store) == predicted
+        assert predicted or keys == "v"
+
+    def test_reflinks(self, store: Snapshotter) -> None:
+        """
+        What somebody cloned, from whatever subvolume into whichever, is not freed before all have gone.
+        """
+        root = Path(store.root)
+        whole = space.frees(store, ["b"])
+        copy = ["cp", "--reflink=always"]
+        subprocess.run([*copy, f"{store.subvolume('b')}/file", root.parent / "clone"], check=True)
+        filesystem.sync(store.root)
+        assert space.frees(store, ["b"]) == whole - 102_400
+        subprocess.run([*copy, f"{store.subvolume('b')}/file", f"{store.subvolume('a')}/clone"], check=True)
+        (root.parent / "clone").unlink()
+        filesystem.sync(store.root)
+        assert space.frees(store, ["a", "b"]) == space.frees(store, ["a"]) + whole
+
+    def test_pending(self, store: Snapshotter) -> None:
+        """
+        What is removed and only waits for its mount to go holds nothing.
+        """
+        both = space.frees(store, ["a", "f"])
+        with mounted(store.mounts("f")):
+            store.remove("f")
+            assert space.frees(store, ["a"]) == both - space.of_volumes(store.root, inventory.take(store).pending).size
+
+    def test_refused(self, store: Snapshotter) -> None:
+        """
+        What cannot be removed is refused, and says why.
+        """
+        with pytest.raises(FailedPreconditionError, match="cannot remove snapshot 'web' with child"):
+            space.frees(store, ["web"])
+        with pytest.raises(NotFoundError):
+            space.frees(store, ["none"])
+
+
+def write(store: Snapshotter, key: str, parent: str, size: int) -> None:
+    store.prepare(key, parent)
+    with mounted(store.mounts(key)) as path:
+        Path(path, "file").write_bytes(os.urandom(size))
+
+
+def used(store: Snapshotter) -> int:
+    """
+    The bytes of data on the filesystem, as `btrfs filesystem df` says.
+    """
+    filesystem.sync(store.root)
+    ran = subprocess.run(
+        ["btrfs", "filesystem", "df", "--raw", store.root], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return int(re.search(r"Data, single: total=\d+, used=(\d+)", ran.stdout)[1])

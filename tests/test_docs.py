@@ -1,0 +1,46 @@
+"""
+What the documentation shows works.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from snapshotter import Snapshotter
+from tests.snapshotter.serving import serving
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def examples(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
+PAGES = [page for page in sorted(os.fspath(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")) if examples(page)]
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "service.md"])
+def test_examples(page: str, btrfs: Path) -> None:
+    """
+    The examples of a page run one after the other.
+    """
+    names = {"root": btrfs, "os": os}
+    for example in examples(page):
+        exec(example, names)
+
+
+@pytest.mark.btrfs
+def test_examples_of_a_client(btrfs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    The client of docs/service.md prepares on a layer that the service has, and shows it.
+    """
+    with Snapshotter.create(btrfs / "store", client="btrfs-snapshotter") as store:
+        store.prepare("building")
+        store.commit("base", "building")
+        with serving(store) as service:
+            for example in examples("service.md"):
+                exec(example.replace("/run/btrfs-snapshotter/socket", service.address), {})
+    assert "name='web'" in capsys.readouterr().out
