@@ -171,7 +171,7 @@ def test_iterate_as_root_of_a_user_namespace(base: Path) -> None:
 
     def use() -> list[str]:
         with pytest.raises(PermissionError):
-            subvolume.get_path(base, items.FIRST_FREE_OBJECTID)
+            subvolume.get_path(base, ioctl.FIRST_FREE_OBJECTID)
         return [path for path, _ in listed(base)]
 
     assert contained(use) == ["directory/a", "directory/a/b"]
