@@ -3,7 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-containerd test-runtimes test-kernels fuzz lint docs bench bench-peers proto manual pictures
+.PHONY: setup demo test test-containerd test-runtimes test-kernels test-sanitized fuzz lint docs
+.PHONY: bench bench-peers proto manual pictures
 
 setup:
 	@PYTHON='$(PYTHON)' tools/setup
@@ -16,6 +17,9 @@ test: lint
 
 test-containerd: setup
 	$(BIN)/pytest tests/containerd --containerd all --buildkit
+
+test-sanitized: setup
+	$(BIN)/python -m tests.sanitized $(PYTEST)
 
 fuzz: setup
 	$(BIN)/python -m pip install -q --group fuzz

@@ -13,6 +13,8 @@ HEADER = "src/pybtrfs/btrfs_uapi.h"
 # Each function answers -errno where the system call answers -1: nothing can run between the call and reading errno.
 FUNCTIONS = """
 int pybtrfs_ioctl(int fd, unsigned long request, void *argument);
+int pybtrfs_snap_create_v2_at(int source_dirfd, const char *source, int dirfd,
+                              struct pybtrfs_ioctl_vol_args_v2 *arguments);
 int pybtrfs_mount(const char *source, const char *target, const char *fstype, unsigned long flags, const char *data);
 int pybtrfs_umount2(const char *target, int flags);
 int pybtrfs_syncfs(int fd);
@@ -51,6 +53,18 @@ static int pybtrfs_ioctl(int fd, unsigned long request, void *argument)
 {
     int result = ioctl(fd, request, argument);
     return result < 0 ? -errno : result;
+}
+
+static int pybtrfs_snap_create_v2_at(int source_dirfd, const char *source, int dirfd,
+                                     struct pybtrfs_ioctl_vol_args_v2 *arguments)
+{
+    int fd = openat(source_dirfd, source, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    arguments->fd = fd;
+    int result = pybtrfs_ioctl(dirfd, PYBTRFS_IOC_SNAP_CREATE_V2, arguments);
+    close(fd);
+    return result;
 }
 
 static int pybtrfs_mount(const char *source, const char *target, const char *fstype, unsigned long flags,

@@ -105,6 +105,8 @@ class _Calls:
                     "create": [timed(subvolume.create, (fd, f"a{n}")) for n in range(count)],
                     "snapshot": [timed(subvolume.snapshot, opened, (fd, f"b{n}")) for n in range(count)],
                     "delete": [timed(subvolume.delete, (fd, f"{letter}{n}")) for letter in "ab" for n in range(count)],
+                    "raw create": [timed(ioctl.subvol_create_v2, fd, b"%d" % n) for n in range(count)],
+                    "raw delete": [timed(ioctl.snap_destroy, fd, b"%d" % n) for n in range(count)],
                 }
             os.close(fd)
             return round
@@ -114,6 +116,8 @@ class _Calls:
                 "create": call("create", directory, 0, count),
                 "snapshot": call("snapshot", directory, count, count, self._source),
                 "delete": call("delete", directory, 0, 2 * count),
+                "raw create": call("create", directory, 0, count),
+                "raw delete": call("delete", directory, 0, count),
             }
 
         def command() -> Round:
@@ -124,7 +128,7 @@ class _Calls:
                 "delete": [timed(_run, "subvolume", "delete", path) for path in (*new, *copies)],
             }
 
-        targets = {(step, _C): Target(1.1, ratio=True) for step in ("create", "delete")}
+        targets = {(step, _C): Target(1.1, ratio=True) for step in ("create", "delete", "raw create", "raw delete")}
         yield from _rows(self._compare(pybtrfs, program, command=command), targets)
 
     def among_many(self) -> Iterator[Row]:

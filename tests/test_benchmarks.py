@@ -31,7 +31,7 @@ TINY = Effort(
     snapshots=50,
 )
 CALLS = {
-    *("create", "snapshot", "delete", "snapshot and delete, 64 threads"),
+    *("create", "snapshot", "delete", "raw create", "raw delete", "snapshot and delete, 64 threads"),
     *(
         f"{call}{of}"
         for call in ("get_id", "get_info", "raw get_info", "get_read_only")
@@ -58,7 +58,7 @@ OPERATIONS = {
 }
 LOOKING = {"ls", "ls --json", "ls --sort=size", "tree", "tree --json", "info", "df", "why", "frees", "diff", "du"}
 TARGETS = 6  # on each store
-CALLS_TARGETS = 8
+CALLS_TARGETS = 10
 
 
 @pytest.mark.btrfs

@@ -44,3 +44,24 @@ def test_examples_of_a_client(btrfs: Path, capsys: pytest.CaptureFixture[str]) -
             for example in examples("service.md"):
                 exec(example.replace("/run/btrfs-snapshotter/socket", service.address), {})
     assert "name='web'" in capsys.readouterr().out
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    """
+    From the first page one comes to every other one, and to a page for each area of pybtrfs.
+    """
+    found, new = set(), {"index"}
+    while new:
+        found |= new
+        texts = {page: (DOCS / f"{page}.md").read_text() for page in new}
+        new = {
+            os.path.normpath(os.path.join(os.path.dirname(page), entry))
+            for page, text in texts.items()
+            for block in re.findall(r"^```{toctree}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+            for entry in re.findall(r"^\w.*", block, re.MULTILINE)
+        } - found
+    assert found == {os.fspath(path.relative_to(DOCS).with_suffix("")) for path in DOCS.rglob("*.md")}
+    text = "".join((DOCS / f"{page}.md").read_text() for page in found)
+    modules = [path for path in (DOCS.parent / "src/pybtrfs").iterdir() if path.suffix in ("", ".py")]
+    areas = {path.stem for path in modules if not path.name.startswith("_")} - {"cli", "pytest_plugin"}
+    assert areas == set(re.findall(r"\.\. auto\w+:: pybtrfs\.(\w+)", text))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from snapshotter import Snapshotter
+from tests.programs import needed
 
 ROOT = Path(__file__).parent.parent
 SHARE = ROOT / "share"
@@ -44,6 +45,7 @@ def test_pages_are_sound(page: Path) -> None:
     """
     Both programs that show man pages take each without a complaint, but for the date that it does not have.
     """
+    needed("mandoc", "man")
     checked = subprocess.run(["mandoc", "-Tlint", "-Wwarning", page], capture_output=True, text=True)
     assert [line for line in checked.stdout.splitlines() if "missing date" not in line] == []
     shown = subprocess.run(["man", "--warnings", "-l", page], capture_output=True, text=True, check=True)
@@ -54,6 +56,7 @@ def test_page_shows_the_parser() -> None:
     """
     What a command says of itself is in the page, to the letter.
     """
+    needed("mandoc")
     shown = subprocess.run(["mandoc", "-Tutf8", "-Owidth=1000", PAGES[0]], capture_output=True, text=True, check=True)
     text = re.sub(".\b", "", shown.stdout)
     for line in (
@@ -132,6 +135,7 @@ def test_shells_complete(shell: str, btrfs: Path, tmp_path: Path) -> None:
     Each shell finds its file where the wheel puts it, and completes commands, options, choices, files and keys, without
     running what a key holds.
     """
+    needed(shell)
     (tmp_path / "settings").touch()
     with Snapshotter.create(btrfs / "store") as store:
         for key in ("a:b/web-1", f"$(touch {tmp_path}/ran)", f"`touch {tmp_path}/ran`"):

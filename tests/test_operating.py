@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import needed
+
 DOCS = (Path(__file__).parent.parent / "docs/operating.md").read_text()
 
 # Namespaces of their own hide what this machine has in the places that the page names; all ends with the shell.
@@ -58,6 +60,7 @@ def test_page(directory: Path) -> None:
     """
     Every command of the page, one after the other, prints what the page shows; only numbers may differ.
     """
+    needed("btrfs", "losetup", "findmnt")
     (directory / "steps").write_text("".join(f"echo '$ {command}'\n{command}\n" for command, _ in commands()))
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])
     done = subprocess.run(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
+from tests.programs import needed
 from tools import make_pictures
 
 PICTURES = Path(__file__).parent.parent / "docs/pictures"
@@ -33,7 +34,7 @@ def shape(text: str) -> str:
     """
     *text* without what differs from run to run: numbers, and the places that these take.
     """
-    return re.sub(r"\s+", " ", re.sub(r"[0-9.]+( [KMG]?i?B\b)?", "N", text)).strip()
+    return re.sub(r"\s+", " ", re.sub(r"[0-9.]+(\s[KMG]?i?B\b)?", "N", text)).strip()
 
 
 @pytest.mark.parametrize("command", make_pictures.COMMANDS)
@@ -63,6 +64,7 @@ def shown(root: str) -> dict[str, make_pictures.Shown]:
     """
     The report on each device.
     """
+    needed("chromium")
     return dict(make_pictures.pages(root))
 
 

@@ -19,7 +19,7 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
 
-from pybtrfs import image, subvolume
+from pybtrfs import filesystem, image, subvolume
 from snapshotter import Snapshotter
 from snapshotter.mounting import mounted
 from tools import browser
@@ -75,6 +75,8 @@ def store() -> Iterator[str]:
             store.cleanup()
         with Snapshotter(root, read_only=True) as store:
             subvolume.delete(store.subvolume("job"))
+        while subvolume.count_deleted(root):  # df names them
+            filesystem.sync(root)
         yield root
 
 

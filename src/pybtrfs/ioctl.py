@@ -2,9 +2,9 @@
 The ioctls of btrfs, of loop devices and of file attributes: one function each, named as the kernel names it, less the
 prefix. File descriptors and plain values in, plain values out.
 
-Every function issues one ioctl, with the GIL released, through `_ioctl`. A refusal is an `OSError` with a note naming
-the ioctl and, for ``EPERM``, the privilege it needs. Names are bytes, of which only what no struct can hold is refused
-here, as numbers that do not fit are, with a `ValueError`: `pybtrfs.path` checks the rest.
+Every function issues one ioctl, with the GIL released, nearly all through `_ioctl`. A refusal is an `OSError` with a
+note naming the ioctl and, for ``EPERM``, the privilege it needs. Names are bytes, of which only what no struct can hold
+is refused here, as numbers that do not fit are, with a `ValueError`: `pybtrfs.path` checks the rest.
 """
 
 from __future__ import annotations
@@ -125,6 +125,17 @@ def snap_create_v2(source_fd: int, dirfd: int, name: bytes, flags: int = 0, inhe
     arguments = new("struct pybtrfs_ioctl_vol_args_v2 *", {"fd": source_fd, "flags": flags, "name": _named(name)})
     keep = _set_inherit(arguments, inherit)  # noqa: F841 - the struct only points to it
     _ioctl(dirfd, "BTRFS_IOC_SNAP_CREATE_V2", arguments)
+
+
+def snap_create_v2_at(source_dirfd: int, source: bytes, dirfd: int, name: bytes, flags: int = 0) -> None:
+    """
+    `snap_create_v2` of the subvolume at *source*, relative to *source_dirfd*; a symlink is refused.
+
+    Opens and closes it, too, and gives up the GIL once for all of it: see `pybtrfs.syscall.make_directory`.
+    """
+    arguments = new("struct pybtrfs_ioctl_vol_args_v2 *", {"flags": flags, "name": _named(name)})
+    result = call(lib.pybtrfs_snap_create_v2_at, source_dirfd, _named(source), dirfd, arguments)
+    check(result, "BTRFS_IOC_SNAP_CREATE_V2", _OWNER, source)
 
 
 def _set_inherit(arguments: CData, inherit: Inherit | None) -> CData | None:
@@ -413,8 +424,8 @@ def logical_ino_v2(fd: int, logical: int, size: int, flags: int = 0) -> tuple[li
     Return the inode, the offset in it and the tree of each reference to the extent at *logical*, as many as *size*
     bytes hold, and the number of those left out.
     """
-    found = ffi.new("struct pybtrfs_data_container *", {"val": size // 8})
-    arguments = ffi.new("struct pybtrfs_ioctl_logical_ino_args *", {"logical": logical, "flags": flags})
+    found = new("struct pybtrfs_data_container *", {"val": size // 8})
+    arguments = new("struct pybtrfs_ioctl_logical_ino_args *", {"logical": logical, "flags": flags})
     arguments.size = ffi.sizeof("struct pybtrfs_data_container") + size // 8 * 8
     arguments.inodes = ffi.cast("uintptr_t", found)
     _ioctl(fd, "BTRFS_IOC_LOGICAL_INO_V2", arguments)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from pybtrfs._btrfs import ffi, lib
@@ -160,12 +161,15 @@ def open_by_handle_at(fd: int, treeid: int, objectid: int, generation: int, flag
     return check(result, "open_by_handle_at", "CAP_DAC_READ_SEARCH")
 
 
+_type = cache(ffi.typeof)  # looking the declaration up takes longer than making the struct
+
+
 def new(cdecl: str, values: object) -> CData:
     """
     Return a struct, or what else the C declaration says, with *values*, or raise ValueError when it cannot hold them.
     """
     try:
-        return ffi.new(cdecl, values)
+        return ffi.new(_type(cdecl), values)
     except (IndexError, OverflowError, MemoryError) as error:
         raise ValueError(f"{values!r:.80} does not fit: {error}") from error
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from snapshotter.client import Client
 
 _CHUNK = 1 << 20  # in bytes
+_STREAM_SIZE = 1 << 16  # in bytes; tarfile moves all of it for each header
 _MAX_HEADER_SIZE = 16 << 20  # of the names and attributes of one member, in bytes; each attribute has 64 KiB at most
 _BLOCK = tarfile.BLOCKSIZE
 _MAGIC_SIZE = 6
@@ -370,7 +371,7 @@ def unpack(stream: IO[bytes], fd: int) -> None:
         with tarfile.open(
             fileobj=stream,
             mode="r|",
-            bufsize=_CHUNK,
+            bufsize=_STREAM_SIZE,
             tarinfo=_Member,
             encoding="utf-8",
             errors="surrogateescape",
@@ -528,7 +529,8 @@ def _write_content(tar: tarfile.TarFile, member: tarfile.TarInfo, file: io.FileI
                 raise tarfile.ReadError("it is cut off")
             file.write(data)
             count -= len(data)
-    file.truncate(member.size)
+    if member.sparse:
+        file.truncate(member.size)
 
 
 def _describe(fd: int, member: tarfile.TarInfo) -> None:

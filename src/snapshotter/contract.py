@@ -345,7 +345,7 @@ class Snapshotter:
             DataLossError: Its subvolume is gone.
         """
         measured = self._reading(key, "measure", self._measure)
-        return self._by_definition(measured)
+        return self.usage_of(measured)
 
     def known_usage(self, key: str) -> Usage | None:
         """
@@ -356,7 +356,7 @@ class Snapshotter:
         """
         self._session.check()
         measured = self._index.get(key).known
-        return self._by_definition(measured) if measured else None
+        return self.usage_of(measured) if measured else None
 
     def mounts(self, key: str) -> tuple[Mount, ...]:
         """
@@ -382,7 +382,10 @@ class Snapshotter:
         self._session.check()
         return self._subvolume(self._index.get(key)).path
 
-    def _by_definition(self, measured: Measured) -> Usage:
+    def usage_of(self, measured: Measured) -> Usage:
+        """
+        What of a measurement `usage` gives, by the definition chosen at opening.
+        """
         return measured.added if self._definition == "added" else measured.containerd
 
     def _reading(self, key: str, doing: str, read: Callable[[Snapshot], T]) -> T:
@@ -873,7 +876,8 @@ class Snapshotter:
 
     def _mark_removed(self, snapshot: Snapshot, directory: Directory) -> None:
         try:
-            self._write(directory, Record(snapshot.id, State.REMOVED, ""))
+            # With its parent, beside which `snapshotter.space` measures what is left of it.
+            self._write(directory, Record(snapshot.id, State.REMOVED, "", snapshot.record.parent))
             self._volumes.barrier(directory.fd)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):

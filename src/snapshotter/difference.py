@@ -88,7 +88,7 @@ def _changes(store: Snapshotter, base: str, key: str) -> list[Change]:
         if not base:
             return sorted(_Comparison(None, new, 0).changes(), key=_path)
         old = subvolume.get_info(store.subvolume(base))
-        return sorted(_Comparison(Tree(fd, old.id), new, old.otransid).changes(), key=_path)
+        return sorted(_Comparison(Tree(fd, old.id), new, old.ctransid).changes(), key=_path)
 
 
 def _path(change: Change) -> str:

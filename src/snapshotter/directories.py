@@ -74,7 +74,7 @@ def measure(store: Snapshotter, key: str, depth: int = 1) -> list[Directory]:
         subvolid = subvolume.get_id(path)
         content = _Content()
         # What is in a leaf from before its parent was frozen is the parent's, too, and need not be asked for.
-        frozen = parent.volume.info.otransid if parent and parent.volume else 0
+        frozen = parent.volume.info.ctransid if parent and parent.volume else 0
         for item in tree_search.search(fd, tree_id=subvolid, min_key=Key(_ROOT, 0, 0), max_key=_LAST):
             content.add(item, shared=item.transid <= frozen)
         relatives = [volume.info.id for volume in (parent and parent.volume, child) if volume]

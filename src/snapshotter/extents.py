@@ -43,7 +43,7 @@ def iterate(fd: int, subvolid: int, base: SubvolumeInfo | None = None) -> Iterat
         base: The read-only subvolume that it is a snapshot of, or was before it was committed: what that has at the
             same place is left out, and most of it never looked at.
     """
-    since = base.otransid + 1 if base else 0
+    since = base.ctransid + 1 if base else 0
     with contextlib.suppress(FileNotFoundError):
         for item in tree_search.search_files(fd, tree_id=subvolid, min_transid=since):
             if item.type == EXTENT_DATA_KEY:

@@ -57,8 +57,8 @@ def find(store: Snapshotter, key: str) -> Holders:
     Raises:
         NotFoundError: No snapshot has the key.
     """
-    info = store.stat(key)
-    children = tuple(sorted(other.name for other in store.walk() if other.parent == info.name))
+    store.stat(key)
+    children = tuple(sorted(info.name for info in store.walk() if info.parent == key))
     try:
         path = store.subvolume(key)
     except DataLossError:

@@ -5,7 +5,6 @@ Making the mounts that a snapshotter answers; the snapshotter itself never does.
 import contextlib
 import errno
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 
 from pybtrfs import filesystem, subvolume, syscall
@@ -47,6 +46,8 @@ def mounted(mounts: Iterable[Mount], target: str | os.PathLike[str] | None = Non
     mounts = tuple(mounts)
     with contextlib.ExitStack() as stack:
         if target is None:
+            import tempfile  # which most commands have no use for
+
             target = tempfile.mkdtemp(prefix="snapshot-")
             stack.callback(os.rmdir, target)
         mount(mounts, target)

@@ -67,7 +67,7 @@ def find(address: str, snapshotter: str, key: str, timeout: float = 5.0) -> Refe
     try:
         return asyncio.run(asyncio.wait_for(_find(address, snapshotter, namespace, name), timeout))
     except (GRPCError, OSError, ProtocolError, StreamTerminatedError, TimeoutError) as error:
-        why = str(error) or "it takes too long"
+        why = (error.strerror if isinstance(error, OSError) else str(error)) or "it takes too long"
         raise UnavailableError(f"no answer from containerd at {address!r}: {why}") from error
 
 

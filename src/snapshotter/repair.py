@@ -19,12 +19,11 @@ from snapshotter.errors import FailedPreconditionError
 from snapshotter.records import DamagedError, Record, State
 from snapshotter.recovery import Recovered, Verdict
 from snapshotter.session import translating
-from snapshotter.snapshot import Kind
 from snapshotter.store import QUARANTINE, SNAPSHOTS, Store, real_path
 from snapshotter.volumes import EMPTY, FS, LAYER, BtrfsVolumes, Directory, is_subvolume, opened
 
 # Times in nanoseconds. A subvolume is made after the time in its record: a layer once its data is on the disk.
-_NEAR = 3_600_000_000_000
+_NEAR = {FS: 60_000_000_000, LAYER: 3_600_000_000_000}
 # Of two ways to pair records with subvolumes one has to fit so much better.
 _TELLING = 1_000_000_000
 
@@ -190,20 +189,20 @@ class _Fixer:
         """
         # Directories whose name is free get it back, and make room for the next.
         while free := [name for name, record in found.items() if str(record.id) not in self._store.names()]:
-            for name in free:
-                record = found.pop(name)
-                if self._apart(name, record) < _NEAR:
-                    self._rename(name, str(record.id))
-                    self.done(record.key, f"its directory has its name again, which was {name!r}")
-        # What is left is whole rounds of directories, each with the record of the next.
+            record = found.pop(free[0])
+            if self._apart(free[0], record) < _NEAR[_wanted(record) or FS]:
+                self._rename(free[0], str(record.id))
+                self.done(record.key, f"its directory has its name again, which was {free[0]!r}")
+        # What is left are rounds of directories, each with the record of the next, and what leads into one.
         while found:
-            name, record = next(iter(found.items()))
-            round_ = {}
+            name = next(iter(found))
+            way = {}
             while name in found:
-                round_[name] = record = found.pop(name)
+                way[name] = record = found.pop(name)
                 name = str(record.id)
-            if name in round_:
-                self._sort_round(round_)
+            if name in way:
+                names = list(way)
+                self._sort_round({each: way[each] for each in names[names.index(name) :]})
 
     def _sort_round(self, found: Mapping[str, Record]) -> None:
         if_records = sum(self._apart(str(record.id), record) for record in found.values())
@@ -227,7 +226,7 @@ class _Fixer:
         """
         How long after *record* the subvolume in the directory *name* was made; for ever when it is not of its kind.
         """
-        wanted = {State.COMMITTED: LAYER, State.VIEW: "", State.REMOVED: ""}.get(record.state, FS)
+        wanted = _wanted(record)
         with self._opened(name) as directory:
             if directory is None:
                 return math.inf
@@ -247,9 +246,9 @@ class _Fixer:
         record = item.record
         if record is None:
             return
-        name = LAYER if record.state.kind is Kind.COMMITTED else FS
+        name = _wanted(record)
         with self._store.directory(item.id) as directory:
-            near = [other for other in item.found.strangers if self._age(directory, other, record) < _NEAR]
+            near = [other for other in item.found.strangers if self._age(directory, other, record) < _NEAR[name]]
             if len(near) == 1 and name not in item.found.strangers:
                 os.rename(near[0], name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
                 self._volumes.barrier(directory.fd)
@@ -314,3 +313,10 @@ class _Fixer:
             os.rename(name, new, src_dir_fd=dir_fd, dst_dir_fd=fd)
             for each in (fd, dir_fd, self._store.fd):
                 self._volumes.barrier(each)
+
+
+def _wanted(record: Record) -> str:
+    """
+    The name of the subvolume that a record is of; empty for one of none.
+    """
+    return {State.COMMITTED: LAYER, State.VIEW: "", State.REMOVED: ""}.get(record.state, FS)

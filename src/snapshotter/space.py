@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pybtrfs import filesystem, subvolume
 from pybtrfs.filesystem import SpaceInfo
 from pybtrfs.path import opened
-from pybtrfs.subvolume import SubvolumeInfo
 from snapshotter import extents, inventory
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, quoted
@@ -78,20 +77,23 @@ def of_store(store: Snapshotter, inventory: Inventory) -> dict[str, Amount]:
     """
     The snapshots of each kind, what is left of removed ones, and what no record accounts for.
     """
-    return {
-        **{str(kind).lower(): of_snapshots(inventory, kind) for kind in (Kind.COMMITTED, Kind.ACTIVE, Kind.VIEW)},
-        "pending": of_volumes(store.root, inventory.pending),
-        "orphaned": of_volumes(store.root, inventory.orphaned),
-    }
+    kinds = {str(kind).lower(): amount for kind, amount in of_snapshots(inventory).items()}
+    pending, orphaned = (of_volumes(store.root, volumes) for volumes in (inventory.pending, inventory.orphaned))
+    return kinds | {"pending": pending, "orphaned": orphaned}
 
 
-def of_snapshots(inventory: Inventory, kind: Kind) -> Amount:
+def of_snapshots(inventory: Inventory) -> dict[Kind, Amount]:
     """
-    The snapshots of one kind. One that is lost counts, and has no size.
+    The snapshots of each kind. One that is lost counts, and has no size.
     """
-    entries = [entry for entry in inventory.entries.values() if entry.info.kind is kind]
     used = _used(inventory)
-    return Amount(len(entries), _size(entries), _size(entry for entry in entries if entry.info.name not in used))
+    entries = inventory.entries.values()
+
+    def of(kind: Kind) -> Amount:
+        own = [entry for entry in entries if entry.info.kind is kind]
+        return Amount(len(own), _size(own), _size(entry for entry in own if entry.info.name not in used))
+
+    return {kind: of(kind) for kind in (Kind.COMMITTED, Kind.ACTIVE, Kind.VIEW)}
 
 
 def of_volumes(root: str, volumes: Collection[Volume]) -> Amount:
@@ -99,7 +101,7 @@ def of_volumes(root: str, volumes: Collection[Volume]) -> Amount:
     Subvolumes of the store at *root* that are no snapshot's, with what comes back when all of them are destroyed.
     """
     with translating(f"measure what is no snapshot's in {root!r}"), opened(root) as fd:
-        size = _only_theirs(fd, ((volume, _origin(fd, volume)) for volume in volumes), volumes)
+        size = _only_theirs(fd, volumes, volumes)
     return Amount(len(volumes), size, size)
 
 
@@ -116,43 +118,31 @@ def frees(store: Snapshotter, keys: Collection[str]) -> int:
         NotFoundError: No snapshot has one of the keys.
         FailedPreconditionError: A snapshot that is none of *keys* rests on one.
     """
-    for key in keys:
+    wanted = set(keys)
+    for key in wanted:
         store.stat(key)
     for info in store.walk():
-        if info.parent in keys and info.name not in keys:
+        if info.parent in wanted and info.name not in wanted:
             raise FailedPreconditionError(
                 f"cannot remove snapshot {quoted(info.parent)} with child {quoted(info.name)}: name that, too"
             )
     taken = inventory.take(store, measured=False)
-    chosen = [taken.entries[key] for key in set(keys) if key in taken.entries]
+    volumes = [entry.volume for key, entry in taken.entries.items() if key in wanted and entry.volume]
     with translating(f"measure snapshots of {store.root!r}"), opened(store.root) as fd:
-        based = ((entry.volume, _layer(taken.entries.get(entry.info.parent))) for entry in chosen if entry.volume)
-        return _only_theirs(fd, based, [entry.volume for entry in chosen if entry.volume] + list(taken.pending))
+        return _only_theirs(fd, volumes, [*volumes, *taken.pending])
 
 
-def _only_theirs(fd: int, volumes: Iterable[tuple[Volume, SubvolumeInfo | None]], owners: Iterable[Volume]) -> int:
+def _only_theirs(fd: int, volumes: Iterable[Volume], owners: Iterable[Volume]) -> int:
     """
-    The bytes of what *volumes*, each with what it was once a snapshot of, added, and no subvolume but *owners* has.
+    The bytes of what *volumes* added to what they began as, and no subvolume but those of *owners* has.
     """
     found = (
         extent
-        for volume, base in volumes
+        for volume in volumes
         for subvolid in volume.subvolids
-        for extent in extents.iterate(fd, subvolid, base if subvolid == volume.info.id else None)
+        for extent in extents.iterate(fd, subvolid, volume.base if subvolid == volume.info.id else None)
     )
     return sum(extents.unshared(fd, found, {subvolid for owner in owners for subvolid in owner.subvolids}).values())
-
-
-def _layer(parent: Entry | None) -> SubvolumeInfo | None:
-    return parent.volume.info if parent and parent.volume else None
-
-
-def _origin(fd: int, volume: Volume) -> SubvolumeInfo | None:
-    """
-    The layer that *volume* is a snapshot of, as far as the filesystem knows.
-    """
-    source = next(subvolume.origins(fd, volume.info.id), None)
-    return source if source and source.read_only else None
 
 
 def of_filesystem(root: str) -> FilesystemSpace:
@@ -180,13 +170,13 @@ def _block_groups(space: SpaceInfo) -> BlockGroups:
 
 def _used(inventory: Inventory) -> set[str]:
     """
-    The keys of what is mounted, and of what snapshots in use or active rest on.
+    The keys of what is mounted, and of the layers that active snapshots and views rest on.
     """
     used: set[str] = set()
     for entry in inventory.entries.values():
-        if entry.mounted and entry.info.kind is not Kind.COMMITTED:
-            used.add(entry.info.name)
         if entry.info.kind is not Kind.COMMITTED:
+            if entry.mounted:
+                used.add(entry.info.name)
             parent = entry.info.parent
             while parent in inventory.entries and parent not in used:
                 used.add(parent)

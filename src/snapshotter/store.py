@@ -22,7 +22,6 @@ import stat
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
@@ -188,7 +187,7 @@ class Store:
                 store_fd = _open_directory(STORE, fd)
                 try:
                     volumes.make_empty(fd)
-                    header = Header(uuid=str(uuid.uuid4()), identity=volumes.identity())
+                    header = Header(uuid=_new_uuid(), identity=volumes.identity())
                     records.medium(fd).write(store_fd, records.seal(asdict(header)))
                     volumes.barrier(store_fd)
                     volumes.barrier(fd)
@@ -208,35 +207,32 @@ class Store:
             FailedPreconditionError: It is not a store, or a newer release's.
             StoreHeldError: Another process has it.
         """
-        fd = _open_directory(root)
-        try:
-            with contextlib.ExitStack() as stack:
-                try:
-                    store_fd = stack.enter_context(opened(fd, STORE))
-                    snapshots_fd = stack.enter_context(opened(fd, SNAPSHOTS))
-                except FileNotFoundError as error:
-                    raise _not_a_store(root) from error
-                stack.enter_context(Lock(fd, root))
-                medium = records.medium(fd)
-                data = medium.read(store_fd)
+        with contextlib.ExitStack() as stack:
+            fd = _open_directory(root)
+            stack.callback(os.close, fd)
+            try:
+                store_fd, snapshots_fd = (stack.enter_context(opened(fd, name)) for name in (STORE, SNAPSHOTS))
+            except FileNotFoundError as error:
+                raise _not_a_store(root) from error
+            ids = [int(name) for name in os.listdir(snapshots_fd) if name.isdecimal()]
+            medium = records.medium(fd)
+            if medium.read(store_fd) is None and not any(_is_snapshot(snapshots_fd, each) for each in ids):
+                raise _not_a_store(root)
+            stack.enter_context(Lock(fd, root))
+            data = medium.read(store_fd)
+            if data is not None:
                 with contextlib.suppress(records.DamagedError):
-                    if data is not None:
-                        _header(data)
-                        return ""
-                how = "one bit had flipped in it"
-                if data is None or (data := records.mended(data, _header)) is None:
-                    names = os.listdir(snapshots_fd)
-                    if not names:
-                        raise _not_a_store(root)
-                    how = "it is made anew, and the first client that comes has the snapshots"
-                    limit = max((int(name) for name in names if name.isdecimal()), default=0) + 1 + ID_BLOCK
-                    header = Header(str(uuid.uuid4()), volumes.identity(), id_limit=limit)
-                    data = records.seal(asdict(header))
-                medium.write(store_fd, data)
-                volumes.barrier(store_fd)
-                return how
-        finally:
-            os.close(fd)
+                    _header(data)
+                    return ""
+                data = records.mended(data, _header)
+            how = "the record of the store is what it was: one bit had flipped"
+            if data is None:
+                how = "the record of the store is made anew: the first client that comes has the snapshots"
+                header = Header(_new_uuid(), volumes.identity(), id_limit=max(ids, default=0) + ID_BLOCK)
+                data = records.seal(asdict(header))
+            medium.write(store_fd, data)
+            volumes.barrier(store_fd)
+            return how
 
     def close(self) -> None:
         self._descriptors.close()
@@ -406,6 +402,16 @@ class Store:
             os.rmdir(str(snapshot_id), dir_fd=self._snapshots_fd)
 
 
+def _is_snapshot(snapshots_fd: int, snapshot_id: int) -> bool:
+    """
+    Whether a directory has a whole record: a store that has none itself may be something else.
+    """
+    with contextlib.suppress(OSError, records.DamagedError), opened(snapshots_fd, str(snapshot_id)) as fd:
+        data = records.medium(fd).read(fd)
+        return data is not None and bool(records.unseal(data))
+    return False
+
+
 def _header(data: bytes) -> Header:
     values = records.unseal(data)
     del values["crc"], values["format"]
@@ -413,6 +419,12 @@ def _header(data: bytes) -> Header:
         return Header(**values)
     except TypeError as error:
         raise records.DamagedError(str(error)) from error
+
+
+def _new_uuid() -> str:
+    from uuid import uuid4  # of no use to whoever opens a store, and slow to import
+
+    return str(uuid4())
 
 
 def real_path(path: str | os.PathLike[str]) -> str:

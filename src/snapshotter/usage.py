@@ -27,20 +27,35 @@ def measure(fd: int, born: int, parent_fd: int | None) -> Measured:
     without it both trees are walked, and the bytes added are taken for those of the changed files.
     """
     try:
-        return _search(fd, born if parent_fd is not None else 0, parent_fd)
+        return _search((fd, 0), born, None) if parent_fd is None else _search((fd, 0), born, (parent_fd, 0))
     except PermissionError:
         return walk(fd, parent_fd)
 
 
-def _search(fd: int, born: int, parent_fd: int | None) -> Measured:
+def measure_by_id(fd: int, subvolid: int, born: int, parent_id: int) -> Measured:
+    """
+    As `measure`, of a subvolume and its parent that need not be open, on the filesystem of *fd*. Needs CAP_SYS_ADMIN.
+
+    Raises:
+        FileNotFoundError: One of them is deleted.
+    """
+    return _search((fd, subvolid), born, (fd, parent_id))
+
+
+_Tree = tuple[int, int]
+"""A file descriptor, and a subvolume's id; 0 is the one that the file is in."""
+
+
+def _search(tree: _Tree, born: int, parent: _Tree | None) -> Measured:
+    fd, tree_id = tree
     size = apparent = changed = altered = 0
     extents: set[int] = set()
-    for item in tree_search.search_changes(fd, born):
+    for item in tree_search.search_changes(fd, born if parent else 0, tree_id=tree_id):
         if item.type == INODE_ITEM_KEY:
             inode = items.inode_item(item.data)
             if not inode.nlink:
                 continue
-            before = _inode(parent_fd, item.objectid) if parent_fd is not None and inode.generation <= born else None
+            before = _inode(parent, item.objectid) if parent and inode.generation <= born else None
             if before is None or differs(inode, before, inode.ctime, before.ctime):
                 changed += 1
             if before is None or differs(inode, before, inode.mtime, before.mtime):
@@ -56,9 +71,10 @@ def _search(fd: int, born: int, parent_fd: int | None) -> Measured:
     return Measured(added=Usage(size, changed), containerd=Usage(apparent, altered))
 
 
-def _inode(fd: int, number: int) -> InodeItem | None:
+def _inode(tree: _Tree, number: int) -> InodeItem | None:
+    fd, tree_id = tree
     key = Key(number, INODE_ITEM_KEY, 0)
-    for item in tree_search.search(fd, min_key=key, max_key=key, buffer_size=_ONE_INODE):
+    for item in tree_search.search(fd, tree_id=tree_id, min_key=key, max_key=key, buffer_size=_ONE_INODE):
         return items.inode_item(item.data)
     return None
 

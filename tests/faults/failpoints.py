@@ -17,12 +17,13 @@ from unittest import mock
 from pybtrfs import ioctl, syscall
 
 CALLS: list[tuple[Any, str]] = [
-    *((ioctl, "_ioctl"), (syscall, "make_directory"), (syscall, "syncfs")),
+    *((ioctl, "_ioctl"), (ioctl, "snap_create_v2_at"), (syscall, "make_directory"), (syscall, "syncfs")),
     *((os, name) for name in ("chmod", "fchmod", "fsync", "mkdir", "rename", "rmdir", "setxattr", "unlink")),
 ]
 # What needs space, and goes on failing on a full disk; reading and destroying do not.
 FILLING = {
     *("BTRFS_IOC_SUBVOL_CREATE_V2", "BTRFS_IOC_SNAP_CREATE_V2", "BTRFS_IOC_SUBVOL_SETFLAGS", "syncfs"),
+    "snap_create_v2_at",
     *("chmod", "fchmod", "fsync", "make_directory", "mkdir", "rename", "setxattr"),
 }
 

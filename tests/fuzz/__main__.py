@@ -14,27 +14,29 @@ from pathlib import Path
 from tests.fuzz.targets import CORPUS, TARGETS, corpus
 
 MAX_SIZE = 600  # bytes of an input; a root item has 439
-KEPT = 40  # inputs a target, the shortest: those are replayed with every run of the tests
+KEPT = 40  # inputs a target, for each run of the tests replays them; more only if they failed once
 
 
 def fuzz(name: str, runs: int) -> tuple[int, int]:
     """
-    Run a target, and return the executions and the exit status; an input that it failed on is kept as well.
+    Run a target, and return the executions and the exit status.
     """
+    known = list(corpus(name))
     with tempfile.TemporaryDirectory() as directory:
         inputs, failures = Path(directory, "inputs"), Path(directory, "failures")
         inputs.mkdir()
         failures.mkdir()
-        for number, data in enumerate(corpus(name)):
+        for number, data in enumerate(known):
             (inputs / str(number)).write_bytes(data)
         options = [f"-runs={runs}", f"-max_len={MAX_SIZE}", f"-artifact_prefix={failures}/", "-print_final_stats=1"]
         argv = [sys.executable, "-m", "tests.fuzz.engine", name, *options, str(inputs)]
         ran = subprocess.run(argv, stderr=subprocess.PIPE, text=True, errors="replace")
         if ran.returncode:
             sys.stderr.write(ran.stderr[-5000:])
-        found = sorted({path.read_bytes() for path in inputs.iterdir()}, key=lambda data: (len(data), data))
-        kept = [path.read_bytes() for path in failures.iterdir()] + found[:KEPT]
-    (CORPUS / f"{name}.txt").write_text("".join(f"{data.hex()}\n" for data in kept))
+        found = {path.read_bytes() for path in inputs.iterdir()}.difference(known)
+        failed = [path.read_bytes() for path in failures.iterdir()]
+    shortest = sorted(found, key=lambda data: (len(data), data))[: max(0, KEPT - len(known))]
+    (CORPUS / f"{name}.txt").write_text("".join(f"{data.hex()}\n" for data in known + failed + shortest))
     executions = re.findall(r"stat::number_of_executed_units: (\d+)", ran.stderr)
     return int(executions[0]) if executions else 0, ran.returncode
 

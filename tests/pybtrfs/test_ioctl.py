@@ -5,6 +5,7 @@ Every ioctl of the raw floor against the kernel: with privileges, and without.
 import errno
 import inspect
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -50,6 +51,13 @@ CASES = [
     Case(
         "snap_create_v2",
         lambda e: ioctl.snap_create_v2(e.theirs, e.open, b"new"),
+        refused=errno.EPERM,
+        label="theirs",
+    ),
+    Case("snap_create_v2_at", lambda e: ioctl.snap_create_v2_at(e.open, b"mine", e.open, b"new", ioctl.SUBVOL_RDONLY)),
+    Case(
+        "snap_create_v2_at",
+        lambda e: ioctl.snap_create_v2_at(e.theirs, b"nested", e.open, b"new"),
         refused=errno.EPERM,
         label="theirs",
     ),
@@ -222,7 +230,7 @@ def refuses(case: Case, e: SimpleNamespace, unprivileged: Callable[..., Any]) ->
         unprivileged(case.call, e)
     assert caught.value.errno == case.refused
     notes = caught.value.__notes__
-    own_name = case.name.removesuffix("_by_id").removesuffix("_changed").removesuffix("_subvolumes")
+    own_name = re.sub("_(at|by_id|changed|subvolumes)$", "", case.name)
     assert notes[0].removeprefix("BTRFS_IOC_").removeprefix("FS_IOC_").lower() in (case.name, own_name)
     if case.refused == errno.EPERM:
         assert notes[1].startswith("needs ")

@@ -150,3 +150,21 @@ def entries(root: Path) -> dict[str, Entry]:
         return Entry(status.st_mode, owner, content, tuple(sorted(names[status.st_ino])), xattrs)
 
     return {name: entry(path) for name, path in paths.items()}
+
+
+@pytest.fixture
+def layers(root: str, run: Run) -> str:
+    """
+    The store *root* with a layer "base", its child "web" with a file, and a view.
+    """
+    for argv in (
+        "prepare build",
+        "commit base build --label a=b=c",
+        "prepare web base --label owner=me",
+        "view v base",
+    ):
+        assert run(*argv.split()).code == 0
+    with Snapshotter(root, read_only=True) as store, mounted(store.mounts("web")) as path:
+        Path(path, "file").write_bytes(bytes(5000))
+        os.sync()
+    return root

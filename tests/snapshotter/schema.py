@@ -43,4 +43,5 @@ def check(command: str, printed: str) -> None:
     Raise what is wrong with the JSON that *command* printed, and when it has a member that the schema does not name.
     """
     schema = {"$defs": _DEFINITIONS, "$ref": f"#/$defs/{command}", "unevaluatedProperties": False}
-    Draft202012Validator(schema).validate(json.loads(printed))
+    for document in printed.splitlines() if command == "events" else [printed]:
+        Draft202012Validator(schema).validate(json.loads(document))

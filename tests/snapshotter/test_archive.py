@@ -427,11 +427,11 @@ class TestSnapshots:
             assert [info.name for info in store.walk()] == ["base"]
             assert len(os.listdir(f"{store.root}/snapshots")) == 1
 
-    def test_full(self, image_mount: Callable[..., Path]) -> None:
+    def test_full(self, btrfs_mount: Callable[..., Path]) -> None:
         """
         A disk that runs full leaves nothing of the import.
         """
-        mount = image_mount(200 << 20)
+        mount = btrfs_mount(200 << 20)
         with open(mount / "filler", "xb") as filler:
             os.posix_fallocate(filler.fileno(), 0, 100 << 20)
         with Snapshotter.create(mount / "store") as store:

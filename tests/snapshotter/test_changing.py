@@ -43,24 +43,6 @@ def root(btrfs: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> Iterator[str
         yield path
 
 
-@pytest.fixture
-def layers(root: str, run: Run) -> str:
-    """
-    A store with a layer "base", its child "web" with a file, and a view.
-    """
-    for argv in (
-        "prepare build",
-        "commit base build --label a=b=c",
-        "prepare web base --label owner=me",
-        "view v base",
-    ):
-        assert run(*argv.split()).code == 0
-    with Snapshotter(root, read_only=True) as store, mounted(store.mounts("web")) as path:
-        Path(path, "file").write_bytes(bytes(5000))
-        os.sync()
-    return root
-
-
 def infos(run: Run, *argv: str) -> list[tuple[str, str, str, dict[str, str]]]:
     listed = json.loads(run("ls", "--json", *argv).out)
     return [(info["name"], info["kind"], info["parent"], info["labels"]) for info in listed]

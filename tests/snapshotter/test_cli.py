@@ -41,26 +41,6 @@ def root(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return path
 
 
-@pytest.fixture
-def layers(root: str, run: Run) -> str:
-    """
-    A store with a layer "base", its child "web" with a file, and a view.
-    """
-    for argv in (
-        "prepare build",
-        "commit base build --label a=b=c",
-        "prepare web base --label owner=me",
-        "view v base",
-    ):
-        assert run(*argv.split()).code == 0
-    with Snapshotter(root) as store, mounted(store.mounts("web")) as path:
-        fd = os.open(f"{path}/file", os.O_WRONLY | os.O_CREAT)
-        os.write(fd, bytes(5000))
-        os.fsync(fd)
-        os.close(fd)
-    return root
-
-
 def command(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "snapshotter", *argv], capture_output=True, text=True, **options)
 
@@ -369,7 +349,8 @@ class TestInit:
         assert run("prepare", "b", "--root", root).code == 0
         with Snapshotter(root, client="btrfs") as store, pytest.raises(FailedPreconditionError, match="client 'local'"):
             store.prepare("c")
-        assert run("init", "--client", "", "--root", root).code == 2
+        assert run("init", "--client", "", "--root", str(btrfs / "none")).code == 2
+        assert not (btrfs / "none").exists()
 
     @pytest.mark.parametrize(
         ("root", "name"),
@@ -578,4 +559,5 @@ class TestOutput:
         loaded = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=True
         ).stdout.split()
-        assert not {"rich", "pybtrfs.image", "snapshotter.demo", "snapshotter.doctor", "asyncio"} & set(loaded)
+        unwanted = {"rich", "pybtrfs.image", "snapshotter.demo", "snapshotter.doctor", "asyncio", "tempfile", "uuid"}
+        assert not unwanted & set(loaded)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pybtrfs import filesystem, tree_search
+from pybtrfs import filesystem, subvolume, tree_search
 from snapshotter import Snapshotter, difference
 from snapshotter.difference import Change
 from snapshotter.errors import FailedPreconditionError, NotFoundError
@@ -23,6 +23,7 @@ def fill(root: Path) -> None:
         for number in range(20):
             (root / directory / f"file{number}").write_bytes(b"x" * (1000 * number))
     os.link(root / "kept/file1", root / "linked")
+    subvolume.create(root / "nested")  # of which the commit makes a directory, later than the layer
     (root / "link").symlink_to("/etc/passwd")
 
 

@@ -60,21 +60,35 @@ def test_every_command_has_one(name: str) -> None:
     assert COMMANDS[name].format_help().endswith(f"\n\nexample: {example(name)}\n")
 
 
-Perform = Callable[[str], str]
+Run = Callable[[str], str]
 
 
 @pytest.fixture
-def perform(
-    btrfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Perform]:
+def places(btrfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """
-    Runs what an example says, with a store of what examples speak of in the place of theirs, and gives what it printed.
+    What is here in the places that examples name. There is no store yet.
     """
-    root, mount_point = btrfs / "snapshots", tmp_path / "mnt"
+    root, mount_point, log = btrfs / "snapshots", tmp_path / "mnt", tmp_path / "log"
     mount_point.mkdir()
-    places = {"/var/lib/snapshots": str(root), "/mnt": str(mount_point), "20G": "200M"}
+    log.write_text("2026-01-02T03:04:05.060708Z info prepared key=web id=2 parent=base seconds=0.002000\n")
     monkeypatch.setenv("SNAPSHOTTER_ROOT", str(root))
     monkeypatch.chdir(tmp_path)
+    yield {
+        "/var/lib/snapshots": str(root),
+        "/var/log/snapshots.log": str(log),
+        "/mnt": str(mount_point),
+        "20G": "200M",
+    }
+    for place in mount_point, root:
+        with suppress(OSError):  # most mount nothing
+            syscall.umount2(place)
+
+
+@pytest.fixture
+def run(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Run:
+    """
+    Runs what an example says, and gives what it printed.
+    """
 
     def run(line: str) -> str:
         for place, here in places.items():
@@ -88,6 +102,16 @@ def perform(
         # The image below the tests is sparse, which doctor says.
         assert code in (0, INCONSISTENT if " doctor" in line else 0), printed.err
         return printed.out
+
+    return run
+
+
+@pytest.fixture
+def perform(places: dict[str, str], run: Run) -> Run:
+    """
+    The same, with a store of what examples speak of.
+    """
+    root = places["/var/lib/snapshots"]
 
     def perform(line: str) -> str:
         with ExitStack() as stack:
@@ -104,15 +128,25 @@ def perform(
                 run(before)
             return run(line)
 
-    yield perform
-    for place in mount_point, root:
-        with suppress(OSError):  # most mount nothing
-            syscall.umount2(place)
+    return perform
+
+
+@pytest.mark.btrfs
+def test_examples_of_the_whole(run: Run) -> None:
+    """
+    What the help shows works, one after the other; of the two ways to make a store, the first.
+    """
+    section = (cli.parser().epilog or "").partition("examples:\n")[2].partition("\n\n")[0]
+    lines = re.findall(r"^  (snapshotter .*?)(?:   .*)?$", section, re.MULTILINE)
+    assert len(lines) > 5
+    for line in lines:
+        if "--image" not in line:
+            run(line)
 
 
 @pytest.mark.btrfs
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - ELSEWHERE.keys()))
-def test_example(perform: Perform, name: str) -> None:
+def test_example(perform: Run, name: str) -> None:
     """
     The example works.
     """
@@ -121,7 +155,7 @@ def test_example(perform: Perform, name: str) -> None:
 
 @pytest.mark.btrfs
 @pytest.mark.parametrize("name", WITH_JSON)
-def test_json(perform: Perform, name: str) -> None:
+def test_json(perform: Run, name: str) -> None:
     """
     With ``--json`` the example prints what the schema has, and nothing that it does not name.
     """

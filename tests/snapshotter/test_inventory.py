@@ -109,15 +109,18 @@ def test_pending_and_orphaned(store: Snapshotter) -> None:
     assert sorted(volume.path for volume in taken.orphaned) == ["mine", "snapshots/2/fs"]
 
 
-def test_lost(store: Snapshotter) -> None:
+@pytest.mark.parametrize("link", [False, True])
+def test_lost(store: Snapshotter, link: bool) -> None:
     """
-    What lost its subvolume says so, as does a view of it.
+    What lost its subvolume says so, as does a view of it, whatever is in its place.
     """
     store.prepare("a")
     store.commit("base", "a")
     store.view("v", "base")
     store.cleanup()
     subvolume.delete(store.subvolume("base"))
+    if link:
+        os.symlink(store.root, store.subvolume("base"))
     with Snapshotter(store.root, read_only=True) as reading:
         entries = inventory.take(reading).entries
     for entry in entries.values():

@@ -110,7 +110,7 @@ def test_why(store: Snapshotter, run: Run) -> None:
     why names what keeps a snapshot.
     """
     assert run("why", "base") == "child      v\n           web\n"
-    assert run("why", "web") == "           nothing keeps it\n"
+    assert run("why", "web") == "nothing keeps it\n"
     with mounted(store.mounts("web")) as path:
         assert run("why", "web").startswith(f"mount      {path} in the namespace of process ")
         found = json.loads(run("why", "web", "--json"))
@@ -157,6 +157,9 @@ def test_tree(store: Snapshotter, run: Run) -> None:
         ]
     subvolume.delete(store.subvolume("layer"))
     assert ["├─", "layer", "Committed", "lost", "0", "B", "broken"] in map(str.split, run("tree").splitlines())
+    for key, problem in ("layer", True), ("top", False):
+        known = json.loads(run("info", key, "--json"))
+        assert (known["size"], bool(known["problem"])) == (None, problem)
     rows = json.loads(run("tree", "--json"))
     assert [(row["name"], row["depth"], row["total"], bool(row["problem"])) for row in rows] == [
         ("base", 0, 8192, False),

@@ -2,9 +2,11 @@
 Each damage of a store: what doctor says of it, and what --fix makes of it.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,7 @@ from pybtrfs import subvolume, syscall
 from snapshotter import Problem, Snapshotter, doctor, records, repair
 from snapshotter.errors import FailedPreconditionError, StoreHeldError
 from snapshotter.mounting import mounted
+from snapshotter.volumes import BtrfsVolumes
 
 from .commands import Run
 
@@ -217,6 +220,26 @@ def test_renamed_directory(damaged: Damaged, name: str) -> None:
     assert damaged.content("web") == ["base-", "web"]
 
 
+def test_copied_directory(damaged: Damaged) -> None:
+    """
+    A copy of a directory is no snapshot, wherever it is: beside the directory, in its place, or in that of another.
+    """
+    web, top = damaged.directories["web"], damaged.directories["top"]
+    for copy in ("copy", "copy2"):
+        subprocess.run(["cp", "--archive", web, web.with_name(copy)], check=True)
+    web.rename(web.with_name("x"))
+    top.rename(web)
+    web.with_name("x").rename(top)
+    assert {each.subject for each in repair.fix(damaged.root)} == {
+        "web",
+        "top",
+        *(str(web.with_name(copy)) for copy in ("copy", "copy2")),
+    }
+    assert damaged.quarantine() == ["copy", "copy2"]
+    assert damaged.names() == WHOLE
+    assert damaged.content("web") == ["base-", "web"]
+
+
 @pytest.mark.parametrize(("key", "name"), [("web", "fs"), ("top", "layer")])
 def test_renamed_subvolume(damaged: Damaged, key: str, name: str) -> None:
     """
@@ -365,6 +388,33 @@ def test_store_record(damaged: Damaged, damage: str) -> None:
     assert max(map(int, os.listdir(damaged.root / "snapshots"))) > last
 
 
+def test_no_store(btrfs: Path) -> None:
+    """
+    What only looks like a store is left alone.
+    """
+    for name in ("store", "snapshots/1/snapshot", "snapshots/x"):
+        (btrfs / name).mkdir(parents=True)
+    with pytest.raises(FailedPreconditionError, match="is not a store"):
+        repair.fix(btrfs)
+    assert sorted(str(path.relative_to(btrfs)) for path in btrfs.rglob("*")) == [
+        "snapshots",
+        "snapshots/1",
+        "snapshots/1/snapshot",
+        "snapshots/x",
+        "store",
+    ]
+
+
+def test_empty_store(btrfs: Path) -> None:
+    """
+    A store without snapshots whose record is damaged is one again.
+    """
+    Snapshotter.create(btrfs / "s").close()
+    os.setxattr(btrfs / "s" / "store", XATTR, b"damaged")
+    assert [each.subject for each in repair.fix(btrfs / "s")] == [str(btrfs / "s")]
+    Snapshotter(btrfs / "s").close()
+
+
 @pytest.mark.parametrize("damage", ["missing", "writable", "directory", "symlink", "full"])
 def test_empty(damaged: Damaged, damage: str) -> None:
     """
@@ -405,6 +455,41 @@ def test_strangers(damaged: Damaged) -> None:
     assert len(repair.fix(damaged.root)) == 1
     assert damaged.quarantine() == ["directory", "file", "file.2", "link", "subvolume"]
     assert damaged.names() == WHOLE
+
+
+def test_stopped(damaged: Damaged, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Wherever it stops, another time ends it.
+    """
+    web, top, base = (damaged.directories[key] for key in ("web", "top", "base"))
+    real = BtrfsVolumes.barrier
+    count = 0
+
+    def stop(volumes: BtrfsVolumes, fd: int) -> None:
+        nonlocal count
+        count -= 1
+        if not count:
+            raise KeyboardInterrupt
+        real(volumes, fd)
+
+    monkeypatch.setattr(BtrfsVolumes, "barrier", stop)
+    for step in range(1, 100):
+        web.rename(web.with_name("x"))
+        top.rename(web)
+        web.with_name("x").rename(top)
+        (base / "layer").rename(base / "away")
+        (damaged.root / "snapshots" / f"stranger{step}").touch()
+        count = step
+        with contextlib.suppress(KeyboardInterrupt):
+            repair.fix(damaged.root)
+        count, stopped = 0, count == 0
+        repair.fix(damaged.root)
+        assert damaged.names() == WHOLE
+        assert all("quarantine" in problem.subject for problem in damaged.problems())
+        if not stopped:
+            break
+    assert step > 8
+    assert len(damaged.quarantine()) == step
 
 
 def test_held(damaged: Damaged, run: Run) -> None:
@@ -461,7 +546,7 @@ class TestCommands:
         assert quarantined.problems() == []
         assert quarantined.names() == ["base", "top", "v"]
 
-    @pytest.mark.parametrize(("answer", "left"), [("y", 0), ("n", 3), ("", 3)])
+    @pytest.mark.parametrize(("answer", "left"), [("y", 0), ("n", 3), ("", 3), ("^D", 3)])
     def test_asked(
         self, quarantined: Damaged, run: Run, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
     ) -> None:
@@ -469,7 +554,13 @@ class TestCommands:
         On a terminal purge asks.
         """
         monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-        monkeypatch.setattr("builtins.input", lambda question: answer)
+
+        def ask(question: str) -> str:
+            if answer == "^D":
+                raise EOFError
+            return answer
+
+        monkeypatch.setattr("builtins.input", ask)
         assert run("purge").code == 0
         assert len(quarantined.quarantine()) == left
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pybtrfs import filesystem, subvolume
-from snapshotter import Kind, Snapshotter, inventory, space
+from snapshotter import Kind, Mount, Snapshotter, extents, inventory, space
 from snapshotter.errors import FailedPreconditionError, NotFoundError
 from snapshotter.mounting import mounted
 from snapshotter.space import Amount
@@ -33,11 +33,13 @@ def test_snapshots(btrfs: Path) -> None:
             store.view("v", "web")
             subprocess.run(["sync", "--file-system", path], check=True)
             taken = inventory.take(store)
-        assert space.of_snapshots(taken, Kind.COMMITTED) == Amount(4, 120 << 10, 80 << 10)
-        assert space.of_snapshots(taken, Kind.ACTIVE) == Amount(2, 128 << 10, 0)
-        assert space.of_snapshots(taken, Kind.VIEW) == Amount(1, 0, 0)
+        assert space.of_snapshots(taken) == {
+            Kind.COMMITTED: Amount(4, 120 << 10, 80 << 10),
+            Kind.ACTIVE: Amount(2, 128 << 10, 0),
+            Kind.VIEW: Amount(1, 0, 0),
+        }
         taken = inventory.take(store)
-        assert space.of_snapshots(taken, Kind.ACTIVE) == Amount(2, 128 << 10, 128 << 10)
+        assert space.of_snapshots(taken)[Kind.ACTIVE] == Amount(2, 128 << 10, 128 << 10)
         subvolume.create(btrfs / "store" / "mine")
         (btrfs / "store" / "mine" / "file").write_bytes(bytes(8192))
         subprocess.run(["sync", "--file-system", btrfs], check=True)
@@ -71,11 +73,11 @@ class TestFrees:
     """
 
     @pytest.fixture
-    def store(self, image_mount: Callable[..., Path]) -> Iterator[Snapshotter]:
+    def store(self, btrfs_mount: Callable[..., Path]) -> Iterator[Snapshotter]:
         """
         A store with a chain base - web - a, its fork f, another child b of base, and 100 small files in each layer.
         """
-        with Snapshotter.create(image_mount() / "store") as store:
+        with Snapshotter.create(btrfs_mount() / "store") as store:
             for key, parent in ("base", ""), ("web", "base"):
                 store.prepare("build", parent)
                 with mounted(store.mounts("build")) as path:
@@ -135,6 +137,24 @@ class TestFrees:
         with mounted(store.mounts("f")):
             store.remove("f")
             assert space.frees(store, ["a"]) == both - space.of_volumes(store.root, inventory.take(store).pending).size
+
+    def test_pending_layer(self, store: Snapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        Of a removed layer that is held, what its parent has is not asked for, extent by extent.
+        """
+        layer = store.subvolume("web")
+        for key in "a", "f":
+            store.remove(key)
+        store.cleanup()
+        predicted = space.frees(store, ["web"])
+        asked = []
+        ask = extents.get_references
+        monkeypatch.setattr(extents, "get_references", lambda *arguments: asked.append(arguments) or ask(*arguments))
+        (mount,) = store.mounts("b")
+        with mounted([Mount(mount.type, mount.source, options=(f"subvolid={subvolume.get_id(layer)}", "ro"))]):
+            store.remove("web")
+            assert space.of_volumes(store.root, inventory.take(store).pending) == Amount(1, predicted, predicted)
+        assert len(asked) == 101  # the files that web wrote
 
     def test_refused(self, store: Snapshotter) -> None:
         """

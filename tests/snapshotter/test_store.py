@@ -460,11 +460,11 @@ def test_socket(root: Path) -> None:
     assert json.loads((root / "lock").read_text())["socket"] == ""
 
 
-def test_held_on_a_full_disk(image_mount: Callable[..., Path]) -> None:
+def test_held_on_a_full_disk(btrfs_mount: Callable[..., Path]) -> None:
     """
     A store opens on a disk that has no place for the holder's name, to be emptied, and is held all the same.
     """
-    mount = image_mount(image.MINIMUM_SIZE)
+    mount = btrfs_mount(image.MINIMUM_SIZE)
     with Snapshotter.create(mount / "root") as store:
         store.prepare("k")
     with open(mount / "filler", "wb", buffering=0) as filler:

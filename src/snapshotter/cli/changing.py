@@ -65,9 +65,8 @@ def add(commands: arguments.Commands) -> None:
         _rm,
         "remove snapshots, children before what they rest on, and wait for their space",
         arguments.KEYS,
-        arguments.JSON,
         arguments.BYTES,
-        example="snapshotter rm web web-2 --dry-run",
+        example="snapshotter rm web web-2",
     )
     rm.add_argument("--no-wait", action="store_true", help="let the space come back in the background")
     rm.add_argument("--dry-run", action="store_true", help="only say how much would come back, as `frees` does")

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from typing import IO, cast
 
@@ -124,6 +123,8 @@ def _written(path: str) -> Iterator[IO[bytes]]:
             with open(path, "wb") as file:
                 yield file
             return
+    import tempfile
+
     path = os.path.realpath(path)
     try:
         fd, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)[:200]}.", dir=os.path.dirname(path))

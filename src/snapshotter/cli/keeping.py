@@ -33,7 +33,7 @@ def add(commands: arguments.Commands) -> None:
         _doctor,
         "look for what is wrong with a store, and say how to mend it; 5 if something is",
         arguments.JSON,
-        example="snapshotter doctor --fix",
+        example="snapshotter doctor",
     ).add_argument("--fix", action="store_true", help="mend what can be known, and move away the rest; deletes nothing")
     purge = commands.add(
         "purge",
@@ -52,6 +52,8 @@ def _init(parsed: argparse.Namespace) -> None:
         raise InvalidArgumentError("--adopt takes the store as it is, without an image")
     if parsed.image is None and (parsed.image_file or parsed.sparse):
         raise InvalidArgumentError("--image-file and --sparse need --image SIZE")
+    if parsed.client == "":
+        raise InvalidArgumentError("the client of --client NAME is empty")
     said = ""
     with arguments.alone("init"):
         if parsed.adopt:
@@ -127,4 +129,7 @@ def _purge(parsed: argparse.Namespace) -> None:
 def _agreed() -> bool:
     if not sys.stdin or not sys.stdin.isatty():
         raise InvalidArgumentError("whether to delete them is asked on a terminal: give --yes")
-    return input("delete them? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input("delete them? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

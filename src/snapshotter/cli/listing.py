@@ -3,13 +3,14 @@ The commands that show what there is; they change nothing, need no lock, and wor
 """
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snapshotter import display
 from snapshotter.cli import arguments, output
-from snapshotter.errors import NotFoundError, quoted
+from snapshotter.errors import DataLossError, NotFoundError, quoted
 from snapshotter.snapshot import Info
 
 if TYPE_CHECKING:
@@ -188,9 +189,9 @@ def _info(parsed: argparse.Namespace) -> None:
         entry = entries.get(parsed.key)
         if entry is None:
             raise NotFoundError(f"snapshot {quoted(parsed.key)} was removed or committed meanwhile")
-        if not entry.problem:
+        with contextlib.suppress(DataLossError):  # its own subvolume or its parent's is lost
             entry = replace(entry, usage=store.usage(parsed.key))
-    children = [info.name for info in (other.info for other in entries.values()) if info.parent == parsed.key]
+    children = [other.info.name for other in entries.values() if other.info.parent == parsed.key]
     if parsed.json:
         output.print_json(output.detailed(entry) | {"children": children})
         return

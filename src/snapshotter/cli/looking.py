@@ -93,7 +93,7 @@ def _df(parsed: argparse.Namespace) -> None:
     )
     print(f"unallocated {amount(whole.unallocated)}, available {amount(whole.available)}")
     if whole.deleted:
-        print(f"{whole.deleted} deleted subvolumes are being cleaned")
+        print(f"deleted subvolumes that are still being cleaned: {whole.deleted}")
 
 
 def _frees(parsed: argparse.Namespace) -> None:
@@ -131,7 +131,9 @@ def _why(parsed: argparse.Namespace) -> None:
         fields += [("label", f"{name}={value}") for name, value in sorted(references.labels.items())]
         if not references.known:
             fields.append(("containerd", "does not know it, and removes it when it collects garbage next"))
-    display.fields(fields or [("", "nothing keeps it")])
+    display.fields(fields)
+    if not fields:
+        print("nothing keeps it")
     if unasked:
         print(display.printable(f"containerd was not asked: {unasked}"), file=sys.stderr)
 

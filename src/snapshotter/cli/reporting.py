@@ -4,7 +4,6 @@ The command that shows a store as a page.
 
 import argparse
 import os
-import tempfile
 from datetime import UTC, datetime
 
 from snapshotter.cli import arguments
@@ -44,6 +43,8 @@ def _write(path: str, text: str) -> None:
     """
     Make or replace a file, or leave it as it was.
     """
+    import tempfile
+
     directory, name = os.path.split(os.path.abspath(path))
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=directory, prefix=f".{name}.", delete=False) as file:
         try:

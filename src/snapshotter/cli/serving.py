@@ -56,10 +56,10 @@ def add(commands: arguments.Commands) -> None:
         _events,
         "show what a daemon's log tells, of one snapshot or of all",
         arguments.JSON,
-        example="journalctl -f -o cat -u btrfs-snapshotter | snapshotter events web",
+        example="snapshotter events web --log /var/log/snapshots.log",
     )
     events.add_argument("key", metavar="KEY", nargs="?", help="one that it has, or had before it was committed")
-    events.add_argument("--log", metavar="FILE", help="the log; by default what is piped in")
+    events.add_argument("--log", metavar="FILE", help="the log; by default what is piped in, as by journalctl")
     events.add_argument("--follow", action="store_true", help="go on with what is written to the file from now on")
     setup = commands.add("setup", None, "print what containerd and systemd have to know of the daemon")
     targets = arguments.Commands(setup, "WHAT")
