@@ -27,7 +27,7 @@ from tools.results import PYTEST, ROOT, TIMEOUT, Row, conclude, unavailable
 MEMORY = "2G"
 
 # What asks the kernel, and not much else.
-SELECTED = ("-m", "btrfs", *(f"--ignore=tests/pybtrfs/{name}" for name in ("compat", "test_cli.py", "test_docs.py")))
+SELECTED = ("-m", "btrfs", *(f"--ignore=tests/pybtrfs/{name}" for name in ("compat", "test_cli.py", "test_testing.py")))
 
 
 class Kernel(NamedTuple):

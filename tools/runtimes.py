@@ -136,7 +136,7 @@ def test(interpreter: Interpreter, distributions: Distributions, directory: Path
     wheel = metadata.read_text().partition("Tag: ")[2].split()[0]
     row = Row(interpreter.name, version, wheel)
     report = directory / "report.xml"
-    command = venv / "bin/python", *PYTEST, f"--junit-xml={report}"
+    command: list[str | Path] = [venv / "bin/python", *PYTEST, f"--junit-xml={report}"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     if ran.returncode:
         print(ran.stdout + ran.stderr)

@@ -242,7 +242,7 @@ def test_privileged(there: SimpleNamespace, case: Case) -> None:
     """
     As root each ioctl does what it says.
     """
-    with needing(case.name, refusal=errno.ENOTTY):
+    with needing(f"BTRFS_IOC_{case.name.upper()}", refusal=errno.ENOTTY):
         assert case.holds(there, case.call(there))
 
 
@@ -254,7 +254,7 @@ def test_unprivileged(there: SimpleNamespace, unprivileged: Callable[..., Any], 
     if case.refused:
         refuses(case, there, unprivileged)
         return
-    with needing(case.name, refusal=errno.ENOTTY):
+    with needing(f"BTRFS_IOC_{case.name.upper()}", refusal=errno.ENOTTY):
         assert unprivileged(lambda: bool(case.holds(there, case.call(there))))
 
 
