@@ -65,7 +65,8 @@ mount -t overlay -o lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work non
 mount -t proc none /root/proc
 mount -t sysfs none /root/sys
 mount -t devtmpfs none /root/dev
-mount -t tmpfs none /root/tmp
+mkdir /root/dev/shm
+for path in /root/tmp /root/dev/shm; do mount -t tmpfs none $path; done
 exec switch_root /root /bin/sh -c {job}
 """
 

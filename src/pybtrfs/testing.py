@@ -246,7 +246,7 @@ class _Kernel:
         return self._transid
 
     def _hold(self, path: str) -> int:
-        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, syscall.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._stack.callback(os.close, fd)
         return fd
 
