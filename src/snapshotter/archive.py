@@ -226,7 +226,7 @@ def _walk(root_fd: int) -> Iterator[_Found]:
     pending = ["."]
     while pending:
         path = pending.pop()
-        with _opened(_open_beneath(root_fd, path, os.O_PATH | os.O_NOFOLLOW)) as fd:
+        with _opened(_open_beneath(root_fd, path, syscall.O_PATH | os.O_NOFOLLOW)) as fd:
             found = _Found(path, fd, os.fstat(fd))
             yield found
             if stat.S_ISDIR(found.status.st_mode):
@@ -475,7 +475,7 @@ def _make(tar: tarfile.TarFile, member: tarfile.TarInfo, parts: list[str], root_
             os.mknod(name, _DEVICES[member.type] | 0o600, device, dir_fd=dir_fd)
         else:
             raise InvalidArgumentError(f"member {quoted(member.name)} is of the unknown type {member.type!r}")
-        with _opened(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=dir_fd)) as fd:
+        with _opened(os.open(name, syscall.O_PATH | os.O_NOFOLLOW, dir_fd=dir_fd)) as fd:
             _describe(fd, member)
 
 

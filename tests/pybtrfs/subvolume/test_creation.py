@@ -338,7 +338,7 @@ def test_batch(btrfs_mount: Callable[..., Path]) -> None:
     """
     What a batch creates and deletes, in several directories, is on disk after it, with one commit.
     """
-    top = btrfs_mount()
+    top = btrfs_mount(options="commit=3600")  # of no other than ours
     make(top, "victim")
     for name in ("a", "b"):
         (top / name).mkdir()
