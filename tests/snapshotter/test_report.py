@@ -1,5 +1,6 @@
 import os
 import re
+import stat
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -167,3 +168,21 @@ def test_command(btrfs: Path, run: Run, tmp_path: Path) -> None:
     assert run("report", "--root", root, "-o", str(tmp_path / "directory")).code == 1
     assert run("report", "--root", root, "-o", str(tmp_path / "no/file")).code == 1
     assert sorted(os.listdir(tmp_path)) == ["directory", "store.html"]
+
+
+@pytest.mark.btrfs
+def test_to_a_fifo(btrfs: Path, run: Run, tmp_path: Path) -> None:
+    """
+    What is no regular file is written to, and not replaced by one: a FIFO, or a device such as /dev/null.
+    """
+    root = str(btrfs / "store")
+    Snapshotter.create(root).close()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert run("report", "--root", root, "-o", str(fifo)) == (0, "", "")
+        assert stat.S_ISFIFO(os.stat(fifo).st_mode)
+        assert os.read(reader, 1 << 16).endswith(b"</html>\n")
+    finally:
+        os.close(reader)

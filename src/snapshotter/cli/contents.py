@@ -5,12 +5,11 @@ The commands about what is in a snapshot.
 import argparse
 import contextlib
 import os
-import stat
 from collections.abc import Iterator
 from typing import IO, cast
 
 from snapshotter import interruption, mounting
-from snapshotter.cli import arguments
+from snapshotter.cli import arguments, output
 from snapshotter.cli.progress import Told, progress, visible
 from snapshotter.errors import InvalidArgumentError
 from snapshotter.store import real_path
@@ -110,7 +109,7 @@ class _Watched:
 @contextlib.contextmanager
 def _written(path: str) -> Iterator[IO[bytes]]:
     """
-    The file *path*, new or in place of the old one, once all of it is written.
+    `output.replaced`, or standard output.
     """
     if path == "-":
         if os.isatty(1):
@@ -118,26 +117,8 @@ def _written(path: str) -> Iterator[IO[bytes]]:
         with open(1, "wb", closefd=False) as file:
             yield file
         return
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a device, or a FIFO
-            with open(path, "wb") as file:
-                yield file
-            return
-    import tempfile
-
-    path = os.path.realpath(path)
-    try:
-        fd, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)[:200]}.", dir=os.path.dirname(path))
-    except OSError as error:
-        error.filename = path
-        raise
-    try:
-        with open(fd, "wb") as file:
-            yield file
-        os.rename(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with output.replaced(path) as file:
+        yield file
 
 
 @contextlib.contextmanager

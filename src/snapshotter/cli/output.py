@@ -3,13 +3,15 @@ What commands print alike.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterable
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from snapshotter import display
 from snapshotter.snapshot import Info, Mount
@@ -77,3 +79,30 @@ def mount_command(mount: Mount, target: str) -> str:
     options = ["-o", ",".join(mount.options)] if mount.options else []
     point = os.path.join(target, mount.target) if mount.target else target
     return shlex.join(["mount", *kind, *options, mount.source, point])
+
+
+@contextlib.contextmanager
+def replaced(path: str) -> Iterator[IO[bytes]]:
+    """
+    The file *path*, new or in place of the old one, once all of it is written; a device or a FIFO as it is.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            with open(path, "wb") as file:
+                yield file
+            return
+    import tempfile
+
+    path = os.path.realpath(path)
+    try:
+        fd, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)[:200]}.", dir=os.path.dirname(path))
+    except OSError as error:
+        error.filename = path
+        raise
+    try:
+        with open(fd, "wb") as file:
+            yield file
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -3,10 +3,9 @@ The command that shows a store as a page.
 """
 
 import argparse
-import os
 from datetime import UTC, datetime
 
-from snapshotter.cli import arguments
+from snapshotter.cli import arguments, output
 
 
 def add(commands: arguments.Commands) -> None:
@@ -34,23 +33,7 @@ def _report(parsed: argparse.Namespace) -> None:
         )
     page = report.render(seen)
     if parsed.output:
-        _write(parsed.output, page)
+        with output.replaced(parsed.output) as file:
+            file.write(page.encode())
     else:
         print(page, end="")
-
-
-def _write(path: str, text: str) -> None:
-    """
-    Make or replace a file, or leave it as it was.
-    """
-    import tempfile
-
-    directory, name = os.path.split(os.path.abspath(path))
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=directory, prefix=f".{name}.", delete=False) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
