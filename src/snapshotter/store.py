@@ -148,15 +148,15 @@ class Store:
         self._lock = threading.Lock()
         with contextlib.ExitStack() as stack:
             try:
-                self._fd = _open_directory(root)
-                stack.callback(os.close, self._fd)
-                self._store_fd = _open_directory(STORE, self._fd)
+                self.fd = _open_directory(root)
+                stack.callback(os.close, self.fd)
+                self._store_fd = _open_directory(STORE, self.fd)
                 stack.callback(os.close, self._store_fd)
-                self._snapshots_fd = _open_directory(SNAPSHOTS, self._fd)
-                stack.callback(os.close, self._snapshots_fd)
+                self.snapshots_fd = _open_directory(SNAPSHOTS, self.fd)
+                stack.callback(os.close, self.snapshots_fd)
             except FileNotFoundError as error:
                 raise _not_a_store(root) from error
-            self._medium = records.medium(self._fd)
+            self._medium = records.medium(self.fd)
             self.header = self._read()
             self._next_id = self.header.id_limit
             self._descriptors = stack.pop_all()
@@ -252,11 +252,11 @@ class Store:
         Raises:
             StoreHeldError: Another process has it, or this one already.
         """
-        lock = Lock(self._fd, self.root, socket, self.header.client)
+        lock = Lock(self.fd, self.root, socket, self.header.client)
         try:
-            mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
+            mode = stat.S_IMODE(os.fstat(self.fd).st_mode)
             if mode != 0o700:
-                os.fchmod(self._fd, 0o700)
+                os.fchmod(self.fd, 0o700)
                 Event.TIGHTENED.emit(root=self.root, error=f"its mode was {mode:04o}")
             # Whoever had it may have reserved ids since.
             self.header = self._read()
@@ -270,8 +270,8 @@ class Store:
         """
         Make this copy the store, durably.
         """
-        self._volumes.make_empty(self._fd)
-        self._volumes.barrier(self._fd)
+        self._volumes.make_empty(self.fd)
+        self._volumes.barrier(self.fd)
         self.change(identity=self._volumes.identity())
 
     # -- the header
@@ -324,16 +324,8 @@ class Store:
         What stands in ``snapshots/``: ids, and whatever else somebody put there.
         """
         # A descriptor from before the entries lists a stale directory.
-        os.lseek(self._snapshots_fd, 0, os.SEEK_SET)
-        return os.listdir(self._snapshots_fd)
-
-    @property
-    def fd(self) -> int:
-        return self._fd
-
-    @property
-    def snapshots_fd(self) -> int:
-        return self._snapshots_fd
+        os.lseek(self.snapshots_fd, 0, os.SEEK_SET)
+        return os.listdir(self.snapshots_fd)
 
     @contextlib.contextmanager
     def make_directory(self, snapshot_id: int, record: bytes) -> Iterator[Directory]:
@@ -344,7 +336,7 @@ class Store:
             FileExistsError: There is one.
         """
         name = str(snapshot_id)
-        fd = self._medium.make_directory(self._snapshots_fd, name, record)
+        fd = self._medium.make_directory(self.snapshots_fd, name, record)
         try:
             yield Directory(fd, self._path(name))
         finally:
@@ -359,7 +351,7 @@ class Store:
             FileNotFoundError: There is none.
         """
         name = str(snapshot_id)
-        fd = _open_directory(name, self._snapshots_fd)
+        fd = _open_directory(name, self.snapshots_fd)
         try:
             yield Directory(fd, self._path(name))
         finally:
@@ -369,14 +361,14 @@ class Store:
         """
         Where the subvolume *name* of a snapshot is.
         """
-        return Place(self._snapshots_fd, f"{snapshot_id}/{name}", self._path(f"{snapshot_id}/{name}"))
+        return Place(self.snapshots_fd, f"{snapshot_id}/{name}", self._path(f"{snapshot_id}/{name}"))
 
     @property
     def empty(self) -> Place:
         """
         Where the subvolume is that a view without parent shows.
         """
-        return Place(self._fd, EMPTY, f"{self.root}/{EMPTY}")
+        return Place(self.fd, EMPTY, f"{self.root}/{EMPTY}")
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{SNAPSHOTS}/{name}"
@@ -399,7 +391,7 @@ class Store:
         """
         with contextlib.suppress(FileNotFoundError), self.directory(snapshot_id) as directory:
             self._medium.delete(directory.fd)
-            os.rmdir(str(snapshot_id), dir_fd=self._snapshots_fd)
+            os.rmdir(str(snapshot_id), dir_fd=self.snapshots_fd)
 
 
 def _is_snapshot(snapshots_fd: int, snapshot_id: int) -> bool:
