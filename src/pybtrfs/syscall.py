@@ -128,7 +128,7 @@ def name_to_handle_at(dirfd: int, path: _PathLike, flags: int = 0) -> tuple[int,
     Raises:
         OSError: EOPNOTSUPP: *path* is not on btrfs.
     """
-    handle = ffi.new("struct pybtrfs_file_handle *", {"handle_bytes": _HANDLE_BYTES})
+    handle = new("struct pybtrfs_file_handle *", {"handle_bytes": _HANDLE_BYTES})
     result = call(lib.pybtrfs_name_to_handle_at, dirfd, _text(path), handle, flags)
     if result == -errno.EOVERFLOW or (result == 0 and handle.handle_type != _FILEID_BTRFS_WITHOUT_PARENT):
         result = -errno.EOPNOTSUPP

@@ -83,10 +83,8 @@ def read(device: bytes | None, root: str) -> MountTable:
     the path *root*.
     """
     subvolids: set[int] = set()
-    for _, data in _tables():
-        for line in data.splitlines():
-            if b" btrfs " in line and (device is None or line.split(None, 3)[2] == device):
-                subvolids.update(map(int, _SUBVOLID.findall(line.rpartition(b" ")[2])))
+    for _, line in _lines(device):
+        subvolids.update(map(int, _SUBVOLID.findall(line.rpartition(b" ")[2])))
     with open("/proc/self/mountinfo", "rb") as file:
         points = (_unescape(line.split(None, 5)[4]) for line in file)
         return MountTable(frozenset(subvolids), tuple(point for point in points if point.startswith(root + "/")))
@@ -96,12 +94,20 @@ def mount_points(device: bytes | None) -> Iterator[MountPoint]:
     """
     The mounts of the btrfs *device*, of every btrfs when it is None, in every mount namespace.
     """
+    for pid, line in _lines(device):
+        fields = line.split()
+        for subvolid in _SUBVOLID.findall(fields[-1]):
+            yield MountPoint(int(subvolid), _unescape(fields[4]), pid, b"ro" in fields[5].split(b","))
+
+
+def _lines(device: bytes | None) -> Iterator[tuple[int, bytes]]:
+    """
+    The lines of all tables that may be of the btrfs *device*, or of any, with the process that each is of.
+    """
     for pid, data in _tables():
         for line in data.splitlines():
             if b" btrfs " in line and (device is None or line.split(None, 3)[2] == device):
-                fields = line.split()
-                for subvolid in _SUBVOLID.findall(fields[-1]):
-                    yield MountPoint(int(subvolid), _unescape(fields[4]), pid, b"ro" in fields[5].split(b","))
+                yield pid, line
 
 
 def _tables() -> Iterator[tuple[int, bytes]]:
