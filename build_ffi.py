@@ -13,8 +13,6 @@ HEADER = "src/pybtrfs/btrfs_uapi.h"
 # Each function answers -errno where the system call answers -1: nothing can run between the call and reading errno.
 FUNCTIONS = """
 int pybtrfs_ioctl(int fd, unsigned long request, void *argument);
-int pybtrfs_snap_create_v2_at(int source_dirfd, const char *source, int dirfd,
-                              struct pybtrfs_ioctl_vol_args_v2 *arguments);
 int pybtrfs_mount(const char *source, const char *target, const char *fstype, unsigned long flags, const char *data);
 int pybtrfs_umount2(const char *target, int flags);
 int pybtrfs_syncfs(int fd);
@@ -22,6 +20,9 @@ int64_t pybtrfs_fstatfs_type(int fd);
 int pybtrfs_openat2(int dirfd, const char *path, const struct pybtrfs_open_how *how);
 int pybtrfs_make_directory(int dirfd, const char *name, unsigned int mode, const char *xattr, const void *value,
                            size_t size);
+int pybtrfs_snapshot_in_directory(int source_dirfd, const char *source, int dirfd, const char *directory,
+                                  unsigned int mode, const char *xattr, const void *value, size_t size,
+                                  struct pybtrfs_ioctl_vol_args_v2 *arguments);
 int pybtrfs_name_to_handle_at(int dirfd, const char *path, struct pybtrfs_file_handle *handle, int flags);
 int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle, int flags);
 int64_t pybtrfs_keep_changed(char *items, uint32_t size, uint32_t count, uint64_t transid,
@@ -45,6 +46,8 @@ SOURCE = """
 #include <string.h>
 #include <unistd.h>
 
+#define PYBTRFS_DIRECTORY (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+
 #ifndef SYS_openat2
 #define SYS_openat2 437 /* the same on every architecture */
 #endif
@@ -53,18 +56,6 @@ static int pybtrfs_ioctl(int fd, unsigned long request, void *argument)
 {
     int result = ioctl(fd, request, argument);
     return result < 0 ? -errno : result;
-}
-
-static int pybtrfs_snap_create_v2_at(int source_dirfd, const char *source, int dirfd,
-                                     struct pybtrfs_ioctl_vol_args_v2 *arguments)
-{
-    int fd = openat(source_dirfd, source, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0)
-        return -errno;
-    arguments->fd = fd;
-    int result = pybtrfs_ioctl(dirfd, PYBTRFS_IOC_SNAP_CREATE_V2, arguments);
-    close(fd);
-    return result;
 }
 
 static int pybtrfs_mount(const char *source, const char *target, const char *fstype, unsigned long flags,
@@ -101,7 +92,7 @@ static int pybtrfs_make_directory(int dirfd, const char *name, unsigned int mode
 {
     if (mkdirat(dirfd, name, mode) < 0)
         return -errno;
-    int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int fd = openat(dirfd, name, PYBTRFS_DIRECTORY);
     if (fd >= 0 && fsetxattr(fd, xattr, value, size, 0) == 0)
         return fd;
     int error = errno;
@@ -109,6 +100,27 @@ static int pybtrfs_make_directory(int dirfd, const char *name, unsigned int mode
         close(fd);
     unlinkat(dirfd, name, AT_REMOVEDIR);
     return -error;
+}
+
+/* Make a directory with an extended attribute, and in it a snapshot, or nothing. */
+static int pybtrfs_snapshot_in_directory(int source_dirfd, const char *source, int dirfd, const char *directory,
+                                         unsigned int mode, const char *xattr, const void *value, size_t size,
+                                         struct pybtrfs_ioctl_vol_args_v2 *arguments)
+{
+    int source_fd = openat(source_dirfd, source, PYBTRFS_DIRECTORY);
+    if (source_fd < 0)
+        return -errno;
+    int fd = pybtrfs_make_directory(dirfd, directory, mode, xattr, value, size);
+    int result = fd;
+    if (fd >= 0) {
+        arguments->fd = source_fd;
+        result = pybtrfs_ioctl(fd, PYBTRFS_IOC_SNAP_CREATE_V2, arguments);
+        if (result < 0)
+            unlinkat(dirfd, directory, AT_REMOVEDIR);
+        close(fd);
+    }
+    close(source_fd);
+    return result;
 }
 
 static int pybtrfs_name_to_handle_at(int dirfd, const char *path, struct pybtrfs_file_handle *handle, int flags)

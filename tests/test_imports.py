@@ -38,6 +38,7 @@ LAYERS = [
         "snapshotter.filters",
         "snapshotter.labels",
         "snapshotter.log",
+        "snapshotter.medium",
         "snapshotter.mountinfo",
         "snapshotter.shared",
         "snapshotter.session",
@@ -106,6 +107,7 @@ PURE = {
     "snapshotter.filters",
     "snapshotter.http2",
     "snapshotter.labels",
+    "snapshotter.records",
     "snapshotter.snapshot",
     "snapshotter.treemap",
 }

@@ -127,15 +127,29 @@ def snap_create_v2(source_fd: int, dirfd: int, name: bytes, flags: int = 0, inhe
     _ioctl(dirfd, "BTRFS_IOC_SNAP_CREATE_V2", arguments)
 
 
-def snap_create_v2_at(source_dirfd: int, source: bytes, dirfd: int, name: bytes, flags: int = 0) -> None:
+def snap_create_v2_in(
+    source_dirfd: int, source: bytes, dirfd: int, directory: bytes, mode: int, xattr: bytes, value: bytes, name: bytes
+) -> None:
     """
-    `snap_create_v2` of the subvolume at *source*, relative to *source_dirfd*; a symlink is refused.
+    `pybtrfs.syscall.make_directory` of *directory*, and in it `snap_create_v2` of the subvolume at *source*, relative
+    to *source_dirfd*; or nothing. A symlink is refused.
 
-    Opens and closes it, too, and gives up the GIL once for all of it: see `pybtrfs.syscall.make_directory`.
+    Gives up the GIL once for all of it. The snapshot commits the directory and its extended attribute, too.
     """
-    arguments = new("struct pybtrfs_ioctl_vol_args_v2 *", {"flags": flags, "name": _named(name)})
-    result = call(lib.pybtrfs_snap_create_v2_at, source_dirfd, _named(source), dirfd, arguments)
-    check(result, "BTRFS_IOC_SNAP_CREATE_V2", _OWNER, source)
+    arguments = new("struct pybtrfs_ioctl_vol_args_v2 *", {"name": _named(name)})
+    result = call(
+        lib.pybtrfs_snapshot_in_directory,
+        source_dirfd,
+        _named(source),
+        dirfd,
+        _named(directory),
+        mode,
+        _named(xattr),
+        value,
+        len(value),
+        arguments,
+    )
+    check(result, "BTRFS_IOC_SNAP_CREATE_V2", _OWNER, directory)
 
 
 def _set_inherit(arguments: CData, inherit: Inherit | None) -> CData | None:

@@ -444,14 +444,16 @@ class Snapshotter:
             DataLossError: *parent* lost its layer.
         """
 
-        def fill(directory: Directory, base: Snapshot | None) -> None:
+        def make(snapshot_id: int, record: bytes, base: Snapshot | None) -> None:
             if base is None:
-                self._volumes.create(directory)
-                self._volumes.barrier(directory.fd)
+                with self._store.make_directory(snapshot_id, record) as directory:
+                    self._volumes.create(directory)
+                    self._volumes.barrier(directory.fd)
             else:
-                self._volumes.snapshot(self._store.subvolume(base.id, LAYER), directory)
+                layer = self._store.subvolume(base.id, LAYER)
+                self._volumes.snapshot(layer, self._store.place(snapshot_id), record)
 
-        return self._create(State.PREPARING, key, parent, labels, fill)
+        return self._create(State.PREPARING, key, parent, labels, make)
 
     def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
         """
@@ -466,10 +468,11 @@ class Snapshotter:
             As `prepare`.
         """
 
-        def fill(directory: Directory, base: Snapshot | None) -> None:
-            self._volumes.barrier(directory.fd)
+        def make(snapshot_id: int, record: bytes, base: Snapshot | None) -> None:
+            with self._store.make_directory(snapshot_id, record) as directory:
+                self._volumes.barrier(directory.fd)
 
-        return self._create(State.VIEW, key, parent, labels, fill)
+        return self._create(State.VIEW, key, parent, labels, make)
 
     def fork(self, key: str, new_key: str) -> tuple[Mount, ...]:
         """
@@ -493,8 +496,9 @@ class Snapshotter:
             with self._store.directory(source.id) as directory:
                 born = self._born(source, directory)
 
-            def fill(directory: Directory) -> None:
-                self._volumes.fork(self._store.subvolume(source.id, FS), directory)
+            def make(snapshot_id: int, record: bytes) -> None:
+                with self._store.make_directory(snapshot_id, record) as directory:
+                    self._volumes.fork(self._store.subvolume(source.id, FS), directory)
 
             now = time.time_ns()
             draft = replace(
@@ -506,7 +510,7 @@ class Snapshotter:
                 born=born,
                 suspect=self._is_suspect(source),
             )
-            forked = self._make(draft, source.parent, fill)
+            forked = self._make(draft, source.parent, make)
             Event.FORKED.emit(key=new_key, id=forked.id, source=key, seconds=time.monotonic() - started)
             return self._mounts(forked)
 
@@ -722,7 +726,7 @@ class Snapshotter:
         key: str,
         parent: str,
         labels: Mapping[str, str] | None,
-        fill: Callable[[Directory, Snapshot | None], None],
+        make: Callable[[int, bytes, Snapshot | None], None],
     ) -> tuple[Mount, ...]:
         started = time.monotonic()
         check_key(key)
@@ -748,29 +752,26 @@ class Snapshotter:
                 now,
                 errors=self._volumes.write_errors(recent=True),
             )
-            snapshot = self._make(draft, base, lambda directory: fill(directory, base))
+            snapshot = self._make(draft, base, lambda snapshot_id, record: make(snapshot_id, record, base))
             event = Event.VIEWED if state is State.VIEW else Event.PREPARED
             event.emit(key=key, id=snapshot.id, parent=parent, seconds=time.monotonic() - started)
             return self._mounts(snapshot)
 
-    def _make(self, draft: Record, parent: Snapshot | None, fill: Callable[[Directory], None]) -> Snapshot:
+    def _make(self, draft: Record, parent: Snapshot | None, make: Callable[[int, bytes], None]) -> Snapshot:
         """
-        Make the directory of a new snapshot, its record, and what *fill* puts there; all of it or nothing.
+        Make a new snapshot by *make*, of an id and a record; all of it or nothing.
         """
 
         def attempt() -> Record:
             record = replace(draft, id=self._store.take_id())
             data = self._encode(record)
-            with contextlib.ExitStack() as stack:
-                try:
-                    directory = stack.enter_context(self._store.make_directory(record.id, data))
-                except FileExistsError:
-                    return attempt()  # somebody else's, and left alone
-                try:
-                    fill(directory)
-                except BaseException:
-                    self._discard(record.id)
-                    raise
+            try:
+                make(record.id, data)
+            except FileExistsError:
+                return attempt()  # somebody else's, and left alone
+            except BaseException:
+                self._discard(record.id)
+                raise
             return record
 
         record = self._with_space(attempt)

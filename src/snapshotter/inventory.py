@@ -20,7 +20,7 @@ from snapshotter.session import translating
 from snapshotter.snapshot import Info, Kind, Usage
 from snapshotter.store import SNAPSHOTS
 from snapshotter.usage import measure_by_id
-from snapshotter.volumes import EMPTY, FS, LAYER
+from snapshotter.volumes import EMPTY, FS, LAYER, BtrfsVolumes
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ def _record(fd: int, directory: str) -> Record | None:
     except FileNotFoundError:
         return None
     try:
-        data = records.medium(directory_fd).read(directory_fd)
+        data = BtrfsVolumes.medium.read(directory_fd)
         return records.decode(data, int(directory.rpartition("/")[2])) if data else None
     except records.DamagedError:
         return None

@@ -1,28 +1,22 @@
 """
-Records: what a store remembers of each snapshot, one small JSON object in one extended attribute.
+Records: what a store remembers of each snapshot, as one small JSON object.
 
-Encoding and decoding are pure. A record carries its own id and a checksum, so that one that was damaged, or moved to
+A record carries its own id and a checksum, so that one that was damaged, or moved to
 another snapshot's directory, is seen and never believed.
 """
 
 import contextlib
-import errno
 import json
-import os
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-from pybtrfs import syscall
 from snapshotter.errors import FailedPreconditionError, quoted
 from snapshotter.snapshot import Kind, Measured, Usage
 
 FORMAT = 1
-XATTR = "user.snapshotter"
-FILE = "record"
-_NEW_FILE = "record.new"
 
 
 class State(StrEnum):
@@ -261,102 +255,3 @@ def mended(data: bytes, read: Callable[[bytes], object]) -> bytes | None:
                 return bytes(flipped)
             flipped[at] ^= 1 << bit
     return None
-
-
-class Medium(Protocol):
-    """
-    How a filesystem carries the record of a directory.
-    """
-
-    def make_directory(self, dir_fd: int, name: str, data: bytes) -> int:
-        """
-        Make the directory *name* with its record, or nothing, and return its fd.
-
-        Raises:
-            FileExistsError: There is one.
-        """
-
-    def read(self, fd: int) -> bytes | None:
-        """
-        The record of the directory *fd*, or None when it has none.
-        """
-
-    def write(self, fd: int, data: bytes) -> None:
-        """
-        Replace the record of the directory *fd*, atomically; durable only after a barrier.
-        """
-
-    def delete(self, fd: int) -> None:
-        """
-        Delete what the record of the directory *fd* has in it, so that the directory is empty.
-        """
-
-
-class Xattrs:
-    """
-    `Medium` of btrfs.
-    """
-
-    def make_directory(self, dir_fd: int, name: str, data: bytes) -> int:
-        return syscall.make_directory(dir_fd, name, 0o700, XATTR, data)
-
-    def read(self, fd: int) -> bytes | None:
-        try:
-            return os.getxattr(fd, XATTR)
-        except OSError as error:
-            if error.errno == errno.ENODATA:
-                return None
-            raise
-
-    def write(self, fd: int, data: bytes) -> None:
-        os.setxattr(fd, XATTR, data)
-
-    def delete(self, fd: int) -> None:
-        pass  # it goes with the directory
-
-
-class Files:
-    """
-    `Medium` of other filesystems, where an xattr holds less, or is refused.
-    """
-
-    def make_directory(self, dir_fd: int, name: str, data: bytes) -> int:
-        os.mkdir(name, 0o700, dir_fd=dir_fd)
-        fd = -1
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
-            self.write(fd, data)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                if fd >= 0:
-                    self.delete(fd)
-                    os.close(fd)
-                os.rmdir(name, dir_fd=dir_fd)
-            raise
-        return fd
-
-    def read(self, fd: int) -> bytes | None:
-        with (
-            contextlib.suppress(FileNotFoundError),
-            open(os.open(FILE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd), "rb") as file,
-        ):
-            return file.read()
-        return None
-
-    def write(self, fd: int, data: bytes) -> None:
-        new = os.open(_NEW_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=fd)
-        with open(new, "wb") as file:
-            file.write(data)
-        os.rename(_NEW_FILE, FILE, src_dir_fd=fd, dst_dir_fd=fd)
-
-    def delete(self, fd: int) -> None:
-        for name in (FILE, _NEW_FILE):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=fd)
-
-
-def medium(fd: int) -> Medium:
-    """
-    The medium of the filesystem that holds *fd*.
-    """
-    return Xattrs() if syscall.fstatfs_type(fd) == syscall.BTRFS_SUPER_MAGIC else Files()

@@ -37,6 +37,7 @@ from snapshotter.errors import (
     quoted,
 )
 from snapshotter.events import Event
+from snapshotter.medium import Medium
 from snapshotter.volumes import EMPTY, Directory, Place, Volumes, opened
 
 STORE, LOCK, SNAPSHOTS, QUARANTINE = "store", "lock", "snapshots", "quarantine"
@@ -156,7 +157,6 @@ class Store:
                 stack.callback(os.close, self.snapshots_fd)
             except FileNotFoundError as error:
                 raise _not_a_store(root) from error
-            self._medium = records.medium(self.fd)
             self.header = self._read()
             self._next_id = self.header.id_limit
             self._descriptors = stack.pop_all()
@@ -177,10 +177,10 @@ class Store:
         try:
             if strangers := set(os.listdir(fd)) - {STORE, LOCK, EMPTY, SNAPSHOTS, QUARANTINE}:
                 raise FailedPreconditionError(f"{root!r} is not empty: it holds {min(strangers)!r}")
-            _check_unmade(fd, root)
+            _check_unmade(fd, root, volumes.medium)
             os.fchmod(fd, 0o700)
             with Lock(fd, root):
-                _check_unmade(fd, root)  # once more: who had the lock may have made it
+                _check_unmade(fd, root, volumes.medium)  # once more: who had the lock may have made it
                 for name in (STORE, SNAPSHOTS):
                     with contextlib.suppress(FileExistsError):
                         os.mkdir(name, 0o700, dir_fd=fd)
@@ -188,7 +188,7 @@ class Store:
                 try:
                     volumes.make_empty(fd)
                     header = Header(uuid=_new_uuid(), identity=volumes.identity())
-                    records.medium(fd).write(store_fd, records.seal(asdict(header)))
+                    volumes.medium.write(store_fd, records.seal(asdict(header)))
                     volumes.barrier(store_fd)
                     volumes.barrier(fd)
                 finally:
@@ -215,8 +215,8 @@ class Store:
             except FileNotFoundError as error:
                 raise _not_a_store(root) from error
             ids = [int(name) for name in os.listdir(snapshots_fd) if name.isdecimal()]
-            medium = records.medium(fd)
-            if medium.read(store_fd) is None and not any(_is_snapshot(snapshots_fd, each) for each in ids):
+            medium = volumes.medium
+            if medium.read(store_fd) is None and not any(_is_snapshot(medium, snapshots_fd, each) for each in ids):
                 raise _not_a_store(root)
             stack.enter_context(Lock(fd, root))
             data = medium.read(store_fd)
@@ -277,7 +277,7 @@ class Store:
     # -- the header
 
     def _read(self) -> Header:
-        data = self._medium.read(self._store_fd)
+        data = self._volumes.medium.read(self._store_fd)
         if data is None:
             raise _not_a_store(self.root)
         try:
@@ -294,7 +294,7 @@ class Store:
 
     def _change(self, **values: Any) -> None:
         header = replace(self.header, **values)
-        self._medium.write(self._store_fd, records.seal(asdict(header)))
+        self._volumes.medium.write(self._store_fd, records.seal(asdict(header)))
         self._volumes.barrier(self._store_fd)
         self.header = header
 
@@ -335,10 +335,10 @@ class Store:
         Raises:
             FileExistsError: There is one.
         """
-        name = str(snapshot_id)
-        fd = self._medium.make_directory(self.snapshots_fd, name, record)
+        place = self.place(snapshot_id)
+        fd = self._volumes.medium.make_directory(place.dir_fd, place.name, record)
         try:
-            yield Directory(fd, self._path(name))
+            yield Directory(fd, place.path)
         finally:
             os.close(fd)
 
@@ -350,18 +350,21 @@ class Store:
         Raises:
             FileNotFoundError: There is none.
         """
-        name = str(snapshot_id)
-        fd = _open_directory(name, self.snapshots_fd)
-        try:
-            yield Directory(fd, self._path(name))
-        finally:
-            os.close(fd)
+        place = self.place(snapshot_id)
+        with opened(place.dir_fd, place.name) as fd:
+            yield Directory(fd, place.path)
+
+    def place(self, snapshot_id: int) -> Place:
+        """
+        Where the directory of a snapshot is, or will be.
+        """
+        return self._place(str(snapshot_id))
 
     def subvolume(self, snapshot_id: int, name: str) -> Place:
         """
         Where the subvolume *name* of a snapshot is.
         """
-        return Place(self.snapshots_fd, f"{snapshot_id}/{name}", self._path(f"{snapshot_id}/{name}"))
+        return self._place(f"{snapshot_id}/{name}")
 
     @property
     def empty(self) -> Place:
@@ -370,36 +373,36 @@ class Store:
         """
         return Place(self.fd, EMPTY, f"{self.root}/{EMPTY}")
 
-    def _path(self, name: str) -> str:
-        return f"{self.root}/{SNAPSHOTS}/{name}"
+    def _place(self, name: str) -> Place:
+        return Place(self.snapshots_fd, name, f"{self.root}/{SNAPSHOTS}/{name}")
 
     def read(self, directory: Directory) -> bytes | None:
         """
         The record of a snapshot's directory, or None when it has none.
         """
-        return self._medium.read(directory.fd)
+        return self._volumes.medium.read(directory.fd)
 
     def write(self, directory: Directory, record: bytes) -> None:
         """
         Replace the record of a snapshot's directory, atomically; durable only after a barrier.
         """
-        self._medium.write(directory.fd, record)
+        self._volumes.medium.write(directory.fd, record)
 
     def remove_directory(self, snapshot_id: int) -> None:
         """
         Remove the directory of a snapshot that holds no subvolume any more; its record goes with it.
         """
         with contextlib.suppress(FileNotFoundError), self.directory(snapshot_id) as directory:
-            self._medium.delete(directory.fd)
+            self._volumes.medium.delete(directory.fd)
             os.rmdir(str(snapshot_id), dir_fd=self.snapshots_fd)
 
 
-def _is_snapshot(snapshots_fd: int, snapshot_id: int) -> bool:
+def _is_snapshot(medium: Medium, snapshots_fd: int, snapshot_id: int) -> bool:
     """
     Whether a directory has a whole record: a store that has none itself may be something else.
     """
     with contextlib.suppress(OSError, records.DamagedError), opened(snapshots_fd, str(snapshot_id)) as fd:
-        data = records.medium(fd).read(fd)
+        data = medium.read(fd)
         return data is not None and bool(records.unseal(data))
     return False
 
@@ -460,9 +463,9 @@ def _open_directory(name: str, dir_fd: int | None = None) -> int:
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | no_follow, dir_fd=dir_fd)
 
 
-def _check_unmade(fd: int, root: str) -> None:
+def _check_unmade(fd: int, root: str, medium: Medium) -> None:
     with contextlib.suppress(FileNotFoundError), opened(fd, STORE) as store_fd:
-        if records.medium(store_fd).read(store_fd) is not None:
+        if medium.read(store_fd) is not None:
             raise AlreadyExistsError(f"{root!r} is already a store")
     with contextlib.suppress(FileNotFoundError), opened(fd, SNAPSHOTS) as snapshots_fd:
         if os.listdir(snapshots_fd):

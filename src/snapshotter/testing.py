@@ -8,9 +8,11 @@ The whole contract without btrfs and without root: for the tests of programs tha
 
 import contextlib
 import os
+from typing import ClassVar
 
 from pybtrfs.testing import copy_tree, remove_tree
 from snapshotter import usage
+from snapshotter.medium import Files, Medium
 from snapshotter.mountinfo import MountTable
 from snapshotter.snapshot import Measured, Mount
 from snapshotter.volumes import EMPTY, FS, LAYER, Directory, Found, MountMode, Place, opened
@@ -26,6 +28,7 @@ class DirectoryVolumes:
     survives a power failure, and a committed layer can be written to by who looks for its path.
     """
 
+    medium: ClassVar[Medium] = Files()
     record_limit = 7_680  # as on most btrfs, though files hold more
 
     def __init__(self, root: str, mount_mode: MountMode) -> None:
@@ -54,8 +57,9 @@ class DirectoryVolumes:
     def create(self, directory: Directory) -> None:
         _make_directory(FS, directory.fd)
 
-    def snapshot(self, layer: Place, directory: Directory) -> None:
-        _copy(layer.path, os.path.join(directory.path, FS))
+    def snapshot(self, layer: Place, place: Place, record: bytes) -> None:
+        os.close(self.medium.make_directory(place.dir_fd, place.name, record))
+        _copy(layer.path, os.path.join(place.path, FS))
 
     def fork(self, source: Place, directory: Directory) -> None:
         _copy(source.path, os.path.join(directory.path, FS))

@@ -1,8 +1,8 @@
 """
 The subvolumes of a store: what the contract asks of a filesystem, and btrfs doing it.
 
-Knows directories and subvolumes, no keys, kinds or records. Every change is one kernel transaction or leaves what
-`Volumes.found` tells apart.
+Knows directories and subvolumes, no keys or kinds; a record is bytes that a directory carries. Every change is one
+kernel transaction or leaves what `Volumes.found` tells apart.
 """
 
 import contextlib
@@ -12,12 +12,13 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from pybtrfs import filesystem, ioctl, subvolume, syscall
 from pybtrfs.errors import NotBtrfsError, not_subvolume
 from snapshotter import mountinfo, usage
 from snapshotter.errors import FailedPreconditionError
+from snapshotter.medium import DIRECTORY_MODE, XATTR, Medium, Xattrs
 from snapshotter.mountinfo import MountTable
 from snapshotter.shared import Shared
 from snapshotter.snapshot import Measured, Mount
@@ -46,7 +47,7 @@ class Directory:
 
 class Place(NamedTuple):
     """
-    Where a subvolume of a store is: *name*, relative to the open directory *dir_fd*, and its whole *path*.
+    Where a subvolume or directory of a store is: *name*, relative to the open directory *dir_fd*, and its whole *path*.
     """
 
     dir_fd: int
@@ -75,6 +76,11 @@ class Volumes(Protocol):
 
     Methods raise OSError as the kernel does; what they cannot do for a reason that a caller can cure is a
     FailedPreconditionError.
+    """
+
+    medium: ClassVar[Medium]
+    """
+    How a directory carries its record.
     """
 
     record_limit: int
@@ -109,9 +115,12 @@ class Volumes(Protocol):
         Make an empty `FS`, mode 0755; durable after `barrier`.
         """
 
-    def snapshot(self, layer: Place, directory: Directory) -> None:
+    def snapshot(self, layer: Place, place: Place, record: bytes) -> None:
         """
-        Make `FS` a writable copy of *layer*; durable.
+        Make a directory at *place* with its *record*, and `FS` in it a writable copy of *layer*; durable.
+
+        Raises:
+            FileExistsError: There is one.
         """
 
     def fork(self, source: Place, directory: Directory) -> None:
@@ -195,6 +204,8 @@ class BtrfsVolumes:
     Privilege: CAP_SYS_ADMIN for destroying, searching and device statistics.
     """
 
+    medium: ClassVar[Medium] = Xattrs()
+
     def __init__(self, root: str, mount_mode: MountMode) -> None:
         self._root = root
         self._mode = mount_mode
@@ -256,9 +267,18 @@ class BtrfsVolumes:
         # The kernel applies the umask of whoever runs us.
         os.chmod(FS, 0o755, dir_fd=directory.fd)
 
-    def snapshot(self, layer: Place, directory: Directory) -> None:
-        # Nothing is nested in it.
-        ioctl.snap_create_v2_at(layer.dir_fd, layer.name.encode(), directory.fd, FS.encode())
+    def snapshot(self, layer: Place, place: Place, record: bytes) -> None:
+        # In one call: where many threads make snapshots, each call more is another turn to wait for.
+        ioctl.snap_create_v2_in(
+            layer.dir_fd,
+            layer.name.encode(),
+            place.dir_fd,
+            place.name.encode(),
+            DIRECTORY_MODE,
+            XATTR.encode(),
+            record,
+            FS.encode(),
+        )
 
     def fork(self, source: Place, directory: Directory) -> None:
         with opened(source.dir_fd, source.name) as fd:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pybtrfs import subvolume
 from snapshotter import Info, Kind, Snapshotter, records
 from snapshotter.errors import AlreadyExistsError, Error, NotFoundError
+from snapshotter.medium import Xattrs
 from snapshotter.records import State as RecordState
 
 from .workload import STORE, Effect, State, Workload, digest, snapshot
@@ -120,7 +121,7 @@ def _states(root: str) -> Iterator[RecordState]:
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(os.path.join(snapshots, name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                if data := records.medium(fd).read(fd):
+                if data := Xattrs().read(fd):
                     yield records.decode(data, int(name)).state
             finally:
                 os.close(fd)

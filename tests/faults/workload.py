@@ -22,6 +22,7 @@ from typing import Any
 from pybtrfs import ioctl, subvolume
 from snapshotter import Info, Kind, Snapshotter, records
 from snapshotter.errors import Error, FailedPreconditionError, NotFoundError
+from snapshotter.medium import Xattrs
 
 STORE = "store"
 NOCOW = 0x00800000  # FS_NOCOW_FL
@@ -467,7 +468,7 @@ def _wrong_on_disk(mount: str, there: Mapping[str, Info], expected: Mapping[str,
     seen = set()
     for name in os.listdir(snapshots):
         with _opened(os.path.join(snapshots, name), os.O_RDONLY | os.O_DIRECTORY) as fd:
-            data = records.medium(fd).read(fd)
+            data = Xattrs().read(fd)
         if data is None:
             wrong.append(f"directory {name} has no record")
             continue

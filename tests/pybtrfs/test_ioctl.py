@@ -6,6 +6,7 @@ import errno
 import inspect
 import os
 import re
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -54,10 +55,13 @@ CASES = [
         refused=errno.EPERM,
         label="theirs",
     ),
-    Case("snap_create_v2_at", lambda e: ioctl.snap_create_v2_at(e.open, b"mine", e.open, b"new", ioctl.SUBVOL_RDONLY)),
     Case(
-        "snap_create_v2_at",
-        lambda e: ioctl.snap_create_v2_at(e.theirs, b"nested", e.open, b"new"),
+        "snap_create_v2_in",
+        lambda e: ioctl.snap_create_v2_in(e.open, b"mine", e.open, b"dir", 0o700, b"user.a", b"value", b"new"),
+    ),
+    Case(
+        "snap_create_v2_in",
+        lambda e: ioctl.snap_create_v2_in(e.theirs, b"nested", e.open, b"dir", 0o700, b"user.a", b"value", b"new"),
         refused=errno.EPERM,
         label="theirs",
     ),
@@ -230,7 +234,7 @@ def refuses(case: Case, e: SimpleNamespace, unprivileged: Callable[..., Any]) ->
         unprivileged(case.call, e)
     assert caught.value.errno == case.refused
     notes = caught.value.__notes__
-    own_name = re.sub("_(at|by_id|changed|subvolumes)$", "", case.name)
+    own_name = re.sub("_(in|by_id|changed|subvolumes)$", "", case.name)
     assert notes[0].removeprefix("BTRFS_IOC_").removeprefix("FS_IOC_").lower() in (case.name, own_name)
     if case.refused == errno.EPERM:
         assert notes[1].startswith("needs ")
@@ -375,6 +379,37 @@ def test_rootref_goes_on_where_it_stopped(there: SimpleNamespace) -> None:
     second, end = ioctl.get_subvol_rootref(there.mine, more)
     assert end is None
     assert len({treeid for treeid, _ in first + second}) == 300
+
+
+def test_a_snapshot_in_a_directory_is_whole_or_nothing(there: SimpleNamespace) -> None:
+    """
+    The new directory has its mode, its attribute and the snapshot; a step that is refused leaves nothing.
+    """
+
+    def make(
+        source: bytes = b"../mine", directory: bytes = b"dir", xattr: bytes = b"user.a", name: bytes = b"new"
+    ) -> None:
+        ioctl.snap_create_v2_in(there.mine, source, there.mine, directory, 0o750, xattr, b"\0value", name)
+
+    os.mkdir("plain", dir_fd=there.mine)
+    os.symlink("../mine", "link", dir_fd=there.mine)
+    root = Path(f"/proc/self/fd/{there.mine}")
+    before = sorted(os.listdir(root))
+    for wrong, number in (
+        ({"source": b"missing"}, errno.ENOENT),
+        ({"source": b"link"}, errno.ENOTDIR),
+        ({"directory": b"plain"}, errno.EEXIST),
+        ({"xattr": b"no.such.class"}, errno.EOPNOTSUPP),
+        ({"name": b"a/b"}, errno.EINVAL),
+    ):
+        with pytest.raises(OSError) as caught:
+            make(**wrong)
+        assert (caught.value.errno, caught.value.filename) == (number, wrong.get("directory", b"dir"))
+        assert sorted(os.listdir(root)) == before
+    make()
+    assert stat.S_IMODE((root / "dir").stat().st_mode) == 0o750
+    assert os.getxattr(root / "dir", "user.a") == b"\0value"
+    assert (root / "dir/new").stat().st_ino == ioctl.FIRST_FREE_OBJECTID
 
 
 def test_a_search_buffer_is_packed(there: SimpleNamespace) -> None:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from snapshotter import Snapshotter, events, records
 from snapshotter.errors import DataLossError, Error, NotFoundError, UnavailableError
 from snapshotter.events import Event, Fields, LogFormat
+from snapshotter.medium import Files
 from snapshotter.records import State
 from snapshotter.service import _refusal
 from snapshotter.testing import DirectoryVolumes
@@ -170,7 +171,7 @@ def test_recovery(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         commitment = records.Commitment("base", {}, 1) if state is State.COMMITTING else None
         record = records.Record(ids[key], state, key, commitment=commitment)
         fd = os.open(snapshots / str(ids[key]), os.O_RDONLY)
-        records.medium(fd).write(fd, records.encode(record))
+        Files().write(fd, records.encode(record))
         os.close(fd)
     (snapshots / str(ids["half"]) / FS).rmdir()
     (snapshots / str(ids["lost"]) / FS).rmdir()

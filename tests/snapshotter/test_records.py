@@ -1,32 +1,22 @@
 """
-Records: what is written is what is read, whatever is damaged is seen, and there is room for every one that is accepted.
+Records: what is written is what is read, and whatever is damaged is seen.
 """
 
 import contextlib
-import errno
 import json
-import os
-import random
-import stat
-import subprocess
-import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pybtrfs import image, subvolume
 from snapshotter import records
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.records import Commitment, DamagedError, Record, State
 from snapshotter.snapshot import Kind, Measured, Usage
-from snapshotter.volumes import BtrfsVolumes
 
 texts = st.text(min_size=1)  # surrogates cannot be encoded, and are no key
 labels = st.dictionaries(texts, texts, max_size=5)
@@ -195,97 +185,3 @@ def test_states() -> None:
     )
     with pytest.raises(ValueError, match="no commit of 'default/3/a key' is under way"):
         active.committed()
-
-
-# On disk
-
-
-def test_write_and_read(backend: str, work: Path) -> None:
-    """
-    A record is replaced whole, in an xattr on btrfs, elsewhere in a file, and nothing is left beside it.
-    """
-    fd = os.open(work, os.O_RDONLY)
-    try:
-        medium = records.medium(fd)
-        assert medium.read(fd) is None
-        for data in (b"first", b"a longer one", b"short", bytes(7680)):
-            medium.write(fd, data)
-            assert medium.read(fd) == data
-        assert os.listdir(work) == ([] if backend == "btrfs" else ["record"])
-        (work / "record.new").touch()  # as a killed process leaves it
-        assert medium.read(fd) == bytes(7680)
-        medium.delete(fd)
-        assert os.listdir(work) == (["record.new"] if backend == "btrfs" else [])
-    finally:
-        os.close(fd)
-
-
-def test_make_directory(backend: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    A directory is made with its record, for its owner alone, or not at all; one that is there is left alone.
-    """
-    work_fd = os.open(work, os.O_RDONLY)
-    try:
-        medium = records.medium(work_fd)
-        fd = medium.make_directory(work_fd, "1", b"first")
-        assert medium.read(fd) == b"first"
-        assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o700
-        assert not os.get_inheritable(fd)
-        with pytest.raises(FileExistsError):
-            medium.make_directory(work_fd, "1", b"second")
-        assert medium.read(fd) == b"first"
-        os.close(fd)
-        if backend == "btrfs":
-            with pytest.raises(OSError, match="No space left"):  # as the kernel calls an xattr too large for a node
-                medium.make_directory(work_fd, "2", bytes(17_000))
-        else:
-            monkeypatch.setattr(os, "rename", Mock(side_effect=OSError(errno.ENOSPC, "")))
-            with pytest.raises(OSError):
-                medium.make_directory(work_fd, "2", b"")
-        assert os.listdir(work) == ["1"]
-    finally:
-        os.close(work_fd)
-
-
-@pytest.fixture
-def small_nodes() -> Iterator[Path]:
-    """
-    A btrfs with the smallest nodes there are, which only mkfs.btrfs makes.
-    """
-    with tempfile.TemporaryDirectory() as own:
-        path, target = Path(own, "image"), Path(own, "mount")
-        target.mkdir()
-        path.touch()
-        os.truncate(path, image.MINIMUM_SIZE)
-        subprocess.run(["mkfs.btrfs", "-q", "-n", "4096", "-s", "4096", path], check=True, stdout=subprocess.DEVNULL)
-        with image.mount(path, target):
-            yield target
-
-
-@pytest.mark.btrfs
-@pytest.mark.parametrize("nodesize", [4096, 16384])
-def test_room(nodesize: int, request: pytest.FixtureRequest, btrfs_mount: Callable[..., Path]) -> None:
-    """
-    The kernel takes every record up to the limit, in place of any other, wherever in a leaf it stands: where it grew in
-    a crowded leaf it would be refused as on a full disk.
-    """
-    root: Path = request.getfixturevalue("small_nodes") if nodesize == 4096 else btrfs_mount()
-    volumes = BtrfsVolumes(str(root), "btrfs")
-    limit = volumes.record_limit
-    volumes.close()
-    assert nodesize * 0.4 < limit
-    sizes = random.Random(0)
-    snapshots = [root / str(number) for number in range(200)]
-    written = {}
-    for snapshot in snapshots:
-        snapshot.mkdir()
-        subvolume.create(snapshot / "fs")
-        written[snapshot] = sizes.choice([300, limit // 2, limit * 3 // 4, limit])
-        os.setxattr(snapshot, records.XATTR, bytes(written[snapshot]))
-    for _ in range(15):
-        for snapshot in sizes.sample(snapshots, len(snapshots)):
-            grown = min(limit, written[snapshot] + sizes.randrange(120))
-            written[snapshot] = grown if sizes.random() < 0.8 else sizes.randrange(200, limit + 1)
-            os.setxattr(snapshot, records.XATTR, bytes(written[snapshot]))
-    subvolume.snapshot(snapshots[0] / "fs", snapshots[0] / "layer", read_only=True)
-    os.setxattr(snapshots[0], records.XATTR, bytes(limit))

@@ -16,6 +16,7 @@ import pytest
 from pybtrfs import subvolume
 from snapshotter import Kind, Snapshotter, records, worker
 from snapshotter.errors import DataLossError, Error, FailedPreconditionError, NotFoundError
+from snapshotter.medium import XATTR
 from snapshotter.records import Commitment, Record, State
 from snapshotter.recovery import Recovered, Verdict, judge, one_a_key
 from snapshotter.volumes import BtrfsVolumes, Directory, Found
@@ -142,11 +143,11 @@ def make(
 
 
 def write(path: Path, record: Record) -> None:
-    os.setxattr(path, records.XATTR, records.encode(record))
+    os.setxattr(path, XATTR, records.encode(record))
 
 
 def read(path: Path) -> Record:
-    return records.decode(os.getxattr(path, records.XATTR), int(path.name))
+    return records.decode(os.getxattr(path, XATTR), int(path.name))
 
 
 KINDS = {Verdict.ACTIVE: Kind.ACTIVE, Verdict.VIEW: Kind.VIEW, Verdict.COMMITTED: Kind.COMMITTED}
@@ -367,9 +368,9 @@ def test_lost_parent(loss: str, root: Path, reopen: Callable[..., Snapshotter]) 
     """
     base = root / "snapshots" / "1"
     if loss == "record":
-        os.removexattr(base, records.XATTR)
+        os.removexattr(base, XATTR)
     elif loss == "damage":
-        os.setxattr(base, records.XATTR, records.encode(read(base)).replace(b"base", b"best"))
+        os.setxattr(base, XATTR, records.encode(read(base)).replace(b"base", b"best"))
     else:
         subvolume.delete(base / "layer")
         base.rmdir()
@@ -446,9 +447,9 @@ def test_damaged_records(root: Path, reopen: Callable[..., Snapshotter]) -> None
     another one has.
     """
     damaged = make(root, State.COMMITTED, "", "layer", key="damaged")
-    os.setxattr(damaged, records.XATTR, os.getxattr(damaged, records.XATTR)[:-1])
+    os.setxattr(damaged, XATTR, os.getxattr(damaged, XATTR)[:-1])
     moved = make(root, State.COMMITTED, "", "layer", id=LOST + 1)
-    os.setxattr(moved, records.XATTR, os.getxattr(root / "snapshots" / "1", records.XATTR))
+    os.setxattr(moved, XATTR, os.getxattr(root / "snapshots" / "1", XATTR))
     doubled = make(root, State.COMMITTED, "", "layer", id=LOST + 2, key="base")
     store = reopen()
     store.cleanup()
@@ -487,7 +488,7 @@ def test_read_only_changes_nothing(root: Path, reopen: Callable[..., Snapshotter
 
     def everything() -> dict[str, object]:
         return {
-            str(path): (sorted(os.listdir(path)), os.listxattr(path) and os.getxattr(path, records.XATTR))
+            str(path): (sorted(os.listdir(path)), os.listxattr(path) and os.getxattr(path, XATTR))
             for path in (root / "snapshots").iterdir()
         }
 

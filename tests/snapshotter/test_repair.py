@@ -16,6 +16,7 @@ import pytest
 from pybtrfs import subvolume, syscall
 from snapshotter import Problem, Snapshotter, doctor, records, repair
 from snapshotter.errors import FailedPreconditionError, StoreHeldError
+from snapshotter.medium import XATTR
 from snapshotter.mounting import mounted
 from snapshotter.volumes import BtrfsVolumes
 
@@ -23,7 +24,6 @@ from .commands import Run
 
 pytestmark = pytest.mark.btrfs
 
-XATTR = records.XATTR
 HOUR = 3600 * 10**9
 
 

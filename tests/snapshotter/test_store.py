@@ -29,6 +29,7 @@ from snapshotter.errors import (
     NotFoundError,
     StoreHeldError,
 )
+from snapshotter.medium import XATTR
 from snapshotter.testing import DirectoryVolumes
 from snapshotter.volumes import BtrfsVolumes, Directory
 
@@ -312,13 +313,13 @@ def test_damaged_header(btrfs: Path) -> None:
     """
     root = btrfs / "root"
     works(Snapshotter.create(root))
-    header = os.getxattr(root / "store", records.XATTR)
+    header = os.getxattr(root / "store", XATTR)
     damages = [header[:-1], header.replace(b"local", b"lokal"), b"", records.seal({"id": 1}), records.seal({})]
     for damage in damages:
-        os.setxattr(root / "store", records.XATTR, damage)
+        os.setxattr(root / "store", XATTR, damage)
         with pytest.raises(DataLossError, match=r"the record of store .*root' is damaged"):
             Snapshotter(root)
-    os.setxattr(root / "store", records.XATTR, header)
+    os.setxattr(root / "store", XATTR, header)
     Snapshotter(root).close()
 
 
@@ -331,12 +332,12 @@ def test_newer_store(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "FORMAT", 7)
     newer = records.seal({"place": "elsewhere"})
     monkeypatch.undo()
-    os.setxattr(root / "store", records.XATTR, newer)
+    os.setxattr(root / "store", XATTR, newer)
     with pytest.raises(
         FailedPreconditionError, match="format 7 was written by a newer release; this one reads up to 1"
     ):
         Snapshotter(root)
-    assert os.getxattr(root / "store", records.XATTR) == newer
+    assert os.getxattr(root / "store", XATTR) == newer
 
 
 def test_read_only_filesystem(btrfs_mount: Callable[..., Path]) -> None:
@@ -558,11 +559,11 @@ def test_lock_is_not_kept(root: Path) -> None:
     A store that turns out not to be usable once it is taken is let go.
     """
     opened = store.Store(str(root), volumes := BtrfsVolumes(str(root), "btrfs"))
-    header = os.getxattr(root / "store", records.XATTR)
-    os.setxattr(root / "store", records.XATTR, b"{}")
+    header = os.getxattr(root / "store", XATTR)
+    os.setxattr(root / "store", XATTR, b"{}")
     with pytest.raises(DataLossError):
         opened.acquire()
-    os.setxattr(root / "store", records.XATTR, header)
+    os.setxattr(root / "store", XATTR, header)
     opened.acquire().release()
     opened.close()
     volumes.close()
@@ -606,7 +607,7 @@ def test_ids_are_never_used_again(root: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def everything(root: Path) -> dict[str, object]:
     return {
-        str(path.relative_to(root)): os.getxattr(path, records.XATTR) if records.XATTR in os.listxattr(path) else None
+        str(path.relative_to(root)): os.getxattr(path, XATTR) if XATTR in os.listxattr(path) else None
         for path in root.rglob("*")
     }
 
@@ -805,7 +806,7 @@ def test_header_is_complete(root: Path) -> None:
     """
     What the store says of itself, for the next release to read.
     """
-    header = json.loads(os.getxattr(root / "store", records.XATTR))
+    header = json.loads(os.getxattr(root / "store", XATTR))
     assert set(header) == {"crc", "format", "uuid", "identity", "client", "id_limit", "suspect"}
     assert (header["client"], header["id_limit"], header["suspect"]) == ("local", 1025, 0)
     assert set(header["identity"]) == {"fsid", "subvolume", "inode"}

@@ -14,6 +14,7 @@ import pytest
 
 from pybtrfs import filesystem, subvolume, tree_search
 from snapshotter import Snapshotter, Usage, records, usage
+from snapshotter.medium import XATTR
 from snapshotter.snapshot import Measured
 from snapshotter.testing import DirectoryVolumes
 
@@ -407,7 +408,7 @@ def test_chain(definition: str, open_: Callable[..., Snapshotter]) -> None:
                 after = store.usage(name)
                 assert after.inodes == before.inodes
                 assert after.size == number * (1000 if other == "added" else 4096)
-    data = os.getxattr(Path(store.root, "snapshots", "4"), records.XATTR)
+    data = os.getxattr(Path(store.root, "snapshots", "4"), XATTR)
     assert records.decode(data, 4).usage == Measured(Usage(4000, 4), Usage(4 * 4096, 4))
 
 

@@ -28,6 +28,7 @@ from .namespaces import other_namespace, source
 
 NONE = MountTable()
 Make = Callable[[str], Directory]
+Copy = Callable[[Place, str], Directory]
 
 
 PATIENCE = 10
@@ -60,12 +61,26 @@ def make(work: Path) -> Iterator[Make]:
 
         def make(name: str) -> Directory:
             path = work / name
-            path.mkdir()
+            path.mkdir(exist_ok=True)
             fd = os.open(path, os.O_RDONLY)
             stack.callback(os.close, fd)
             return Directory(fd, str(path))
 
         yield make
+
+
+@pytest.fixture
+def copy(volumes: Volumes, make: Make, work: Path) -> Iterator[Copy]:
+    """
+    A function that makes the directory of a snapshot with a copy of a layer.
+    """
+    with open_directory(work) as fd:
+
+        def copy(layer: Place, name: str) -> Directory:
+            volumes.snapshot(layer, Place(fd, name, str(work / name)), b"record")
+            return make(name)
+
+        yield copy
 
 
 def at(directory: Directory, name: str) -> Place:
@@ -132,16 +147,17 @@ def test_freeze(volumes: Volumes, make: Make) -> None:
     assert entries(layer(directory)) == entries(fs(directory)) != first
 
 
-def test_snapshot(volumes: Volumes, make: Make) -> None:
+def test_snapshot(volumes: Volumes, make: Make, copy: Copy) -> None:
     """
     A copy of a layer, or of what is active, is writable and its own.
     """
-    parent, child, fork = make("1"), make("2"), make("3")
+    parent, fork = make("1"), make("3")
     volumes.create(parent)
     fill(fs(parent))
     volumes.freeze(parent)
     before = entries(layer(parent))
-    volumes.snapshot(at(parent, LAYER), child)
+    child = copy(at(parent, LAYER), "2")
+    assert volumes.medium.read(child.fd) == b"record"
     assert entries(fs(child)) == before
     (fs(child) / "of child").touch()
     volumes.fork(at(child, FS), fork)
@@ -149,8 +165,11 @@ def test_snapshot(volumes: Volumes, make: Make) -> None:
     assert entries(layer(parent)) == before
     assert entries(fs(child)).keys() == before.keys() | {"of child"}
     assert entries(fs(fork)).keys() == before.keys() | {"of child", "of fork"}
+    with pytest.raises(FileExistsError):
+        copy(at(fork, FS), "2")
+    assert entries(fs(child)).keys() == before.keys() | {"of child"}
     with pytest.raises(FileNotFoundError):
-        volumes.snapshot(at(parent, "nothing"), make("4"))
+        copy(at(parent, "nothing"), "4")
 
 
 def test_destroy(volumes: Volumes, make: Make) -> None:
@@ -330,7 +349,7 @@ class TestBtrfs:
 
     @pytest.mark.parametrize("flag", [ioctl.FS_IMMUTABLE_FL, ioctl.FS_APPEND_FL])
     @pytest.mark.parametrize("read_only", [False, True])
-    def test_frozen_root(self, flag: int, read_only: bool, volumes: Volumes, active: Directory, make: Make) -> None:
+    def test_frozen_root(self, flag: int, read_only: bool, volumes: Volumes, active: Directory, copy: Copy) -> None:
         """
         +i and +a on the root, even of one made read-only, stop neither a commit, nor what is built on it, nor removal.
         """
@@ -341,8 +360,7 @@ class TestBtrfs:
         volumes.freeze(active)
         with open_directory(layer(active)) as fd:
             assert not ioctl.getflags(fd) & flag
-        child = make("child")
-        volumes.snapshot(at(active, LAYER), child)
+        child = copy(at(active, LAYER), "child")
         (fs(child) / "new").touch()
         with open_directory(fs(child)) as fd:
             ioctl.setflags(fd, flag)
@@ -419,7 +437,7 @@ class TestBtrfs:
         subvolume.delete(nested, recursive=True)
         volumes.freeze(active)
 
-    def test_nested_empty(self, volumes: Volumes, active: Directory, make: Make) -> None:
+    def test_nested_empty(self, volumes: Volumes, active: Directory, make: Make, copy: Copy) -> None:
         """
         An empty nested subvolume is a directory of the layer, and of a fork, with all that it had, and things can be
         made in it; the directories around it are as they were.
@@ -438,8 +456,7 @@ class TestBtrfs:
         subvolume.set_read_only(fs(active) / "read-only")
         volumes.freeze(active)
         assert subvolume.get_read_only(layer(active))
-        child, fork = make("child"), make("fork")
-        volumes.snapshot(at(active, LAYER), child)
+        child, fork = copy(at(active, LAYER), "child"), make("fork")
         volumes.fork(at(active, FS), fork)
         # Roots of subvolumes share an inode number, and seem to be links of each other.
         before, *after = (

@@ -1,0 +1,113 @@
+"""
+What directories carry: written whole, read as written, and with room for every record that is accepted.
+"""
+
+import errno
+import os
+import random
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from pybtrfs import image, subvolume
+from snapshotter.medium import XATTR, Files, Medium, Xattrs
+from snapshotter.volumes import BtrfsVolumes
+
+
+@pytest.fixture
+def medium(backend: str) -> Medium:
+    return Xattrs() if backend == "btrfs" else Files()
+
+
+def test_write_and_read(medium: Medium, backend: str, work: Path) -> None:
+    """
+    A record is replaced whole, in an xattr on btrfs, elsewhere in a file, and nothing is left beside it.
+    """
+    fd = os.open(work, os.O_RDONLY)
+    try:
+        assert medium.read(fd) is None
+        for data in (b"first", b"a longer one", b"short", bytes(7680)):
+            medium.write(fd, data)
+            assert medium.read(fd) == data
+        assert os.listdir(work) == ([] if backend == "btrfs" else ["record"])
+        (work / "record.new").touch()  # as a killed process leaves it
+        assert medium.read(fd) == bytes(7680)
+        medium.delete(fd)
+        assert os.listdir(work) == (["record.new"] if backend == "btrfs" else [])
+    finally:
+        os.close(fd)
+
+
+def test_make_directory(medium: Medium, backend: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A directory is made with its record, for its owner alone, or not at all; one that is there is left alone.
+    """
+    work_fd = os.open(work, os.O_RDONLY)
+    try:
+        fd = medium.make_directory(work_fd, "1", b"first")
+        assert medium.read(fd) == b"first"
+        assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o700
+        assert not os.get_inheritable(fd)
+        with pytest.raises(FileExistsError):
+            medium.make_directory(work_fd, "1", b"second")
+        assert medium.read(fd) == b"first"
+        os.close(fd)
+        if backend == "btrfs":
+            with pytest.raises(OSError, match="No space left"):  # as the kernel calls an xattr too large for a node
+                medium.make_directory(work_fd, "2", bytes(17_000))
+        else:
+            monkeypatch.setattr(os, "rename", Mock(side_effect=OSError(errno.ENOSPC, "")))
+            with pytest.raises(OSError):
+                medium.make_directory(work_fd, "2", b"")
+        assert os.listdir(work) == ["1"]
+    finally:
+        os.close(work_fd)
+
+
+@pytest.fixture
+def small_nodes() -> Iterator[Path]:
+    """
+    A btrfs with the smallest nodes there are, which only mkfs.btrfs makes.
+    """
+    with tempfile.TemporaryDirectory() as own:
+        path, target = Path(own, "image"), Path(own, "mount")
+        target.mkdir()
+        path.touch()
+        os.truncate(path, image.MINIMUM_SIZE)
+        subprocess.run(["mkfs.btrfs", "-q", "-n", "4096", "-s", "4096", path], check=True, stdout=subprocess.DEVNULL)
+        with image.mount(path, target):
+            yield target
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("nodesize", [4096, 16384])
+def test_room(nodesize: int, request: pytest.FixtureRequest, btrfs_mount: Callable[..., Path]) -> None:
+    """
+    The kernel takes every record up to the limit, in place of any other, wherever in a leaf it stands: where it grew in
+    a crowded leaf it would be refused as on a full disk.
+    """
+    root: Path = request.getfixturevalue("small_nodes") if nodesize == 4096 else btrfs_mount()
+    volumes = BtrfsVolumes(str(root), "btrfs")
+    limit = volumes.record_limit
+    volumes.close()
+    assert nodesize * 0.4 < limit
+    sizes = random.Random(0)
+    snapshots = [root / str(number) for number in range(200)]
+    written = {}
+    for snapshot in snapshots:
+        snapshot.mkdir()
+        subvolume.create(snapshot / "fs")
+        written[snapshot] = sizes.choice([300, limit // 2, limit * 3 // 4, limit])
+        os.setxattr(snapshot, XATTR, bytes(written[snapshot]))
+    for _ in range(15):
+        for snapshot in sizes.sample(snapshots, len(snapshots)):
+            grown = min(limit, written[snapshot] + sizes.randrange(120))
+            written[snapshot] = grown if sizes.random() < 0.8 else sizes.randrange(200, limit + 1)
+            os.setxattr(snapshot, XATTR, bytes(written[snapshot]))
+    subvolume.snapshot(snapshots[0] / "fs", snapshots[0] / "layer", read_only=True)
+    os.setxattr(snapshots[0], XATTR, bytes(limit))
