@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Self, TypedDict, TypeVar, Unpack
 
 from snapshotter import filters, records, recovery
@@ -501,8 +501,7 @@ class Snapshotter:
                     self._volumes.fork(self._store.subvolume(source.id, FS), directory)
 
             now = time.time_ns()
-            draft = replace(
-                source.record,
+            draft = source.record._replace(
                 state=State.PREPARING,
                 key=new_key,
                 created=now,
@@ -582,7 +581,7 @@ class Snapshotter:
         with self._changing(f"update snapshot {quoted(info.name)}"), self._index.change(info.name):
             snapshot = self._index.get(info.name)
             labels = apply_fieldpaths(snapshot.info, info, fieldpaths)
-            record = replace(snapshot.record, labels=labels, updated=time.time_ns())
+            record = snapshot.record._replace(labels=labels, updated=time.time_ns())
             data = self._encode(record)
             with self._store.directory(snapshot.id) as directory:
                 try:
@@ -763,7 +762,7 @@ class Snapshotter:
         """
 
         def attempt() -> Record:
-            record = replace(draft, id=self._store.take_id())
+            record = draft._replace(id=self._store.take_id())
             data = self._encode(record)
             try:
                 make(record.id, data)
@@ -816,8 +815,7 @@ class Snapshotter:
 
     def _freeze(self, active: Snapshot, commitment: Commitment) -> Record:
         with self._store.directory(active.id) as directory:
-            committing = replace(
-                active.record,
+            committing = active.record._replace(
                 state=State.COMMITTING,
                 born=self._born(active, directory),
                 commitment=commitment,
@@ -828,7 +826,7 @@ class Snapshotter:
                 self._volumes.freeze(directory)
                 if self._verify:
                     self._verify_written(active)
-                verified = replace(committing, commitment=replace(commitment, verified=True))
+                verified = committing._replace(commitment=commitment._replace(verified=True))
                 self._write(directory, verified)
                 self._volumes.barrier(directory.fd)
             except BaseException:
@@ -897,7 +895,7 @@ class Snapshotter:
             with self._index.change(key):
                 if key not in self._index or self._index.get(key) is not snapshot:
                     return
-                record = replace(snapshot.record, usage=usage)
+                record = snapshot.record._replace(usage=usage)
                 if not snapshot.settled or record != snapshot.record:
                     with self._store.directory(snapshot.id) as directory:
                         self._write(directory, record)

@@ -9,9 +9,9 @@ import contextlib
 import json
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
 
 from snapshotter.errors import FailedPreconditionError, quoted
 from snapshotter.snapshot import Kind, Measured, Usage
@@ -41,8 +41,7 @@ class State(StrEnum):
         return Kind.COMMITTED if self is State.COMMITTED else Kind.ACTIVE
 
 
-@dataclass(frozen=True, slots=True)
-class Commitment:
+class Commitment(NamedTuple):
     """
     What a commit under way will make of the active snapshot; *verified* once the disk is known to have all its data.
     """
@@ -53,8 +52,7 @@ class Commitment:
     verified: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """
     One snapshot as it stands on disk.
 
@@ -73,7 +71,7 @@ class Record:
     state: State
     key: str
     parent: int | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = MappingProxyType({})
     created: int = 0
     updated: int = 0
     born: int | None = None
@@ -86,7 +84,7 @@ class Record:
         """
         The record of an active snapshot whose preparation is done, or whose commit is not.
         """
-        return self if self.state is State.ACTIVE else replace(self, state=State.ACTIVE, commitment=None)
+        return self if self.state is State.ACTIVE else self._replace(state=State.ACTIVE, commitment=None)
 
     def committed(self) -> Self:
         """
@@ -94,8 +92,7 @@ class Record:
         """
         if self.commitment is None:
             raise ValueError(f"no commit of {quoted(self.key)} is under way")
-        return replace(
-            self,
+        return self._replace(
             state=State.COMMITTED,
             key=self.commitment.name,
             labels=self.commitment.labels,

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -119,7 +118,7 @@ def test_renamed(index: Index) -> None:
     active = snapshot("active", index.get("base"), State.ACTIVE)
     index.add(active)
     active.measured = (7, Measured(Usage(), Usage()))
-    index.update(active, replace(active.record, key="name", state=State.COMMITTED), settled=False)
+    index.update(active, active.record._replace(key="name", state=State.COMMITTED), settled=False)
     assert "active" not in index
     assert index.get("name") is active
     assert (active.kind, active.measured, active.settled) == (Kind.COMMITTED, None, False)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -178,10 +177,10 @@ def test_states() -> None:
         State.COMMITTED: Kind.COMMITTED,
         State.REMOVED: Kind.ACTIVE,
     }
-    active = replace(FULL, state=State.ACTIVE, commitment=None)
+    active = FULL._replace(state=State.ACTIVE, commitment=None)
     assert FULL.active() == active
-    assert FULL.committed() == replace(
-        active, state=State.COMMITTED, key="name", labels={"a": "b"}, created=3, updated=3
+    assert FULL.committed() == active._replace(
+        state=State.COMMITTED, key="name", labels={"a": "b"}, created=3, updated=3
     )
     with pytest.raises(ValueError, match="no commit of 'default/3/a key' is under way"):
         active.committed()

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -262,7 +261,7 @@ def test_another_subvolume(damaged: Damaged) -> None:
     """
     directory = damaged.directories["web"]
     record = records.decode(damaged.record("web"), int(directory.name))
-    damaged.write("web", records.encode(replace(record, created=record.created - 2 * HOUR)))
+    damaged.write("web", records.encode(record._replace(created=record.created - 2 * HOUR)))
     (directory / "fs").rename(directory / "other")
     assert [each.subject for each in repair.fix(damaged.root)] == [str(directory / "other")]
     assert damaged.quarantine() == [f"{directory.name}-other"]
