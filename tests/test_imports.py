@@ -59,7 +59,13 @@ LAYERS = [
     {f"snapshotter.api.{service}_pb2" for service in SERVICES},
     {f"snapshotter.api.{service}_grpc" for service in SERVICES} | {"snapshotter.messages"},
     {"snapshotter.index", "snapshotter.store", "snapshotter.testing"},
-    {"snapshotter.mounting", "snapshotter.recovery", "snapshotter.worker"},
+    {
+        "snapshotter.mounting",
+        "snapshotter.ownership",
+        "snapshotter.recovery",
+        "snapshotter.trust",
+        "snapshotter.worker",
+    },
     {"snapshotter.contract"},
     {"snapshotter"},
     {

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import errno
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -29,11 +28,13 @@ from snapshotter.events import Event
 from snapshotter.index import Index, Snapshot, describe
 from snapshotter.labels import apply_fieldpaths, check_key, check_labels
 from snapshotter.mountinfo import MountTable
+from snapshotter.ownership import Ownership
 from snapshotter.records import Commitment, Record, State
 from snapshotter.recovery import Recovered, Verdict
 from snapshotter.session import Session, translating
 from snapshotter.snapshot import Info, Kind, Measured, Mount, Usage
 from snapshotter.store import SNAPSHOTS, Store, real_path
+from snapshotter.trust import Trust
 from snapshotter.volumes import FS, LAYER, BtrfsVolumes, Directory, MountMode, Place, Volumes
 from snapshotter.worker import Worker
 
@@ -80,22 +81,6 @@ class Status:
     snapshots: Mapping[Kind, int]
     pending: int
     problems: int
-
-
-class _Making:
-    """
-    How many snapshots are being made; its lock is held while the client is decided.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
 
 class Options(TypedDict, total=False):
@@ -162,7 +147,6 @@ class Snapshotter:
         started = time.monotonic()
         self.root = real_path(root)
         self._definition = usage
-        self._verify = verify
         self._index = Index()
         self._problems: list[Problem] = []
         with translating(f"open store {self.root!r}"), contextlib.ExitStack() as stack:
@@ -181,8 +165,8 @@ class Snapshotter:
             if not why_read_only:
                 stack.callback(self._store.acquire(socket).release)
             self.client = client or self._store.header.client or LOCAL
-            self._making = _Making()
-            self._first_id = self._store.header.id_limit
+            self._ownership = Ownership(self._store, self._index)
+            self._trust = Trust(self._store, self._volumes, verify=verify)
             self._worker = Worker(self._store, self._volumes)
             stack.callback(self._worker.close)
             self._load(writing=not why_read_only)
@@ -265,8 +249,8 @@ class Snapshotter:
             InvalidArgumentError: *client* is empty.
         """
         _check_client(client)
-        with self._session.changing(f"bind store {self.root!r}"), self._making:
-            self._store.change(client=client)
+        with self._session.changing(f"bind store {self.root!r}"):
+            self._ownership.bind(client)
             self.client = client
 
     def close(self) -> None:
@@ -507,7 +491,7 @@ class Snapshotter:
                 created=now,
                 updated=now,
                 born=born,
-                suspect=self._is_suspect(source),
+                suspect=self._trust.is_suspect(source),
             )
             forked = self._make(draft, source.parent, make)
             Event.FORKED.emit(key=new_key, id=forked.id, source=key, seconds=time.monotonic() - started)
@@ -554,7 +538,7 @@ class Snapshotter:
                         f"it is {quoted(active.parent_key)}, not {quoted(parent)}"
                     )
                 _check_whole(active)
-                self._check_trusted(active)
+                self._trust.check(active)
                 commitment = Commitment(name, labels, time.time_ns())
                 committed = self._with_space(lambda: self._freeze(active, commitment))
                 self._index.update(active, committed, settled=False)
@@ -682,40 +666,11 @@ class Snapshotter:
         Event.UNKNOWN.emit(path=problem.subject, error=what)
         self._problems.append(problem)
 
-    # -- who may change
-
     @contextlib.contextmanager
     def _changing(self, doing: str) -> Iterator[None]:
         with self._session.changing(doing):
-            if not self._may_change():
-                raise self._foreign()
+            self._ownership.check(self.client)
             yield
-
-    def _may_change(self) -> bool:
-        return self._store.header.client in ("", self.client) or not len(self._index)
-
-    def _foreign(self) -> FailedPreconditionError:
-        return FailedPreconditionError(
-            f"store {self.root!r} holds the snapshots of client {self._store.header.client!r}, and "
-            f"{quoted(self.client)} would delete them: make a second store beside it"
-        )
-
-    @contextlib.contextmanager
-    def _owning(self) -> Iterator[None]:
-        """
-        Around the making of a snapshot: the first one binds the store to its client, and two cannot be first.
-        """
-        with self._making:
-            if self._store.header.client != self.client:
-                if self._making.count or not self._may_change():
-                    raise self._foreign()
-                self._store.change(client=self.client)
-            self._making.count += 1
-        try:
-            yield
-        finally:
-            with self._making:
-                self._making.count -= 1
 
     # -- creating
 
@@ -733,7 +688,7 @@ class Snapshotter:
         with (
             self._changing(f"create snapshot {quoted(key)}"),
             self._index.change(key, parent=parent) as base,
-            self._owning(),
+            self._ownership.making(self.client),
         ):
             if base and base.kind is not Kind.COMMITTED:
                 raise InvalidArgumentError(f"parent {quoted(parent)} is not committed snapshot")
@@ -824,8 +779,7 @@ class Snapshotter:
             try:
                 self._store.write(directory, data)
                 self._volumes.freeze(directory)
-                if self._verify:
-                    self._verify_written(active)
+                self._trust.verify(active)
                 verified = committing._replace(commitment=commitment._replace(verified=True))
                 self._write(directory, verified)
                 self._volumes.barrier(directory.fd)
@@ -836,30 +790,6 @@ class Snapshotter:
                 self._restore(directory, active)
                 raise
         return committing.committed()
-
-    def _verify_written(self, active: Snapshot) -> None:
-        """
-        Raise DataLossError if data of the filesystem was lost while *active* was there to lose some.
-        """
-        try:
-            self._volumes.verify()
-        except OSError as error:
-            # The kernel tells once, and not whose data it was.
-            Event.DATA_REFUSED.emit(root=self.root, error=str(error))
-            self._store.suspect_all()
-        self._check_trusted(active)
-
-    def _check_trusted(self, active: Snapshot) -> None:
-        if self._verify and self._is_suspect(active):
-            raise DataLossError(
-                f"the disk may have refused data of snapshot {quoted(active.key)}: mend the disk and make it again"
-            )
-
-    def _is_suspect(self, active: Snapshot) -> bool:
-        if active.record.suspect or active.id < self._store.header.suspect:
-            return True
-        # Before this opening nobody listened for write-back errors: the devices' counters have to do.
-        return active.id < self._first_id and self._volumes.write_errors() > active.record.errors
 
     def _born(self, active: Snapshot, directory: Directory) -> int:
         if active.record.born is not None:
