@@ -169,12 +169,12 @@ def _map(report: Report, family: Sequence[tuple[int, Entry]]) -> Iterator[str]:
     if not groups:
         yield "<p>Nothing has been written yet.</p>"
         return
-    smallest = sorted((cell.size for _, cells in groups for cell in cells), reverse=True)[:CELLS][-1]
+    largest = set(sorted((cell for _, cells in groups for cell in cells), key=lambda cell: -cell.size)[:CELLS])
     yield '<div class="map">'
     areas = squarify([_weight(cells) for _, cells in groups], _SHAPE)
     for (name, cells), area in zip(groups, areas, strict=True):
         yield f'<div class="group"{_style(area, _SHAPE)}><h3>{_short(name)}</h3><div>'
-        shown = [cell for cell in cells if cell.size >= smallest]
+        shown = [cell for cell in cells if cell in largest]
         if rest := cells[len(shown) :]:
             shown.append(_Cell(_weight(rest), "rest", f"{len(rest):,} smaller ones"))
         inner = Rectangle(0, 0, area.width, area.height)
@@ -199,12 +199,14 @@ def _groups(report: Report, family: Sequence[tuple[int, Entry]]) -> list[tuple[s
             groups.append((entry.info.name, []))
         if size := _size(entry):
             groups[-1][1].append(_Cell(size, entry.info.kind.lower(), entry.info.name, place))
-    groups += [(kind, [_Cell(report.amounts[kind].size, kind, kind)]) for kind in ("pending", "orphaned")]
+    for kind in ("pending", "orphaned"):
+        if size := report.amounts[kind].size:
+            groups.append((kind, [_Cell(size, kind, kind)]))
     groups.sort(key=lambda group: -_weight(group[1]))
     groups[GROUPS:] = [("others", [cell for _, cells in groups[GROUPS:] for cell in cells])]
     for _, cells in groups:
         cells.sort(key=lambda cell: -cell.size)
-    return [group for group in groups if _weight(group[1])]
+    return [group for group in groups if group[1]]
 
 
 def _weight(cells: Iterable[_Cell]) -> int:

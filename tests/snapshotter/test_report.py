@@ -25,8 +25,8 @@ def entry(name: str, kind: Kind = Kind.ACTIVE, parent: str = "", size: int = 409
     return Entry(Info(kind, name, parent), None, Usage(size, 1), 0, mounted=False, problem="")
 
 
-def page(*entries: Entry, root: str = "/store", problems: tuple[Problem, ...] = ()) -> str:
-    amounts = dict.fromkeys(("committed", "active", "view", "pending", "orphaned"), Amount(1, 4096, 0))
+def page(*entries: Entry, root: str = "/store", problems: tuple[Problem, ...] = (), left_over: int = 4096) -> str:
+    amounts = dict.fromkeys(("committed", "active", "view", "pending", "orphaned"), Amount(1, left_over, 0))
     named = {entry.info.name: entry for entry in entries}
     return report.render(report.Report(root, datetime(2026, 1, 2, 3, 4, tzinfo=UTC), named, amounts, SPACE, problems))
 
@@ -135,6 +135,17 @@ def test_map() -> None:
     targets = set(re.findall(r'<li id="(s\d+)"', html))
     assert {target for _, target, _ in cells if target} < targets
     assert any(re.fullmatch(r"\d+ smaller ones", name) for _, _, name in cells)
+
+
+@pytest.mark.parametrize("count", [report.GROUPS - 2, report.GROUPS + 1, report.CELLS + 50])
+def test_map_of_equals(count: int) -> None:
+    """
+    Of many that are of one size no more are shown than of others, beside nothing that is left over.
+    """
+    html = page(*(entry(f"s{number:03}") for number in range(count)), left_over=0)
+    names = re.findall(r'<a class="\w+"[^>]* title="([^:]+): ', html)
+    hidden = [f"{count - report.CELLS} smaller ones"] if count > report.CELLS else []
+    assert names == [f"s{number:03}" for number in range(count)][: report.CELLS] + hidden
 
 
 def test_ten_thousand() -> None:
