@@ -22,7 +22,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -327,32 +327,25 @@ class Store:
         os.lseek(self.snapshots_fd, 0, os.SEEK_SET)
         return os.listdir(self.snapshots_fd)
 
-    @contextlib.contextmanager
-    def make_directory(self, snapshot_id: int, record: bytes) -> Iterator[Directory]:
+    def make_directory(self, snapshot_id: int, record: bytes) -> Directory:
         """
-        The directory of a new snapshot, made with its record, open.
+        The directory of a new snapshot, made with its record, open, for a ``with``.
 
         Raises:
             FileExistsError: There is one.
         """
         place = self.place(snapshot_id)
-        fd = self._volumes.medium.make_directory(place.dir_fd, place.name, record)
-        try:
-            yield Directory(fd, place.path)
-        finally:
-            os.close(fd)
+        return Directory(self._volumes.medium.make_directory(place.dir_fd, place.name, record), place.path)
 
-    @contextlib.contextmanager
-    def directory(self, snapshot_id: int) -> Iterator[Directory]:
+    def directory(self, snapshot_id: int) -> Directory:
         """
-        The directory of a snapshot, open.
+        The directory of a snapshot, open, for a ``with``.
 
         Raises:
             FileNotFoundError: There is none.
         """
         place = self.place(snapshot_id)
-        with opened(place.dir_fd, place.name) as fd:
-            yield Directory(fd, place.path)
+        return Directory(_open_directory(place.name, place.dir_fd), place.path)
 
     def place(self, snapshot_id: int) -> Place:
         """

@@ -11,8 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol, Self
 
 from pybtrfs import filesystem, ioctl, subvolume, syscall
 from pybtrfs.errors import NotBtrfsError, not_subvolume
@@ -35,14 +34,19 @@ RECENT_SECONDS = 1.0  # each look at the devices is three system calls, where th
 _FROZEN_FLAGS = ioctl.FS_IMMUTABLE_FL | ioctl.FS_APPEND_FL
 
 
-@dataclass(frozen=True, slots=True)
-class Directory:
+class Directory(NamedTuple):
     """
-    The directory of one snapshot: open, and where it is.
+    The directory of one snapshot: open, until the end of a ``with``, and where it is.
     """
 
     fd: int
     path: str
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
 
 
 class Place(NamedTuple):
@@ -256,11 +260,13 @@ class BtrfsVolumes:
         }
 
     def found(self, directory: Directory) -> Found:
+        fs, copy = is_subvolume(directory.fd, FS), is_subvolume(directory.fd, LAYER)
+        if fs or copy:
+            layer = copy and _is_read_only(directory.fd, LAYER)
+            return Found(fs, layer, True, writable=copy and not layer)
         os.lseek(directory.fd, 0, os.SEEK_SET)  # a descriptor from before the entries lists a stale directory
-        fs, copy = (is_subvolume(directory.fd, name) for name in (FS, LAYER))
-        layer = copy and _is_read_only(directory.fd, LAYER)
-        strangers = () if fs or copy else tuple(sorted(os.listdir(directory.fd)))
-        return Found(fs, layer, fs or copy or bool(strangers), strangers, copy and not layer)
+        strangers = tuple(sorted(os.listdir(directory.fd)))
+        return Found(False, False, bool(strangers), strangers)
 
     def create(self, directory: Directory) -> None:
         subvolume.create((directory.fd, FS))
