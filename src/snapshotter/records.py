@@ -109,6 +109,7 @@ class DamagedError(ValueError):
 
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_from_json = json.JSONDecoder().decode
 
 
 def seal(values: Mapping[str, Any]) -> bytes:
@@ -133,7 +134,7 @@ def unseal(data: bytes) -> dict[str, Any]:
     if data[:_BODY] != b'{"crc":"%08x",' % zlib.crc32(data[_BODY:]):
         raise DamagedError("checksum does not match")
     try:
-        values: dict[str, Any] = json.loads(data.decode())  # of bytes it would guess the encoding
+        values: dict[str, Any] = _from_json(data.decode())
         newer = values["format"] > FORMAT
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedError(f"it says something else: {error!r}") from error
@@ -212,25 +213,26 @@ def decode(data: bytes, snapshot_id: int) -> Record:
         raise DamagedError(str(error)) from error
 
 
+_MAY_BE_UNSET = {"parent": int, "born": int, "errors": int, "suspect": bool}
+
+
 def _record(values: Mapping[str, Any], snapshot_id: int) -> Record:
     if values["id"] != snapshot_id:
         raise ValueError(f"record of snapshot {values['id']} in the directory of {snapshot_id}")
-    labels = _labels(values.get("labels", {}))
-    usage = values.get("usage")
-    commit = values.get("commit")
+    fields = {name: _is(kind, values[name]) for name, kind in _MAY_BE_UNSET.items() if name in values}
+    if "labels" in values:
+        fields["labels"] = _labels(values["labels"])
+    if "usage" in values:
+        fields["usage"] = _usage(values["usage"])
+    if "commit" in values:
+        fields["commitment"] = _commitment(values["commit"], fields.get("labels", {}))
     return Record(
-        id=snapshot_id,
-        state=State(values["state"]),
-        key=_is(str, values["key"]),
-        parent=_is(int | None, values.get("parent")),
-        labels=labels,
+        snapshot_id,
+        State(values["state"]),
+        _is(str, values["key"]),
         created=_is(int, values["created"]),
         updated=_is(int, values["updated"]),
-        born=_is(int | None, values.get("born")),
-        errors=_is(int, values.get("errors", 0)),
-        suspect=_is(bool, values.get("suspect", False)),
-        usage=None if usage is None else _usage(usage),
-        commitment=None if commit is None else _commitment(commit, labels),
+        **fields,
     )
 
 
