@@ -71,12 +71,11 @@ def fields(pairs: Iterable[tuple[str, str]]) -> None:
 
 def _print_plain(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    line = "  ".join(
+        f"{{:{'>' if heading in _NUMBERS else '<'}{width}}}" for heading, width in zip(headings, widths, strict=True)
+    )
     for row in (headings, *cells):
-        aligned = (
-            cell.rjust(width) if heading in _NUMBERS else cell.ljust(width)
-            for cell, width, heading in zip(row, widths, headings, strict=True)
-        )
-        print("  ".join(aligned).rstrip())
+        print(line.format(*row).rstrip())
 
 
 def _print_rich(console: "Console", headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
