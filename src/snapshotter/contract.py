@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Literal, Self, TypedDict, TypeVar, Unpack
 
 from snapshotter import filters, records, recovery
@@ -313,8 +314,8 @@ class Snapshotter:
         wanted = filters.parse(*filter_list)
         # A description is made when it is asked for, so that many of them hold up nobody.
         found = [(snapshot.record, snapshot.parent_key) for snapshot in self._index.snapshots()]
-        infos = (describe(record, parent) for record, parent in found)
-        return (info for info in infos if wanted.match(info))
+        infos = starmap(describe, found)
+        return filter(wanted.match, infos) if filter_list else infos
 
     def usage(self, key: str) -> Usage:
         """

@@ -6,8 +6,9 @@ snapshot's.
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
+from typing import NamedTuple
 
 from pybtrfs import ioctl, subvolume
 from pybtrfs.path import opened
@@ -23,8 +24,7 @@ from snapshotter.usage import measure_by_id
 from snapshotter.volumes import EMPTY, FS, LAYER, BtrfsVolumes
 
 
-@dataclass(frozen=True, slots=True)
-class Volume:
+class Volume(NamedTuple):
     """
     A subvolume in a store, with those nested in it.
 
@@ -43,8 +43,7 @@ class Volume:
         return frozenset(info.id for info in (self.info, *self.nested))
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """
     A snapshot.
 
@@ -120,7 +119,7 @@ def take(store: Snapshotter, *, measured: bool = True) -> Inventory:
                 orphaned.append(_with_origin(volumes, path))
             elif (record := _record(fd, directory)) and _is_pending(record, path):
                 layer = volumes.get(f"{SNAPSHOTS}/{record.parent}/{LAYER}")
-                pending.append(replace(volumes[path], base=layer.info if layer else None))
+                pending.append(volumes[path]._replace(base=layer.info if layer else None))
         return Inventory(entries, tuple(pending), tuple(orphaned))
 
 
@@ -140,7 +139,7 @@ def _usage(store: Snapshotter, fd: int, info: Info, volume: Volume) -> Usage | N
         # By ids, for thousands of active snapshots: to open them and their parents takes longer than to search.
         if info.kind is Kind.ACTIVE and base and volume.info.raw.parent_uuid == base.raw.uuid:
             return store.usage_of(measure_by_id(fd, volume.info.id, volume.info.otransid, base.id))
-        return store.usage(info.name)
+        return store.known_usage(info.name) or store.usage(info.name)
     except (DataLossError, FileNotFoundError):
         return None  # its parent's subvolume is lost, or its own was destroyed meanwhile
 
@@ -156,20 +155,13 @@ def _volumes(fd: int) -> Iterator[Volume]:
     for path, info in subvolume.iterate(fd, top=0):
         if path.startswith(above):
             path = path[len(above) :]
-            outer = _outer(path)
-            if outer == path:
-                whole[path] = info
+            directory, *names = path.split("/", 3)
+            if directory == SNAPSHOTS and len(names) == 3:
+                nested.setdefault(f"{directory}/{names[0]}/{names[1]}", []).append(info)
             else:
-                nested.setdefault(outer, []).append(info)
+                whole[path] = info
     for path, info in whole.items():
         yield Volume(path, info, tuple(nested.get(path, ())))
-
-
-def _outer(path: str) -> str:
-    """
-    The subvolume of a store that *path*, of a subvolume, is or is nested in.
-    """
-    return "/".join(path.split("/", 3)[:3]) if path.startswith(f"{SNAPSHOTS}/") else path
 
 
 def _directory(path: str) -> str:
@@ -189,7 +181,7 @@ def _with_origin(volumes: Mapping[str, Volume], path: str) -> Volume:
     base = next(
         (other.info for other in volumes.values() if other.info.read_only and other.info.raw.uuid == source), None
     )
-    return replace(volume, base=base)
+    return volume._replace(base=base)
 
 
 def _record(fd: int, directory: str) -> Record | None:

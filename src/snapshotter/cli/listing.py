@@ -5,7 +5,6 @@ The commands that show what there is; they change nothing, need no lock, and wor
 import argparse
 import contextlib
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snapshotter import display
@@ -190,7 +189,7 @@ def _info(parsed: argparse.Namespace) -> None:
         if entry is None:
             raise NotFoundError(f"snapshot {quoted(parsed.key)} was removed or committed meanwhile")
         with contextlib.suppress(DataLossError):  # its own subvolume or its parent's is lost
-            entry = replace(entry, usage=store.usage(parsed.key))
+            entry = entry._replace(usage=store.usage(parsed.key))
     children = [other.info.name for other in entries.values() if other.info.parent == parsed.key]
     if parsed.json:
         output.print_json(output.detailed(entry) | {"children": children})
