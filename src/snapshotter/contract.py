@@ -641,7 +641,7 @@ class Snapshotter:
                     by_id[parent_id] = _lost(parent_id, "its directory is gone")
                 parent = by_id[parent_id] if parent_id else None
                 quarantine = item.problem
-                snapshot = Snapshot(item.record, parent, quarantine, settled=item.record == item.written)
+                snapshot = Snapshot(item.record, parent, quarantine, settled=item.record is item.written)
                 if quarantine:
                     Event.QUARANTINED.emit(key=snapshot.key, id=snapshot.id, error=quarantine)
                 self._index.add(snapshot)
