@@ -106,6 +106,14 @@ class TestCommands:
             assert mount["type"] == "btrfs"
             assert ("ro" in mount["options"]) == (argv[0] == "view")
 
+    def test_json_lists(self, layers: str, run: Run) -> None:
+        """
+        A list has a line for each element, and one of nothing is a list.
+        """
+        printed = run("ls", "--json").out
+        assert len(printed.splitlines()) == len(json.loads(printed)) == 3
+        assert run("ls", "name==none", "--json").out == "[]\n"
+
     def test_bind_mounts(self) -> None:
         """
         A bind mount is printed as mount(8) takes it.

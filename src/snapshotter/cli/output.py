@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
+    """
+    Print *value*; of a list each element on a line of its own.
+    """
+    if isinstance(value, list):
+        print("[" + ",\n ".join(map(json.dumps, value)) + "]")
+    else:
+        print(json.dumps(value, indent=2))
 
 
 def described(info: Info) -> dict[str, Any]:
