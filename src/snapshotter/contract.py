@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import starmap
 from typing import Literal, Self, TypedDict, TypeVar, Unpack
 
-from snapshotter import filters, records, recovery
+from snapshotter import records, recovery
 from snapshotter.errors import (
     AlreadyExistsError,
     DataLossError,
@@ -311,11 +311,13 @@ class Snapshotter:
             NotSupportedError: A filter uses ``~=`` and google-re2 is not installed.
         """
         self._session.check()
-        wanted = filters.parse(*filter_list)
         # A description is made when it is asked for, so that many of them hold up nobody.
-        found = [(snapshot.record, snapshot.parent_key) for snapshot in self._index.snapshots()]
-        infos = starmap(describe, found)
-        return filter(wanted.match, infos) if filter_list else infos
+        infos = starmap(describe, [(each.record, each.parent_key) for each in self._index.snapshots()])
+        if not filter_list:
+            return infos
+        from snapshotter import filters  # slow to import
+
+        return filter(filters.parse(*filter_list).match, infos)
 
     def usage(self, key: str) -> Usage:
         """

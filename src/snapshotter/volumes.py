@@ -224,7 +224,7 @@ class BtrfsVolumes:
         except BaseException:
             os.close(self._fd)
             raise
-        self._fsid = info.fsid
+        self._fsid = info.fsid_bytes
         # The kernel takes nearly a whole node, but to replace a record by a larger one it makes room in the node for
         # both; where it cannot, it depends on the neighbours, and is refused as on a full disk.
         self.record_limit = info.nodesize * 15 // 32
@@ -254,8 +254,8 @@ class BtrfsVolumes:
 
     def identity(self) -> dict[str, str]:
         return {
-            "fsid": str(self._fsid),
-            "subvolume": str(subvolume.get_info(self._fd).uuid),
+            "fsid": _uuid_text(self._fsid),
+            "subvolume": _uuid_text(subvolume.get_info(self._fd).raw.uuid),
             "inode": str(os.fstat(self._fd).st_ino),
         }
 
@@ -407,6 +407,14 @@ class BtrfsVolumes:
             raise not_subvolume(place.path)
         device = self._look_at_devices(RECENT_SECONDS).path
         return Mount("btrfs", device, options=(f"subvolid={subvolid}", *(("ro",) if read_only else ())))
+
+
+def _uuid_text(uuid: bytes) -> str:
+    """
+    What `str` gives of a UUID, whose module is slow to import, or of None for zeros.
+    """
+    text = uuid.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:])) if any(uuid) else "None"
 
 
 def _not_btrfs(path: str) -> FailedPreconditionError:

@@ -198,6 +198,17 @@ def test_identity(volumes: Volumes, make: Make, work: Path) -> None:
         assert all(isinstance(value, str) for value in volumes.identity().values())
 
 
+@pytest.mark.btrfs
+def test_identity_of_btrfs(btrfs: Path) -> None:
+    """
+    It has the uuids as they are written everywhere.
+    """
+    with opened(BtrfsVolumes, btrfs) as volumes:
+        identity = volumes.identity()
+    assert identity["fsid"] == str(filesystem.get_info(btrfs).fsid)
+    assert identity["subvolume"] == str(subvolume.get_info(btrfs).uuid)
+
+
 def test_quiet_disk(volumes: Volumes, make: Make) -> None:
     """
     A disk that refuses nothing is said to have refused nothing.
