@@ -33,13 +33,35 @@ class Parser(argparse.ArgumentParser):
         raise InvalidArgumentError(f"{message} (see `{self.prog} --help`)")
 
 
+class _Command(Parser):
+    """
+    One that calls *run*, made once it is looked into: to make those of all commands takes longer than to run most.
+    """
+
+    def __init__(self, run: Run | None, **options: Any) -> None:
+        self._declared: list[tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]]] = [
+            (super().__init__, (), options),
+            (self.set_defaults, (), {"run": run}),
+        ]
+
+    def add_argument(self, *flags: Any, **options: Any) -> Any:
+        add = super().add_argument
+        return self._declared.append((add, flags, options)) if "_declared" in vars(self) else add(*flags, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        for method, flags, options in vars(self).pop("_declared", ()):
+            method(*flags, **options)
+        return object.__getattribute__(self, name)
+
+
 class Commands:
     """
     The commands of *parser*, or those below one of its commands.
     """
 
     def __init__(self, parser: argparse.ArgumentParser, metavar: str = "COMMAND") -> None:
-        self._parsers = parser.add_subparsers(metavar=metavar, required=True)
+        kind: type[argparse.ArgumentParser] = _Command
+        self._parsers = parser.add_subparsers(metavar=metavar, required=True, parser_class=kind)
 
     def add(
         self, name: str, run: Run | None, text: str, *parents: argparse.ArgumentParser, example: str = ""
@@ -51,15 +73,14 @@ class Commands:
             text: What it does, in one line.
             parents: Parsers whose arguments it takes, besides ``--root``.
         """
-        added: argparse.ArgumentParser = self._parsers.add_parser(
+        return self._parsers.add_parser(
             name,
+            run=run,
             help=text,
             description=text[0].upper() + text[1:] + ".",
             epilog=f"example: {example}" if example else None,
             parents=[ROOT, *parents],
         )
-        added.set_defaults(run=run)
-        return added
 
 
 def _label(text: str) -> tuple[str, str]:
