@@ -26,7 +26,7 @@ int pybtrfs_snapshot_in_directory(int source_dirfd, const char *source, int dirf
 int pybtrfs_name_to_handle_at(int dirfd, const char *path, struct pybtrfs_file_handle *handle, int flags);
 int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle, int flags);
 int64_t pybtrfs_keep_changed(char *items, uint32_t size, uint32_t count, uint64_t transid,
-                             struct pybtrfs_ioctl_search_header *last, uint32_t *kept_size);
+                             struct pybtrfs_ioctl_search_header *last, uint32_t *sizes);
 void pybtrfs_read_info(const struct pybtrfs_ioctl_get_subvol_info_args *info, struct pybtrfs_subvolume *subvolume);
 int64_t pybtrfs_read_subvolumes(const char *items, uint32_t size, uint32_t count, struct pybtrfs_subvolume *subvolumes,
                                 struct pybtrfs_ioctl_search_header *last);
@@ -137,11 +137,11 @@ static int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle,
 
 /*
  * Keep, of the items that a tree search found in a buffer of that size, the inodes and file extents that changed after
- * the transaction. Gives how many they are and how large, and the header of the last item found; -EIO when there are
- * fewer than it says.
+ * the transaction. Gives how many they are, how large they and all that were found are, and the header of the last item
+ * found; -EIO when there are fewer than it says.
  */
 static int64_t pybtrfs_keep_changed(char *items, uint32_t size, uint32_t count, uint64_t transid,
-                                    struct pybtrfs_ioctl_search_header *last, uint32_t *kept_size)
+                                    struct pybtrfs_ioctl_search_header *last, uint32_t *sizes)
 {
     const char *from = items;
     const char *end = items + size;
@@ -169,7 +169,8 @@ static int64_t pybtrfs_keep_changed(char *items, uint32_t size, uint32_t count, 
         }
         from += length;
     }
-    *kept_size = (uint32_t)(to - items);
+    sizes[0] = (uint32_t)(to - items);
+    sizes[1] = (uint32_t)(from - items);
     return kept;
 }
 

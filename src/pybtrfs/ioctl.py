@@ -354,6 +354,10 @@ class SearchKey(NamedTuple):
     nr_items: int
 
 
+_LARGEST_ITEM = 1 << 16  # bytes; a node has no more, and not all of one is an item
+_uncleared = ffi.new_allocator(should_clear_after_alloc=False)  # to clear a large buffer takes longer than a search
+
+
 def tree_search(fd: int, key: SearchKey) -> tuple[int, bytes]:
     """
     Return the number of items, and the buffer of 3,992 bytes with their headers and data.
@@ -377,18 +381,20 @@ def tree_search_v2_changed(
 ) -> tuple[int, bytes, tuple[int, int, int] | None]:
     """
     As `tree_search_v2`, and keep only the inodes and file extents that changed after *transid*; return also the
-    objectid, type and offset of the last item found, if there was any.
+    objectid, type and offset to go on behind, unless there was room in the buffer for another item of any size.
     """
-    arguments = new("struct pybtrfs_ioctl_search_args_v2 *", {"key": key, "buf_size": buf_size, "buf": buf_size})
+    values = {"key": (*key, 0, 0, 0, 0, 0), "buf_size": buf_size, "buf": buf_size}
+    arguments = new("struct pybtrfs_ioctl_search_args_v2 *", values, _uncleared)
     _ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
     if not arguments.key.nr_items:
         return 0, b"", None
     last = ffi.new("struct pybtrfs_ioctl_search_header *")
-    size = ffi.new("uint32_t *")
+    sizes = ffi.new("uint32_t[2]")
     items = ffi.cast("char *", arguments.buf)
-    kept = call(lib.pybtrfs_keep_changed, items, buf_size, int(arguments.key.nr_items), transid, last, size)
+    kept = call(lib.pybtrfs_keep_changed, items, buf_size, int(arguments.key.nr_items), transid, last, sizes)
     count = check(kept, "BTRFS_IOC_TREE_SEARCH_V2")
-    return count, ffi.buffer(items, int(size[0]))[:], (int(last.objectid), int(last.type), int(last.offset))
+    more = None if sizes[1] + _LARGEST_ITEM <= buf_size else (int(last.objectid), int(last.type), int(last.offset))
+    return count, ffi.buffer(items, int(sizes[0]))[:], more
 
 
 def tree_search_v2_subvolumes(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pybtrfs._btrfs import ffi, lib
 
 if TYPE_CHECKING:
-    from pybtrfs._btrfs import CData
+    from pybtrfs._btrfs import CData, CType
 
 BTRFS_SUPER_MAGIC: int = lib.PYBTRFS_SUPER_MAGIC
 
@@ -164,12 +164,12 @@ def open_by_handle_at(fd: int, treeid: int, objectid: int, generation: int, flag
 _type = cache(ffi.typeof)  # looking the declaration up takes longer than making the struct
 
 
-def new(cdecl: str, values: object) -> CData:
+def new(cdecl: str, values: object, allocate: Callable[[CType, object], CData] = ffi.new) -> CData:
     """
     Return a struct, or what else the C declaration says, with *values*, or raise ValueError when it cannot hold them.
     """
     try:
-        return ffi.new(_type(cdecl), values)
+        return allocate(_type(cdecl), values)
     except (IndexError, OverflowError, MemoryError) as error:
         raise ValueError(f"{values!r:.80} does not fit: {error}") from error
 

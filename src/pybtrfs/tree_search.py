@@ -46,7 +46,6 @@ MAX_KEY = Key(MAX, 255, MAX)
 _HEADER = Struct("=QQQII")
 _ALL_ITEMS = (1 << 32) - 1
 _BUFFER_SIZE = 1 << 16  # bytes; larger ones are no faster
-_FIRST_SIZE = 1 << 12  # bytes; often nothing changed, and larger ones cost more than the search
 _CHANGES_SIZE = 1 << 18  # bytes; the kernel descends anew for each
 _WITHOUT_DATA = (
     ORPHAN_ITEM_KEY,
@@ -141,21 +140,11 @@ def search_files(target: Target, *, tree_id: int = 0, min_transid: int = 0) -> I
 def _search_files(target: Target, tree_id: int, min_transid: int, transid: int) -> Iterator[Item]:
     with opened(target) as fd:
         start: Key | None = Key(FIRST_FREE_OBJECTID, 0, 0)
-        size = min(_FIRST_SIZE, _CHANGES_SIZE)
         while start is not None and start.objectid <= LAST_FREE_OBJECTID:
             key = _search_key(tree_id, start, Key(LAST_FREE_OBJECTID, 255, MAX), min_transid, MAX)
-            try:
-                count, buffer, last = ioctl.tree_search_v2_changed(fd, key, size, transid)
-            except OSError as error:
-                if error.errno != errno.EOVERFLOW or size == _CHANGES_SIZE:
-                    raise
-                size = _CHANGES_SIZE
-                continue
-            if last is None:
-                return
+            count, buffer, last = ioctl.tree_search_v2_changed(fd, key, _CHANGES_SIZE, transid)
             yield from _items(count, buffer)
-            start = _following(Key(*last))
-            size = _CHANGES_SIZE
+            start = _following(Key(*last)) if last else None
 
 
 def search_subvolumes(

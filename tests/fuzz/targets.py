@@ -111,15 +111,16 @@ def keep_changed(data: bytes) -> None:
     memory = ffi.new("char[]", len(buffer))
     ffi.buffer(memory)[:] = buffer
     last = ffi.new("struct pybtrfs_ioctl_search_header *")
-    size = ffi.new("uint32_t *")
-    kept = lib.pybtrfs_keep_changed(memory, len(buffer), count, transid, last, size)
+    sizes = ffi.new("uint32_t[2]")
+    kept = lib.pybtrfs_keep_changed(memory, len(buffer), count, transid, last, sizes)
     try:
         found = list(tree_search._items(count, buffer))
     except OSError as error:
         assert kept == -error.errno
     else:
         changed = b"".join(_search_result(item) for item in found if _is_changed(item, transid))
-        assert ffi.buffer(memory, size[0])[:] == changed
+        assert ffi.buffer(memory, sizes[0])[:] == changed
+        assert sizes[1] == sum(len(_search_result(item)) for item in found)
         if found:
             assert (last.objectid, last.type, last.offset) == found[-1][:3]
 

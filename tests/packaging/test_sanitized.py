@@ -32,8 +32,8 @@ print(*used)
 BEYOND = """
 from pybtrfs._btrfs import ffi, lib
 
-last, size = ffi.new("struct pybtrfs_ioctl_search_header *"), ffi.new("uint32_t *")
-lib.pybtrfs_keep_changed(ffi.new("char[]", 40), 80, 2, 0, last, size)
+last, sizes = ffi.new("struct pybtrfs_ioctl_search_header *"), ffi.new("uint32_t[2]")
+lib.pybtrfs_keep_changed(ffi.new("char[]", 40), 80, 2, 0, last, sizes)
 """
 
 

@@ -126,6 +126,12 @@ CASES = [
     ),
     Case(
         "tree_search_v2_changed",
+        lambda e: ioctl.tree_search_v2_changed(e.mine, SEARCH, 1 << 18, 0),
+        lambda e, found: found[0] > 0 and found[1] and found[2] is None,
+        errno.EPERM,
+    ),
+    Case(
+        "tree_search_v2_changed",
         lambda e: ioctl.tree_search_v2_changed(e.mine, SEARCH, 8192, 1 << 60),
         lambda e, found: found[:2] == (0, b"") and found[2][0] >= 256,
         errno.EPERM,
