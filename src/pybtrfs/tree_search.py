@@ -42,6 +42,8 @@ _Kind = TypeVar("_Kind")
 MAX = (1 << 64) - 1
 MIN_KEY = Key(0, 0, 0)
 MAX_KEY = Key(MAX, 255, MAX)
+_FIRST_OF_FILES = Key(FIRST_FREE_OBJECTID, 0, 0)
+_LAST_OF_FILES = Key(LAST_FREE_OBJECTID, 255, MAX)
 
 _HEADER = Struct("=QQQII")
 _ALL_ITEMS = (1 << 32) - 1
@@ -139,9 +141,9 @@ def search_files(target: Target, *, tree_id: int = 0, min_transid: int = 0) -> I
 
 def _search_files(target: Target, tree_id: int, min_transid: int, transid: int) -> Iterator[Item]:
     with opened(target) as fd:
-        start: Key | None = Key(FIRST_FREE_OBJECTID, 0, 0)
-        while start is not None and start.objectid <= LAST_FREE_OBJECTID:
-            key = _search_key(tree_id, start, Key(LAST_FREE_OBJECTID, 255, MAX), min_transid, MAX)
+        start: Key | None = _FIRST_OF_FILES
+        while start is not None and start <= _LAST_OF_FILES:
+            key = _search_key(tree_id, start, _LAST_OF_FILES, min_transid, MAX)
             count, buffer, last = ioctl.tree_search_v2_changed(fd, key, _CHANGES_SIZE, transid)
             yield from _items(count, buffer)
             start = _following(Key(*last)) if last else None
