@@ -623,7 +623,7 @@ class Snapshotter:
         Fill the index from what recovery finds; hand what it leaves over to the worker.
         """
         by_id: dict[int, Snapshot] = {}
-        for item in recovery.survey(self._store, self._volumes, held=writing):
+        for item in recovery.survey(self._store, self._volumes):
             if item.verdict is Verdict.UNKNOWN:
                 self._report(item.name, item.problem)
                 if item.id:

@@ -73,14 +73,12 @@ def judge(state: State | None, found: Found, *, verified: bool = False) -> Verdi
             return Verdict.UNKNOWN if found.anything else Verdict.REMOVED
 
 
-def survey(store: Store, volumes: Volumes, *, held: bool) -> Iterator[Recovered]:
+def survey(store: Store, volumes: Volumes) -> Iterator[Recovered]:
     """
-    Judge every entry of ``snapshots/``, parents before their children.
-
-    Args:
-        held: The store's lock is ours: nobody changes it meanwhile.
+    Judge every entry of ``snapshots/``, parents before their children; those that the store's owner changes meanwhile
+    as they were before or after it.
     """
-    return one_a_key(list(_judged(store, volumes, held)))
+    return one_a_key(list(_judged(store, volumes)))
 
 
 def one_a_key(items: Sequence[Recovered]) -> Iterator[Recovered]:
@@ -121,28 +119,36 @@ def _taken(record: Record, item: Recovered) -> float:
     return math.inf  # brought up to date, or without its former active: it was answered
 
 
-def _judged(store: Store, volumes: Volumes, held: bool) -> Iterator[Recovered]:
+def _judged(store: Store, volumes: Volumes) -> Iterator[Recovered]:
     names = store.names()
     ids = sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
     for name in sorted(set(names) - set(map(str, ids))):
         yield Recovered(name, Verdict.UNKNOWN, problem="it is not the directory of a snapshot")
     for snapshot_id in ids:
         try:
-            yield _recovered(store, volumes, snapshot_id, held)
+            yield _recovered(store, volumes, snapshot_id)
         except FileNotFoundError:
             continue  # removed by the store's owner while we read
         except NotADirectoryError:
             yield Recovered(str(snapshot_id), Verdict.UNKNOWN, snapshot_id, problem="it is not a directory")
 
 
-def _recovered(store: Store, volumes: Volumes, snapshot_id: int, held: bool) -> Recovered:
-    name = str(snapshot_id)
+def _recovered(store: Store, volumes: Volumes, snapshot_id: int) -> Recovered:
     with store.directory(snapshot_id) as directory:
         data = store.read(directory)
-        found = volumes.found(directory)
-        # Its owner may have gone on meanwhile.
-        while not held and (now := store.read(directory)) != data:
-            data, found = now, volumes.found(directory)
+        while True:
+            item = _told(snapshot_id, data, volumes.found(directory))
+            # What fits was so. Else its owner may have gone on between the two.
+            if item.verdict not in (Verdict.QUARANTINED, Verdict.UNKNOWN) or (now := store.read(directory)) == data:
+                return item
+            data = now
+
+
+def _told(snapshot_id: int, data: bytes | None, found: Found) -> Recovered:
+    """
+    What the record *data* and what was *found* beside it tell.
+    """
+    name = str(snapshot_id)
     if data is None:
         return Recovered(name, judge(None, found), snapshot_id, found=found, problem="it has no record")
     try:

@@ -150,7 +150,7 @@ class _Fixer:
             self._clear(item)
 
     def _survey(self, *verdicts: Verdict) -> list[Recovered]:
-        return [item for item in recovery.survey(self._store, self._volumes, held=True) if item.verdict in verdicts]
+        return [item for item in recovery.survey(self._store, self._volumes) if item.verdict in verdicts]
 
     def _mend_empty(self) -> None:
         with contextlib.suppress(FileNotFoundError):
