@@ -433,6 +433,15 @@ class TestErrors:
                 assert ran.code == 2
                 assert "use --root DIR" in ran.err
 
+    @pytest.mark.parametrize("name", ["prepare", "fork", "label", "mounts", "info", "usage", "why", "du", "export"])
+    def test_no_key(self, root: str, run: Run, name: str) -> None:
+        """
+        What cannot be a key is wrong usage, wherever one is wanted.
+        """
+        ran = run(name, "", *(["x"] if name in ("fork", "export") else []))
+        assert ran.code == 2
+        assert f"argument KEY: the key is empty (see `snapshotter {name} --help`)" in ran.err
+
     def test_root_wins(self, layers: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """
         --root, before or behind the command, wins over the environment.

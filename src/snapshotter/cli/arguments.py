@@ -128,6 +128,7 @@ ROOT = _shared("--root", metavar="DIR", default=argparse.SUPPRESS, help="the sto
 JSON = _shared("--json", action="store_true", help="print JSON, as docs/cli.md and schema.json describe it")
 BYTES = _shared("--bytes", action="store_true", help="print sizes in bytes")
 LABELS = _shared("--label", metavar="KEY=VALUE", type=_label, action="append", default=[], help="may be repeated")
+KEY = _shared("key", metavar="KEY", type=key)
 KEYS = _shared("keys", metavar="KEY", nargs="+", type=key)
 
 

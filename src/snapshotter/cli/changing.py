@@ -25,11 +25,11 @@ def add(commands: arguments.Commands) -> None:
             name,
             run,
             f"make {what}, and print how to mount it",
+            arguments.KEY,
             arguments.LABELS,
             arguments.JSON,
             example=f"snapshotter {name} new base --label owner=me",
         )
-        new.add_argument("key", metavar="KEY", type=arguments.key)
         new.add_argument(
             "parent", metavar="PARENT", type=arguments.parent, nargs="?", default="", help="none for empty"
         )
@@ -46,19 +46,19 @@ def add(commands: arguments.Commands) -> None:
         "fork",
         _fork,
         "copy an active snapshot while it runs, and print how to mount the copy",
+        arguments.KEY,
         arguments.JSON,
         example="snapshotter fork web copy",
     )
-    fork.add_argument("key", metavar="KEY", type=arguments.key)
     fork.add_argument("new", metavar="NEW", type=arguments.key)
     label = commands.add(
         "label",
         _label,
         "show the labels of a snapshot, or change some",
+        arguments.KEY,
         arguments.JSON,
         example="snapshotter label web owner=me draft-",
     )
-    label.add_argument("key", metavar="KEY", type=arguments.key)
     label.add_argument("changes", metavar="K=V|K-", nargs="*", type=_change, help="set one, or take it away")
     rm = commands.add(
         "rm",

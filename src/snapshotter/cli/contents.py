@@ -16,24 +16,28 @@ from snapshotter.store import real_path
 
 
 def add(commands: arguments.Commands) -> None:
-    mount = commands.add("mount", _mount, "mount an active snapshot or a view", example="snapshotter mount web /mnt")
-    mount.add_argument("key", metavar="KEY", type=arguments.key)
+    mount = commands.add(
+        "mount", _mount, "mount an active snapshot or a view", arguments.KEY, example="snapshotter mount web /mnt"
+    )
     mount.add_argument("target", metavar="DIR", help="empty")
     umount = commands.add("umount", _umount, "unmount a snapshot", example="snapshotter umount /mnt")
     umount.add_argument("target", metavar="DIR", help="where a snapshot of this store is mounted")
     export = commands.add(
-        "export", _export, "write what a snapshot holds as a tar", example="snapshotter export base - | gzip > base.tgz"
+        "export",
+        _export,
+        "write what a snapshot holds as a tar",
+        arguments.KEY,
+        example="snapshotter export base - | gzip > base.tgz",
     )
-    export.add_argument("key", metavar="KEY", type=arguments.key)
     export.add_argument("file", metavar="FILE", help="- for standard output")
     import_ = commands.add(
         "import",
         _import,
         "make a committed snapshot of a tar, which may be compressed",
+        arguments.KEY,
         arguments.LABELS,
         example="snapshotter import base base.tgz",
     )
-    import_.add_argument("key", metavar="KEY", type=arguments.key)
     import_.add_argument("file", metavar="FILE", help="- for standard input")
     import_.add_argument(
         "parent", metavar="PARENT", nargs="?", type=arguments.parent, default="", help="what it is put on top of"

@@ -52,10 +52,10 @@ def add(commands: arguments.Commands) -> None:
         "mounts",
         _mounts,
         "print how to mount an active snapshot or a view",
+        arguments.KEY,
         arguments.JSON,
         example="snapshotter mounts web /mnt | sh",
     )
-    mounts.add_argument("key", metavar="KEY")
     mounts.add_argument("target", metavar="TARGET", nargs="?", default="TARGET", help="where")
     ls = commands.add(
         "ls",
@@ -84,10 +84,15 @@ def add(commands: arguments.Commands) -> None:
         arguments.BYTES,
         example="snapshotter tree --bytes",
     )
-    info = commands.add(
-        "info", _info, "describe one snapshot", arguments.JSON, arguments.BYTES, example="snapshotter info web"
+    commands.add(
+        "info",
+        _info,
+        "describe one snapshot",
+        arguments.KEY,
+        arguments.JSON,
+        arguments.BYTES,
+        example="snapshotter info web",
     )
-    info.add_argument("key", metavar="KEY")
     commands.add(
         "usage",
         _usage,

@@ -40,10 +40,10 @@ def add(commands: arguments.Commands) -> None:
         "why",
         _why,
         "show what keeps a snapshot: children, mounts in any namespace, processes, and what containerd needs it for",
+        arguments.KEY,
         arguments.JSON,
         example="snapshotter why base",
     )
-    why.add_argument("key", metavar="KEY")
     why.add_argument(
         "--containerd", metavar="SOCKET", default=_CONTAINERD, help="of the containerd to ask, by default %(default)s"
     )
@@ -61,11 +61,11 @@ def add(commands: arguments.Commands) -> None:
         "du",
         _du,
         "show what is big in a snapshot, by directory, the largest first",
+        arguments.KEY,
         arguments.JSON,
         arguments.BYTES,
         example="snapshotter du web --depth 2",
     )
-    du.add_argument("key", metavar="KEY")
     du.add_argument("--depth", metavar="N", type=int, default=1, help="how far below the root (%(default)s)")
 
 
