@@ -54,6 +54,7 @@ def measure(mount: Path, effort: Effort) -> Iterator[Row]:
         "frees": ["frees", key],
         "diff": ["diff", layer, key],
         "du": ["du", key],
+        "report": ["report"],
     }
     yield from _rows(long, effort.snapshots, bytecode, effort, commands, Target(1.5 * SECOND))
 

@@ -56,7 +56,10 @@ OPERATIONS = {
     *(f"{name} at 64 threads, {percent} %" for name in ("prepare", "remove") for percent in (50, 99)),
     "backlog of destroys at 64 threads, most in 1 s",
 }
-LOOKING = {"ls", "ls --json", "ls --sort=size", "tree", "tree --json", "info", "df", "why", "frees", "diff", "du"}
+LOOKING = {
+    *("ls", "ls --json", "ls --sort=size", "tree", "tree --json", "info"),
+    *("df", "why", "frees", "diff", "du", "report"),
+}
 TARGETS = 6  # on each store
 CALLS_TARGETS = 10
 
