@@ -13,6 +13,9 @@ HEADER = "src/pybtrfs/btrfs_uapi.h"
 # Each function answers -errno where the system call answers -1: nothing can run between the call and reading errno.
 FUNCTIONS = """
 int pybtrfs_ioctl(int fd, unsigned long request, void *argument);
+int pybtrfs_vol_ioctl(int dirfd, unsigned long request, const char *name, size_t size, int source_fd, uint64_t flags,
+                      struct pybtrfs_qgroup_inherit *inherit);
+int pybtrfs_get_subvol_info(int fd, struct pybtrfs_subvolume *subvolume);
 int pybtrfs_mount(const char *source, const char *target, const char *fstype, unsigned long flags, const char *data);
 int pybtrfs_umount2(const char *target, int flags);
 int pybtrfs_syncfs(int fd);
@@ -56,6 +59,34 @@ static int pybtrfs_ioctl(int fd, unsigned long request, void *argument)
 {
     int result = ioctl(fd, request, argument);
     return result < 0 ? -errno : result;
+}
+
+/*
+ * Issue an ioctl that takes a name in a directory. A name that does not fit is refused as the kernel refuses one too
+ * long, and one with a null byte with -EINVAL.
+ */
+static int pybtrfs_vol_ioctl(int dirfd, unsigned long request, const char *name, size_t size, int source_fd,
+                             uint64_t flags, struct pybtrfs_qgroup_inherit *inherit)
+{
+    if (memchr(name, 0, size))
+        return -EINVAL;
+    if (request == PYBTRFS_IOC_SNAP_DESTROY) {
+        struct pybtrfs_ioctl_vol_args arguments = {0};
+        if (size >= sizeof(arguments.name))
+            return -ENAMETOOLONG;
+        memcpy(arguments.name, name, size);
+        return pybtrfs_ioctl(dirfd, request, &arguments);
+    }
+    struct pybtrfs_ioctl_vol_args_v2 arguments = {.fd = source_fd, .flags = flags};
+    if (size >= sizeof(arguments.name))
+        return -ENAMETOOLONG;
+    memcpy(arguments.name, name, size);
+    if (inherit) {
+        arguments.flags |= PYBTRFS_SUBVOL_QGROUP_INHERIT;
+        arguments.size = sizeof(*inherit) + inherit->num_qgroups * sizeof(inherit->qgroups[0]);
+        arguments.qgroup_inherit = inherit;
+    }
+    return pybtrfs_ioctl(dirfd, request, &arguments);
 }
 
 static int pybtrfs_mount(const char *source, const char *target, const char *fstype, unsigned long flags,
@@ -205,6 +236,15 @@ static void pybtrfs_read_info(const struct pybtrfs_ioctl_get_subvol_info_args *i
     memcpy(subvolume->uuid, info->uuid, sizeof(info->uuid));
     memcpy(subvolume->parent_uuid, info->parent_uuid, sizeof(info->parent_uuid));
     memcpy(subvolume->received_uuid, info->received_uuid, sizeof(info->received_uuid));
+}
+
+static int pybtrfs_get_subvol_info(int fd, struct pybtrfs_subvolume *subvolume)
+{
+    struct pybtrfs_ioctl_get_subvol_info_args info;
+    int result = pybtrfs_ioctl(fd, PYBTRFS_IOC_GET_SUBVOL_INFO, &info);
+    if (result >= 0)
+        pybtrfs_read_info(&info, subvolume);
+    return result;
 }
 
 /*

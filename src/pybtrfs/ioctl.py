@@ -2,9 +2,9 @@
 The ioctls of btrfs, of loop devices and of file attributes: one function each, named as the kernel names it, less the
 prefix. File descriptors and plain values in, plain values out.
 
-Every function issues one ioctl, with the GIL released, nearly all through `_ioctl`. A refusal is an `OSError` with a
-note naming the ioctl and, for ``EPERM``, the privilege it needs. Names are bytes, of which only what no struct can hold
-is refused here, as numbers that do not fit are, with a `ValueError`: `pybtrfs.path` checks the rest.
+Every function issues one ioctl, with the GIL released, through `_ioctl` and its kin. A refusal is an `OSError` with a
+note naming the ioctl and, for ``EPERM``, the privilege it needs. Names are bytes, of which only one with a null byte is
+refused here, as numbers that do not fit are, with a `ValueError`: `pybtrfs.path` checks the rest.
 """
 
 from __future__ import annotations
@@ -101,6 +101,35 @@ def _ioctl(fd: int, name: str, argument: CData | int = 0) -> int:
     return result if result >= 0 else check(result, name, _PRIVILEGES.get(name, "CAP_SYS_ADMIN"))
 
 
+# Those that are issued most have functions in C that make and read their structs, and are found beforehand: either is a
+# good part of the time of a call.
+_c_vol_ioctl = lib.pybtrfs_vol_ioctl
+_c_get_subvol_info = lib.pybtrfs_get_subvol_info
+_null = ffi.NULL
+
+
+def _vol_ioctl(
+    dirfd: int, name: str, filename: bytes, source_fd: int = 0, flags: int = 0, inherit: Inherit | None = None
+) -> None:
+    groups = _null if inherit is None else _inherit(inherit)
+    try:
+        result = _c_vol_ioctl(dirfd, _request(name), filename, len(filename), source_fd, flags, groups)
+    except OverflowError as error:
+        raise ValueError(f"{(dirfd, source_fd, flags)!r:.80} do not fit: {error}") from error
+    if result < 0:
+        _named(filename)
+        check(result, name, _PRIVILEGES.get(name, "CAP_SYS_ADMIN"))
+
+
+def _info_ioctl(fd: int, name: str, subvolume: CData) -> None:
+    try:
+        result = _c_get_subvol_info(fd, subvolume)
+    except OverflowError as error:
+        raise ValueError(f"{fd!r} is not a file descriptor") from error
+    if result < 0:
+        check(result, name)
+
+
 @cache
 def _request(name: str) -> int:
     return int(getattr(lib, "PYBTRFS_" + name.removeprefix("BTRFS_")))
@@ -116,15 +145,11 @@ def _named(name: bytes) -> bytes:
 
 
 def subvol_create_v2(dirfd: int, name: bytes, inherit: Inherit | None = None) -> None:
-    arguments = new("struct pybtrfs_ioctl_vol_args_v2 *", {"name": _named(name)})
-    keep = _set_inherit(arguments, inherit)  # noqa: F841 - the struct only points to it
-    _ioctl(dirfd, "BTRFS_IOC_SUBVOL_CREATE_V2", arguments)
+    _vol_ioctl(dirfd, "BTRFS_IOC_SUBVOL_CREATE_V2", name, 0, 0, inherit)
 
 
 def snap_create_v2(source_fd: int, dirfd: int, name: bytes, flags: int = 0, inherit: Inherit | None = None) -> None:
-    arguments = new("struct pybtrfs_ioctl_vol_args_v2 *", {"fd": source_fd, "flags": flags, "name": _named(name)})
-    keep = _set_inherit(arguments, inherit)  # noqa: F841 - the struct only points to it
-    _ioctl(dirfd, "BTRFS_IOC_SNAP_CREATE_V2", arguments)
+    _vol_ioctl(dirfd, "BTRFS_IOC_SNAP_CREATE_V2", name, source_fd, flags, inherit)
 
 
 def snap_create_v2_in(
@@ -152,18 +177,12 @@ def snap_create_v2_in(
     check(result, "BTRFS_IOC_SNAP_CREATE_V2", _OWNER, directory)
 
 
-def _set_inherit(arguments: CData, inherit: Inherit | None) -> CData | None:
-    if inherit is None:
-        return None
+def _inherit(inherit: Inherit) -> CData:
     groups, limit = inherit
     values: dict[str, object] = {"num_qgroups": len(groups), "qgroups": groups}
     if limit is not None:
         values |= {"flags": lib.PYBTRFS_QGROUP_INHERIT_SET_LIMITS, "lim": _limits(limit)}
-    value = new("struct pybtrfs_qgroup_inherit *", values)
-    arguments.flags |= lib.PYBTRFS_SUBVOL_QGROUP_INHERIT
-    arguments.size = ffi.sizeof(value[0])
-    arguments.qgroup_inherit = value
-    return value
+    return new("struct pybtrfs_qgroup_inherit *", values)
 
 
 def _limits(limit: Limit) -> dict[str, int]:
@@ -179,7 +198,7 @@ def _limits(limit: Limit) -> dict[str, int]:
 
 
 def snap_destroy(dirfd: int, name: bytes) -> None:
-    _ioctl(dirfd, "BTRFS_IOC_SNAP_DESTROY", new("struct pybtrfs_ioctl_vol_args *", {"name": _named(name)}))
+    _vol_ioctl(dirfd, "BTRFS_IOC_SNAP_DESTROY", name)
 
 
 def snap_destroy_v2_by_id(fd: int, subvolid: int) -> None:
@@ -284,13 +303,12 @@ class SubvolInfo(SubvolRecord):
 
 
 _SUBVOLUME = Struct("=Q 256p 2Q 128s")
+_SUBVOLUME_TYPE = ffi.typeof("struct pybtrfs_subvolume *")
 
 
 def get_subvol_info(fd: int) -> SubvolInfo:
-    info = ffi.new("struct pybtrfs_ioctl_get_subvol_info_args *")
-    _ioctl(fd, "BTRFS_IOC_GET_SUBVOL_INFO", info)
-    subvolume = ffi.new("struct pybtrfs_subvolume *")
-    lib.pybtrfs_read_info(info, subvolume)
+    subvolume = ffi.new(_SUBVOLUME_TYPE)
+    _info_ioctl(fd, "BTRFS_IOC_GET_SUBVOL_INFO", subvolume)
     return SubvolInfo(_SUBVOLUME.unpack(ffi.buffer(subvolume)))
 
 

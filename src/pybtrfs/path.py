@@ -3,10 +3,16 @@ What functions of pybtrfs take for a file: a path, an open file, or a name in an
 """
 
 import os
-from typing import Protocol
+import re
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from pybtrfs.errors import explained
 from pybtrfs.ioctl import VOL_NAME_MAX
+
+_Result = TypeVar("_Result")
+
+_is_name = re.compile(rb"(?!\.\.?\Z)[^/\0]{1,%d}" % VOL_NAME_MAX).fullmatch
 
 
 class HasFileno(Protocol):
@@ -24,73 +30,74 @@ Destination = str | bytes | os.PathLike[str] | os.PathLike[bytes] | tuple[int | 
 """A name to make or remove: a path, or an open directory and a name in it."""
 
 
-class _Held:
+class opened:  # noqa: N801 - used like a function
     """
-    A file descriptor for the length of a ``with``, in which errors of the kernel get the name that the caller used.
-    """
-
-    _fd: int
-    _filename: object
-    _owned = False
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        try:
-            if isinstance(error, OSError):
-                explanation = explained(error, self._fd, self._filename)
-                if explanation is not error:
-                    raise explanation from error
-        finally:
-            if self._owned:
-                os.close(self._fd)
-
-
-class opened(_Held):  # noqa: N801 - used like a function
-    """
-    Give a file descriptor of *target*: its own, or one that is closed at the end.
+    Give a file descriptor of *target* for the length of a ``with``: its own, or one that is closed at the end.
 
     An error of the kernel inside is raised with *target* as its filename.
     """
 
+    __slots__ = ("_fd", "_owned", "_target")
+
     def __init__(self, target: Target) -> None:
-        self._filename: Target = target
+        self._target = target
 
     def __enter__(self) -> int:
-        target = self._filename
+        target = self._target
         # A number first: asking whether it is a path takes as long as an ioctl.
         if isinstance(target, int) or not isinstance(target, (str, bytes, os.PathLike)):
             self._fd = descriptor(target)
+            self._owned = False
         else:
             # Non-blocking, for a path may lead to a FIFO or a device.
             self._fd = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
             self._owned = True
         return self._fd
 
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            if isinstance(error, OSError):
+                _explain(error, self._fd, self._target)
+        finally:
+            if self._owned:
+                os.close(self._fd)
 
-class placed(_Held):  # noqa: N801 - used like a function
+
+def at(destination: Destination, call: Callable[..., _Result], *arguments: object) -> _Result:
     """
-    Give a file descriptor of the directory that has or gets *destination*, and the name in it.
+    Return what *call* does for the directory that has or gets *destination*, as a file descriptor, the name in it, and
+    the *arguments*. A call of it takes less time than a ``with``.
 
-    An error of the kernel inside is raised with the path, or the name, as its filename.
+    An error of the kernel is raised with the path, or the name, as its filename.
 
     Raises:
         ValueError: The name is empty, ``.`` or ``..``, longer than 255 bytes, or contains a slash or a null byte.
     """
+    filename: object
+    if owned := not isinstance(destination, tuple):
+        filename = destination
+        head, name = os.path.split(os.fsencode(destination).rstrip(b"/"))
+        _check_name(name, filename)
+        fd = os.open(head or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    else:
+        directory, filename = destination
+        name = os.fsencode(filename)
+        _check_name(name, filename)
+        fd = descriptor(directory)
+    try:
+        return call(fd, name, *arguments)
+    except OSError as error:
+        _explain(error, fd, filename)
+        raise
+    finally:
+        if owned:
+            os.close(fd)
 
-    def __init__(self, destination: Destination) -> None:
-        self._destination = destination
 
-    def __enter__(self) -> tuple[int, bytes]:
-        if isinstance(self._destination, tuple):
-            directory, self._filename = self._destination
-            name = _checked(self._filename, os.fsencode(self._filename))
-            self._fd = descriptor(directory)
-        else:
-            self._filename = self._destination
-            head, tail = os.path.split(os.fsencode(self._destination).rstrip(b"/"))
-            name = _checked(self._filename, tail)
-            self._fd = os.open(head or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._owned = True
-        return self._fd, name
+def _explain(error: OSError, fd: int, filename: object) -> None:
+    explanation = explained(error, fd, filename)
+    if explanation is not error:
+        raise explanation from error
 
 
 def descriptor(target: int | HasFileno) -> int:
@@ -108,11 +115,8 @@ def descriptor(target: int | HasFileno) -> int:
     return fd
 
 
-def _checked(given: object, name: bytes) -> bytes:
-    if name in (b"", b".", b".."):
-        raise ValueError(f"{given!r} has no name of its own")
-    if len(name) > VOL_NAME_MAX:
-        raise ValueError(f"the name in {given!r} is longer than {VOL_NAME_MAX} bytes")
-    if b"/" in name or b"\0" in name:
-        raise ValueError(f"{given!r} contains a slash or a null byte in its name")
-    return name
+def _check_name(name: bytes, given: object) -> None:
+    if not _is_name(name):
+        raise ValueError(
+            f"{given!r} does not end in a name, of 1 to {VOL_NAME_MAX} bytes without slash and null byte, not . or .."
+        )

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import wraps
-from itertools import takewhile
 from pathlib import Path
 from struct import Struct
 from typing import Any, NoReturn
@@ -34,6 +33,7 @@ __all__ = ["copy_tree", "fake_btrfs", "remove_tree", "why_no_btrfs"]
 _CAP_SYS_ADMIN = 21
 _U64_MAX = (1 << 64) - 1
 _SECOND = 1_000_000_000  # nanoseconds
+_IOCTLS = ("_ioctl", "_vol_ioctl", "_info_ioctl")
 _SYSTEM_CALLS = ("fstat_ino", "fstatfs_type", "open_by_handle_at")
 _TRANSACTIONS = ("ctransid", "otransid", "stransid", "rtransid")
 _TIMES = ("ctime", "otime", "stime", "rtime")
@@ -63,7 +63,7 @@ def fake_btrfs(directory: str | os.PathLike[str]) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         kernel = _Kernel(directory, stack)
-        for module, name in ((ioctl, "_ioctl"), *((syscall, name) for name in _SYSTEM_CALLS)):
+        for module, name in (*((ioctl, name) for name in _IOCTLS), *((syscall, name) for name in _SYSTEM_CALLS)):
             real = getattr(module, name)
             setattr(module, name, kernel.answering(real))
             stack.callback(setattr, module, name, real)
@@ -150,7 +150,8 @@ class _Place:
 
 class _Kernel:
     """
-    The system calls for files below one directory. Those of ioctl(2) take the struct, and are named as it is.
+    The system calls for files below one directory. Those of ioctl(2) take the struct, or what C makes it of or makes of
+    it, and are named as it is.
     """
 
     def __init__(self, directory: str | os.PathLike[str], stack: contextlib.ExitStack) -> None:
@@ -181,14 +182,16 @@ class _Kernel:
 
         return answer
 
-    def _ioctl(self, fd: int, name: str, argument: Any = 0) -> int:
+    def _ioctl(self, fd: int, name: str, *arguments: Any) -> int:
         try:
             if _key(os.fstat(fd)) in self._placeholders:
                 raise _error(errno.ENOTTY)
-            getattr(self, name.partition("_IOC_")[2].lower(), _lacking)(fd, argument)
+            getattr(self, name.partition("_IOC_")[2].lower(), _lacking)(fd, *arguments)
         except OSError as error:
             return syscall.check(-(error.errno or errno.EIO), name)
         return 0
+
+    _vol_ioctl = _info_ioctl = _ioctl
 
     # What a file is
 
@@ -257,8 +260,8 @@ class _Kernel:
         self._ids[_key(os.fstat(fd))] = subvolid
         return made
 
-    def _new(self, dirfd: int, arguments: Any, make: Callable[[str], object]) -> _Subvolume:
-        path = os.path.join(_path(dirfd), _name(arguments))
+    def _new(self, dirfd: int, name: bytes, make: Callable[[str], object]) -> _Subvolume:
+        path = os.path.join(_path(dirfd), os.fsdecode(name))
         if not stat.S_ISDIR(os.fstat(dirfd).st_mode):
             raise _error(errno.ENOTDIR)
         if os.path.lexists(path):
@@ -273,14 +276,14 @@ class _Kernel:
         if self._subvolumes[subvolid].read_only:
             raise _error(errno.EROFS)
 
-    def subvol_create_v2(self, dirfd: int, arguments: Any) -> None:
-        self._new(dirfd, arguments, os.mkdir)
+    def subvol_create_v2(self, dirfd: int, name: bytes, *_: object) -> None:
+        self._new(dirfd, name, os.mkdir)
 
-    def snap_create_v2(self, dirfd: int, arguments: Any) -> None:
-        if not self._has(arguments.fd):
+    def snap_create_v2(self, dirfd: int, name: bytes, source_fd: int, flags: int, _: object) -> None:
+        if not self._has(source_fd):
             raise _error(errno.EXDEV)
-        self._root(arguments.fd)
-        subvolid, place = self._live(arguments.fd)
+        self._root(source_fd)
+        subvolid, place = self._live(source_fd)
         source, source_path = self._subvolumes[subvolid], place.paths[subvolid]
         nested: list[str] = []
 
@@ -291,18 +294,18 @@ class _Kernel:
                 return True
             return False
 
-        made = self._new(dirfd, arguments, lambda path: copy_tree(source_path, path, is_nested))
+        made = self._new(dirfd, name, lambda path: copy_tree(source_path, path, is_nested))
         for path in nested:
             self._placeholders.add(_key(os.fstat(self._hold(os.path.join(_path(made.fd), path)))))
         source.generation = made.generation
         made.parent_uuid, made.ctransid, made.ctime = source.uuid, source.ctransid, source.ctime
-        made.read_only = bool(arguments.flags & SUBVOL_RDONLY)
+        made.read_only = bool(flags & SUBVOL_RDONLY)
         if made.read_only:
             made.received_uuid, made.stransid, made.stime = source.received_uuid, source.stransid, source.stime
             made.rtransid, made.rtime = source.rtransid, source.rtime
 
-    def snap_destroy(self, dirfd: int, arguments: Any) -> None:
-        self._destroy(dirfd, _path(dirfd), _name(arguments))
+    def snap_destroy(self, dirfd: int, name: bytes) -> None:
+        self._destroy(dirfd, _path(dirfd), os.fsdecode(name))
 
     def _destroy(self, dirfd: int, directory: str, name: str) -> None:
         path = os.path.join(directory, name)
@@ -350,12 +353,11 @@ class _Kernel:
         subvolid, place = self._live(fd)
         subvolume = self._subvolumes[subvolid]
         info.treeid = subvolid
-        info.parent_id, info.dirid, info.name = place.of(subvolid)
+        info.parent_id, info.dirid, name = place.of(subvolid)
+        info.name, info.name_len = name, len(name)
         info.flags = items.ROOT_SUBVOL_RDONLY if subvolume.read_only else 0
-        for field in ("generation", "uuid", "parent_uuid", "received_uuid", *_TRANSACTIONS):
+        for field in ("generation", "uuid", "parent_uuid", "received_uuid", *_TRANSACTIONS, *_TIMES):
             setattr(info, field, getattr(subvolume, field))
-        for field in _TIMES:
-            _set_time(getattr(info, field), getattr(subvolume, field))
 
     def get_subvol_rootref(self, fd: int, arguments: Any) -> None:
         subvolid, place = self._live(fd)
@@ -459,7 +461,7 @@ class _Kernel:
 
     # The filesystem
 
-    def sync(self, fd: int, argument: Any) -> None:
+    def sync(self, fd: int) -> None:
         pass
 
     def start_sync(self, fd: int, transid: Any) -> None:
@@ -480,12 +482,8 @@ def _error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-def _lacking(fd: int, argument: Any) -> NoReturn:
+def _lacking(fd: int, *_: object) -> NoReturn:
     raise _error(errno.ENOTTY)
-
-
-def _name(arguments: Any) -> str:
-    return os.fsdecode(b"".join(takewhile(lambda character: character != b"\0", arguments.name)))
 
 
 def _set_time(timespec: Any, nanoseconds: int) -> None:

@@ -17,7 +17,8 @@ from unittest import mock
 from pybtrfs import ioctl, syscall
 
 CALLS: list[tuple[Any, str]] = [
-    *((ioctl, "_ioctl"), (syscall, "make_directory"), (syscall, "syncfs")),
+    *((ioctl, name) for name in ("_ioctl", "_vol_ioctl")),
+    *((syscall, name) for name in ("make_directory", "syncfs")),
     *((os, name) for name in ("chmod", "fchmod", "fsync", "mkdir", "rename", "rmdir", "setxattr", "unlink")),
 ]
 # What needs space, and goes on failing on a full disk; reading and destroying do not.
@@ -57,7 +58,7 @@ class Points:
     def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            what = str(args[1]) if name == "_ioctl" else name
+            what = str(args[1]) if name.endswith("_ioctl") else name
             self.reached(f"before {what}")
             result = call(*args, **kwargs)
             try:

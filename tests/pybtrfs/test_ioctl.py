@@ -247,6 +247,25 @@ def refuses(case: Case, e: SimpleNamespace, unprivileged: Callable[..., Any]) ->
         assert "CAP_" in notes[1]
 
 
+def test_names_that_no_struct_can_hold(there: SimpleNamespace) -> None:
+    """
+    A name with a null byte is a ValueError, one that is too long is refused as the kernel refuses one of 256 bytes, and
+    neither is cut.
+    """
+    calls = (
+        lambda name: ioctl.subvol_create_v2(there.open, name),
+        lambda name: ioctl.snap_create_v2(there.mine, there.open, name),
+        lambda name: ioctl.snap_destroy(there.open, name),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="embedded null byte"):
+            call(b"mine\0b")
+        for size in (256, 4039, 4040, 4087, 4088, 1 << 20):
+            with pytest.raises(OSError) as caught:
+                call(b"n" * size)
+            assert caught.value.errno == errno.ENAMETOOLONG
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
 def test_privileged(there: SimpleNamespace, case: Case) -> None:
     """

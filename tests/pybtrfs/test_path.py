@@ -12,7 +12,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pybtrfs import ioctl, subvolume
-from pybtrfs.path import opened, placed
+from pybtrfs.path import at, opened
+
+
+def place(dirfd: int, name: bytes) -> tuple[int, int, bytes]:
+    """
+    What `at` gives: the directory's file descriptor, its inode, and the name.
+    """
+    return dirfd, os.fstat(dirfd).st_ino, name
 
 
 def is_open(fd: int) -> bool:
@@ -97,9 +104,8 @@ def test_a_destination_is_a_directory_and_a_name(
     A path is split into its directory, which is opened, and its last name; slashes behind do not count.
     """
     monkeypatch.chdir(tmp_path)
-    with placed(form(path.format(tmp_path))) as (dirfd, found):
-        assert found == name
-        assert os.fstat(dirfd).st_ino == tmp_path.stat().st_ino
+    dirfd, inode, found = at(form(path.format(tmp_path)), place)
+    assert (inode, found) == (tmp_path.stat().st_ino, name)
     assert not is_open(dirfd)
 
 
@@ -110,8 +116,7 @@ def test_a_name_in_an_open_directory(tmp_path: Path, name: str | bytes) -> None:
     """
     directory = os.open(tmp_path, os.O_RDONLY)
     try:
-        with placed((directory, name)) as (dirfd, found):
-            assert (dirfd, found) == (directory, os.fsencode(name))
+        assert at((directory, name), place) == (directory, tmp_path.stat().st_ino, os.fsencode(name))
         assert is_open(directory)
     finally:
         os.close(directory)
@@ -126,7 +131,7 @@ def test_a_bad_name_is_refused_before_any_call(monkeypatch: pytest.MonkeyPatch, 
     Names that are empty, "." or "..", longer than 255 bytes, or with a slash or a null byte are ValueErrors that show
     them, and the kernel is not asked.
     """
-    monkeypatch.setattr(ioctl, "_ioctl", lambda *_: pytest.fail("the kernel was called"))
+    monkeypatch.setattr(ioctl, "_vol_ioctl", lambda *_: pytest.fail("the kernel was called"))
     for call in (subvolume.create, subvolume.delete, lambda dest: subvolume.snapshot(0, dest)):
         with pytest.raises(ValueError) as caught:
             call((0, name))
@@ -140,16 +145,16 @@ def test_a_path_with_a_bad_name_is_refused(path: str | bytes) -> None:
     """
     So are paths whose last name is bad.
     """
-    with pytest.raises(ValueError, match="name"), placed(path):
-        pass
+    with pytest.raises(ValueError, match="name"):
+        at(path, place)
 
 
 def test_a_null_byte_in_the_directory_is_refused() -> None:
     """
     A null byte elsewhere in a path is a ValueError too.
     """
-    with pytest.raises(ValueError, match="null"), placed("/tmp/a\0b/name"):
-        pass
+    with pytest.raises(ValueError, match="null"):
+        at("/tmp/a\0b/name", place)
 
 
 @given(st.one_of(st.binary(max_size=300), st.text(max_size=300)))
@@ -160,8 +165,7 @@ def test_names_are_either_kept_or_refused(name: str | bytes) -> None:
     Every name is either given on byte for byte, and then the kernel could take it, or a ValueError.
     """
     try:
-        with placed((0, name)) as (_, found):
-            pass
+        _, _, found = at((0, name), place)
     except ValueError:
         encoded = name if isinstance(name, bytes) else name.encode("utf-8", "surrogatepass")
         surrogates = isinstance(name, str) and any("\ud800" <= c <= "\udfff" for c in name)

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pybtrfs import ioctl
 from pybtrfs.errors import not_subvolume
 from pybtrfs.ioctl import SUBVOL_RDONLY, Inherit
-from pybtrfs.path import Destination, Target, opened, placed
+from pybtrfs.path import Destination, Target, at, opened
 from pybtrfs.qgroup import QgroupInherit
 from pybtrfs.subvolume.deletion import delete, destroy
 from pybtrfs.subvolume.info import get_id, is_root, set_read_only
@@ -34,8 +34,7 @@ def create(dest: Destination, *, inherit: QgroupInherit | None = None) -> None:
         FileExistsError: *dest* exists.
         FileNotFoundError: The directory does not exist, or a qgroup of *inherit*.
     """
-    with placed(dest) as (dirfd, name):
-        ioctl.subvol_create_v2(dirfd, name, inherit)
+    at(dest, ioctl.subvol_create_v2, inherit)
 
 
 def snapshot(
@@ -70,7 +69,8 @@ def snapshot(
             ETXTBSY: *source* holds an active swapfile.
     """
     flags = SUBVOL_RDONLY if read_only and not recursive else 0
-    with opened(source) as source_fd, placed(dest) as (dirfd, name):
+
+    def make(dirfd: int, name: bytes) -> None:
         try:
             ioctl.snap_create_v2(source_fd, dirfd, name, flags, inherit)
         except OSError as error:
@@ -87,6 +87,9 @@ def snapshot(
                     _make_read_only(made)
             finally:
                 os.close(made)
+
+    with opened(source) as source_fd:
+        at(dest, make)
 
 
 @contextmanager
@@ -121,19 +124,16 @@ class Batch:
         """
         Create an empty subvolume, as the function of the same name.
         """
-        with placed(dest) as (dirfd, name):
-            ioctl.subvol_create_v2(dirfd, name, inherit)
-            self._note(dirfd)
+        at(dest, self._change, ioctl.subvol_create_v2, inherit)
 
     def delete(self, dest: Destination, *, recursive: bool = False) -> None:
         """
         Delete a subvolume, as the function of the same name.
         """
-        with placed(dest) as (dirfd, name):
-            destroy(dirfd, name, recursive)
-            self._note(dirfd)
+        at(dest, self._change, destroy, recursive)
 
-    def _note(self, dirfd: int) -> None:
+    def _change(self, dirfd: int, name: bytes, change: Callable[..., None], argument: object) -> None:
+        change(dirfd, name, argument)
         # The directory changed last is in the last transaction, and those before it are on disk by then.
         if self._changed < 0:
             self._changed = os.dup(dirfd)

@@ -14,7 +14,7 @@ from pybtrfs import ioctl, items, syscall
 from pybtrfs.errors import not_subvolume
 from pybtrfs.ioctl import FIRST_FREE_OBJECTID, SUBVOL_RDONLY
 from pybtrfs.items import ROOT_TREE_OBJECTID, DropProgress, Key
-from pybtrfs.path import Destination, Target, opened, placed
+from pybtrfs.path import Destination, Target, at, opened
 from pybtrfs.subvolume.info import is_deleted, is_root, lookup, lookup_root
 from pybtrfs.subvolume.listing import SubvolumeRef, open_beneath
 from pybtrfs.tree_search import MAX, search
@@ -59,8 +59,7 @@ def delete(dest: Destination, *, recursive: bool = False) -> None:
         OSError: ENOTEMPTY: it contains subvolumes. EROFS: the subvolume that contains it is read-only.
             EXDEV: *recursive*, and something is mounted on it.
     """
-    with placed(dest) as (dirfd, name):
-        destroy(dirfd, name, recursive)
+    at(dest, destroy, recursive)
 
 
 def delete_by_id(filesystem: Target, subvolid: int, *, recursive: bool = False) -> None:

@@ -46,7 +46,7 @@ class SubvolumeInfo(SubvolRecord):
         """
         What the kernel says of it.
         """
-        return SubvolInfo(self)
+        return SubvolInfo(self[:])  # a tuple of a class of its own would be copied item by item
 
     @property
     def id(self) -> int:
@@ -367,7 +367,7 @@ def _flags(fd: int, target: Target) -> int:
 
 
 def _own_info(fd: int) -> SubvolumeInfo:
-    return SubvolumeInfo(ioctl.get_subvol_info(fd))
+    return SubvolumeInfo(ioctl.get_subvol_info(fd)[:])
 
 
 def missing(subvolid: int) -> FileNotFoundError:

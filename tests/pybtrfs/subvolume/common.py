@@ -62,12 +62,15 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str, refusal: int = errno.E
     """
     Let the kernel not have the ioctls, or refuse them with another errno.
     """
-    call = ioctl._ioctl
 
-    def lacking(fd: int, name: str, *argument: Any) -> int:
-        return syscall.check(-refusal, name) if name in names else call(fd, name, *argument)
+    def lacking(call: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(fd: int, name: str, *argument: Any) -> Any:
+            return syscall.check(-refusal, name) if name in names else call(fd, name, *argument)
 
-    monkeypatch.setattr(ioctl, "_ioctl", lacking)
+        return refuse
+
+    for function in ("_ioctl", "_info_ioctl"):
+        monkeypatch.setattr(ioctl, function, lacking(getattr(ioctl, function)))
 
 
 def contained(function: Callable[..., Any], *args: Any) -> Any:
