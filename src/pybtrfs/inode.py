@@ -39,11 +39,12 @@ def set_compression(target: Target, algorithm: str | None) -> None:
     Let new data of *target* be compressed by ``"zlib"``, ``"lzo"`` or ``"zstd"``, not at all for ``"none"``, or as the
     mount says for None. Data that is there stays as it is.
 
-    Issues fsetxattr(2) or fremovexattr(2) of ``btrfs.compression``. The caller must be able to write to *target*.
+    Issues fsetxattr(2) of ``btrfs.compression``, for None fremovexattr(2) and, where that leaves "not at all" behind,
+    ``FS_IOC_SETFLAGS``. The caller must be able to write to *target*, and in the last case own it.
 
     Raises:
-        OSError: EINVAL: the kernel does not know *algorithm*, or *target* is not copied on write.
-            EROFS: its subvolume is read-only.
+        OSError: EINVAL: the kernel does not know *algorithm*, as Linux 5.10 does not know ``"none"``, or *target* is
+            not copied on write, which Linux 5.10 does not mind. EROFS: its subvolume is read-only.
     """
     with _opened(target) as fd:
         try:
@@ -55,6 +56,10 @@ def set_compression(target: Target, algorithm: str | None) -> None:
             if error.errno != errno.ENODATA:
                 error.filename = target
                 raise
+        # What was made in a directory with "none" has no attribute, and to Linux 5.10 removing one means "none".
+        flags = ioctl.getflags(fd) if algorithm is None else 0
+        if flags & ioctl.FS_NOCOMP_FL:
+            ioctl.setflags(fd, flags & ~ioctl.FS_NOCOMP_FL)
 
 
 def get_nodatacow(target: Target) -> bool:
