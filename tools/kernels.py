@@ -50,7 +50,7 @@ KERNELS = {
 QEMU, VIRTIOFSD = "usr/bin/qemu-system-x86_64", "usr/lib/qemu/virtiofsd"
 
 # What is asked for by name only, and what the machine is made of; a kernel has some of them built in.
-MODULES = ["crc32c_generic", "xxhash_generic", "sha256_generic", "blake2b_generic"]
+MODULES = ["crc32c_generic", "crc32c_cryptoapi", "xxhash_generic", "sha256_generic", "blake2b_generic"]
 MODULES += ["virtio_pci", "virtiofs", "overlay", "loop", "btrfs"]
 
 INIT = """#!/bin/busybox sh
