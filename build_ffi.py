@@ -25,7 +25,7 @@ int pybtrfs_make_directory(int dirfd, const char *name, unsigned int mode, const
                            size_t size);
 int pybtrfs_snapshot_in_directory(int source_dirfd, const char *source, int dirfd, const char *directory,
                                   unsigned int mode, const char *xattr, const void *value, size_t size,
-                                  struct pybtrfs_ioctl_vol_args_v2 *arguments);
+                                  const char *name, size_t name_size);
 int pybtrfs_name_to_handle_at(int dirfd, const char *path, struct pybtrfs_file_handle *handle, int flags);
 int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle, int flags);
 int64_t pybtrfs_keep_changed(char *items, uint32_t size, uint32_t count, uint64_t transid,
@@ -136,7 +136,7 @@ static int pybtrfs_make_directory(int dirfd, const char *name, unsigned int mode
 /* Make a directory with an extended attribute, and in it a snapshot, or nothing. */
 static int pybtrfs_snapshot_in_directory(int source_dirfd, const char *source, int dirfd, const char *directory,
                                          unsigned int mode, const char *xattr, const void *value, size_t size,
-                                         struct pybtrfs_ioctl_vol_args_v2 *arguments)
+                                         const char *name, size_t name_size)
 {
     int source_fd = openat(source_dirfd, source, PYBTRFS_DIRECTORY);
     if (source_fd < 0)
@@ -144,8 +144,7 @@ static int pybtrfs_snapshot_in_directory(int source_dirfd, const char *source, i
     int fd = pybtrfs_make_directory(dirfd, directory, mode, xattr, value, size);
     int result = fd;
     if (fd >= 0) {
-        arguments->fd = source_fd;
-        result = pybtrfs_ioctl(fd, PYBTRFS_IOC_SNAP_CREATE_V2, arguments);
+        result = pybtrfs_vol_ioctl(fd, PYBTRFS_IOC_SNAP_CREATE_V2, name, name_size, source_fd, 0, NULL);
         if (result < 0)
             unlinkat(dirfd, directory, AT_REMOVEDIR);
         close(fd);

@@ -58,7 +58,8 @@ class _Lib(Protocol):
         xattr: bytes,
         value: bytes,
         size: int,
-        arguments: CData,
+        name: bytes,
+        name_size: int,
         /,
     ) -> int: ...
     def pybtrfs_name_to_handle_at(self, dirfd: int, path: bytes, handle: CData, flags: int, /) -> int: ...

@@ -162,7 +162,6 @@ def snap_create_v2_in(
 
     Gives up the GIL once for all of it. The snapshot commits the directory and its extended attribute, too.
     """
-    arguments = new("struct pybtrfs_ioctl_vol_args_v2 *", {"name": _named(name)})
     result = call(
         lib.pybtrfs_snapshot_in_directory,
         source_dirfd,
@@ -173,7 +172,8 @@ def snap_create_v2_in(
         _named(xattr),
         value,
         len(value),
-        arguments,
+        _named(name),
+        len(name),
     )
     check(result, "BTRFS_IOC_SNAP_CREATE_V2", _OWNER, directory)
 
