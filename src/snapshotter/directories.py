@@ -23,7 +23,7 @@ from pybtrfs.path import opened
 from snapshotter import extents, inventory
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import quoted
-from snapshotter.extents import Extent
+from snapshotter.extents import Extent, Track
 from snapshotter.session import translating
 from snapshotter.snapshot import Kind
 from snapshotter.trees import Name, file_type, names
@@ -50,13 +50,16 @@ class Directory:
     inodes: int
 
 
-def measure(store: Snapshotter, key: str, depth: int = 1) -> list[Directory]:
+def measure(store: Snapshotter, key: str, depth: int = 1, track: Track = iter) -> list[Directory]:
     """
     Measure the directories of the snapshot *key* down to *depth*, by path; the root is the first.
 
     What has several names counts at the first, as does an extent that several files have. Reads the whole tree of the
     subvolume, and opens none of its files. What is not written back is not seen, what is removed and not yet destroyed
     is taken for gone, and nested subvolumes are not looked into. Needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        track: Passes on what is read, and then what is asked for.
 
     Raises:
         NotFoundError: No snapshot has the key.
@@ -75,14 +78,16 @@ def measure(store: Snapshotter, key: str, depth: int = 1) -> list[Directory]:
         content = _Content()
         # What is in a leaf from before its parent was frozen is the parent's, too, and need not be asked for.
         frozen = parent.volume.info.ctransid if parent and parent.volume else 0
-        for item in tree_search.search(fd, tree_id=subvolid, min_key=Key(_ROOT, 0, 0), max_key=_LAST):
+        for item in track(tree_search.search(fd, tree_id=subvolid, min_key=Key(_ROOT, 0, 0), max_key=_LAST)):
             content.add(item, shared=item.transid <= frozen)
         relatives = [volume.info.id for volume in (parent and parent.volume, child) if volume]
         unknown = [
-            found for found in content.unknown() if not any(extents.has(fd, relative, found) for relative in relatives)
+            found
+            for found in track(list(content.unknown()))
+            if not any(extents.has(fd, relative, found) for relative in relatives)
         ]
         owners = {subvolid, *(subvolid for volume in taken.pending for subvolid in volume.subvolids)}
-        return list(content.directories(extents.unshared(fd, unknown, owners), depth))
+        return list(content.directories(extents.unshared(fd, unknown, owners, track), depth))
 
 
 class _Content:

@@ -8,7 +8,7 @@ to see, and of a layer with thousands of children much cheaper.
 
 import contextlib
 from collections.abc import Collection, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from pybtrfs import items, subvolume, tree_search
 from pybtrfs.extent import get_references
@@ -16,6 +16,16 @@ from pybtrfs.items import EXTENT_DATA_KEY, FileExtent, Key
 from pybtrfs.subvolume import SubvolumeInfo
 
 _ONE_EXTENT = 512  # bytes that hold it with its header
+
+T = TypeVar("T")
+
+
+class Track(Protocol):
+    """
+    Passes things on one by one, and shows somebody how far that is; `iter` shows nobody.
+    """
+
+    def __call__(self, things: Iterable[T], /) -> Iterable[T]: ...
 
 
 class Extent(NamedTuple):
@@ -66,7 +76,7 @@ def has(fd: int, subvolid: int, wanted: Extent) -> bool:
     return False
 
 
-def unshared(fd: int, extents: Iterable[Extent], owners: Collection[int]) -> dict[int, int]:
+def unshared(fd: int, extents: Iterable[Extent], owners: Collection[int], track: Track = iter) -> dict[int, int]:
     """
     Of *extents*, those that no subvolume but *owners* refers to: where they are, and their size.
 
@@ -79,7 +89,7 @@ def unshared(fd: int, extents: Iterable[Extent], owners: Collection[int]) -> dic
         return any(root not in owners and living[root] for root in roots)
 
     unique = {found.bytenr: found for found in extents}
-    return {found.bytenr: found.size for found in unique.values() if not shared(found)}
+    return {found.bytenr: found.size for found in track(unique.values()) if not shared(found)}
 
 
 class _Living(dict[int, bool]):

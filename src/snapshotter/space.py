@@ -12,6 +12,7 @@ from pybtrfs.path import opened
 from snapshotter import extents, inventory
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, quoted
+from snapshotter.extents import Track
 from snapshotter.inventory import Entry, Inventory, Volume
 from snapshotter.session import translating
 from snapshotter.snapshot import Kind
@@ -105,7 +106,7 @@ def of_volumes(root: str, volumes: Collection[Volume]) -> Amount:
     return Amount(len(volumes), size, size)
 
 
-def frees(store: Snapshotter, keys: Collection[str]) -> int:
+def frees(store: Snapshotter, keys: Collection[str], track: Track = iter) -> int:
     """
     The bytes of data that come back when the snapshots *keys* are removed, what several of them share counted once.
 
@@ -113,6 +114,9 @@ def frees(store: Snapshotter, keys: Collection[str]) -> int:
     and inodes, and the content of files up to 2 KiB, which is kept with them. What is removed and not yet destroyed is
     taken for gone. Costs a search of what they changed, and a call for each extent that they wrote; needs
     ``CAP_SYS_ADMIN``.
+
+    Args:
+        track: Passes on what is found, and then what is asked for.
 
     Raises:
         NotFoundError: No snapshot has one of the keys.
@@ -129,10 +133,10 @@ def frees(store: Snapshotter, keys: Collection[str]) -> int:
     taken = inventory.take(store, measured=False)
     volumes = [entry.volume for key, entry in taken.entries.items() if key in wanted and entry.volume]
     with translating(f"measure snapshots of {store.root!r}"), opened(store.root) as fd:
-        return _only_theirs(fd, volumes, [*volumes, *taken.pending])
+        return _only_theirs(fd, volumes, [*volumes, *taken.pending], track)
 
 
-def _only_theirs(fd: int, volumes: Iterable[Volume], owners: Iterable[Volume]) -> int:
+def _only_theirs(fd: int, volumes: Iterable[Volume], owners: Iterable[Volume], track: Track = iter) -> int:
     """
     The bytes of what *volumes* added to what they began as, and no subvolume but those of *owners* has.
     """
@@ -142,7 +146,8 @@ def _only_theirs(fd: int, volumes: Iterable[Volume], owners: Iterable[Volume]) -
         for subvolid in volume.subvolids
         for extent in extents.iterate(fd, subvolid, volume.base if subvolid == volume.info.id else None)
     )
-    return sum(extents.unshared(fd, found, {subvolid for owner in owners for subvolid in owner.subvolids}).values())
+    subvolids = {subvolid for owner in owners for subvolid in owner.subvolids}
+    return sum(extents.unshared(fd, track(found), subvolids, track).values())
 
 
 def of_filesystem(root: str) -> FilesystemSpace:

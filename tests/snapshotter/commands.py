@@ -2,6 +2,7 @@
 The command, called in this process.
 """
 
+import io
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,3 +14,12 @@ class Ran(NamedTuple):
 
 
 Run = Callable[..., Ran]
+
+
+class Terminal(io.StringIO):
+    """
+    What is written to a terminal.
+    """
+
+    def isatty(self) -> bool:
+        return True

@@ -4,6 +4,7 @@ What the commands that change nothing print; what they find out is tested with t
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from pybtrfs import filesystem, subvolume
 from snapshotter import Snapshotter, cli
 from snapshotter.mounting import mounted
+
+from .commands import Terminal
 
 pytestmark = pytest.mark.btrfs
 
@@ -183,6 +186,17 @@ def test_diff(store: Snapshotter, run: Run) -> None:
         {"path": "file", "change": "added", "type": "file", "size": 8000, "size_before": None, "source": ""}
     ]
     assert run("diff", "web", "base").splitlines()[1].split() == ["deleted", "file", "7.8", "KiB", "file"]
+
+
+@pytest.mark.parametrize("argv", [["du", "web"], ["frees", "web"], ["rm", "web", "--dry-run"]], ids=" ".join)
+def test_progress(argv: list[str], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What may take long shows a terminal how far it is.
+    """
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    run(*argv)
+    assert "looking at" in sys.stderr.getvalue()
 
 
 def test_du(store: Snapshotter, run: Run) -> None:

@@ -9,12 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from snapshotter.cli import progress as module
-from snapshotter.cli.progress import progress
+from snapshotter.cli.progress import progress, tracked
 
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from .commands import Terminal
 
 
 @pytest.fixture
@@ -53,6 +50,22 @@ def test_unknown_total(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> N
         clock[0] = 1.0
         told(5)
     assert sys.stderr.getvalue().split("\r")[1] == "waiting for 5"
+
+
+def test_tracked(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+    """
+    What is passed on is counted, of the whole where that is known.
+    """
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    for things, shown in (
+        (range(1500), "looking at 1,400 of 1,500, 0:01 left"),
+        ((number for number in range(1500)), "looking at 1,400"),
+    ):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        for done, thing in enumerate(tracked(things)):
+            assert done == thing
+            clock[0] += 0.01
+        assert sys.stderr.getvalue().split("\r")[-3].strip() == shown
 
 
 def test_bar(monkeypatch: pytest.MonkeyPatch) -> None:

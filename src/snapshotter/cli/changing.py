@@ -10,6 +10,7 @@ from pybtrfs import subvolume
 from snapshotter import display
 from snapshotter.cli import arguments, output, waiting
 from snapshotter.cli.codes import DONE, complain, report
+from snapshotter.cli.progress import tracked
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, quoted
 from snapshotter.snapshot import Info, Kind
@@ -127,7 +128,7 @@ def _rm(parsed: argparse.Namespace) -> int:
 
     with arguments.reading(parsed) as reading:
         if parsed.dry_run:
-            print(output.amount(parsed)(space.frees(reading, parsed.keys)))
+            print(output.amount(parsed)(space.frees(reading, parsed.keys, tracked)))
             return DONE
         root = reading.root
         entries = inventory.take(reading, measured=False).entries

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from snapshotter import display
 from snapshotter.cli import arguments, output
+from snapshotter.cli.progress import tracked
 from snapshotter.errors import InvalidArgumentError, UnavailableError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _frees(parsed: argparse.Namespace) -> None:
     from snapshotter import space
 
     with arguments.reading(parsed) as store:
-        size = space.frees(store, parsed.keys)
+        size = space.frees(store, parsed.keys, tracked)
     if parsed.json:
         output.print_json({"keys": parsed.keys, "size": size})
     else:
@@ -180,7 +181,7 @@ def _du(parsed: argparse.Namespace) -> None:
     from snapshotter import directories
 
     with arguments.reading(parsed) as store:
-        found = directories.measure(store, parsed.key, parsed.depth)
+        found = directories.measure(store, parsed.key, parsed.depth, tracked)
     found.sort(key=lambda directory: (-directory.exclusive - directory.shared, directory.path))
     if parsed.json:
         output.print_json([asdict(directory) for directory in found])

@@ -6,11 +6,16 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
+from typing import TypeVar
 
 from snapshotter import display
 
 _SECONDS = 0.2  # between two looks of the line
+_STEP = 100  # things; telling of each would take longer than most
+
+T = TypeVar("T")
 
 Told = Callable[[int], None]
 """
@@ -44,6 +49,17 @@ def progress(what: str, total: int, amount: Callable[[int], str] = display.size)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total or None, amount="")
         yield lambda done: bar.update(task, completed=done, amount=_amounts(done, total, amount))
+
+
+def tracked(things: Iterable[T]) -> Iterator[T]:
+    """
+    Pass *things* on, and show how many of them are done.
+    """
+    with progress("looking at", length_hint(things), "{:,}".format) as told:
+        for done, thing in enumerate(things):
+            yield thing
+            if not done % _STEP:
+                told(done)
 
 
 def visible() -> bool:
