@@ -442,6 +442,14 @@ class TestErrors:
         assert ran.code == 2
         assert f"argument KEY: the key is empty (see `snapshotter {name} --help`)" in ran.err
 
+    @pytest.mark.parametrize("argv", [["mount", "web"], ["import", "new"]], ids=" ".join)
+    def test_two_ends_of_options(self, layers: str, run: Run, argv: list[str]) -> None:
+        """
+        A second "--", which the argparse of some Pythons loses, is wrong usage there, and else the name of no file.
+        """
+        ran = run(*argv, "--", "--")
+        assert (ran.code, "'--' behind '--' is no value" in ran.err) in ((2, True), (1, False))
+
     def test_root_wins(self, layers: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """
         --root, before or behind the command, wins over the environment.

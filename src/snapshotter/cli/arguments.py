@@ -32,6 +32,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InvalidArgumentError(f"{message} (see `{self.prog} --help`)")
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        values = super()._get_values(action, arg_strings)
+        if values == [] and action.nargs is None:  # some Pythons take each "--" for the end of the options
+            self.error(f"argument {action.metavar}: '--' behind '--' is no value here")
+        return values
+
 
 class _Command(Parser):
     """
