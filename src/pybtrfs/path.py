@@ -73,17 +73,18 @@ def at(destination: Destination, call: Callable[..., _Result], *arguments: objec
     Raises:
         ValueError: The name is empty, ``.`` or ``..``, longer than 255 bytes, or contains a slash or a null byte.
     """
-    filename: object
     if owned := not isinstance(destination, tuple):
-        filename = destination
+        filename: object = destination
         head, name = os.path.split(os.fsencode(destination).rstrip(b"/"))
-        _check_name(name, filename)
-        fd = os.open(head or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     else:
         directory, filename = destination
         name = os.fsencode(filename)
-        _check_name(name, filename)
-        fd = descriptor(directory)
+    if not _is_name(name):
+        raise ValueError(
+            f"{filename!r} does not end in a name, of 1 to {VOL_NAME_MAX} bytes without slash and null byte, "
+            "not . or .."
+        )
+    fd = os.open(head or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if owned else descriptor(directory)
     try:
         return call(fd, name, *arguments)
     except OSError as error:
@@ -113,10 +114,3 @@ def descriptor(target: int | HasFileno) -> int:
     if fd < 0:
         raise ValueError(f"{fd!r} is not a file descriptor")
     return fd
-
-
-def _check_name(name: bytes, given: object) -> None:
-    if not _is_name(name):
-        raise ValueError(
-            f"{given!r} does not end in a name, of 1 to {VOL_NAME_MAX} bytes without slash and null byte, not . or .."
-        )
