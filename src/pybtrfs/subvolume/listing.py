@@ -7,9 +7,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import chain, islice
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pybtrfs import ioctl, syscall
@@ -56,7 +58,9 @@ class SubvolumeRef(NamedTuple):
     dir_id: int
 
 
-def iterate(filesystem: Target, *, top: int = FS_TREE_OBJECTID) -> Iterator[SubvolumeEntry]:
+def iterate(
+    filesystem: Target, *, top: int = FS_TREE_OBJECTID, directories: Mapping[int, str] = MappingProxyType({})
+) -> Iterator[SubvolumeEntry]:
     """
     Yield all subvolumes below the subvolume *top*, or below the one that contains *filesystem* for 0, with their paths
     from it.
@@ -73,6 +77,10 @@ def iterate(filesystem: Target, *, top: int = FS_TREE_OBJECTID) -> Iterator[Subv
     `children`, `get_child_path` and `get_info`, each before what it contains. What the caller may not open, and what
     something is mounted on, is left out with everything in it. This needs Linux 5.6.
 
+    Args:
+        directories: Paths of directories in *top*, from its root and with a slash behind, by inode number, for which
+            the kernel need not be asked: of a directory with many, each with one subvolume, os.scandir tells both.
+
     Raises:
         PermissionError: The caller lacks ``CAP_SYS_ADMIN``, and *filesystem* is not the root of *top*.
     """
@@ -87,7 +95,7 @@ def iterate(filesystem: Target, *, top: int = FS_TREE_OBJECTID) -> Iterator[Subv
                 raise
             yield from _walk(fd, "")
         else:
-            yield from _sweep(fd, top, chain(first, roots))
+            yield from _sweep(fd, top, chain(first, roots), directories)
 
 
 def children(target: Target) -> Iterator[SubvolumeRef]:
@@ -181,8 +189,10 @@ def _walk(fd: int, above: str) -> Iterator[SubvolumeEntry]:
             yield from _walk(child_fd, f"{above}{path}/")
 
 
-def _sweep(fd: int, top: int, found: Iterable[SubvolumeInfo]) -> Iterator[SubvolumeEntry]:
-    paths = _Paths(fd, top)
+def _sweep(
+    fd: int, top: int, found: Iterable[SubvolumeInfo], directories: Mapping[int, str]
+) -> Iterator[SubvolumeEntry]:
+    paths = _Paths(fd, top, directories)
     make = tuple.__new__  # of a NamedTuple half as expensive as its own
     parent = directory = 0
     above: str | None = None
@@ -200,10 +210,11 @@ class _Paths:
     The paths of directories from the subvolume *top*, with a slash behind; those asked for last are remembered.
     """
 
-    def __init__(self, fd: int, top: int) -> None:
+    def __init__(self, fd: int, top: int, directories: Mapping[int, str]) -> None:
         self._fd = fd
         self._top = top
-        self._known: dict[tuple[int, int], str | None] = {}
+        self._directories = directories
+        self._known: OrderedDict[tuple[int, int], str | None] = OrderedDict()
 
     def of(self, subvolid: int, dirid: int) -> str | None:
         """
@@ -235,11 +246,13 @@ class _Paths:
             inside = None if path is None else self._inside(*where)
             path = None if path is None or inside is None else f"{path}{name}{inside}"
             if len(self._known) == _REMEMBERED:
-                del self._known[next(iter(self._known))]
+                self._known.popitem(last=False)  # of a dict it would take longer and longer
             self._known[where] = path
         return path
 
     def _inside(self, subvolid: int, dirid: int) -> str | None:
+        if subvolid == self._top and dirid in self._directories:
+            return self._directories[dirid]
         try:
             return os.fsdecode(directory_path(self._fd, subvolid, dirid))
         except FileNotFoundError:

@@ -73,6 +73,25 @@ def test_iterate_asks_once_for_each_directory(base: Path, monkeypatch: pytest.Mo
     assert calls.count("BTRFS_IOC_INO_LOOKUP") == 1
 
 
+def test_iterate_with_known_directories(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The kernel is not asked for a directory of the top that the caller knows; one inside that has its number is another.
+    """
+    make(base, "directory/a", "directory/b", "directory/a/inside/c")
+    look_up, asked = ioctl.ino_lookup, []
+
+    def noted(fd: int, treeid: int, objectid: int) -> tuple[int, bytes]:
+        asked.append(treeid)
+        return look_up(fd, treeid, objectid)
+
+    top, inside = subvolume.get_id(base), subvolume.get_id(base / "directory/a")
+    known = {(base / "directory/a/inside").stat().st_ino: "wrong/", (base / "directory").stat().st_ino: "directory/"}
+    monkeypatch.setattr(ioctl, "ino_lookup", noted)
+    found = {entry.path for entry in subvolume.iterate(base, top=top, directories=known)}
+    assert found == {"directory/a", "directory/b", "directory/a/inside/c"}
+    assert asked == [inside]
+
+
 @pytest.mark.fake
 def test_children(base: Path) -> None:
     """
