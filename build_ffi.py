@@ -23,6 +23,8 @@ int64_t pybtrfs_fstatfs_type(int fd);
 int pybtrfs_openat2(int dirfd, const char *path, const struct pybtrfs_open_how *how);
 int pybtrfs_make_directory(int dirfd, const char *name, unsigned int mode, const char *xattr, const void *value,
                            size_t size);
+int64_t pybtrfs_read_directory(int dirfd, const char *name, const char *xattr, void *value, size_t size,
+                               const char *names, uint64_t *inodes, size_t count);
 int pybtrfs_snapshot_in_directory(int source_dirfd, const char *source, int dirfd, const char *directory,
                                   unsigned int mode, const char *xattr, const void *value, size_t size,
                                   const char *name, size_t name_size);
@@ -131,6 +133,32 @@ static int pybtrfs_make_directory(int dirfd, const char *name, unsigned int mode
         close(fd);
     unlinkat(dirfd, name, AT_REMOVEDIR);
     return -error;
+}
+
+/*
+ * Read an extended attribute of a directory, and then the inode numbers of the directories in it that have one of the
+ * names, which are one behind the other; 0 where there is none. Gives the size of the attribute, -ENODATA without one.
+ */
+static int64_t pybtrfs_read_directory(int dirfd, const char *name, const char *xattr, void *value, size_t size,
+                                      const char *names, uint64_t *inodes, size_t count)
+{
+    int fd = openat(dirfd, name, PYBTRFS_DIRECTORY);
+    if (fd < 0)
+        return -errno;
+    int64_t result = fgetxattr(fd, xattr, value, size);
+    if (result < 0)
+        result = -errno;
+    for (size_t i = 0; i < count && (result >= 0 || result == -ENODATA); i++, names += strlen(names) + 1) {
+        struct stat status;
+        if (fstatat(fd, names, &status, AT_SYMLINK_NOFOLLOW) == 0)
+            inodes[i] = S_ISDIR(status.st_mode) ? status.st_ino : 0;
+        else if (errno == ENOENT)
+            inodes[i] = 0;
+        else
+            result = -errno;
+    }
+    close(fd);
+    return result;
 }
 
 /* Make a directory with an extended attribute, and in it a snapshot, or nothing. */

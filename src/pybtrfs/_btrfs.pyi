@@ -48,6 +48,18 @@ class _Lib(Protocol):
     def pybtrfs_make_directory(
         self, dirfd: int, name: bytes, mode: int, xattr: bytes, value: bytes, size: int, /
     ) -> int: ...
+    def pybtrfs_read_directory(
+        self,
+        dirfd: int,
+        name: bytes,
+        xattr: bytes,
+        value: CData,
+        size: int,
+        names: bytes,
+        inodes: CData,
+        count: int,
+        /,
+    ) -> int: ...
     def pybtrfs_snapshot_in_directory(
         self,
         source_dirfd: int,

@@ -16,7 +16,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 from pybtrfs._btrfs import ffi, lib
-from pybtrfs.syscall import call, check, new
+from pybtrfs.syscall import call, check, new, uncleared
 
 if TYPE_CHECKING:
     from pybtrfs._btrfs import CData
@@ -374,7 +374,6 @@ class SearchKey(NamedTuple):
 
 
 _LARGEST_ITEM = 1 << 16  # bytes; a node has no more, and not all of one is an item
-_uncleared = ffi.new_allocator(should_clear_after_alloc=False)  # to clear a large buffer takes longer than a search
 
 
 def tree_search(fd: int, key: SearchKey) -> tuple[int, bytes]:
@@ -403,7 +402,7 @@ def tree_search_v2_changed(
     objectid, type and offset to go on behind, unless there was room in the buffer for another item of any size.
     """
     values = {"key": (*key, 0, 0, 0, 0, 0), "buf_size": buf_size, "buf": buf_size}
-    arguments = new("struct pybtrfs_ioctl_search_args_v2 *", values, _uncleared)
+    arguments = new("struct pybtrfs_ioctl_search_args_v2 *", values, uncleared)
     _ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
     if not arguments.key.nr_items:
         return 0, b"", None

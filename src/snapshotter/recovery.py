@@ -134,14 +134,17 @@ def _judged(store: Store, volumes: Volumes) -> Iterator[Recovered]:
 
 
 def _recovered(store: Store, volumes: Volumes, snapshot_id: int) -> Recovered:
-    with store.directory(snapshot_id) as directory:
-        data = store.read(directory)
-        while True:
-            item = _told(snapshot_id, data, volumes.found(directory))
-            # What fits was so. Else its owner may have gone on between the two.
-            if item.verdict not in (Verdict.QUARANTINED, Verdict.UNKNOWN) or (now := store.read(directory)) == data:
-                return item
-            data = now
+    place = store.place(snapshot_id)
+    data, found = volumes.inspect(place)
+    while True:
+        item = _told(snapshot_id, data, found)
+        # What fits was so. Else its owner may have gone on between the two.
+        if item.verdict not in (Verdict.QUARANTINED, Verdict.UNKNOWN):
+            return item
+        before = data
+        data, found = volumes.inspect(place)
+        if data == before:
+            return item
 
 
 def _told(snapshot_id: int, data: bytes | None, found: Found) -> Recovered:

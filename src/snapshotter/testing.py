@@ -49,10 +49,12 @@ class DirectoryVolumes:
     def identity(self) -> dict[str, str]:
         return {"device": str(self._status.st_dev), "inode": str(self._status.st_ino)}
 
-    def found(self, directory: Directory) -> Found:
-        names = {name for name in os.listdir(directory.fd) if not name.startswith("record")}
+    def inspect(self, place: Place) -> tuple[bytes | None, Found]:
+        with opened(place.dir_fd, place.name) as fd:
+            record = self.medium.read(fd)
+            names = {name for name in os.listdir(fd) if not name.startswith("record")}
         strangers = names - {FS, LAYER, FS + _NEW, LAYER + _NEW}
-        return Found(FS in names, LAYER in names, bool(names), tuple(sorted(strangers)))
+        return record, Found(FS in names, LAYER in names, bool(names), tuple(sorted(strangers)))
 
     def create(self, directory: Directory) -> None:
         _make_directory(FS, directory.fd)

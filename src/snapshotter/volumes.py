@@ -112,7 +112,14 @@ class Volumes(Protocol):
         What tells the root from every copy of it.
         """
 
-    def found(self, directory: Directory) -> Found: ...
+    def inspect(self, place: Place) -> tuple[bytes | None, Found]:
+        """
+        The record of the directory at *place*, None without one, and then what stands in it.
+
+        Raises:
+            FileNotFoundError: There is none.
+            NotADirectoryError: It is something else.
+        """
 
     def create(self, directory: Directory) -> None:
         """
@@ -259,14 +266,15 @@ class BtrfsVolumes:
             "inode": str(os.fstat(self._fd).st_ino),
         }
 
-    def found(self, directory: Directory) -> Found:
-        fs, copy = is_subvolume(directory.fd, FS), is_subvolume(directory.fd, LAYER)
+    def inspect(self, place: Place) -> tuple[bytes | None, Found]:
+        record, inodes = syscall.read_directory(place.dir_fd, place.name, XATTR, (FS, LAYER))
+        fs, copy = (inode == ioctl.FIRST_FREE_OBJECTID for inode in inodes)
         if fs or copy:
-            layer = copy and _is_read_only(directory.fd, LAYER)
-            return Found(fs, layer, True, writable=copy and not layer)
-        os.lseek(directory.fd, 0, os.SEEK_SET)  # a descriptor from before the entries lists a stale directory
-        strangers = tuple(sorted(os.listdir(directory.fd)))
-        return Found(False, False, bool(strangers), strangers)
+            layer = copy and _is_read_only(place.dir_fd, f"{place.name}/{LAYER}")
+            return record, Found(fs, layer, True, writable=copy and not layer)
+        with opened(place.dir_fd, place.name) as fd:
+            strangers = tuple(sorted(os.listdir(fd)))
+        return record, Found(False, False, bool(strangers), strangers)
 
     def create(self, directory: Directory) -> None:
         subvolume.create((directory.fd, FS))

@@ -152,6 +152,47 @@ def test_make_directory(btrfs: Path) -> None:
 
 
 @pytest.mark.btrfs
+def test_read_directory(btrfs: Path) -> None:
+    """
+    The attribute of a directory, and what of the names is a directory in it: neither a file nor a symlink to one.
+    """
+    os.mkdir(btrfs / "new")
+    subvolume.create(btrfs / "new/subvolume")
+    (btrfs / "new/directory").mkdir()
+    (btrfs / "new/link").symlink_to("directory")
+    (btrfs / "new/file").touch()
+    names = ("subvolume", b"directory", "link", "file", "nothing")
+    inodes = [ioctl.FIRST_FREE_OBJECTID, (btrfs / "new/directory").stat().st_ino, 0, 0, 0]
+    dirfd = os.open(btrfs, os.O_RDONLY)
+    try:
+        assert syscall.read_directory(dirfd, "new", "user.a", names) == (None, inodes)
+        for value in (b"", b"\0value", bytes(8000)):
+            os.setxattr(btrfs / "new", "user.a", value)
+            assert syscall.read_directory(dirfd, "new", "user.a", names) == (value, inodes)
+        assert syscall.read_directory(dirfd, "new", "user.a", ()) == (value, [])
+        with pytest.raises(FileNotFoundError) as missing:
+            syscall.read_directory(dirfd, "nothing", "user.a", names)
+        assert missing.value.filename == "nothing"
+        for other in ("new/file", "new/link"):
+            with pytest.raises(NotADirectoryError):
+                syscall.read_directory(dirfd, other, "user.a", names)
+        for xattr, within, number in (
+            ("no.such.class", names, errno.EOPNOTSUPP),
+            ("user.a", ("a" * 256,), errno.ENAMETOOLONG),
+        ):
+            with pytest.raises(OSError) as caught:
+                syscall.read_directory(dirfd, "new", xattr, within)
+            assert caught.value.errno == number
+        with pytest.raises(ValueError, match="null byte"):
+            syscall.read_directory(dirfd, "new", "user.a", ("a\0b",))
+        before = set(os.listdir("/proc/self/fd"))
+        syscall.read_directory(dirfd, "new", "user.a", names)
+        assert set(os.listdir("/proc/self/fd")) == before
+    finally:
+        os.close(dirfd)
+
+
+@pytest.mark.btrfs
 def test_name_to_handle_at(btrfs: Path, tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
     """
     A file is found by subvolume and inode number, a symlink itself, by anybody; elsewhere than on btrfs nothing is.

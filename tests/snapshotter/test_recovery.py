@@ -19,7 +19,7 @@ from snapshotter.errors import DataLossError, Error, FailedPreconditionError, No
 from snapshotter.medium import XATTR
 from snapshotter.records import Commitment, Record, State
 from snapshotter.recovery import Recovered, Verdict, judge, one_a_key
-from snapshotter.volumes import BtrfsVolumes, Directory, Found
+from snapshotter.volumes import BtrfsVolumes, Found, Place
 
 TABLE = {
     # record, fs, layer: is
@@ -509,11 +509,13 @@ def test_reading_beside_a_commit(root: Path, reopen: Callable[..., Snapshotter])
     steps = [lambda: store.commit("c", "active"), lambda: store.remove("c")]
 
     class Beside(BtrfsVolumes):
-        def found(self, directory: Directory) -> Found:
-            if directory.path.endswith("/3") and steps:
+        def inspect(self, place: Place) -> tuple[bytes | None, Found]:
+            record, found = super().inspect(place)
+            if place.name == "3" and steps:
                 steps.pop(0)()
                 store.cleanup()
-            return super().found(directory)
+                found = super().inspect(place)[1]
+            return record, found
 
     reader = reopen(read_only=True, volumes=Beside)
     assert not steps

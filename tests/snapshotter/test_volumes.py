@@ -87,6 +87,10 @@ def at(directory: Directory, name: str) -> Place:
     return Place(directory.fd, name, os.path.join(directory.path, name))
 
 
+def found(volumes: Volumes, directory: Directory) -> Found:
+    return volumes.inspect(at(directory, "."))[1]
+
+
 def fs(directory: Directory) -> Path:
     return Path(directory.path, FS)
 
@@ -116,13 +120,13 @@ def test_create(umask: int, volumes: Volumes, make: Make) -> None:
     A new one is empty and 0755, whatever the umask.
     """
     directory = make("1")
-    assert volumes.found(directory) == Found(False, False, False)
+    assert found(volumes, directory) == Found(False, False, False)
     before = os.umask(umask)
     try:
         volumes.create(directory)
     finally:
         os.umask(before)
-    assert volumes.found(directory) == Found(True, False, True)
+    assert found(volumes, directory) == Found(True, False, True)
     assert stat.S_IMODE(fs(directory).stat().st_mode) == 0o755
     assert os.listdir(fs(directory)) == []
     with pytest.raises(FileExistsError):
@@ -137,7 +141,7 @@ def test_freeze(volumes: Volumes, make: Make) -> None:
     volumes.create(directory)
     fill(fs(directory))
     volumes.freeze(directory)
-    assert volumes.found(directory) == Found(True, True, True)
+    assert found(volumes, directory) == Found(True, True, True)
     first = entries(fs(directory))
     assert entries(layer(directory)) == first
     (fs(directory) / "new").touch()
@@ -182,10 +186,10 @@ def test_destroy(volumes: Volumes, make: Make) -> None:
     fill(fs(directory))
     volumes.freeze(directory)
     volumes.destroy(directory, FS, NONE)
-    assert volumes.found(directory) == Found(False, True, True)
+    assert found(volumes, directory) == Found(False, True, True)
     volumes.destroy(directory, FS, NONE)
     volumes.destroy(directory, LAYER, NONE)
-    assert volumes.found(directory) == Found(False, False, False)
+    assert found(volumes, directory) == Found(False, False, False)
 
 
 def test_identity(volumes: Volumes, make: Make, work: Path) -> None:
@@ -438,8 +442,8 @@ class TestBtrfs:
                 volumes.freeze(active)
             with pytest.raises(FailedPreconditionError, match=re.escape(text)):
                 volumes.fork(at(active, FS), fork)
-            assert volumes.found(fork) == Found(False, False, False)
-            assert volumes.found(active) == Found(True, False, True)
+            assert found(volumes, fork) == Found(False, False, False)
+            assert found(volumes, active) == Found(True, False, True)
         assert (nested / "file").read_text() == "precious"
         (nested / "file").unlink()
         subvolume.create(nested / "inner")
@@ -517,7 +521,7 @@ class TestBtrfs:
         text = "content of the nested subvolume 'nested' would" if content else "made meanwhile: try again"
         with pytest.raises(FailedPreconditionError, match=text):
             volumes.freeze(active)
-        assert volumes.found(active) == Found(True, False, True)
+        assert found(volumes, active) == Found(True, False, True)
 
     def test_layer_is_read_only(self, volumes: Volumes, active: Directory) -> None:
         """
