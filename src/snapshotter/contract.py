@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import starmap
-from typing import Literal, Self, TypedDict, TypeVar, Unpack
+from typing import Literal, NamedTuple, Self, TypedDict, TypeVar, Unpack
 
 from snapshotter import records, recovery
 from snapshotter.errors import (
@@ -82,6 +82,22 @@ class Status:
     snapshots: Mapping[Kind, int]
     pending: int
     problems: int
+
+
+class Located(NamedTuple):
+    """
+    A snapshot, and where what it holds is.
+
+    Args:
+        path: Of its subvolume, from the root; of a view its parent's, or an empty one. Empty when that is lost.
+        usage: What it adds to its parent, where no system call is needed to know.
+        problem: Why it cannot be used; empty when it can.
+    """
+
+    info: Info
+    path: str
+    usage: Usage | None
+    problem: str
 
 
 class Options(TypedDict, total=False):
@@ -368,6 +384,21 @@ class Snapshotter:
         """
         self._session.check()
         return self._subvolume(self._index.get(key)).path
+
+    def locate(self) -> Iterator[Located]:
+        """
+        Every snapshot of the moment of the call, in no order, with what `subvolume` and `known_usage` say of it.
+        """
+        self._session.check()
+        above = len(self.root) + 1
+        for snapshot in self._index.snapshots():
+            path = problem = ""
+            try:
+                path = self._subvolume(snapshot).path[above:]
+            except DataLossError as error:
+                problem = str(error)
+            known = snapshot.known
+            yield Located(snapshot.info, path, self.usage_of(known) if known else None, problem)
 
     def usage_of(self, measured: Measured) -> Usage:
         """

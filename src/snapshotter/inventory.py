@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import NamedTuple
 
 from pybtrfs import ioctl, subvolume
@@ -91,25 +90,24 @@ def take(store: Snapshotter, *, measured: bool = True) -> Inventory:
         UnavailableError: The filesystem does not answer.
     """
     with translating(f"take the inventory of store {store.root!r}"), opened(store.root) as fd:
-        volumes = {volume.path: volume for volume in _volumes(fd)}
+        volumes = {volume.path: volume for volume in _volumes(fd, store.root)}
         mounted = mountinfo.read(mountinfo.device_of(fd), store.root).subvolids
-        infos = sorted(store.walk(), key=attrgetter("name"))
-        children = Counter(info.parent for info in infos)
-        places = {info.name: _place(store, info.name) for info in infos}
+        located = {each.info.name: each for each in store.locate()}
+        children = Counter(each.info.parent for each in located.values())
         entries = {}
-        for info in infos:
-            path, problem = places[info.name]
+        for name in sorted(located):
+            info, path, known_usage, problem = located[name]
             volume = volumes.get(path)
             if volume is None and not problem:
                 continue  # its owner committed or removed it meanwhile
-            in_use = volume is not None and volume.info.id in mounted
             usage = None
             if volume:
-                base = volumes.get(places[info.parent][0]) if info.parent in places else None
+                base = volumes.get(located[info.parent].path) if info.parent in located else None
                 volume = Volume(path, volume.info, volume.nested, base.info if base else None)
-                usage = _usage(store, fd, info, volume) if measured else None
+                usage = (known_usage or _usage(store, fd, name, volume)) if measured else None
+            in_use = volume is not None and volume.info.id in mounted
             own = None if info.kind is Kind.VIEW else volume
-            entries[info.name] = Entry(info, own, usage, children[info.name], in_use, problem)
+            entries[name] = Entry(info, own, usage, children[name], in_use, problem)
         known = {entry.volume.path for entry in entries.values() if entry.volume} | {EMPTY}
         unknown = {problem.subject.removeprefix(f"{store.root}/") for problem in store.problems()}
         pending, orphaned = [], []
@@ -123,36 +121,28 @@ def take(store: Snapshotter, *, measured: bool = True) -> Inventory:
         return Inventory(entries, tuple(pending), tuple(orphaned))
 
 
-def _place(store: Snapshotter, key: str) -> tuple[str, str]:
-    """
-    The path of the subvolume of a snapshot from the root, or why there is none.
-    """
-    try:
-        return store.subvolume(key).removeprefix(f"{store.root}/"), ""
-    except DataLossError as error:
-        return "", str(error)
-
-
-def _usage(store: Snapshotter, fd: int, info: Info, volume: Volume) -> Usage | None:
+def _usage(store: Snapshotter, fd: int, key: str, volume: Volume) -> Usage | None:
     base = volume.base
     try:
         # By ids, for thousands of active snapshots: to open them and their parents takes longer than to search.
-        if info.kind is Kind.ACTIVE and base and volume.info.raw.parent_uuid == base.raw.uuid:
+        if base and volume.info.raw.parent_uuid == base.raw.uuid:
             return store.usage_of(measure_by_id(fd, volume.info.id, volume.info.otransid, base.id))
-        return store.known_usage(info.name) or store.usage(info.name)
+        return store.usage(key)
     except (DataLossError, FileNotFoundError):
         return None  # its parent's subvolume is lost, or its own was destroyed meanwhile
 
 
-def _volumes(fd: int) -> Iterator[Volume]:
+def _volumes(fd: int, root: str) -> Iterator[Volume]:
     """
-    The subvolumes below the root *fd*.
+    The subvolumes below the *root*, which is open as *fd*.
     """
     inode = os.fstat(fd).st_ino
     above = "" if inode == ioctl.FIRST_FREE_OBJECTID else os.fsdecode(ioctl.ino_lookup(fd, 0, inode)[1])
+    with os.scandir(os.path.join(root, SNAPSHOTS)) as entries:
+        directories = {entry.inode(): f"{above}{SNAPSHOTS}/{entry.name}/" for entry in entries}
     whole: dict[str, SubvolumeInfo] = {}
     nested: dict[str, list[SubvolumeInfo]] = {}
-    for path, info in subvolume.iterate(fd, top=0):
+    for path, info in subvolume.iterate(fd, top=0, directories=directories):
         if path.startswith(above):
             path = path[len(above) :]
             directory, *names = path.split("/", 3)

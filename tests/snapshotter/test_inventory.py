@@ -77,6 +77,35 @@ def test_usage(store: Snapshotter, fill: Fill) -> None:
     assert usages["b"].size == 20_480
 
 
+def test_locate(store: Snapshotter) -> None:
+    """
+    Each snapshot of the moment of the call is located, whatever is removed on the way; what is lost says so.
+    """
+    for name in ("base", "gone"):
+        store.prepare("a")
+        store.commit(name, "a")
+    store.prepare("b", "base")
+    store.prepare("c", "base")
+    store.view("v", "base")
+    store.cleanup()
+    expected = {
+        key: (store.subvolume(key).removeprefix(f"{store.root}/"), store.known_usage(key), "")
+        for key in ("base", "gone", "b", "c", "v")
+    }
+    located = store.locate()
+    first = next(located)
+    for key in {"b", "c"} - {first.info.name}:
+        store.remove(key)
+    assert {info.name: found for info, *found in (first, *located)} == {
+        key: list(found) for key, found in expected.items()
+    }
+    subvolume.delete(store.subvolume("gone"))
+    with Snapshotter(store.root, read_only=True) as reading:
+        (lost,) = (each for each in reading.locate() if each.info.name == "gone")
+    assert lost.path == ""
+    assert "missing" in lost.problem
+
+
 def test_mounted(store: Snapshotter) -> None:
     """
     What is mounted is marked; a view with its parent, whose layer it shows.
