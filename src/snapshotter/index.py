@@ -72,14 +72,19 @@ def describe(record: Record, parent_key: str) -> Info:
     """
     The description of the snapshot that *record* is of.
     """
+    created = _time(record.created)
     return Info(
         kind=record.state.kind,
         name=record.key,
         parent=parent_key,
         labels=dict(record.labels),
-        created=_EPOCH + timedelta(microseconds=record.created // 1000),
-        updated=_EPOCH + timedelta(microseconds=record.updated // 1000),
+        created=created,
+        updated=created if record.updated == record.created else _time(record.updated),
     )
+
+
+def _time(nanoseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
 
 
 class Index:

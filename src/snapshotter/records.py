@@ -22,6 +22,9 @@ FORMAT = 1
 class State(StrEnum):
     """
     What a snapshot is, or what is being done to it.
+
+    Attributes:
+        kind: What callers see; a commit under way has not happened yet.
     """
 
     PREPARING = "preparing"
@@ -31,14 +34,8 @@ class State(StrEnum):
     COMMITTED = "committed"
     REMOVED = "removed"
 
-    @property
-    def kind(self) -> Kind:
-        """
-        The kind that callers see; a commit under way has not happened yet.
-        """
-        if self is State.VIEW:
-            return Kind.VIEW
-        return Kind.COMMITTED if self is State.COMMITTED else Kind.ACTIVE
+    def __init__(self, value: str) -> None:
+        self.kind = {"view": Kind.VIEW, "committed": Kind.COMMITTED}.get(value, Kind.ACTIVE)
 
 
 class Commitment(NamedTuple):
