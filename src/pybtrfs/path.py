@@ -4,12 +4,14 @@ What functions of pybtrfs take for a file: a path, an open file, or a name in an
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from pybtrfs.errors import explained
 from pybtrfs.ioctl import VOL_NAME_MAX
 
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # those of os.fsencode
 _Result = TypeVar("_Result")
 
 _is_name = re.compile(rb"(?!\.\.?\Z)[^/\0]{1,%d}" % VOL_NAME_MAX).fullmatch
@@ -78,7 +80,7 @@ def at(destination: Destination, call: Callable[..., _Result], *arguments: objec
         head, name = os.path.split(os.fsencode(destination).rstrip(b"/"))
     else:
         directory, filename = destination
-        name = os.fsencode(filename)
+        name = filename.encode(_ENCODING, _ERRORS) if isinstance(filename, str) else os.fsencode(filename)
     if not _is_name(name):
         raise ValueError(
             f"{filename!r} does not end in a name, of 1 to {VOL_NAME_MAX} bytes without slash and null byte, "
