@@ -5,6 +5,7 @@ The items of a btrfs tree, as the kernel finds them.
 import errno
 import os
 from collections.abc import Callable, Iterator
+from itertools import chain
 from struct import Struct
 from typing import TypeVar
 
@@ -34,6 +35,7 @@ __all__ = [
     "search",
     "search_changes",
     "search_files",
+    "search_subvolume_records",
     "search_subvolumes",
 ]
 
@@ -168,6 +170,25 @@ def search_subvolumes(
     Args:
         kind: What each is to be: `pybtrfs.ioctl.SubvolInfo` or `pybtrfs.subvolume.SubvolumeInfo`.
     """
+    return map(kind, search_subvolume_records(target, min_id=min_id, max_id=max_id, buffer_size=buffer_size))
+
+
+def search_subvolume_records(
+    target: Target,
+    *,
+    min_id: int = FIRST_FREE_OBJECTID,
+    max_id: int = LAST_FREE_OBJECTID,
+    buffer_size: int = _BUFFER_SIZE,
+) -> Iterator[ioctl.SubvolRecord]:
+    """
+    As `search_subvolumes`, but yield the tuples that either kind is made from.
+    """
+    return chain.from_iterable(_searched_subvolumes(target, min_id, max_id, buffer_size))
+
+
+def _searched_subvolumes(
+    target: Target, min_id: int, max_id: int, buffer_size: int
+) -> Iterator[Iterator[ioctl.SubvolRecord]]:
     with opened(target) as fd:
         start: Key | None = Key(min_id, ROOT_ITEM_KEY, 0)
         end = Key(max_id, ROOT_BACKREF_KEY, MAX)
@@ -176,7 +197,7 @@ def search_subvolumes(
             found, last = ioctl.tree_search_v2_subvolumes(fd, key, buffer_size)
             if last is None:
                 return
-            yield from map(kind, found)
+            yield found
             start = _following(Key(*last))
 
 

@@ -8,7 +8,7 @@ import errno
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from itertools import chain, islice
 from types import MappingProxyType
@@ -26,7 +26,7 @@ from pybtrfs.subvolume.info import (
     is_root,
     lookup_root,
 )
-from pybtrfs.tree_search import search_subvolumes
+from pybtrfs.tree_search import search_subvolume_records
 
 _REMEMBERED = 4096
 _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # those of os.fsdecode
@@ -87,15 +87,26 @@ def iterate(
     with opened(filesystem) as fd:
         if top == 0:
             top = get_id(fd)
-        roots = search_subvolumes(fd, SubvolumeInfo)
+        records = search_subvolume_records(fd)
         try:
-            first = list(islice(roots, 1))
+            first = list(islice(records, 1))
         except PermissionError:
             if not is_root(fd) or get_id(fd) != top:
                 raise
             yield from _walk(fd, "")
-        else:
-            yield from _sweep(fd, top, chain(first, roots), directories)
+            return
+        paths = _Paths(fd, top, directories)
+        make = tuple.__new__  # of a NamedTuple half as expensive as its own
+        parent = directory = 0
+        above: str | None = None
+        for record in chain(first, records):
+            subvolid, name, parent_id, dirid, _ = record  # of a plain tuple cheaper than of an info
+            if dirid != directory or parent_id != parent:
+                parent, directory = parent_id, dirid
+                above = paths.of(parent_id, dirid) if parent_id else None  # what is deleted is nowhere
+            if above is not None and subvolid != top:
+                path = above + name.decode(_ENCODING, _ERRORS)
+                yield make(SubvolumeEntry, (path, make(SubvolumeInfo, record)))
 
 
 def children(target: Target) -> Iterator[SubvolumeRef]:
@@ -187,22 +198,6 @@ def _walk(fd: int, above: str) -> Iterator[SubvolumeEntry]:
                 continue  # deleted meanwhile
             yield SubvolumeEntry(above + path, info)
             yield from _walk(child_fd, f"{above}{path}/")
-
-
-def _sweep(
-    fd: int, top: int, found: Iterable[SubvolumeInfo], directories: Mapping[int, str]
-) -> Iterator[SubvolumeEntry]:
-    paths = _Paths(fd, top, directories)
-    make = tuple.__new__  # of a NamedTuple half as expensive as its own
-    parent = directory = 0
-    above: str | None = None
-    for info in found:
-        subvolid, name, parent_id, dirid, _ = info
-        if dirid != directory or parent_id != parent:
-            parent, directory = parent_id, dirid
-            above = paths.of(parent_id, dirid) if parent_id else None  # what is deleted is nowhere
-        if above is not None and subvolid != top:
-            yield make(SubvolumeEntry, (above + name.decode(_ENCODING, _ERRORS), info))
 
 
 class _Paths:
