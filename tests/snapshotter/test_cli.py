@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import gc
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pybtrfs import image, subvolume, syscall
-from snapshotter import Mount, Snapshotter, cli, image_store
+from snapshotter import Mount, Snapshotter, __main__, cli, image_store
 from snapshotter.cli import output
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.mounting import mounted
@@ -592,3 +593,32 @@ class TestOutput:
         assert ("'snapshotter tree'" in said) == (sys.version_info >= (3, 14))
         unwanted = {"rich", "pybtrfs.image", "snapshotter.demo", "snapshotter.doctor", "asyncio", "tempfile", "uuid"}
         assert not (unwanted | {"snapshotter.filters", "snapshotter.inventory"}) & set(said.split())
+
+
+@pytest.mark.parametrize(
+    ("argv", "called", "collected"),
+    [
+        (["serve"], "snapshotter.daemon.serve", True),
+        (["events", "--log", "/dev/null", "--follow"], "snapshotter.log.read", True),
+        (["tree"], "snapshotter.inventory.take", False),
+    ],
+)
+def test_what_runs_until_it_is_stopped_collects_garbage(
+    argv: list[str], called: str, collected: bool, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A command of a process of its own looks for no garbage, unless it may run for months.
+    """
+    seen: list[bool] = []
+
+    def stop(*_: object, **__: object) -> None:
+        seen.append(gc.isenabled())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(called, stop)
+    monkeypatch.setattr(sys, "argv", ["snapshotter", *argv])
+    try:
+        assert __main__.run() == 130
+    finally:
+        gc.enable()
+    assert seen == [collected]

@@ -3,6 +3,7 @@ The commands about the daemon.
 """
 
 import argparse
+import gc
 import json
 import os
 import shlex
@@ -107,6 +108,7 @@ def _serve(parsed: argparse.Namespace) -> None:
     from snapshotter import daemon, events
     from snapshotter.systemd import Systemd
 
+    gc.enable()
     events.listen(sys.stderr, loaded.log_format, loaded.log_level)
     daemon.serve(loaded, Systemd(os.environ))
 
@@ -135,6 +137,7 @@ def _events(parsed: argparse.Namespace) -> None:
 
     if parsed.log is None and os.isatty(0):
         raise InvalidArgumentError("no log is given: use --log FILE, or pipe one in, as in `journalctl -u UNIT |`")
+    gc.enable()
     texts = log.read("/dev/stdin") if parsed.log is None else log.read(parsed.log, follow=parsed.follow)
     lines = (line for text in texts if (line := log.parse(text.rstrip("\n"))))
     for line in log.of_key(lines, parsed.key) if parsed.key is not None else lines:
