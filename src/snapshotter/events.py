@@ -7,22 +7,22 @@ the attributes ``event`` and ``fields`` on each record. No label is ever told: w
 
 import enum
 import json
-import logging
 import re
+import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Any, Literal, TextIO, TypedDict, Unpack
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
-__all__ = ["Event", "Fields", "JSONFormatter", "LogFormat", "LogLevel", "TextFormatter", "listen"]
+if TYPE_CHECKING:
+    import logging
+
+__all__ = ["Event", "Fields", "LogFormat", "LogLevel", "told"]
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-_DEBUG, _INFO, _WARNING, _ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
+_DEBUG, _INFO, _WARNING, _ERROR = 10, 20, 30, 40  # those of `logging`
 _PLAIN = re.compile(r"[\w./:@+,-]+", re.ASCII)
-
-_log = logging.getLogger("snapshotter")
-_log.addHandler(logging.NullHandler())
 
 
 class Fields(TypedDict, total=False):
@@ -93,15 +93,25 @@ class Event(enum.StrEnum):
         """
         Tell whoever listens, but for fields that are empty; with the traceback of *traceback*.
         """
-        if _log.isEnabledFor(self.level):
+        # Who listens has imported it, and others are spared the time.
+        if "logging" in sys.modules and (log := _logger()).isEnabledFor(self.level):
             said = {name: value for name, value in fields.items() if value != ""}
             extra = {"event": self, "fields": said}
-            _log.log(self.level, _Line(self, said), exc_info=traceback, extra=extra)
+            log.log(self.level, _Message(self, said), exc_info=traceback, extra=extra)
 
 
-class _Line:
+@cache
+def _logger() -> "logging.Logger":
+    import logging
+
+    logger = logging.getLogger("snapshotter")
+    logger.addHandler(logging.NullHandler())
+    return logger
+
+
+class _Message:
     """
-    The message of an event, made when somebody reads it.
+    What is `told` of an event, made when somebody reads it.
     """
 
     __slots__ = ("_event", "_fields")
@@ -111,7 +121,14 @@ class _Line:
         self._fields = fields
 
     def __str__(self) -> str:
-        return " ".join([self._event, *(f"{name}={_text(value)}" for name, value in self._fields.items())])
+        return told(self._event, self._fields)
+
+
+def told(event: str, fields: Mapping[str, Any]) -> str:
+    """
+    ``EVENT FIELD=VALUE ...``: a value that is not one plain word is a JSON string.
+    """
+    return " ".join([event, *(f"{name}={_text(value)}" for name, value in fields.items())])
 
 
 def _text(value: object) -> str:
@@ -122,57 +139,3 @@ def _text(value: object) -> str:
         return f"{value:.6f}"
     text = str(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
-
-
-class _Formatter(logging.Formatter):
-    def described(self, record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
-        """
-        The event and the fields of *record*; what is none of ours is a ``log`` with a ``message``.
-        """
-        event = getattr(record, "event", "log")
-        fields = dict(record.fields) if hasattr(record, "fields") else {"message": record.getMessage()}
-        if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
-        return event, fields
-
-
-class TextFormatter(_Formatter):
-    """
-    ``TIME LEVEL EVENT FIELD=VALUE ...``: a value that is not one plain word is a JSON string.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        return f"{_time(record)} {record.levelname.lower()} {_Line(*self.described(record))}"
-
-
-class JSONFormatter(_Formatter):
-    """
-    One JSON object: time, level, event and the fields.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        event, fields = self.described(record)
-        if "seconds" in fields:
-            fields["seconds"] = round(fields["seconds"], 6)
-        return json.dumps({"time": _time(record), "level": record.levelname.lower(), "event": event, **fields})
-
-
-def _time(record: logging.LogRecord) -> str:
-    """
-    RFC 3339, in UTC with microseconds.
-    """
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def listen(stream: TextIO, log_format: LogFormat = "text", level: LogLevel = "info") -> None:
-    """
-    Write every event of *level* and above to *stream*, and the warnings of all other libraries.
-
-    For a program, once: it takes the place of whatever `logging` was set up to do before.
-    """
-    # Half of what a line costs is what no line of ours says.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter())
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    _log.setLevel(level.upper())

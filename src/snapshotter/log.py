@@ -1,20 +1,78 @@
 """
-The log of a daemon, read back: what `snapshotter.events` wrote, as text or JSON, whatever a journal put in front.
+The log of a daemon: `snapshotter.events` as text or JSON, and read back, whatever a journal put in front.
 """
 
 import json
+import logging
 import os
 import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TextIO
+
+from snapshotter.events import LogFormat, LogLevel, told
 
 POLL_SECONDS = 0.2  # between looks at a log that has ended so far
 
 _VALUE = r'(?:"(?:[^"\\]|\\.)*"|[^\s"]\S*)'
 _TEXT = re.compile(rf"(\d{{4}}-\d\d-\d\dT[\d:.]+Z) (debug|info|warning|error) ([\w-]+)((?: \w+={_VALUE})*)$")
 _FIELD = re.compile(rf" (\w+)=({_VALUE})")
+
+
+def write(stream: TextIO, log_format: LogFormat = "text", level: LogLevel = "info") -> None:
+    """
+    Write every event of *level* and above to *stream*, and the warnings of all other libraries.
+
+    For a program, once: it takes the place of whatever `logging` was set up to do before.
+    """
+    # Half of what a line costs is what no line of ours says.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("snapshotter").setLevel(level.upper())
+
+
+class _Formatter(logging.Formatter):
+    def described(self, record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
+        """
+        The event and the fields of *record*; what is none of ours is a ``log`` with a ``message``.
+        """
+        event = getattr(record, "event", "log")
+        fields = dict(record.fields) if hasattr(record, "fields") else {"message": record.getMessage()}
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return event, fields
+
+
+class TextFormatter(_Formatter):
+    """
+    ``TIME LEVEL EVENT FIELD=VALUE ...``, as `snapshotter.events.told` has it.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{_time(record)} {record.levelname.lower()} {told(*self.described(record))}"
+
+
+class JSONFormatter(_Formatter):
+    """
+    One JSON object: time, level, event and the fields.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        event, fields = self.described(record)
+        if "seconds" in fields:
+            fields["seconds"] = round(fields["seconds"], 6)
+        return json.dumps({"time": _time(record), "level": record.levelname.lower(), "event": event, **fields})
+
+
+def _time(record: logging.LogRecord) -> str:
+    """
+    RFC 3339, in UTC with microseconds.
+    """
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter import Snapshotter, events, records
+from snapshotter import Snapshotter, log, records
 from snapshotter.errors import DataLossError, Error, NotFoundError, UnavailableError
 from snapshotter.events import Event, Fields, LogFormat
 from snapshotter.medium import Files
@@ -45,7 +45,7 @@ def listening() -> Iterator[Callable[..., io.StringIO]]:
 
     def listen(*args: Any, **options: Any) -> io.StringIO:
         stream = io.StringIO()
-        events.listen(stream, *args, **options)
+        log.write(stream, *args, **options)
         return stream
 
     yield listen
@@ -89,15 +89,15 @@ def test_emitted() -> None:
     """
     Each event is emitted somewhere, and nothing is logged in another way.
     """
-    emitted, others = set(), []
+    emitted, loggers = set(), set()
     for path in (REPOSITORY / "src/snapshotter").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Event":
                 emitted.add(node.attr)
             elif isinstance(node, ast.Import) and node.names[0].name == "logging":
-                others.append(path.name)
+                loggers.add(path.name)
     assert emitted == set(Event.__members__)
-    assert others == ["events.py"]
+    assert loggers == {"events.py", "log.py"}
 
 
 def test_life_of_a_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -260,7 +260,7 @@ def test_one_line(log_format: LogFormat, text: str) -> None:
     """
     Whatever is in a key, its line is one line of printable ASCII.
     """
-    formatter = events.JSONFormatter() if log_format == "json" else events.TextFormatter()
+    formatter = log.JSONFormatter() if log_format == "json" else log.TextFormatter()
     extra = {"event": Event.REMOVED, "fields": {"key": text, "error": text}}
     record = logging.getLogger("snapshotter").makeRecord(
         "snapshotter", logging.INFO, "", 0, text, (), None, extra=extra
@@ -299,11 +299,12 @@ def test_other_formatters(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == ['removed key="a b" id=1']
 
 
-def test_silent() -> None:
+@pytest.mark.parametrize("imports", ["", "import logging; "])
+def test_silent(imports: str) -> None:
     """
     A program that listens to nothing reads nothing, not even errors.
     """
-    program = "from snapshotter.events import Event; Event.FILESYSTEM_FAILED.emit(root='/')"
+    program = f"{imports}from snapshotter.events import Event; Event.FILESYSTEM_FAILED.emit(root='/')"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapshotter import log
-from snapshotter.events import Event, JSONFormatter, TextFormatter
+from snapshotter.events import Event
+from snapshotter.log import JSONFormatter, TextFormatter
 
 FORMATTERS = [TextFormatter, JSONFormatter]
 

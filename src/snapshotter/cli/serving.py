@@ -105,11 +105,11 @@ def _settings(parsed: argparse.Namespace) -> config.Loaded:
 
 def _serve(parsed: argparse.Namespace) -> None:
     loaded = _settings(parsed).config
-    from snapshotter import daemon, events
+    from snapshotter import daemon, log
     from snapshotter.systemd import Systemd
 
     gc.enable()
-    events.listen(sys.stderr, loaded.log_format, loaded.log_level)
+    log.write(sys.stderr, loaded.log_format, loaded.log_level)
     daemon.serve(loaded, Systemd(os.environ))
 
 
