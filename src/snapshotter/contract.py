@@ -9,7 +9,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import starmap
 from typing import Literal, NamedTuple, Self, TypedDict, TypeVar, Unpack
 
@@ -55,8 +54,7 @@ _LAYER_VERSION = -1  # of a measurement that never changes
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """
     Something wrong with a store.
 
@@ -69,8 +67,7 @@ class Problem:
     cure: str
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(NamedTuple):
     """
     A store in numbers.
 

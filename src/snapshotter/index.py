@@ -5,7 +5,6 @@ A store's snapshots in memory: what Stat and Walk answer from, and who may chang
 import contextlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from snapshotter.errors import NotFoundError, quoted
@@ -17,7 +16,6 @@ NOTHING = Measured(Usage(), Usage())
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
-@dataclass(slots=True, eq=False)
 class Snapshot:
     """
     One snapshot.
@@ -30,12 +28,17 @@ class Snapshot:
         measured: A measurement, with the version of the subvolume it is of.
     """
 
-    record: Record
-    parent: "Snapshot | None"
-    quarantine: str = ""
-    settled: bool = True
-    children: int = 0
-    measured: tuple[int, Measured] | None = None
+    __slots__ = ("children", "measured", "parent", "quarantine", "record", "settled")
+
+    def __init__(
+        self, record: Record, parent: "Snapshot | None", quarantine: str = "", *, settled: bool = True
+    ) -> None:
+        self.record = record
+        self.parent = parent
+        self.quarantine = quarantine
+        self.settled = settled
+        self.children = 0
+        self.measured: tuple[int, Measured] | None = None
 
     @property
     def id(self) -> int:

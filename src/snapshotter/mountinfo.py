@@ -6,7 +6,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pybtrfs import syscall
 
@@ -17,8 +17,7 @@ _SUBVOLID = re.compile(rb"(?:^|,)subvolid=(\d+)")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
-@dataclass(frozen=True, slots=True)
-class MountTable:
+class MountTable(NamedTuple):
     """
     What was mounted at one moment.
 
@@ -37,8 +36,7 @@ class MountTable:
         return any(point == path or point.startswith(path + "/") for point in self.points)
 
 
-@dataclass(frozen=True, slots=True)
-class MountPoint:
+class MountPoint(NamedTuple):
     """
     One mount of a subvolume, or of a directory in it.
 

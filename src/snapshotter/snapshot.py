@@ -4,8 +4,9 @@ What is said about a snapshot: its kind, its description, its size, and how to m
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import NamedTuple
 
 __all__ = ["Info", "Kind", "Measured", "Mount", "Usage"]
 
@@ -22,8 +23,7 @@ class Kind(enum.StrEnum):
     COMMITTED = "Committed"
 
 
-@dataclass(frozen=True, slots=True)
-class Info:
+class Info(NamedTuple):
     """
     The description of one snapshot.
 
@@ -38,13 +38,12 @@ class Info:
     kind: Kind
     name: str
     parent: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = MappingProxyType({})
     created: datetime = _EPOCH
     updated: datetime = _EPOCH
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """
     What a snapshot takes on disk, without its parents.
 
@@ -56,12 +55,11 @@ class Usage:
     size: int = 0
     inodes: int = 0
 
-    def __add__(self, other: "Usage") -> "Usage":
+    def __add__(self, other: "Usage") -> "Usage":  # type: ignore[override]  # numbers, where a tuple's is for any length
         return Usage(self.size + other.size, self.inodes + other.inodes)
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(NamedTuple):
     """
     The usage of a snapshot by both definitions.
 
@@ -74,8 +72,7 @@ class Measured:
     containerd: Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """
     One mount(2) to be made by the caller.
 

@@ -23,9 +23,8 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from snapshotter import records
 from snapshotter.errors import (
@@ -48,8 +47,7 @@ DEAD_HOLDER_SECONDS = 60.0
 PATH_MAX, NAME_MAX = 4095, 255  # bytes, as the kernel takes them
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """
     The store's own record.
 
@@ -188,7 +186,7 @@ class Store:
                 try:
                     volumes.make_empty(fd)
                     header = Header(uuid=_new_uuid(), identity=volumes.identity())
-                    volumes.medium.write(store_fd, records.seal(asdict(header)))
+                    volumes.medium.write(store_fd, records.seal(header._asdict()))
                     volumes.barrier(store_fd)
                     volumes.barrier(fd)
                 finally:
@@ -229,7 +227,7 @@ class Store:
             if data is None:
                 how = "the record of the store is made anew: the first client that comes has the snapshots"
                 header = Header(_new_uuid(), volumes.identity(), id_limit=max(ids, default=0) + ID_BLOCK)
-                data = records.seal(asdict(header))
+                data = records.seal(header._asdict())
             medium.write(store_fd, data)
             volumes.barrier(store_fd)
             return how
@@ -293,8 +291,8 @@ class Store:
             self._change(**values)
 
     def _change(self, **values: Any) -> None:
-        header = replace(self.header, **values)
-        self._volumes.medium.write(self._store_fd, records.seal(asdict(header)))
+        header = self.header._replace(**values)
+        self._volumes.medium.write(self._store_fd, records.seal(header._asdict()))
         self._volumes.barrier(self._store_fd)
         self.header = header
 
@@ -303,7 +301,7 @@ class Store:
         Have every snapshot so far suspected of having lost data; also where the disk refuses to remember it.
         """
         with self._lock:
-            self.header = replace(self.header, suspect=self._next_id)
+            self.header = self.header._replace(suspect=self._next_id)
             with contextlib.suppress(OSError):
                 self._change()
 

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import chain
 
 from snapshotter.events import Event
@@ -26,16 +25,18 @@ CLOSE_SECONDS = 1.0
 RETRY_SECONDS = (0.5, 30.0)  # from, and up to
 
 
-@dataclass(slots=True)
 class Doomed:
     """
     The directory of a removed snapshot, or one subvolume in the directory of a living one.
     """
 
-    snapshot_id: int
-    name: str = ""
-    delay: float = 0.0
-    due: float = 0.0
+    __slots__ = ("delay", "due", "name", "snapshot_id")
+
+    def __init__(self, snapshot_id: int, name: str = "", due: float = 0.0) -> None:
+        self.snapshot_id = snapshot_id
+        self.name = name
+        self.due = due
+        self.delay = 0.0
 
 
 class Worker:

@@ -5,7 +5,6 @@ through a socket.
 Each test is named after the case of core/snapshots/testsuite that it answers.
 """
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Callable
@@ -214,20 +213,20 @@ def test_update(store: Snapshotter, name: str, kind: Kind, parent: str) -> None:
 
     labels = {"l1": "v1", "l2": "v2", "l3": "v3", **LABELS}
     before = now()
-    info = store.update(dataclasses.replace(born, parent="doesnotexist", labels=labels))
+    info = store.update(born._replace(parent="doesnotexist", labels=labels))
     assert before <= info.updated <= now()
-    assert info == dataclasses.replace(born, labels=labels, updated=info.updated)
+    assert info == born._replace(labels=labels, updated=info.updated)
     assert store.stat(name) == info
 
-    info = store.update(dataclasses.replace(info, labels={"l1": "updated", "l4": "v4"}), "labels.l1", "labels.l2")
+    info = store.update(info._replace(labels={"l1": "updated", "l4": "v4"}), "labels.l1", "labels.l2")
     assert info.labels == {"l1": "updated", "l3": "v3", **LABELS}
 
-    info = store.update(dataclasses.replace(info, labels={"l4": "v4", **LABELS}), "labels")
+    info = store.update(info._replace(labels={"l4": "v4", **LABELS}), "labels")
     assert info.labels == {"l4": "v4", **LABELS}
 
     for path in ("parent", "kind", "name", "created"):
         with pytest.raises(InvalidArgumentError, match=path):
-            store.update(dataclasses.replace(info, labels={}), "labels", path)
+            store.update(info._replace(labels={}), "labels", path)
     assert store.stat(name) == info
 
 

@@ -2,7 +2,6 @@
 Who may do what when: the cases of containerd's metadata store, and which error wins when several would do.
 """
 
-import dataclasses
 import itertools
 import threading
 import time
@@ -435,7 +434,7 @@ def test_update_keeps_all_but_labels(populated: Snapshotter, name: str) -> None:
     before = populated.stat(name)
     given = Info(Kind.COMMITTED, name, "ignored", {"a": "1", "b": "", "name": "x"})
     info = populated.update(given)
-    assert info == dataclasses.replace(before, labels={"a": "1", "name": "x"}, updated=info.updated)
+    assert info == before._replace(labels={"a": "1", "name": "x"}, updated=info.updated)
     assert info.updated > before.updated
     again = populated.update(given)
     assert again.updated >= info.updated
@@ -453,7 +452,7 @@ def test_update_refused(populated: Snapshotter) -> None:
             populated.update(given, "labels.a", path)
     for labels in ({"": "x"}, {"k": "v" * 4096}, {str(n): "v" * 4000 for n in range(9)}):
         with pytest.raises(InvalidArgumentError):
-            populated.update(dataclasses.replace(given, labels=labels))
+            populated.update(given._replace(labels=labels))
     assert state(populated) == before
 
 
@@ -555,7 +554,7 @@ def test_change_in_walk(populated: Snapshotter) -> None:
     seen = []
     for info in populated.walk("kind!=committed"):
         seen.append(info.name)
-        populated.update(dataclasses.replace(info, labels={"walked": "yes"}))
+        populated.update(info._replace(labels={"walked": "yes"}))
         populated.prepare(f"new {info.name}")
         populated.remove(info.name)
     assert sorted(seen) == ["active-1", "active-2", "active-3", "view-1", "view-2"]

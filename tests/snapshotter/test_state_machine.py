@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -273,7 +273,7 @@ class Contract(RuleBasedStateMachine):
                     left[label] = labels.get(label, "")
             left = {label: value for label, value in left.items() if value}
             assert before <= info.updated <= datetime.now(UTC)
-            assert info == replace(node.info, labels=left, updated=info.updated)
+            assert info == node.info._replace(labels=left, updated=info.updated)
             node.info = info
 
     @rule(data=st.data())

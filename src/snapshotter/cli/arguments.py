@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from snapshotter.contract import LOCAL, Snapshotter
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 Run = Callable[[argparse.Namespace], int | None]
+Parent = argparse.ArgumentParser | Callable[[], argparse.ArgumentParser]
+"""A parser whose arguments another one takes, too, or what makes it when that is looked into."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,9 +48,13 @@ class _Command(Parser):
 
     def __init__(self, run: Run | None, **options: Any) -> None:
         self._declared: list[tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]]] = [
-            (super().__init__, (), options),
+            (self._make, (), options),
             (self.set_defaults, (), {"run": run}),
         ]
+
+    def _make(self, *, parents: Sequence[Parent], **options: Any) -> None:
+        made = [parent if isinstance(parent, argparse.ArgumentParser) else parent() for parent in parents]
+        super().__init__(parents=made, **options)
 
     def add_argument(self, *flags: Any, **options: Any) -> Any:
         add = super().add_argument
@@ -67,10 +73,11 @@ class Commands:
 
     def __init__(self, parser: argparse.ArgumentParser, metavar: str = "COMMAND") -> None:
         kind: type[argparse.ArgumentParser] = _Command
-        self._parsers = parser.add_subparsers(metavar=metavar, required=True, parser_class=kind)
+        parsers = parser.add_subparsers(metavar=metavar, required=True, parser_class=kind)
+        self._add: Callable[..., argparse.ArgumentParser] = parsers.add_parser
 
     def add(
-        self, name: str, run: Run | None, text: str, *parents: argparse.ArgumentParser, example: str = ""
+        self, name: str, run: Run | None, text: str, *parents: Parent, example: str = ""
     ) -> argparse.ArgumentParser:
         """
         Declare a command that calls *run*; None is for one with commands below it.
@@ -79,7 +86,7 @@ class Commands:
             text: What it does, in one line.
             parents: Parsers whose arguments it takes, besides ``--root``.
         """
-        return self._parsers.add_parser(
+        return self._add(
             name,
             run=run,
             help=text,

@@ -4,7 +4,6 @@ The commands about a store as a whole.
 
 import argparse
 import sys
-from dataclasses import asdict
 
 from snapshotter import display
 from snapshotter.cli import arguments, output, waiting
@@ -91,8 +90,10 @@ def _doctor(parsed: argparse.Namespace) -> int:
             repairs = repair.fix(root)
     problems = doctor.examine(root)
     if parsed.json:
-        left = [asdict(problem) for problem in problems]
-        output.print_json({"repairs": [asdict(each) for each in repairs], "problems": left} if parsed.fix else left)
+        left = [problem._asdict() for problem in problems]
+        output.print_json(
+            {"repairs": [output.values(each) for each in repairs], "problems": left} if parsed.fix else left
+        )
     else:
         for each in repairs:
             print(display.printable(f"{each.subject}: {each.what}"))

@@ -5,7 +5,6 @@ beside whoever has the store.
 
 import argparse
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from snapshotter import display
@@ -77,8 +76,10 @@ def _df(parsed: argparse.Namespace) -> None:
         amounts = space.of_store(store, inventory.take(store))
         whole = space.of_filesystem(store.root)
     if parsed.json:
-        kinds = {name: asdict(each) for name, each in amounts.items()}
-        output.print_json(kinds | {"filesystem": asdict(whole) | {"metadata_full": round(whole.metadata_full, 4)}})
+        kinds = {name: output.values(each) for name, each in amounts.items()}
+        output.print_json(
+            kinds | {"filesystem": output.values(whole) | {"metadata_full": round(whole.metadata_full, 4)}}
+        )
         return
     amount = output.amount(parsed)
     display.table(
@@ -115,7 +116,9 @@ def _why(parsed: argparse.Namespace) -> None:
         found = holders.find(store, parsed.key)
     references, unasked = _ask_containerd(parsed, store.client)
     if parsed.json:
-        output.print_json(asdict(found) | {"containerd": references and asdict(references)})
+        mounts = [mount._asdict() for mount in found.mounts]
+        others = {"mounts": mounts, "containerd": references and output.values(references)}
+        output.print_json(output.values(found) | others)
         return
     fields = [("child", name) for name in found.children]
     fields += [
@@ -166,7 +169,7 @@ def _diff(parsed: argparse.Namespace) -> None:
         else:
             changes = difference.between(store, parsed.key, parsed.other)
     if parsed.json:
-        output.print_json([asdict(change) for change in changes])
+        output.print_json([output.values(change) for change in changes])
         return
     amount = output.amount(parsed)
     rows = []
@@ -184,7 +187,7 @@ def _du(parsed: argparse.Namespace) -> None:
         found = directories.measure(store, parsed.key, parsed.depth, tracked)
     found.sort(key=lambda directory: (-directory.exclusive - directory.shared, directory.path))
     if parsed.json:
-        output.print_json([asdict(directory) for directory in found])
+        output.print_json([output.values(directory) for directory in found])
         return
     amount = output.amount(parsed)
     display.table(

@@ -9,7 +9,6 @@ import os
 import shlex
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any
 
@@ -17,6 +16,8 @@ from snapshotter import display
 from snapshotter.snapshot import Info, Mount
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from snapshotter.inventory import Entry
 
 
@@ -28,6 +29,15 @@ def print_json(value: Any) -> None:
         print("[" + ",\n ".join(map(json.dumps, value)) + "]")
     else:
         print(json.dumps(value, indent=2))
+
+
+def values(value: "DataclassInstance") -> dict[str, Any]:
+    """
+    *value* as JSON has it.
+    """
+    from dataclasses import asdict  # slow to import
+
+    return asdict(value)
 
 
 def described(info: Info) -> dict[str, Any]:
@@ -71,7 +81,7 @@ def time(moment: datetime) -> str:
 
 def print_mounts(arguments: argparse.Namespace, mounts: Iterable[Mount]) -> None:
     if arguments.json:
-        print_json([asdict(mount) for mount in mounts])
+        print_json([mount._asdict() for mount in mounts])
         return
     for mount in mounts:
         print(mount_command(mount, getattr(arguments, "target", "TARGET")))

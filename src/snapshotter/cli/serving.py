@@ -9,11 +9,15 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from snapshotter import config, display
+from snapshotter import display
 from snapshotter.cli import arguments
 from snapshotter.cli.codes import DONE, FAILED
 from snapshotter.errors import InvalidArgumentError, UnavailableError
+
+if TYPE_CHECKING:
+    from snapshotter.config import Loaded
 
 PING_SECONDS = 5.0
 
@@ -22,10 +26,16 @@ def add(commands: arguments.Commands) -> None:
     place = arguments.Parser(add_help=False)
     place.add_argument("--config", metavar="FILE", help="the daemon's configuration; by default $SNAPSHOTTER_CONFIG")
     place.add_argument("--address", metavar="SOCKET", help="the daemon's socket")
-    settings = arguments.Parser(add_help=False, parents=[place])
-    for name, setting in config.SETTINGS.items():
-        if name not in ("root", "address"):
-            settings.add_argument(config.flag(name), metavar="VALUE", dest=name, help=setting.metadata["expected"])
+
+    def settings() -> arguments.Parser:
+        from snapshotter import config
+
+        parser = arguments.Parser(add_help=False, parents=[place])
+        for name, setting in config.SETTINGS.items():
+            if name not in ("root", "address"):
+                parser.add_argument(config.flag(name), metavar="VALUE", dest=name, help=setting.metadata["expected"])
+        return parser
+
     commands.add(
         "serve",
         _serve,
@@ -98,7 +108,9 @@ def add(commands: arguments.Commands) -> None:
     to_systemd.add_argument("--write", metavar="DIR", help="write them there, instead of printing them")
 
 
-def _settings(parsed: argparse.Namespace) -> config.Loaded:
+def _settings(parsed: argparse.Namespace) -> "Loaded":
+    from snapshotter import config
+
     flags = {name: text for name in config.SETTINGS if (text := getattr(parsed, name, None)) is not None}
     return config.load(parsed.config or os.environ.get("SNAPSHOTTER_CONFIG"), os.environ, flags)
 
@@ -114,6 +126,8 @@ def _serve(parsed: argparse.Namespace) -> None:
 
 
 def _config(parsed: argparse.Namespace) -> None:
+    from snapshotter import config
+
     if parsed.what == "default":
         print(config.default(), end="")
         return
