@@ -206,6 +206,15 @@ def test_start_of_the_command() -> None:
     assert not {"asyncio", "difflib", "google.protobuf", "grpclib", "socket", "tomllib"} & set(loaded)
 
 
+def test_start_of_every_command() -> None:
+    """
+    What every command begins with imports nothing that takes long and can wait.
+    """
+    ask = "import sys; from snapshotter import cli; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert not {"dataclasses", "inspect", "logging", "subprocess", "snapshotter.inventory"} & set(ran.stdout.split())
+
+
 @pytest.mark.parametrize(
     ("module", "source", "violation"),
     [
