@@ -2,7 +2,7 @@
 The subvolumes of a store: what the contract asks of a filesystem, and btrfs doing it.
 
 Knows directories and subvolumes, no keys or kinds; a record is bytes that a directory carries. Every change is one
-kernel transaction or leaves what `Volumes.found` tells apart.
+kernel transaction or leaves what `Volumes.inspect` tells apart.
 """
 
 import contextlib
