@@ -11,7 +11,9 @@ from typing import Protocol, TypeVar
 from pybtrfs.errors import explained
 from pybtrfs.ioctl import VOL_NAME_MAX
 
-_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # those of os.fsencode
+# Those of os.fsencode and os.fsdecode, each of which is two functions of Python.
+ENCODING, ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+
 _Result = TypeVar("_Result")
 
 _is_name = re.compile(rb"(?!\.\.?\Z)[^/\0]{1,%d}" % VOL_NAME_MAX).fullmatch
@@ -80,7 +82,7 @@ def at(destination: Destination, call: Callable[..., _Result], *arguments: objec
         head, name = os.path.split(os.fsencode(destination).rstrip(b"/"))
     else:
         directory, filename = destination
-        name = filename.encode(_ENCODING, _ERRORS) if isinstance(filename, str) else os.fsencode(filename)
+        name = filename.encode(ENCODING, ERRORS) if isinstance(filename, str) else os.fsencode(filename)
     if not _is_name(name):
         raise ValueError(
             f"{filename!r} does not end in a name, of 1 to {VOL_NAME_MAX} bytes without slash and null byte, "

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 from pybtrfs import ioctl, syscall
 from pybtrfs.items import FS_TREE_OBJECTID
-from pybtrfs.path import Target, opened
+from pybtrfs.path import ENCODING, ERRORS, Target, opened
 from pybtrfs.subvolume.info import (
     SubvolumeInfo,
     directory_path,
@@ -29,7 +28,6 @@ from pybtrfs.subvolume.info import (
 from pybtrfs.tree_search import search_subvolume_records
 
 _REMEMBERED = 4096
-_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # those of os.fsdecode
 _OUT_OF_REACH = (
     errno.EACCES,
     errno.EXDEV,  # something is mounted on it
@@ -105,7 +103,7 @@ def iterate(
                 parent, directory = parent_id, dirid
                 above = paths.of(parent_id, dirid) if parent_id else None  # what is deleted is nowhere
             if above is not None and subvolid != top:
-                path = above + name.decode(_ENCODING, _ERRORS)
+                path = above + name.decode(ENCODING, ERRORS)
                 yield make(SubvolumeEntry, (path, make(SubvolumeInfo, record)))
 
 
