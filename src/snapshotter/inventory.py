@@ -9,18 +9,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pybtrfs import ioctl, subvolume
+from pybtrfs import ioctl, subvolume, syscall
 from pybtrfs.path import opened
 from pybtrfs.subvolume import SubvolumeInfo
 from snapshotter import mountinfo, records
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import DataLossError
+from snapshotter.medium import XATTR
 from snapshotter.records import Record, State
 from snapshotter.session import translating
 from snapshotter.snapshot import Info, Kind, Usage
 from snapshotter.store import SNAPSHOTS
 from snapshotter.usage import measure_by_id
-from snapshotter.volumes import EMPTY, FS, LAYER, BtrfsVolumes
+from snapshotter.volumes import EMPTY, FS, LAYER
 
 
 class Volume(NamedTuple):
@@ -179,16 +180,10 @@ def _record(fd: int, directory: str) -> Record | None:
     The record of a snapshot, as it is by now; None when there is none that can be read.
     """
     try:
-        directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-    except FileNotFoundError:
-        return None
-    try:
-        data = BtrfsVolumes.medium.read(directory_fd)
+        data, _ = syscall.read_directory(fd, directory, XATTR, ())
         return records.decode(data, int(directory.rpartition("/")[2])) if data else None
-    except records.DamagedError:
+    except (FileNotFoundError, records.DamagedError):
         return None
-    finally:
-        os.close(directory_fd)
 
 
 def _is_pending(record: Record, path: str) -> bool:
