@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pybtrfs import filesystem, image, qgroup, subvolume, syscall
+from pybtrfs import device, filesystem, image, qgroup, space, subvolume, syscall
 from pybtrfs._version import __version__
 from pybtrfs.errors import not_subvolume
 from pybtrfs.items import FS_TREE_OBJECTID
@@ -277,8 +277,8 @@ def _show(arguments: argparse.Namespace) -> None:
         _print_json({"path": path, **words, "Snapshots": snapshots})
         return
     _print(path)
-    for word, space, value in values:
-        _print(f"\t{word}: {space}{'-' if value is None else value}")
+    for word, gap, value in values:
+        _print(f"\t{word}: {gap}{'-' if value is None else value}")
     _print("\tSnapshot(s):")
     for name in snapshots:
         _print(f"\t\t\t\t{name}")
@@ -396,18 +396,18 @@ class _Usage:
     """
 
     def __init__(self, path: str) -> None:
-        spaces = filesystem.get_space(path)
-        devices = list(filesystem.iterate_devices(path))
+        spaces = space.get(path)
+        devices = list(device.iterate(path))
         self.devices = devices
-        self.groups = [space for space in spaces if space.type != "global reserve"]
-        self.reserve = next(space for space in spaces if space.type == "global reserve")
+        self.groups = [group for group in spaces if group.type != "global reserve"]
+        self.reserve = next(group for group in spaces if group.type == "global reserve")
         count = len(devices)
-        self.ratios = [_ratio(space.profile, count) for space in self.groups]
-        self.size = sum(device.total_bytes for device in devices)
-        self.allocated = sum(device.bytes_used for device in devices)
-        self.missing = sum(device.total_bytes for device in devices if not os.path.exists(device.path))
-        self.slack = sum(_device_size(device.path) - device.total_bytes for device in devices)
-        self.used = sum(int(space.used_bytes * ratio) for space, ratio in zip(self.groups, self.ratios, strict=True))
+        self.ratios = [_ratio(group.profile, count) for group in self.groups]
+        self.size = sum(each.total_bytes for each in devices)
+        self.allocated = sum(each.bytes_used for each in devices)
+        self.missing = sum(each.total_bytes for each in devices if not os.path.exists(each.path))
+        self.slack = sum(_device_size(each.path) - each.total_bytes for each in devices)
+        self.used = sum(int(group.used_bytes * ratio) for group, ratio in zip(self.groups, self.ratios, strict=True))
         data_total, data_used, self.data_ratio = self._sums("data")
         _, _, self.metadata_ratio = self._sums("metadata")
         self.unallocated = self.size - self.allocated
@@ -426,11 +426,11 @@ class _Usage:
         Raw total and use of what holds data, or metadata, and the ratio of raw to usable bytes.
         """
         total = raw = used = 0.0
-        for space, ratio in zip(self.groups, self.ratios, strict=True):
-            if type_ in space.type.split("+"):
-                total += space.total_bytes
-                raw += space.total_bytes * ratio
-                used += space.used_bytes * ratio
+        for group, ratio in zip(self.groups, self.ratios, strict=True):
+            if type_ in group.type.split("+"):
+                total += group.total_bytes
+                raw += group.total_bytes * ratio
+                used += group.used_bytes * ratio
         return raw, used, raw / total if total else 1.0
 
 
@@ -440,8 +440,8 @@ def _ratio(profile: str, devices: int) -> float:
 
 
 def _device_size(path: str) -> int:
-    with open(path, "rb") as device:
-        return device.seek(0, os.SEEK_END)
+    with open(path, "rb") as file:
+        return file.seek(0, os.SEEK_END)
 
 
 def _usage(arguments: argparse.Namespace) -> None:
@@ -467,7 +467,7 @@ def _usage(arguments: argparse.Namespace) -> None:
                     {"type": group.type, "profile": group.profile, "size": group.total_bytes, "used": group.used_bytes}
                     for group in usage.groups
                 ],
-                "devices": [{"path": device.path, "devid": device.devid} for device in usage.devices],
+                "devices": [{"path": each.path, "devid": each.devid} for each in usage.devices],
             }
         )
         return
@@ -478,7 +478,7 @@ def _usage(arguments: argparse.Namespace) -> None:
     width = 18 if arguments.raw else 10
     multiple = f"yes\t({', '.join(usage.multiple)})" if usage.multiple else "no"
     _print("Overall:")
-    for word, space, text in (
+    for word, gap, text in (
         ("Device size", "\t\t", amount(usage.size).rjust(width)),
         ("Device allocated", "\t\t", amount(usage.allocated).rjust(width)),
         ("Device unallocated", "\t\t", amount(usage.unallocated).rjust(width)),
@@ -496,7 +496,7 @@ def _usage(arguments: argparse.Namespace) -> None:
         ),
         ("Multiple profiles", "\t\t", multiple.rjust(width)),
     ):
-        _print(f"    {word}:{space}{text}")
+        _print(f"    {word}:{gap}{text}")
     for type_ in ("data", "data+metadata", "metadata", "system"):
         for group, ratio in zip(usage.groups, usage.ratios, strict=True):
             if group.type == type_:
@@ -508,8 +508,8 @@ def _usage(arguments: argparse.Namespace) -> None:
                 if len(usage.devices) == 1:
                     _print_device(usage.devices[0].path, amount(int(group.total_bytes * ratio)))
     _print("\nUnallocated:")
-    for device in usage.devices:
-        _print_device(device.path, amount(device.total_bytes - device.bytes_used))
+    for each in usage.devices:
+        _print_device(each.path, amount(each.total_bytes - each.bytes_used))
 
 
 def _print_device(path: str, text: str) -> None:

@@ -6,9 +6,6 @@ A btrfs filesystem as a whole: what it is, what it holds, its devices and its tr
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pybtrfs import ioctl
@@ -48,77 +45,6 @@ class FilesystemInfo(NamedTuple):
         return _uuid(self.metadata_uuid_bytes)
 
 
-class SpaceInfo(NamedTuple):
-    """
-    The block groups of one type and profile: how much they can hold and do hold, in bytes.
-    """
-
-    flags: int
-    total_bytes: int
-    used_bytes: int
-
-    @property
-    def type(self) -> str:
-        """
-        ``data``, ``metadata``, ``system``, ``data+metadata`` (mixed) or ``global reserve``, which is part of metadata.
-        """
-        if self.flags & ioctl.SPACE_INFO_GLOBAL_RSV:
-            return "global reserve"
-        return "+".join(name for flag, name in _TYPES if self.flags & flag)
-
-    @property
-    def profile(self) -> str:
-        """
-        How it is laid out on the devices: ``single``, ``dup``, ``raid0``, ``raid1`` and so on.
-        """
-        return next((name for flag, name in _PROFILES if self.flags & flag), "single")
-
-
-class DeviceInfo(NamedTuple):
-    """
-    A device of a filesystem; sizes are in bytes, *bytes_used* is what block groups have taken of it.
-    """
-
-    devid: int
-    uuid_bytes: bytes
-    bytes_used: int
-    total_bytes: int
-    path: str
-
-    @property
-    def uuid(self) -> UUID:
-        return _uuid(self.uuid_bytes)
-
-
-class DeviceStats(NamedTuple):
-    """
-    The errors a device was seen to make, counted since the filesystem was made or the counters were reset.
-    """
-
-    write_errs: int
-    read_errs: int
-    flush_errs: int
-    corruption_errs: int
-    generation_errs: int
-
-
-_TYPES = (
-    (ioctl.BLOCK_GROUP_DATA, "data"),
-    (ioctl.BLOCK_GROUP_METADATA, "metadata"),
-    (ioctl.BLOCK_GROUP_SYSTEM, "system"),
-)
-_PROFILES = (
-    (ioctl.BLOCK_GROUP_DUP, "dup"),
-    (ioctl.BLOCK_GROUP_RAID0, "raid0"),
-    (ioctl.BLOCK_GROUP_RAID1, "raid1"),
-    (ioctl.BLOCK_GROUP_RAID10, "raid10"),
-    (ioctl.BLOCK_GROUP_RAID5, "raid5"),
-    (ioctl.BLOCK_GROUP_RAID6, "raid6"),
-    (ioctl.BLOCK_GROUP_RAID1C3, "raid1c3"),
-    (ioctl.BLOCK_GROUP_RAID1C4, "raid1c4"),
-)
-
-
 def get_info(target: Target) -> FilesystemInfo:
     """
     Return what *target*'s filesystem is.
@@ -130,65 +56,6 @@ def get_info(target: Target) -> FilesystemInfo:
     """
     with opened(target) as fd:
         return FilesystemInfo(*ioctl.fs_info(fd))
-
-
-def get_space(target: Target) -> tuple[SpaceInfo, ...]:
-    """
-    Return what the filesystem's block groups can hold and do hold, by type and profile.
-
-    Issues ``BTRFS_IOC_SPACE_INFO``, which needs no privilege.
-    """
-    with opened(target) as fd:
-        total, spaces = ioctl.space_info(fd, 0)
-        # There may be more by the time of the next call.
-        while len(spaces) < total:
-            total, spaces = ioctl.space_info(fd, total)
-        return tuple(SpaceInfo(*space) for space in spaces)
-
-
-def get_device_info(target: Target, devid: int) -> DeviceInfo:
-    """
-    Return the device *devid* of the filesystem.
-
-    Issues ``BTRFS_IOC_DEV_INFO``, which needs no privilege.
-
-    Raises:
-        OSError: ENODEV: the filesystem has no such device.
-    """
-    with opened(target) as fd:
-        return _device_info(fd, devid)
-
-
-def iterate_devices(target: Target) -> Iterator[DeviceInfo]:
-    """
-    Yield the devices of the filesystem, by devid. A device removed meanwhile is left out.
-
-    Issues ``BTRFS_IOC_FS_INFO``, and ``BTRFS_IOC_DEV_INFO`` for each devid up to the largest, which need no privilege.
-    """
-    with opened(target) as fd:
-        for devid in range(1, ioctl.fs_info(fd).max_id + 1):
-            try:
-                device = _device_info(fd, devid)
-            except OSError as error:
-                if error.errno != errno.ENODEV:
-                    raise
-            else:
-                yield device
-
-
-def get_device_stats(target: Target, devid: int = 1, *, reset: bool = False) -> DeviceStats:
-    """
-    Return the error counters of the device *devid*, and set them to zero at the same time if *reset* is true.
-
-    Data that could not be written because the device itself is out of space (an image on a full host) is not counted.
-
-    Issues ``BTRFS_IOC_GET_DEV_STATS``, which needs no privilege, but ``CAP_SYS_ADMIN`` to reset.
-
-    Raises:
-        OSError: ENODEV: the filesystem has no such device.
-    """
-    with opened(target) as fd:
-        return DeviceStats(*ioctl.get_dev_stats(fd, devid, ioctl.DEV_STATS_RESET if reset else 0))
 
 
 def sync(target: Target) -> None:
@@ -248,11 +115,6 @@ def resize(target: Target, size: int | Literal["max"], *, devid: int = 1) -> Non
         raise ValueError(f"{size!r} is neither a size in bytes nor 'max'")
     with opened(target) as fd:
         ioctl.resize(fd, f"{devid}:{size}".encode())
-
-
-def _device_info(fd: int, devid: int) -> DeviceInfo:
-    info = ioctl.dev_info(fd, devid)
-    return DeviceInfo(info.devid, info.uuid, info.bytes_used, info.total_bytes, os.fsdecode(info.path))
 
 
 def _uuid(value: bytes) -> UUID:

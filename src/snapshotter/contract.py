@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import starmap
 from typing import Literal, NamedTuple, Self, TypedDict, TypeVar, Unpack
 
+from pybtrfs.mountinfo import MountTable
 from snapshotter import records, recovery
 from snapshotter.errors import (
     AlreadyExistsError,
@@ -27,7 +28,6 @@ from snapshotter.errors import (
 from snapshotter.events import Event
 from snapshotter.index import Index, Snapshot, describe
 from snapshotter.labels import apply_fieldpaths, check_key, check_labels
-from snapshotter.mountinfo import MountTable
 from snapshotter.ownership import Ownership
 from snapshotter.records import Commitment, Record, State
 from snapshotter.recovery import Recovered, Verdict

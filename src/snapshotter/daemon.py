@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from snapshotter import mountinfo, sockets
+from pybtrfs import mountinfo
+from snapshotter import sockets
 from snapshotter.config import Config
 from snapshotter.contract import Options, Snapshotter
 from snapshotter.display import printable

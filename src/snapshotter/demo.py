@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pybtrfs import filesystem, image
+from pybtrfs import image, space
 from snapshotter import display, image_store, interruption
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, FailedPreconditionError
@@ -297,7 +297,7 @@ class _Demo:
         return expected
 
     def _used(self) -> int:
-        return sum(space.used_bytes for space in filesystem.get_space(self._root) if space.type == "data")
+        return sum(space.used_bytes for space in space.get(self._root) if space.type == "data")
 
 
 def _entries(top: str | Path) -> Iterator[tuple[str, os.DirEntry[str]]]:

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from pybtrfs import items, subvolume, tree_search
+from pybtrfs import extents, items, subvolume, tree_search
+from pybtrfs.extents import Extent, Track
 from pybtrfs.items import (
     EXTENT_DATA_KEY,
     FIRST_FREE_OBJECTID,
@@ -20,10 +21,9 @@ from pybtrfs.items import (
     Key,
 )
 from pybtrfs.path import opened
-from snapshotter import extents, inventory
+from snapshotter import inventory
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import quoted
-from snapshotter.extents import Extent, Track
 from snapshotter.session import translating
 from snapshotter.snapshot import Kind
 from snapshotter.trees import Name, file_type, names

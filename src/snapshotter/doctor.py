@@ -8,8 +8,8 @@ import shlex
 import stat
 from collections.abc import Iterator
 
-from pybtrfs import filesystem, syscall
-from snapshotter import mountinfo, repair
+from pybtrfs import device, filesystem, mountinfo, syscall
+from snapshotter import repair
 from snapshotter.contract import Problem, Snapshotter
 from snapshotter.errors import DataLossError, UnavailableError
 from snapshotter.store import real_path
@@ -78,12 +78,12 @@ def _filesystem(root: str) -> Iterator[Problem]:
 
 
 def _devices(root: str) -> Iterator[Problem]:
-    for device in filesystem.iterate_devices(root):
-        stats = filesystem.get_device_stats(root, device.devid)
+    for each in device.iterate(root):
+        stats = device.get_stats(root, each.devid)
         if errors := stats.write_errs + stats.flush_errs:
             what = f"it has refused {errors} writes"
-            yield Problem(device.path, what, f"replace the disk, then btrfs device stats --reset {device.path}")
-        if image := _read(f"/sys/class/block/{os.path.basename(os.path.realpath(device.path))}/loop/backing_file"):
+            yield Problem(each.path, what, f"replace the disk, then btrfs device stats --reset {each.path}")
+        if image := _read(f"/sys/class/block/{os.path.basename(os.path.realpath(each.path))}/loop/backing_file"):
             with contextlib.suppress(FileNotFoundError):  # deleted, or another mount namespace's
                 status = os.stat(image)
                 if (reserved := status.st_blocks * 512) < status.st_size:

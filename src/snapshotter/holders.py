@@ -6,12 +6,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pybtrfs import subvolume
+from pybtrfs import mountinfo, subvolume
+from pybtrfs.mountinfo import MountPoint
 from pybtrfs.path import opened
-from snapshotter import mountinfo
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import DataLossError, quoted
-from snapshotter.mountinfo import MountPoint
 from snapshotter.session import translating
 
 _COMMAND_SIZE = 200  # bytes; more does not tell a process from others

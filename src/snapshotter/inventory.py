@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pybtrfs import ioctl, subvolume, syscall
+from pybtrfs import ioctl, mountinfo, subvolume, syscall
 from pybtrfs.path import opened
 from pybtrfs.subvolume import SubvolumeInfo
-from snapshotter import mountinfo, records
+from snapshotter import records
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import DataLossError
 from snapshotter.medium import XATTR

@@ -17,7 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import MetricsHandler
 from prometheus_client.registry import Collector
 
-from pybtrfs import filesystem, ioctl
+from pybtrfs import device, ioctl, space
 from pybtrfs._version import __version__
 from snapshotter import sockets
 from snapshotter.contract import Snapshotter
@@ -114,19 +114,17 @@ class _StoreCollector(Collector):
 
     def _filesystem(self) -> Iterator[GaugeMetricFamily]:
         used, total = Tally[str](), Tally[str]()
-        for space in filesystem.get_space(self._store.root):
-            if not space.flags & ioctl.SPACE_INFO_GLOBAL_RSV:  # which is part of metadata
-                used[space.type] += space.used_bytes
-                total[space.type] += space.total_bytes
+        for group in space.get(self._store.root):
+            if not group.flags & ioctl.SPACE_INFO_GLOBAL_RSV:  # which is part of metadata
+                used[group.type] += group.used_bytes
+                total[group.type] += group.total_bytes
         groups = GaugeMetricFamily(
             "snapshotter_filesystem_bytes", "Space allocated to block groups.", labels=["group", "state"]
         )
-        for group in total:
-            groups.add_metric([group, "used"], used[group])
-            groups.add_metric([group, "free"], total[group] - used[group])
-        unallocated = sum(
-            device.total_bytes - device.bytes_used for device in filesystem.iterate_devices(self._store.root)
-        )
+        for kind in total:
+            groups.add_metric([kind, "used"], used[kind])
+            groups.add_metric([kind, "free"], total[kind] - used[kind])
+        unallocated = sum(device.total_bytes - device.bytes_used for device in device.iterate(self._store.root))
         yield groups
         yield GaugeMetricFamily(
             "snapshotter_filesystem_unallocated_bytes", "Space of the devices in no block group.", unallocated

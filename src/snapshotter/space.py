@@ -6,13 +6,13 @@ import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from pybtrfs import filesystem, subvolume
-from pybtrfs.filesystem import SpaceInfo
+from pybtrfs import device, extents, space, subvolume
+from pybtrfs.extents import Track
 from pybtrfs.path import opened
-from snapshotter import extents, inventory
+from pybtrfs.space import SpaceInfo
+from snapshotter import inventory
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, quoted
-from snapshotter.extents import Track
 from snapshotter.inventory import Entry, Inventory, Volume
 from snapshotter.session import translating
 from snapshotter.snapshot import Kind
@@ -155,7 +155,7 @@ def of_filesystem(root: str) -> FilesystemSpace:
     The filesystem of the store at *root*. Needs no privilege.
     """
     with translating(f"look at the filesystem of {root!r}"), opened(root) as fd:
-        devices = list(filesystem.iterate_devices(fd))
+        devices = list(device.iterate(fd))
         size = sum(device.total_bytes for device in devices)
         allocated = sum(device.bytes_used for device in devices)
         status = os.fstatvfs(fd)
@@ -165,7 +165,7 @@ def of_filesystem(root: str) -> FilesystemSpace:
             size - allocated,
             status.f_bavail * status.f_frsize,
             subvolume.count_deleted(fd),
-            tuple(map(_block_groups, filesystem.get_space(fd))),
+            tuple(map(_block_groups, space.get(fd))),
         )
 
 

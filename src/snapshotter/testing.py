@@ -10,10 +10,10 @@ import contextlib
 import os
 from typing import ClassVar
 
+from pybtrfs.mountinfo import MountTable
 from pybtrfs.testing import copy_tree, remove_tree
 from snapshotter import usage
 from snapshotter.medium import Files, Medium
-from snapshotter.mountinfo import MountTable
 from snapshotter.snapshot import Measured, Mount
 from snapshotter.volumes import EMPTY, FS, LAYER, Directory, Found, MountMode, Place, opened
 

@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterator
 from typing import ClassVar, Literal, NamedTuple, Protocol, Self
 
-from pybtrfs import filesystem, ioctl, subvolume, syscall
+from pybtrfs import device, filesystem, ioctl, mountinfo, subvolume, syscall
 from pybtrfs.errors import NotBtrfsError, not_subvolume
-from snapshotter import mountinfo, usage
+from pybtrfs.mountinfo import MountTable
+from snapshotter import usage
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.medium import DIRECTORY_MODE, XATTR, Medium, Xattrs
-from snapshotter.mountinfo import MountTable
 from snapshotter.shared import Shared
 from snapshotter.snapshot import Measured, Mount
 
@@ -374,10 +374,10 @@ class BtrfsVolumes:
         now = time.monotonic()
         if devices is None or now - devices.time >= max_age:
             errors, path = 0, ""
-            for device in filesystem.iterate_devices(self._fd):
-                stats = filesystem.get_device_stats(self._fd, device.devid)
+            for each in device.iterate(self._fd):
+                stats = device.get_stats(self._fd, each.devid)
                 errors += stats.write_errs + stats.flush_errs
-                path = path or device.path
+                path = path or each.path
             devices = self._devices = _Devices(now, errors, path)
         return devices
 

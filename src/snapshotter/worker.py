@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from itertools import chain
 
+from pybtrfs.mountinfo import MountTable
 from snapshotter.events import Event
-from snapshotter.mountinfo import MountTable
 from snapshotter.store import Store
 from snapshotter.volumes import FS, LAYER, Volumes
 

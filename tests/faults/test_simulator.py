@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pybtrfs import image, subvolume
-from tests.snapshotter.namespaces import other_namespace
+from tests.namespaces import other_namespace
 
 from .disk import Disk
 from .fuse_disk import MARK, punch

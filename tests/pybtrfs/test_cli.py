@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import cli, filesystem, image, subvolume, syscall
+from pybtrfs import cli, device, filesystem, image, subvolume, syscall
 from tests.pybtrfs.subvolume.common import make
 
 pytestmark = pytest.mark.btrfs
@@ -249,7 +249,7 @@ def test_usage(profile: Path, option: str) -> None:
     """
     argv = [*([option] if option else []), str(profile)]
     code, shown = theirs("filesystem", "usage", *argv)
-    if len(list(filesystem.iterate_devices(profile))) > 1:
+    if len(list(device.iterate(profile))) > 1:
         groups, unallocated, rest = shown.partition(b"\nUnallocated:\n")
         shown = re.sub(rb"   /dev/.*\n", b"", groups) + unallocated + rest
     assert ours("usage", *argv) == (code, shown)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import filesystem, ioctl, subvolume, syscall
+from pybtrfs import device, filesystem, ioctl, space, subvolume, syscall
 from pybtrfs.errors import NotBtrfsError
 
 FORMS: list[Callable[[Path], Any]] = [str, os.fsencode, Path, subvolume.Subvolume]
@@ -52,13 +52,13 @@ def test_get_space(btrfs_mount: Callable[..., Path]) -> None:
     Spaces are told apart by type and profile, and what is written counts as used.
     """
     top = btrfs_mount()
-    spaces = {space.type: space for space in filesystem.get_space(top)}
+    spaces = {space.type: space for space in space.get(top)}
     assert spaces.keys() == {"data", "metadata", "system", "global reserve"}
     assert {space.profile for space in spaces.values()} <= {"single", "dup"}
     before = spaces["data"].used_bytes
     (top / "file").write_bytes(os.urandom(1 << 20))
     filesystem.sync(top)
-    (data,) = (space for space in filesystem.get_space(top) if space.type == "data")
+    (data,) = (space for space in space.get(top) if space.type == "data")
     assert data.used_bytes - before == 1 << 20
     assert data.total_bytes >= data.used_bytes
 
@@ -77,8 +77,8 @@ def test_names_of_space(flags: int, type_: str, profile: str) -> None:
     """
     Types and profiles have the names that btrfs itself uses for them.
     """
-    space = filesystem.SpaceInfo(flags, 2, 1)
-    assert (space.type, space.profile) == (type_, profile)
+    info = space.SpaceInfo(flags, 2, 1)
+    assert (info.type, info.profile) == (type_, profile)
 
 
 @pytest.mark.btrfs
@@ -87,13 +87,13 @@ def test_devices(btrfs_mount: Callable[..., Path]) -> None:
     The one device of an image is listed, and no other devid is one.
     """
     top = btrfs_mount(256 << 20)
-    (device,) = filesystem.iterate_devices(top)
-    assert device == filesystem.get_device_info(top, 1)
-    assert device.path.startswith("/dev/loop")
-    assert device.total_bytes == 256 << 20
-    assert 0 < device.bytes_used < device.total_bytes
-    assert device.uuid.bytes == device.uuid_bytes
-    for call in (filesystem.get_device_info, filesystem.get_device_stats):
+    (info,) = device.iterate(top)
+    assert info == device.get_info(top, 1)
+    assert info.path.startswith("/dev/loop")
+    assert info.total_bytes == 256 << 20
+    assert 0 < info.bytes_used < info.total_bytes
+    assert info.uuid.bytes == info.uuid_bytes
+    for call in (device.get_info, device.get_stats):
         with pytest.raises(OSError) as caught:
             call(top, 2)
         assert caught.value.errno == errno.ENODEV
@@ -107,7 +107,7 @@ def test_removed_devices_are_left_out(btrfs: Path, monkeypatch: pytest.MonkeyPat
     """
     info = ioctl.fs_info
     monkeypatch.setattr(ioctl, "fs_info", lambda fd: info(fd)._replace(max_id=3))
-    assert [device.devid for device in filesystem.iterate_devices(btrfs)] == [1]
+    assert [info.devid for info in device.iterate(btrfs)] == [1]
 
 
 @pytest.mark.btrfs
@@ -116,12 +116,12 @@ def test_device_stats(btrfs_mount: Callable[..., Path], unprivileged: Callable[.
     The counters of a good device are zero; anybody may read them, and root reset them.
     """
     top = btrfs_mount()
-    assert filesystem.get_device_stats(top) == (0, 0, 0, 0, 0)
-    assert unprivileged(filesystem.get_device_stats, top, 1) == (0, 0, 0, 0, 0)
+    assert device.get_stats(top) == (0, 0, 0, 0, 0)
+    assert unprivileged(device.get_stats, top, 1) == (0, 0, 0, 0, 0)
     with pytest.raises(PermissionError) as caught:
-        unprivileged(lambda: filesystem.get_device_stats(top, reset=True))
+        unprivileged(lambda: device.get_stats(top, reset=True))
     assert caught.value.__notes__ == ["BTRFS_IOC_GET_DEV_STATS", "needs CAP_SYS_ADMIN"]
-    assert filesystem.get_device_stats(top, reset=True).write_errs == 0
+    assert device.get_stats(top, reset=True).write_errs == 0
 
 
 @pytest.mark.btrfs
@@ -133,23 +133,23 @@ def test_corruption_is_counted(btrfs_mount: Callable[..., Path]) -> None:
     content = os.urandom(4096)
     (top / "file").write_bytes(content)
     filesystem.sync(top)
-    device = os.open(next(filesystem.iterate_devices(top)).path, os.O_RDWR)
+    disk = os.open(next(device.iterate(top)).path, os.O_RDWR)
     try:
         position = 0
-        while (block := os.pread(device, 4096, position)) != content:
+        while (block := os.pread(disk, 4096, position)) != content:
             assert block
             position += 4096
-        os.pwrite(device, bytes(4096), position)
-        os.fsync(device)
+        os.pwrite(disk, bytes(4096), position)
+        os.fsync(disk)
     finally:
-        os.close(device)
+        os.close(disk)
     with open(top / "file", "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         with pytest.raises(OSError) as caught:
             file.read()
     assert caught.value.errno == errno.EIO
-    assert filesystem.get_device_stats(top, reset=True).corruption_errs > 0
-    assert filesystem.get_device_stats(top).corruption_errs == 0
+    assert device.get_stats(top, reset=True).corruption_errs > 0
+    assert device.get_stats(top).corruption_errs == 0
 
 
 @pytest.mark.btrfs
@@ -179,7 +179,7 @@ def test_resize(btrfs_mount: Callable[..., Path], unprivileged: Callable[..., An
     assert caught.value.__notes__[-1] == "needs CAP_SYS_ADMIN"
     for size, total in ((300 << 20, 300 << 20), ("max", 512 << 20)):
         filesystem.resize(top, size)
-        assert filesystem.get_device_info(top, 1).total_bytes == total
+        assert device.get_info(top, 1).total_bytes == total
     with pytest.raises(OSError) as caught:
         filesystem.resize(top, 1 << 30)
     assert caught.value.errno == errno.EFBIG
@@ -207,12 +207,12 @@ def test_elsewhere(tmp_path: Path) -> None:
     for target in (tmp_path, tmp_path / "file", tmp_path / "fifo", "/proc/self", "/dev/null"):
         for call in (
             filesystem.get_info,
-            filesystem.get_space,
-            filesystem.get_device_stats,
+            space.get,
+            device.get_stats,
             filesystem.sync,
             filesystem.start_sync,
             filesystem.wait_sync,
-            lambda target: list(filesystem.iterate_devices(target)),
+            lambda target: list(device.iterate(target)),
             lambda target: filesystem.resize(target, "max"),
         ):
             with pytest.raises(NotBtrfsError) as caught:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import filesystem, ioctl, items, subvolume, syscall
+from pybtrfs import device, ioctl, items, subvolume, syscall
 from pybtrfs.items import Key
 from pybtrfs.tree_search import search
 
@@ -93,9 +93,9 @@ def test_mount(btrfs: Path, unprivileged: Callable[..., Any]) -> None:
     """
     target = btrfs / "target"
     target.mkdir()
-    device = next(filesystem.iterate_devices(btrfs)).path
+    source = next(device.iterate(btrfs)).path
     for call in (
-        lambda: syscall.mount(device, target, "btrfs"),
+        lambda: syscall.mount(source, target, "btrfs"),
         lambda: syscall.umount2(target),
     ):
         with pytest.raises(PermissionError) as caught:
@@ -103,7 +103,7 @@ def test_mount(btrfs: Path, unprivileged: Callable[..., Any]) -> None:
         assert caught.value.__notes__[1] == "needs CAP_SYS_ADMIN"
     subvolume.create(btrfs / "new")
     (btrfs / "new/file").touch()
-    syscall.mount(device, target, "btrfs", syscall.MS_NODEV, f"subvolid={subvolume.get_id(btrfs / 'new')}")
+    syscall.mount(source, target, "btrfs", syscall.MS_NODEV, f"subvolid={subvolume.get_id(btrfs / 'new')}")
     try:
         assert os.listdir(target) == ["file"]
         assert os.statvfs(target).f_flag & 4  # nodev

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pybtrfs import filesystem, inode, ioctl, subvolume, syscall, tree_search
+from pybtrfs import device, filesystem, inode, ioctl, subvolume, syscall, tree_search
 from tests.pybtrfs.subvolume.common import NOBODY, below, contained, open_directory
 
 
@@ -45,7 +45,7 @@ def test_what_works(owned: Path) -> None:
         subvolume.delete(owned / "a")
         assert subvolume.get_info(owned / "c").parent_id == subvolume.get_id(owned)
         assert filesystem.get_info(owned).fsid
-        assert [device.devid for device in filesystem.iterate_devices(owned)] == [1]
+        assert [device.devid for device in device.iterate(owned)] == [1]
         return below(owned)
 
     assert contained(use) == ["c", "c/b", "d"]
@@ -69,7 +69,7 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "deleted": lambda base: list(subvolume.iterate_deleted(base)),
     "default": lambda base: subvolume.set_default(base, 5),
     "what is nested": lambda base: subvolume.delete(base, recursive=True),
-    "counters": lambda base: filesystem.get_device_stats(base, reset=True),
+    "counters": lambda base: device.get_stats(base, reset=True),
     "resize": lambda base: filesystem.resize(base, "max"),
     "quota": quota,
     "mount": lambda base: syscall.mount("/dev/null", base, "btrfs"),

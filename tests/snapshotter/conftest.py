@@ -17,10 +17,9 @@ from snapshotter.client import Client
 from snapshotter.mounting import mounted
 from snapshotter.testing import DirectoryVolumes
 from snapshotter.volumes import BtrfsVolumes
-
-from . import schema
-from .commands import Ran, Run
-from .serving import serving
+from tests.snapshotter import schema
+from tests.snapshotter.commands import Ran, Run
+from tests.snapshotter.serving import serving
 
 
 @pytest.fixture(scope="session", params=["directories", pytest.param("btrfs", marks=pytest.mark.btrfs)])

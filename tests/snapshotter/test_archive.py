@@ -32,8 +32,7 @@ from snapshotter.errors import (
     ResourceExhaustedError,
 )
 from snapshotter.mounting import mounted
-
-from .conftest import entries
+from tests.snapshotter.conftest import entries
 
 pytestmark = pytest.mark.btrfs
 

@@ -13,9 +13,8 @@ import pytest
 from pybtrfs import subvolume
 from snapshotter import Snapshotter, cli
 from snapshotter.mounting import mounted
-
-from .commands import Run
-from .serving import serving
+from tests.snapshotter.commands import Run
+from tests.snapshotter.serving import serving
 
 pytestmark = pytest.mark.btrfs
 

@@ -16,8 +16,7 @@ import pytest
 
 from snapshotter import Info, Kind, Mount, Snapshotter
 from snapshotter.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
-
-from .conftest import entries
+from tests.snapshotter.conftest import entries
 
 Content = Callable[[tuple[Mount, ...]], AbstractContextManager[Path]]
 Step = Callable[[Path], object]

@@ -33,9 +33,8 @@ from snapshotter.errors import (
     ResourceExhaustedError,
 )
 from snapshotter.mounting import mounted
-
-from .conftest import entries
-from .namespaces import source
+from tests.namespaces import source
+from tests.snapshotter.conftest import entries
 
 pytestmark = pytest.mark.btrfs
 

@@ -11,8 +11,7 @@ from snapshotter import Snapshotter, difference
 from snapshotter.difference import Change
 from snapshotter.errors import FailedPreconditionError, NotFoundError
 from snapshotter.mounting import mounted
-
-from .conftest import Entry, entries
+from tests.snapshotter.conftest import Entry, entries
 
 pytestmark = pytest.mark.btrfs
 

@@ -18,10 +18,9 @@ from jsonschema import Draft202012Validator, ValidationError
 from pybtrfs import syscall
 from snapshotter import Snapshotter, cli
 from snapshotter.cli.codes import INCONSISTENT
+from tests.snapshotter import schema
+from tests.snapshotter.serving import serving
 from tools.make_manual import commands
-
-from . import schema
-from .serving import serving
 
 ELSEWHERE = {
     "demo": "test_demo.py runs it",

@@ -9,8 +9,7 @@ from snapshotter import Snapshotter, holders
 from snapshotter.errors import NotFoundError
 from snapshotter.holders import Holders
 from snapshotter.mounting import mounted
-
-from .namespaces import other_namespace
+from tests.namespaces import other_namespace
 
 pytestmark = pytest.mark.btrfs
 

@@ -21,8 +21,7 @@ from snapshotter.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
-
-from .conftest import entries
+from tests.snapshotter.conftest import entries
 
 Content = Callable[[tuple[Mount, ...]], AbstractContextManager[Path]]
 

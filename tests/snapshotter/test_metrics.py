@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pybtrfs import filesystem
+from pybtrfs import device, space
 from snapshotter import Snapshotter, metrics
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
 from snapshotter.metrics import Metrics, serving
@@ -115,13 +115,13 @@ def test_store(measured: Metrics, address: str, store: Snapshotter, backend: str
     assert found["snapshotter_pending_deletions",] == 0
     assert found["snapshotter_inconsistencies",] == 0
     if backend == "btrfs":
-        data = next(space for space in filesystem.get_space(store.root) if space.type == "data")
+        data = next(group for group in space.get(store.root) if group.type == "data")
         shown = [found["snapshotter_filesystem_bytes", "data", state] for state in ("used", "free")]
         assert shown == [data.used_bytes, data.total_bytes - data.used_bytes]
-        [device] = filesystem.iterate_devices(store.root)
+        [only] = device.iterate(store.root)
         allocated = sum(value for (name, *_), value in found.items() if name == "snapshotter_filesystem_bytes")
-        assert 0 < allocated <= device.bytes_used
-        assert found["snapshotter_filesystem_unallocated_bytes",] == device.total_bytes - device.bytes_used
+        assert 0 < allocated <= only.bytes_used
+        assert found["snapshotter_filesystem_unallocated_bytes",] == only.total_bytes - only.bytes_used
 
 
 def test_troubles_are_counted(
@@ -157,7 +157,7 @@ def test_closed(measured: Metrics, address: str, store: Snapshotter, monkeypatch
     def fail(path: str) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(filesystem, "get_space", fail)
+    monkeypatch.setattr(space, "get", fail)
     found = samples(scrape(address))
     assert ("snapshotter_store_open_seconds",) in found
     assert not any(re.match("snapshotter_(snapshots|filesystem)", name) for name, *_ in found)
@@ -276,7 +276,7 @@ def test_hanging_filesystem(address: str, btrfs: Path, monkeypatch: pytest.Monke
         assert gate.wait(PATIENCE)
         return ()
 
-    monkeypatch.setattr(filesystem, "get_space", hang)
+    monkeypatch.setattr(space, "get", hang)
     monkeypatch.setattr(metrics, "STOP_SECONDS", 0.1)
     measured = Metrics()
     with ExitStack() as stack:

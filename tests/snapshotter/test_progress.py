@@ -10,8 +10,7 @@ import pytest
 
 from snapshotter.cli import progress as module
 from snapshotter.cli.progress import progress, tracked
-
-from .commands import Terminal
+from tests.snapshotter.commands import Terminal
 
 
 @pytest.fixture

@@ -18,8 +18,7 @@ from snapshotter.errors import FailedPreconditionError, StoreHeldError
 from snapshotter.medium import XATTR
 from snapshotter.mounting import mounted
 from snapshotter.volumes import BtrfsVolumes
-
-from .commands import Run
+from tests.snapshotter.commands import Run
 
 pytestmark = pytest.mark.btrfs
 

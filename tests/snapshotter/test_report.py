@@ -14,8 +14,7 @@ from snapshotter.contract import Problem
 from snapshotter.inventory import Entry
 from snapshotter.snapshot import Info, Kind, Usage
 from snapshotter.space import Amount, BlockGroups, FilesystemSpace
-
-from .commands import Run
+from tests.snapshotter.commands import Run
 
 SPACE = FilesystemSpace(10 << 30, 3 << 30, 7 << 30, 8 << 30, 2, (BlockGroups("data", "single", 2 << 30, 1 << 30),))
 SECTIONS = ["findings", "space", "map", "sharing", "tree"]

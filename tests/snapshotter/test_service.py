@@ -22,9 +22,8 @@ from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.client import Client
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from snapshotter.testing import DirectoryVolumes
-
-from .serving import serving
-from .wire import Wire, framed
+from tests.snapshotter.serving import serving
+from tests.snapshotter.wire import Wire, framed
 
 CHECK = "/grpc.health.v1.Health/Check"
 METHODS = {

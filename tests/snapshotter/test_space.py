@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pybtrfs import filesystem, subvolume
-from snapshotter import Kind, Mount, Snapshotter, extents, inventory, space
+from pybtrfs import extents, filesystem, subvolume
+from snapshotter import Kind, Mount, Snapshotter, inventory, space
 from snapshotter.errors import FailedPreconditionError, NotFoundError
 from snapshotter.mounting import mounted
 from snapshotter.space import Amount

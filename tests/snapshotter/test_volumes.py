@@ -13,18 +13,17 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import filesystem, ioctl, subvolume, syscall
+from pybtrfs import filesystem, ioctl, space, subvolume, syscall
 from pybtrfs.errors import NotSubvolumeError
+from pybtrfs.mountinfo import MountTable
 from snapshotter import Mount
 from snapshotter import volumes as volumes_module
 from snapshotter.errors import FailedPreconditionError
-from snapshotter.mountinfo import MountTable
 from snapshotter.mounting import mounted
 from snapshotter.testing import DirectoryVolumes
 from snapshotter.volumes import FS, LAYER, BtrfsVolumes, Directory, Found, MountMode, Place, Volumes
-
-from .conftest import entries
-from .namespaces import other_namespace, source
+from tests.namespaces import other_namespace, source
+from tests.snapshotter.conftest import entries
 
 NONE = MountTable()
 Make = Callable[[str], Directory]
@@ -578,4 +577,4 @@ def test_reclaim(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPat
 
 
 def used(mount: Path) -> int:
-    return sum(space.used_bytes for space in filesystem.get_space(mount))
+    return sum(space.used_bytes for space in space.get(mount))

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from pybtrfs.mountinfo import MountTable
 from snapshotter import worker
-from snapshotter.mountinfo import MountTable
 from snapshotter.volumes import FS, LAYER, Directory
 from snapshotter.worker import Worker
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import filesystem, ioctl, subvolume, syscall
+from pybtrfs import device, filesystem, ioctl, subvolume, syscall
 from pybtrfs.errors import NotBtrfsError, NotSubvolumeError
 from tests.pybtrfs.subvolume.common import FORMS, NOBODY, below, form, make, open_directory
 
@@ -327,8 +327,8 @@ def generation_on_disk(mount: Path) -> int:
     """
     The generation of the superblock in the image that is mounted.
     """
-    device = Path(next(filesystem.iterate_devices(mount)).path).name
-    image_path = Path(f"/sys/block/{device}/loop/backing_file").read_text().rstrip("\n")
+    name = Path(next(device.iterate(mount)).path).name
+    image_path = Path(f"/sys/block/{name}/loop/backing_file").read_text().rstrip("\n")
     with open(image_path, "rb") as image_file:
         image_file.seek((64 << 10) + 72)
         return int.from_bytes(image_file.read(8), "little")

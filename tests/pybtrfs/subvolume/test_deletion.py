@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import filesystem, image, ioctl, subvolume, syscall
+from pybtrfs import device, filesystem, image, ioctl, subvolume, syscall
 from pybtrfs.errors import NotSubvolumeError
 from pybtrfs.items import DropProgress, Key
 from tests.pybtrfs.subvolume.common import (
@@ -240,8 +240,8 @@ def test_delete_by_id_outside_of_the_mount(btrfs_mount: Callable[..., Path], tmp
     top = btrfs_mount()
     make(top, "shown", "hidden", "hidden/nested")
     subvolid = subvolume.get_id(top / "hidden")
-    device = next(filesystem.iterate_devices(top)).path
-    syscall.mount(device, tmp_path, "btrfs", data="subvol=shown")
+    source = next(device.iterate(top)).path
+    syscall.mount(source, tmp_path, "btrfs", data="subvol=shown")
     try:
         assert subvolume.get_path(tmp_path, subvolid) == "hidden"
         subvolume.delete_by_id(tmp_path, subvolid, recursive=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import filesystem, ioctl, subvolume, syscall
+from pybtrfs import device, filesystem, ioctl, subvolume, syscall
 from pybtrfs.errors import NotBtrfsError, NotSubvolumeError
 from tests.pybtrfs.subvolume.common import FORMS, NOBODY, calls_of, children, form, make, open_directory, without
 
@@ -216,7 +216,7 @@ def test_default(btrfs_mount: Callable[..., Path], tmp_path: Path) -> None:
     subvolid = subvolume.get_id(top / "new")
     subvolume.set_default(top, subvolid)
     assert subvolume.get_default(top) == subvolid
-    syscall.mount(next(filesystem.iterate_devices(top)).path, tmp_path, "btrfs")
+    syscall.mount(next(device.iterate(top)).path, tmp_path, "btrfs")
     try:
         assert os.listdir(tmp_path) == ["inside"]
     finally:

@@ -11,11 +11,9 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import subvolume, syscall
-from snapshotter import mountinfo
-from snapshotter.mountinfo import MountTable, device_of, read
-
-from .namespaces import other_namespace, source
+from pybtrfs import mountinfo, subvolume, syscall
+from pybtrfs.mountinfo import MountTable, device_of, read
+from tests.namespaces import other_namespace, source
 
 FIXTURE = rb"""
 22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/sda1 rw

@@ -1,0 +1,72 @@
+"""
+Space of a filesystem, by type and profile of its block groups.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pybtrfs import ioctl
+from pybtrfs.path import Target, opened
+
+if TYPE_CHECKING:
+    pass
+
+
+class SpaceInfo(NamedTuple):
+    """
+    The block groups of one type and profile: how much they can hold and do hold, in bytes.
+    """
+
+    flags: int
+    total_bytes: int
+    used_bytes: int
+
+    @property
+    def type(self) -> str:
+        """
+        ``data``, ``metadata``, ``system``, ``data+metadata`` (mixed) or ``global reserve``, which is part of metadata.
+        """
+        if self.flags & ioctl.SPACE_INFO_GLOBAL_RSV:
+            return "global reserve"
+        return "+".join(name for flag, name in _TYPES if self.flags & flag)
+
+    @property
+    def profile(self) -> str:
+        """
+        How it is laid out on the devices: ``single``, ``dup``, ``raid0``, ``raid1`` and so on.
+        """
+        return next((name for flag, name in _PROFILES if self.flags & flag), "single")
+
+
+_TYPES = (
+    (ioctl.BLOCK_GROUP_DATA, "data"),
+    (ioctl.BLOCK_GROUP_METADATA, "metadata"),
+    (ioctl.BLOCK_GROUP_SYSTEM, "system"),
+)
+
+
+_PROFILES = (
+    (ioctl.BLOCK_GROUP_DUP, "dup"),
+    (ioctl.BLOCK_GROUP_RAID0, "raid0"),
+    (ioctl.BLOCK_GROUP_RAID1, "raid1"),
+    (ioctl.BLOCK_GROUP_RAID10, "raid10"),
+    (ioctl.BLOCK_GROUP_RAID5, "raid5"),
+    (ioctl.BLOCK_GROUP_RAID6, "raid6"),
+    (ioctl.BLOCK_GROUP_RAID1C3, "raid1c3"),
+    (ioctl.BLOCK_GROUP_RAID1C4, "raid1c4"),
+)
+
+
+def get(target: Target) -> tuple[SpaceInfo, ...]:
+    """
+    Return what the filesystem's block groups can hold and do hold, by type and profile.
+
+    Issues ``BTRFS_IOC_SPACE_INFO``, which needs no privilege.
+    """
+    with opened(target) as fd:
+        total, spaces = ioctl.space_info(fd, 0)
+        # There may be more by the time of the next call.
+        while len(spaces) < total:
+            total, spaces = ioctl.space_info(fd, total)
+        return tuple(SpaceInfo(*space) for space in spaces)
