@@ -15,7 +15,7 @@ from pathlib import Path
 
 import shtab
 
-import pybtrfs.cli
+import pybtrfs.cli.main
 import snapshotter.cli
 from pybtrfs._version import __version__
 
@@ -58,7 +58,7 @@ def main(target: Path) -> None:
     """
     Write them below *target*, at the paths where they are installed.
     """
-    for parser in pybtrfs.cli.parser(), snapshotter.cli.parser():
+    for parser in pybtrfs.cli.main.parser(), snapshotter.cli.parser():
         files = {f"man/man1/{parser.prog}.1": "\n".join(page(parser)) + "\n"}
         for command in commands(parser):
             for action in command._actions:

@@ -4,6 +4,6 @@
 
 import sys
 
-from pybtrfs.cli import main
+from pybtrfs.cli.main import main
 
 sys.exit(main())

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import cli, device, filesystem, image, subvolume, syscall
+from pybtrfs import device, filesystem, image, subvolume, syscall
+from pybtrfs.cli import main
 from tests.pybtrfs.subvolume.common import make
 
 pytestmark = pytest.mark.btrfs
@@ -51,7 +52,7 @@ def said(capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     """
     The exit code of the command, its output and its errors.
     """
-    code = cli.main(argv)
+    code = main.main(argv)
     out, err = capfd.readouterr()
     return code, out, err
 
@@ -90,7 +91,7 @@ def test_list_unprivileged(top: Path, unprivileged: Callable[..., Any]) -> None:
 
     def listed() -> bytes:
         sys.stdout = io.TextIOWrapper(io.BytesIO())  # in the child process
-        assert cli.main(["subvolume", "list", "a"]) == 0
+        assert main.main(["subvolume", "list", "a"]) == 0
         return sys.stdout.buffer.getvalue()
 
     a, b, c = (subvolume.get_info(top / name) for name in ("a", "a/b", "a/b/c"))
@@ -304,7 +305,7 @@ def test_wrong_usage(argv: list[str]) -> None:
     Wrong usage is 2.
     """
     with pytest.raises(SystemExit) as caught:
-        cli.main(argv)
+        main.main(argv)
     assert caught.value.code == 2
 
 

@@ -15,7 +15,7 @@ import pybtrfs
 MODULES = [
     name
     for _, name, _ in pkgutil.walk_packages(pybtrfs.__path__, "pybtrfs.")
-    if not name.rpartition(".")[2].startswith("_") and name != "pybtrfs.cli"
+    if not name.rpartition(".")[2].startswith("_") and not name.startswith("pybtrfs.cli")
 ]
 
 
