@@ -31,7 +31,7 @@ LAYERS = [
     {"pybtrfs.errors", "pybtrfs.testing"},
     {"pybtrfs.path"},
     {"pybtrfs.extent", "pybtrfs.filesystem", "pybtrfs.image", "pybtrfs.inode", "pybtrfs.space", "pybtrfs.tree_search"},
-    {"pybtrfs.cli.image", "pybtrfs.device", "pybtrfs.subvolume.info"},
+    {"pybtrfs.cli.image", "pybtrfs.device", "pybtrfs.subvolume.files", "pybtrfs.subvolume.info"},
     {"pybtrfs.cli.usage", "pybtrfs.subvolume.listing"},
     {"pybtrfs.subvolume.deletion"},
     {"pybtrfs.subvolume.creation"},
@@ -55,7 +55,6 @@ LAYERS = [
         "snapshotter.snapshot",
         "snapshotter.systemd",
         "snapshotter.treemap",
-        "snapshotter.trees",
     },
     {
         "snapshotter.api.containers_grpc",

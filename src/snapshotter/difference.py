@@ -13,11 +13,10 @@ from typing import Literal
 from pybtrfs import subvolume
 from pybtrfs.items import InodeItem
 from pybtrfs.path import opened
+from pybtrfs.subvolume.files import Name, Tree, differs, file_type
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, quoted
 from snapshotter.session import translating
-from snapshotter.trees import Name, Tree, file_type
-from snapshotter.usage import differs
 
 Kind = Literal["added", "modified", "deleted", "renamed"]
 

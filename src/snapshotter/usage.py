@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from pybtrfs import items, tree_search
 from pybtrfs.items import INODE_ITEM_KEY, InlineExtent, InodeItem, Key
+from pybtrfs.subvolume.files import differs
 from snapshotter.snapshot import Measured, Usage
 
 _BLOCK = 4096
@@ -77,15 +78,6 @@ def _inode(tree: _Tree, number: int) -> InodeItem | None:
     for item in tree_search.search(fd, tree_id=tree_id, min_key=key, max_key=key, buffer_size=_ONE_INODE):
         return items.inode_item(item.data)
     return None
-
-
-def differs(now: InodeItem, before: InodeItem, time_now: int, time_before: int) -> bool:
-    """
-    Whether an inode is another one than in the parent, not merely read or, a directory, renamed in.
-    """
-    if (now.mode, now.uid, now.gid, now.rdev) != (before.mode, before.uid, before.gid, before.rdev):
-        return True
-    return not stat.S_ISDIR(now.mode) and (now.size, now.nlink, time_now) != (before.size, before.nlink, time_before)
 
 
 def _rounded(size: int) -> int:

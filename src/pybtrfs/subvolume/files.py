@@ -128,3 +128,12 @@ class Tree:
             max_key=Key(number, last, tree_search.MAX),
             buffer_size=_SMALL,
         )
+
+
+def differs(now: InodeItem, before: InodeItem, time_now: int, time_before: int) -> bool:
+    """
+    Whether an inode is another one than in the parent, not merely read or, a directory, renamed in.
+    """
+    if (now.mode, now.uid, now.gid, now.rdev) != (before.mode, before.uid, before.gid, before.rdev):
+        return True
+    return not stat.S_ISDIR(now.mode) and (now.size, now.nlink, time_now) != (before.size, before.nlink, time_before)
