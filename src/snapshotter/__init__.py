@@ -2,7 +2,7 @@
 containerd's snapshotter semantics on btrfs.
 """
 
-from snapshotter.contract import Problem, Snapshotter
-from snapshotter.snapshot import Info, Kind, Mount, Usage
+from snapshotter.contract import Snapshotter
+from snapshotter.model import Info, Kind, Mount, Problem, Usage
 
 __all__ = ["Info", "Kind", "Mount", "Problem", "Snapshotter", "Usage"]

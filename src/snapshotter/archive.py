@@ -28,9 +28,9 @@ from snapshotter.errors import (
     InvalidArgumentError,
     NotFoundError,
     quoted,
+    translating,
 )
 from snapshotter.mounting import mounted
-from snapshotter.session import translating
 
 if TYPE_CHECKING:
     from snapshotter.client import Client

@@ -21,7 +21,7 @@ from snapshotter.api.extension_grpc import ExtensionStub
 from snapshotter.api.snapshots_grpc import SnapshotsStub
 from snapshotter.errors import Error, FailedPreconditionError, InvalidArgumentError, UnavailableError, quoted
 from snapshotter.messages import CODES, info_from, info_to, mounts_from, usage_from
-from snapshotter.snapshot import Info, Mount, Usage
+from snapshotter.model import Info, Mount, Usage
 
 __all__ = ["Client"]
 

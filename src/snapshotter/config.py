@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, NamedTuple, get_args
 
-from snapshotter.contract import UsageDefinition
-from snapshotter.display import printable
 from snapshotter.errors import InvalidArgumentError
 from snapshotter.events import LogFormat, LogLevel
+from snapshotter.model import UsageDefinition
+from snapshotter.text import printable
 from snapshotter.volumes import MountMode
 
 VERSION = 1

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import starmap
-from typing import Literal, NamedTuple, Self, TypedDict, TypeVar, Unpack
+from typing import Self, TypedDict, TypeVar, Unpack
 
 from pybtrfs.mountinfo import MountTable
 from snapshotter import records, recovery
@@ -24,23 +24,21 @@ from snapshotter.errors import (
     ResourceExhaustedError,
     UnavailableError,
     quoted,
+    translating,
 )
 from snapshotter.events import Event
 from snapshotter.index import Index, Snapshot, describe
 from snapshotter.labels import apply_fieldpaths, check_key, check_labels
+from snapshotter.model import LOCAL, Info, Kind, Located, Measured, Mount, Problem, Status, Usage, UsageDefinition
 from snapshotter.ownership import Ownership
 from snapshotter.records import Commitment, Record, State
 from snapshotter.recovery import Recovered, Verdict
-from snapshotter.session import Session, translating
-from snapshotter.snapshot import Info, Kind, Measured, Mount, Usage
+from snapshotter.session import Session
 from snapshotter.store import SNAPSHOTS, Store, real_path
 from snapshotter.trust import Trust
 from snapshotter.volumes import FS, LAYER, BtrfsVolumes, Directory, MountMode, Place, Volumes
 from snapshotter.worker import Worker
 
-UsageDefinition = Literal["added", "containerd"]
-
-LOCAL = "local"  # the client of library and command
 CLEANUP_SECONDS = 5.0  # for destroying and for the space together
 # What a record may grow by without its labels: usage, generation, state.
 RECORD_RESERVE = 256
@@ -52,49 +50,6 @@ _ADOPT = "make it one with `snapshotter init --adopt`"
 _LAYER_VERSION = -1  # of a measurement that never changes
 
 T = TypeVar("T")
-
-
-class Problem(NamedTuple):
-    """
-    Something wrong with a store.
-
-    Args:
-        subject: A key, or the path of what has none.
-    """
-
-    subject: str
-    what: str
-    cure: str
-
-
-class Status(NamedTuple):
-    """
-    A store in numbers.
-
-    Args:
-        pending: Removed snapshots, and former subvolumes of committed ones, that are not destroyed yet.
-        problems: As many as `Snapshotter.problems` has.
-    """
-
-    snapshots: Mapping[Kind, int]
-    pending: int
-    problems: int
-
-
-class Located(NamedTuple):
-    """
-    A snapshot, and where what it holds is.
-
-    Args:
-        path: Of its subvolume, from the root; of a view its parent's, or an empty one. Empty when that is lost.
-        usage: What it adds to its parent, where no system call is needed to know.
-        problem: Why it cannot be used; empty when it can.
-    """
-
-    info: Info
-    path: str
-    usage: Usage | None
-    problem: str
 
 
 class Options(TypedDict, total=False):

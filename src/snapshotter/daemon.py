@@ -18,7 +18,6 @@ from pybtrfs import mountinfo
 from snapshotter import sockets
 from snapshotter.config import Config
 from snapshotter.contract import Options, Snapshotter
-from snapshotter.display import printable
 from snapshotter.errors import (
     AlreadyExistsError,
     Error,
@@ -28,6 +27,7 @@ from snapshotter.errors import (
 from snapshotter.events import Event
 from snapshotter.service import Service
 from snapshotter.systemd import Systemd
+from snapshotter.text import printable
 
 if TYPE_CHECKING:
     from snapshotter.metrics import Metrics

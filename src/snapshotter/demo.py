@@ -23,8 +23,9 @@ from pybtrfs import image, space
 from snapshotter import display, image_store, interruption
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, FailedPreconditionError
+from snapshotter.model import Mount, Usage
 from snapshotter.mounting import mounted
-from snapshotter.snapshot import Mount, Usage
+from snapshotter.text import format_size
 
 CONTAINERS = 100
 WRITERS = 10
@@ -57,7 +58,7 @@ def run() -> None:
     )
     needed = 2 * size + (256 << 20)
     if shutil.disk_usage(tempfile.gettempdir()).free < needed:
-        raise FailedPreconditionError(f"the demo needs {display.size(needed)} in {tempfile.gettempdir()!r}")
+        raise FailedPreconditionError(f"the demo needs {format_size(needed)} in {tempfile.gettempdir()!r}")
     started = time.perf_counter()
     with interruption.deferred() as interrupted, contextlib.ExitStack() as stack:
         try:
@@ -105,7 +106,7 @@ class _Demo:
             display.table(
                 ("KEY", "KIND", "SIZE"),
                 [
-                    (lines + info.name, str(info.kind), display.size(sizes[info.name]))
+                    (lines + info.name, str(info.kind), format_size(sizes[info.name]))
                     for _, lines, info in display.family(infos.values())
                 ],
             )
@@ -173,7 +174,7 @@ class _Demo:
             list(threads.map(prepare, self._keys))
 
     def _write(self, store: Snapshotter) -> None:
-        with self._step(f"write {display.size(WRITTEN)} in {WRITERS} of them, change a file, delete a link"):
+        with self._step(f"write {format_size(WRITTEN)} in {WRITERS} of them, change a file, delete a link"):
             for key, data in self._data.items():
                 with self._mounted(store.mounts(key)) as path:
                     _write(path / "data", data)
@@ -232,7 +233,7 @@ class _Demo:
             while before - self._used() < WRITTEN and time.monotonic() < deadline:
                 self._check()
                 store.cleanup()
-        self._verify(f"{display.size(before - self._used())} came back", before - self._used() >= WRITTEN)
+        self._verify(f"{format_size(before - self._used())} came back", before - self._used() >= WRITTEN)
 
     # -- the means
 

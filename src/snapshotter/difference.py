@@ -15,8 +15,7 @@ from pybtrfs.items import InodeItem
 from pybtrfs.path import opened
 from pybtrfs.subvolume.files import Name, Tree, differs, file_type
 from snapshotter.contract import Snapshotter
-from snapshotter.errors import FailedPreconditionError, quoted
-from snapshotter.session import translating
+from snapshotter.errors import FailedPreconditionError, quoted, translating
 
 Kind = Literal["added", "modified", "deleted", "renamed"]
 

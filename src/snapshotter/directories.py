@@ -24,9 +24,8 @@ from pybtrfs.path import opened
 from pybtrfs.subvolume.files import Name, file_type, names
 from snapshotter import inventory
 from snapshotter.contract import Snapshotter
-from snapshotter.errors import quoted
-from snapshotter.session import translating
-from snapshotter.snapshot import Kind
+from snapshotter.errors import quoted, translating
+from snapshotter.model import Kind
 
 _ROOT = FIRST_FREE_OBJECTID
 _LAST = Key(LAST_FREE_OBJECTID, EXTENT_DATA_KEY, tree_search.MAX)

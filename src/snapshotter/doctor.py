@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 from pybtrfs import device, filesystem, mountinfo, syscall
 from snapshotter import repair
-from snapshotter.contract import Problem, Snapshotter
+from snapshotter.contract import Snapshotter
 from snapshotter.errors import DataLossError, UnavailableError
+from snapshotter.model import Problem
 from snapshotter.store import real_path
 from snapshotter.volumes import EMPTY
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from snapshotter.errors import InvalidArgumentError, NotSupportedError
 from snapshotter.events import Event
-from snapshotter.snapshot import Info
+from snapshotter.model import Info
 
 __all__ = ["Filter", "parse"]
 

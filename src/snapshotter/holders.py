@@ -10,8 +10,7 @@ from pybtrfs import mountinfo, subvolume
 from pybtrfs.mountinfo import MountPoint
 from pybtrfs.path import opened
 from snapshotter.contract import Snapshotter
-from snapshotter.errors import DataLossError, quoted
-from snapshotter.session import translating
+from snapshotter.errors import DataLossError, quoted, translating
 
 _COMMAND_SIZE = 200  # bytes; more does not tell a process from others
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from snapshotter.errors import NotFoundError, quoted
+from snapshotter.model import Info, Kind, Measured, Usage
 from snapshotter.records import Record
-from snapshotter.snapshot import Info, Kind, Measured, Usage
 
 NOTHING = Measured(Usage(), Usage())
 

@@ -14,11 +14,10 @@ from pybtrfs.path import opened
 from pybtrfs.subvolume import SubvolumeInfo
 from snapshotter import records
 from snapshotter.contract import Snapshotter
-from snapshotter.errors import DataLossError
+from snapshotter.errors import DataLossError, translating
 from snapshotter.medium import XATTR
+from snapshotter.model import Info, Kind, Usage
 from snapshotter.records import Record, State
-from snapshotter.session import translating
-from snapshotter.snapshot import Info, Kind, Usage
 from snapshotter.store import SNAPSHOTS
 from snapshotter.usage import measure_by_id
 from snapshotter.volumes import EMPTY, FS, LAYER

@@ -5,7 +5,7 @@ The rules for keys and labels.
 from collections.abc import Iterable, Mapping
 
 from snapshotter.errors import InvalidArgumentError, quoted
-from snapshotter.snapshot import Info
+from snapshotter.model import Info
 
 __all__ = ["apply_fieldpaths", "check_key", "check_labels"]
 

@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from snapshotter import errors
 from snapshotter.api import mount_pb2, snapshots_pb2
-from snapshotter.snapshot import Info, Kind, Mount, Usage
+from snapshotter.model import Info, Kind, Mount, Usage
 
 __all__ = [
     "CODES",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pybtrfs import filesystem, subvolume, syscall
 from pybtrfs.errors import NotBtrfsError, NotSubvolumeError
 from snapshotter.errors import FailedPreconditionError, NotFoundError
-from snapshotter.snapshot import Mount
+from snapshotter.model import Mount
 from snapshotter.store import SNAPSHOTS
 
 _FLAGS = {"ro": syscall.MS_RDONLY, "rw": 0, "bind": syscall.MS_BIND, "rbind": syscall.MS_BIND | syscall.MS_REC}

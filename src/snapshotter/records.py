@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 from snapshotter.errors import FailedPreconditionError, quoted
-from snapshotter.snapshot import Kind, Measured, Usage
+from snapshotter.model import Kind, Measured, Usage
 
 FORMAT = 1
 

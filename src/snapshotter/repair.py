@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pybtrfs import filesystem, subvolume
 from snapshotter import inventory, records, recovery
 from snapshotter.contract import Snapshotter
-from snapshotter.errors import FailedPreconditionError
+from snapshotter.errors import FailedPreconditionError, translating
 from snapshotter.records import DamagedError, Record, State
 from snapshotter.recovery import Recovered, Verdict
-from snapshotter.session import translating
 from snapshotter.store import QUARANTINE, SNAPSHOTS, Store, real_path
 from snapshotter.volumes import EMPTY, FS, LAYER, BtrfsVolumes, Directory, is_subvolume, opened
 

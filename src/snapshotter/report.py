@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from pybtrfs._version import __version__
 from snapshotter import display
-from snapshotter.contract import Problem
 from snapshotter.inventory import Entry
-from snapshotter.snapshot import Kind
+from snapshotter.model import Kind, Problem
 from snapshotter.space import Amount, FilesystemSpace
+from snapshotter.text import format_size, printable
 from snapshotter.treemap import Rectangle, squarify
 
 GROUPS, CELLS = 40, 300  # in the map; what is smaller is summed up
@@ -77,7 +77,7 @@ def render(report: Report) -> str:
 
 
 def _text(value: str) -> str:
-    return html.escape(display.printable(value))
+    return html.escape(printable(value))
 
 
 def _short(key: str) -> str:
@@ -99,9 +99,9 @@ def _summary(report: Report) -> Iterator[str]:
     found = len(report.problems)
     tiles = [
         (f"{len(report.entries):,}", "snapshots", ""),
-        (display.size(sum(amount.size for amount in amounts)), "on disk", ""),
-        (display.size(sum(amount.reclaimable for amount in amounts)), "reclaimable", ""),
-        (display.size(filesystem.available), f"of {display.size(filesystem.size)} free", ""),
+        (format_size(sum(amount.size for amount in amounts)), "on disk", ""),
+        (format_size(sum(amount.reclaimable for amount in amounts)), "reclaimable", ""),
+        (format_size(filesystem.available), f"of {format_size(filesystem.size)} free", ""),
         (str(found), "finding" if found == 1 else "findings", "bad" if found else "good"),
     ]
     yield '<ul class="tiles">'
@@ -125,7 +125,7 @@ def _space(report: Report) -> Iterator[str]:
     for kind, amount in report.amounts.items():
         yield (
             f'<tr><th><i class="{kind}"></i>{kind}<small>{_WHAT[kind]}</small>'
-            f"<td>{amount.count:,}<td>{display.size(amount.size)}<td>{display.size(amount.reclaimable)}"
+            f"<td>{amount.count:,}<td>{format_size(amount.size)}<td>{format_size(amount.reclaimable)}"
         )
     yield "</tbody></table><h3>The filesystem</h3><dl>"
     filesystem = report.filesystem
@@ -141,7 +141,7 @@ def _bar(name: str, what: str, part: int, whole: int) -> Iterator[str]:
     share = part / whole if whole else 0
     yield (
         f"<dt>{_text(name)}<dd><b style=--v:{share:.1%}></b>"
-        f"{display.size(part)} of {display.size(whole)} {what}, {share:.0%}"
+        f"{format_size(part)} of {format_size(whole)} {what}, {share:.0%}"
     )
 
 
@@ -179,7 +179,7 @@ def _map(report: Report, family: Sequence[tuple[int, Entry]]) -> Iterator[str]:
             shown.append(_Cell(_weight(rest), "rest", f"{len(rest):,} smaller ones"))
         inner = Rectangle(0, 0, area.width, area.height)
         for cell, place in zip(shown, squarify([cell.size for cell in shown], inner), strict=True):
-            size = display.size(cell.size)
+            size = format_size(cell.size)
             link = f' href="#s{cell.place}"' if cell.place >= 0 else ""
             yield (
                 f'<a class="{cell.kind}"{_style(place, inner)}{link} title="{_text(cell.name)}: {size}">'
@@ -245,14 +245,14 @@ def _sharing(entries: Sequence[Entry]) -> Iterator[str]:
     yield "".join(f"<th>{number}" for number in range(1, len(shown) + 1))
     yield "</thead><tbody>"
     for number, name in enumerate(shown, 1):
-        yield f'<tr><th title="{_text(name)}"><small>{number}</small> {_short(name)}<td>{display.size(sizes[name])}'
+        yield f'<tr><th title="{_text(name)}"><small>{number}</small> {_short(name)}<td>{format_size(sizes[name])}'
         for other in shown:
             shared = sum(size for layer, size in chains[name].items() if layer in chains[other])
             share = shared / sizes[name] if sizes[name] else 0
             if other == name:
                 yield "<td class=self>"
             else:
-                title = f"{_text(name)} shares {display.size(shared)} with {_text(other)}"
+                title = f"{_text(name)} shares {format_size(shared)} with {_text(other)}"
                 yield f'<td style=--v:{share:.0%} title="{title}">{f"{share:.0%}" if share >= 0.005 else ""}'
     yield "</tbody></table></div>"
 
@@ -284,7 +284,7 @@ def _tree(family: Sequence[tuple[int, Entry]], totals: Mapping[str, int]) -> Ite
         size = _size(entry)
         yield (
             f'<li id="s{number}" style="--d:{depth};--v:{size / most:.0%}"><span><i class="{entry.info.kind.lower()}">'
-            f"</i>{_text(entry.info.name)}{marks}</span><span>{display.size(size)}</span>"
-            f"<span>{display.size(totals[entry.info.name])}</span></li>"
+            f"</i>{_text(entry.info.name)}{marks}</span><span>{format_size(size)}</span>"
+            f"<span>{format_size(totals[entry.info.name])}</span></li>"
         )
     yield "</ol>"

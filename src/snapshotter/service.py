@@ -22,8 +22,8 @@ from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, InvalidArgumentError, UnavailableError
 from snapshotter.events import Event
 from snapshotter.messages import code_of, info_to, mounts_to, usage_to
+from snapshotter.model import Info, Kind
 from snapshotter.rpc import Answer, Method, Observer, RefusedError
-from snapshotter.snapshot import Info, Kind
 
 __all__ = ["Observer", "Service"]
 

@@ -3,28 +3,18 @@ The time that a store is open: who may use it, what the kernel's refusals mean, 
 """
 
 import contextlib
-import errno
 import os
 import threading
 from collections.abc import Iterator
 
 from snapshotter.errors import (
-    DataLossError,
-    Error,
+    _DEAD,
     FailedPreconditionError,
-    ResourceExhaustedError,
     UnavailableError,
+    _translated,
+    translating,
 )
 from snapshotter.events import Event
-
-_EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
-_DEAD = {errno.EIO, errno.EROFS}
-_CURES = {
-    errno.ETXTBSY: ": a swap file in it is in use: swapoff first",
-    errno.EXDEV: ": something is mounted in it: unmount that first",
-    errno.EBUSY: ": it is mounted: unmount it first",
-    errno.EPERM: ": CAP_SYS_ADMIN is missing, or it is being sent or is the default subvolume",
-}
 
 
 class Session:
@@ -120,27 +110,3 @@ class Session:
                 return
             resources = self._resources.pop_all()
         resources.close()
-
-
-@contextlib.contextmanager
-def translating(doing: str) -> Iterator[None]:
-    """
-    Raise what the contract calls the kernel's refusal of *doing*. That somebody closed a pipe is none.
-    """
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise _translated(doing, error) from error
-
-
-def _translated(doing: str, error: OSError) -> Error:
-    text = f"cannot {doing}: {error.strerror or error}"
-    if error.errno in _EXHAUSTED:
-        return ResourceExhaustedError(text)
-    if error.errno in _DEAD:
-        return UnavailableError(text)
-    if error.errno == errno.ENOENT:
-        return DataLossError(f"{text}: somebody deleted its subvolume")
-    return FailedPreconditionError(text + _CURES.get(error.errno or 0, ""))

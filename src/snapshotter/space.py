@@ -12,10 +12,9 @@ from pybtrfs.path import opened
 from pybtrfs.space import SpaceInfo
 from snapshotter import inventory
 from snapshotter.contract import Snapshotter
-from snapshotter.errors import FailedPreconditionError, quoted
+from snapshotter.errors import FailedPreconditionError, quoted, translating
 from snapshotter.inventory import Entry, Inventory, Volume
-from snapshotter.session import translating
-from snapshotter.snapshot import Kind
+from snapshotter.model import Kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pybtrfs.mountinfo import MountTable
 from pybtrfs.testing import copy_tree, remove_tree
 from snapshotter import usage
 from snapshotter.medium import Files, Medium
-from snapshotter.snapshot import Measured, Mount
+from snapshotter.model import Measured, Mount
 from snapshotter.volumes import EMPTY, FS, LAYER, Directory, Found, MountMode, Place, opened
 
 _NEW = ".new"  # behind the name of a copy that is not whole yet

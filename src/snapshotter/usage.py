@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pybtrfs import items, tree_search
 from pybtrfs.items import INODE_ITEM_KEY, InlineExtent, InodeItem, Key
 from pybtrfs.subvolume.files import differs
-from snapshotter.snapshot import Measured, Usage
+from snapshotter.model import Measured, Usage
 
 _BLOCK = 4096
 _ONE_INODE = 512  # bytes that hold it with its header

@@ -19,8 +19,8 @@ from pybtrfs.mountinfo import MountTable
 from snapshotter import usage
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.medium import DIRECTORY_MODE, XATTR, Medium, Xattrs
+from snapshotter.model import Measured, Mount
 from snapshotter.shared import Shared
-from snapshotter.snapshot import Measured, Mount
 
 FS = "fs"  # the subvolume of an active snapshot
 LAYER = "layer"  # the read-only subvolume of a committed one

@@ -20,9 +20,9 @@ from snapshotter import filters, records
 from snapshotter.api import snapshots_pb2
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
 from snapshotter.http2 import Connection, Event, ProtocolError
+from snapshotter.model import Info, Kind
 from snapshotter.records import DamagedError
 from snapshotter.rpc import Method, RefusedError, Server, _Connection
-from snapshotter.snapshot import Info, Kind
 
 CORPUS = Path(__file__).with_name("corpus")
 

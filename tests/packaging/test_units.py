@@ -23,8 +23,8 @@ from snapshotter import unit_files
 from snapshotter.client import Client
 from snapshotter.config import Config
 from snapshotter.errors import Error, InvalidArgumentError
+from snapshotter.model import Mount
 from snapshotter.mounting import mounted
-from snapshotter.snapshot import Mount
 from tests.packaging import sandbox
 
 EXPOSURE = 2.5

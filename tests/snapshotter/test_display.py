@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapshotter import Info, Kind, display
+from snapshotter.text import format_size, printable
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ def test_size(count: int, text: str) -> None:
     """
     Sizes have a number below 1024 and its unit.
     """
-    assert display.size(count) == text
+    assert format_size(count) == text
 
 
 @given(st.text())
@@ -33,7 +34,7 @@ def test_printable(text: str) -> None:
     """
     Nothing is left that moves a cursor, breaks a line or cannot be shown.
     """
-    assert display.printable(text).isprintable()
+    assert printable(text).isprintable()
 
 
 def info(name: str, parent: str = "") -> Info:

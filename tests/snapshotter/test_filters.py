@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from snapshotter.errors import InvalidArgumentError, NotSupportedError
 from snapshotter.events import Event
 from snapshotter.filters import MAX_SELECTORS, MAX_SIZE, parse
-from snapshotter.snapshot import Info, Kind
+from snapshotter.model import Info, Kind
 from tests.containerd.builds import go_program
 from tests.containerd.needed import needed
 

@@ -12,8 +12,8 @@ import pytest
 
 from snapshotter.errors import NotFoundError
 from snapshotter.index import Index, Snapshot
+from snapshotter.model import Info, Kind, Measured, Usage
 from snapshotter.records import Record, State
-from snapshotter.snapshot import Info, Kind, Measured, Usage
 
 PATIENCE = 10
 

@@ -6,7 +6,7 @@ import pytest
 
 from snapshotter.errors import InvalidArgumentError
 from snapshotter.labels import MAX_KEY_SIZE, MAX_LABEL_SIZE, MAX_LABELS, apply_fieldpaths, check_key, check_labels
-from snapshotter.snapshot import Info, Kind
+from snapshotter.model import Info, Kind
 
 
 def info(**labels: str) -> Info:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snapshotter import Snapshotter, display, report
-from snapshotter.contract import Problem
+from snapshotter import Snapshotter, report
 from snapshotter.inventory import Entry
-from snapshotter.snapshot import Info, Kind, Usage
+from snapshotter.model import Info, Kind, Problem, Usage
 from snapshotter.space import Amount, BlockGroups, FilesystemSpace
+from snapshotter.text import printable
 from tests.snapshotter.commands import Run
 
 SPACE = FilesystemSpace(10 << 30, 3 << 30, 7 << 30, 8 << 30, 2, (BlockGroups("data", "single", 2 << 30, 1 << 30),))
@@ -72,7 +72,7 @@ def test_texts_are_only_texts(key: str, other: str) -> None:
     )
     assert hostile.tags == harmless.tags
     assert [name for name, _ in hostile.attributes] == [name for name, _ in harmless.attributes]
-    assert display.printable(key) in hostile.text
+    assert printable(key) in hostile.text
 
 
 def test_nothing_from_elsewhere() -> None:

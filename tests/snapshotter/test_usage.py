@@ -15,7 +15,7 @@ import pytest
 from pybtrfs import filesystem, subvolume, tree_search
 from snapshotter import Snapshotter, Usage, records, usage
 from snapshotter.medium import XATTR
-from snapshotter.snapshot import Measured
+from snapshotter.model import Measured
 from snapshotter.testing import DirectoryVolumes
 
 FILES = 400

@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from snapshotter.contract import LOCAL, Snapshotter
+from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, StoreHeldError, quoted
 from snapshotter.labels import check_key
+from snapshotter.model import LOCAL
 
 if TYPE_CHECKING:
     from snapshotter.client import Client

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pybtrfs import subvolume
-from snapshotter import display
 from snapshotter.cli import arguments, output, waiting
 from snapshotter.cli.codes import DONE, complain, report
 from snapshotter.cli.progress import tracked
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, quoted
-from snapshotter.snapshot import Info, Kind
+from snapshotter.model import Info, Kind
+from snapshotter.text import printable
 
 if TYPE_CHECKING:
     from snapshotter.client import Client
@@ -120,7 +120,7 @@ def _label(parsed: argparse.Namespace) -> None:
         output.print_json(output.described(info))
     elif not parsed.changes:
         for key, value in sorted(info.labels.items()):
-            print(display.printable(f"{key}={value}"))
+            print(printable(f"{key}={value}"))
 
 
 def _rm(parsed: argparse.Namespace) -> int:

@@ -5,8 +5,8 @@ How the command ends, and what it says of a failure.
 import contextlib
 import sys
 
-from snapshotter import display
 from snapshotter.errors import DataLossError, Error, InvalidArgumentError, NotFoundError, StoreHeldError
+from snapshotter.text import printable
 
 DONE, FAILED, USAGE, HELD, NOT_FOUND, INCONSISTENT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
@@ -28,5 +28,5 @@ def report(error: Error) -> int:
 
 def complain(text: str, code: int) -> int:
     with contextlib.suppress(OSError):
-        print("snapshotter:", display.printable(text), file=sys.stderr)
+        print("snapshotter:", printable(text), file=sys.stderr)
     return code

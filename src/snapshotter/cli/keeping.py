@@ -5,12 +5,13 @@ The commands about a store as a whole.
 import argparse
 import sys
 
-from snapshotter import display
 from snapshotter.cli import arguments, output, waiting
 from snapshotter.cli.codes import DONE, INCONSISTENT
-from snapshotter.contract import LOCAL, Snapshotter
+from snapshotter.contract import Snapshotter
 from snapshotter.errors import AlreadyExistsError, InvalidArgumentError
+from snapshotter.model import LOCAL
 from snapshotter.store import QUARANTINE, real_path
+from snapshotter.text import printable
 
 
 def add(commands: arguments.Commands) -> None:
@@ -57,7 +58,7 @@ def _init(parsed: argparse.Namespace) -> None:
     with arguments.alone("init"):
         if parsed.adopt:
             Snapshotter.adopt(root, client=None).close()
-            said = f"adopted {display.printable(root)}\n"
+            said = f"adopted {printable(root)}\n"
         elif parsed.image is not None:
             from snapshotter import image_store
 
@@ -67,14 +68,14 @@ def _init(parsed: argparse.Namespace) -> None:
         else:
             try:
                 Snapshotter.create(root).close()
-                said = f"made a store in {display.printable(root)}\n"
+                said = f"made a store in {printable(root)}\n"
             except AlreadyExistsError:
                 if parsed.client is None:
                     raise
         if parsed.client is not None:
             with Snapshotter(root, client=None) as store:
                 store.bind(parsed.client)
-            said = said or f"{display.printable(root)} is of client {display.printable(parsed.client)} now\n"
+            said = said or f"{printable(root)} is of client {printable(parsed.client)} now\n"
     print(said, end="")
 
 
@@ -96,10 +97,10 @@ def _doctor(parsed: argparse.Namespace) -> int:
         )
     else:
         for each in repairs:
-            print(display.printable(f"{each.subject}: {each.what}"))
+            print(printable(f"{each.subject}: {each.what}"))
         for problem in problems:
-            print(display.printable(f"{problem.subject}: {problem.what}"))
-            print(display.printable(f"  cure: {problem.cure}"))
+            print(printable(f"{problem.subject}: {problem.what}"))
+            print(printable(f"  cure: {problem.cure}"))
         if not problems:
             print("nothing is wrong")
     return INCONSISTENT if problems else DONE
@@ -111,7 +112,7 @@ def _purge(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store:
         paths = repair.quarantined(store.root)
         for path in paths:
-            print(display.printable(path))
+            print(printable(path))
         if not paths:
             print("nothing is in the quarantine")
             return

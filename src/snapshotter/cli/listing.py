@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from snapshotter import display
 from snapshotter.cli import arguments, output
 from snapshotter.errors import DataLossError, NotFoundError, quoted
-from snapshotter.snapshot import Info
+from snapshotter.model import Info
 
 if TYPE_CHECKING:
     from snapshotter.inventory import Entry

@@ -11,6 +11,7 @@ from snapshotter import display
 from snapshotter.cli import arguments, output
 from snapshotter.cli.progress import tracked
 from snapshotter.errors import InvalidArgumentError, UnavailableError
+from snapshotter.text import printable
 
 if TYPE_CHECKING:
     from snapshotter.references import References
@@ -139,7 +140,7 @@ def _why(parsed: argparse.Namespace) -> None:
     if not fields:
         print("nothing keeps it")
     if unasked:
-        print(display.printable(f"containerd was not asked: {unasked}"), file=sys.stderr)
+        print(printable(f"containerd was not asked: {unasked}"), file=sys.stderr)
 
 
 def _ask_containerd(parsed: argparse.Namespace, client: str) -> "tuple[References | None, str]":

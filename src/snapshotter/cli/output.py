@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any
 
-from snapshotter import display
-from snapshotter.snapshot import Info, Mount
+from snapshotter.model import Info, Mount
+from snapshotter.text import format_size
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -72,7 +72,7 @@ def amount(arguments: argparse.Namespace) -> Callable[[int], str]:
     """
     How sizes are written.
     """
-    return str if arguments.bytes else display.size
+    return str if arguments.bytes else format_size
 
 
 def time(moment: datetime) -> str:

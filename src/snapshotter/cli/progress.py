@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import length_hint
 from typing import TypeVar
 
-from snapshotter import display
+from snapshotter.text import format_size
 
 _SECONDS = 0.2  # between two looks of the line
 _STEP = 100  # things; telling of each would take longer than most
@@ -24,7 +24,7 @@ Is told how much is done.
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, amount: Callable[[int], str] = display.size) -> Iterator[Told]:
+def progress(what: str, total: int, amount: Callable[[int], str] = format_size) -> Iterator[Told]:
     """
     Show on standard error how far *what* is, for the time of a ``with``; gives the function to tell.
 

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from snapshotter import display
 from snapshotter.cli import arguments
 from snapshotter.cli.codes import DONE, FAILED
 from snapshotter.errors import InvalidArgumentError, UnavailableError
+from snapshotter.text import printable
 
 if TYPE_CHECKING:
     from snapshotter.config import Loaded
@@ -143,7 +143,7 @@ def _ping(parsed: argparse.Namespace) -> None:
     with Client(address, timeout=PING_SECONDS) as client:
         if not client.serving():
             raise UnavailableError(f"the daemon at {address!r} is opening its store, or its filesystem failed")
-    print(f"{display.printable(address)} serves")
+    print(f"{printable(address)} serves")
 
 
 def _events(parsed: argparse.Namespace) -> None:
@@ -159,7 +159,7 @@ def _events(parsed: argparse.Namespace) -> None:
             print(json.dumps({"time": line.time, "level": line.level, "event": line.event, **line.fields}), flush=True)
         else:
             fields = " ".join(f"{name}={value}" for name, value in line.fields.items())
-            print(display.printable(f"{line.time} {line.level:7} {line.event:12} {fields}"), flush=True)
+            print(printable(f"{line.time} {line.level:7} {line.event:12} {fields}"), flush=True)
 
 
 def _setup_containerd(parsed: argparse.Namespace) -> int:
@@ -170,7 +170,7 @@ def _setup_containerd(parsed: argparse.Namespace) -> int:
     if parsed.check is not None:
         lacks = containerd.missing(plugin, _dump(parsed))
         for line in lacks or ["nothing is missing"]:
-            print(display.printable(line))
+            print(printable(line))
         return FAILED if lacks else DONE
     main_file = containerd.read_main(parsed.containerd_config)
     release = None if parsed.config_version else containerd.installed(parsed.containerd)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 from pybtrfs import filesystem, subvolume
 from snapshotter.cli.progress import progress
-from snapshotter.session import translating
+from snapshotter.errors import translating
 
 _LOOK_SECONDS = 0.5
 

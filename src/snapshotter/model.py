@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 __all__ = ["Info", "Kind", "Measured", "Mount", "Usage"]
 
@@ -87,3 +87,51 @@ class Mount(NamedTuple):
     source: str
     target: str = ""
     options: tuple[str, ...] = ()
+
+
+UsageDefinition = Literal["added", "containerd"]
+
+LOCAL = "local"  # the client of library and command
+
+
+class Problem(NamedTuple):
+    """
+    Something wrong with a store.
+
+    Args:
+        subject: A key, or the path of what has none.
+    """
+
+    subject: str
+    what: str
+    cure: str
+
+
+class Status(NamedTuple):
+    """
+    A store in numbers.
+
+    Args:
+        pending: Removed snapshots, and former subvolumes of committed ones, that are not destroyed yet.
+        problems: As many as `Snapshotter.problems` has.
+    """
+
+    snapshots: Mapping[Kind, int]
+    pending: int
+    problems: int
+
+
+class Located(NamedTuple):
+    """
+    A snapshot, and where what it holds is.
+
+    Args:
+        path: Of its subvolume, from the root; of a view its parent's, or an empty one. Empty when that is lost.
+        usage: What it adds to its parent, where no system call is needed to know.
+        problem: Why it cannot be used; empty when it can.
+    """
+
+    info: Info
+    path: str
+    usage: Usage | None
+    problem: str
