@@ -40,6 +40,8 @@ LAYERS = [
     {"pybtrfs.cli.main"},
     {"pybtrfs.__main__"},
     {
+        "snapshotter.analysis",
+        "snapshotter.analysis.treemap",
         "snapshotter.api",
         "snapshotter.api.containers_pb2",
         "snapshotter.api.content_pb2",
@@ -55,9 +57,9 @@ LAYERS = [
         "snapshotter.shared",
         "snapshotter.systemd",
         "snapshotter.text",
-        "snapshotter.treemap",
     },
     {
+        "snapshotter.analysis.family",
         "snapshotter.api.containers_grpc",
         "snapshotter.api.content_grpc",
         "snapshotter.api.extension_pb2",
@@ -85,10 +87,10 @@ LAYERS = [
         "snapshotter.volumes",
     },
     {
+        "snapshotter.analysis.references",
         "snapshotter.client",
         "snapshotter.config",
         "snapshotter.index",
-        "snapshotter.references",
         "snapshotter.store",
         "snapshotter.testing",
     },
@@ -104,31 +106,31 @@ LAYERS = [
     {"snapshotter.contract"},
     {
         "snapshotter",
+        "snapshotter.analysis.difference",
+        "snapshotter.analysis.holders",
+        "snapshotter.analysis.inventory",
         "snapshotter.archive",
         "snapshotter.cli.arguments",
-        "snapshotter.difference",
-        "snapshotter.holders",
         "snapshotter.image_store",
-        "snapshotter.inventory",
         "snapshotter.metrics",
         "snapshotter.service",
     },
     {
+        "snapshotter.analysis.directories",
+        "snapshotter.analysis.space",
         "snapshotter.cli.output",
         "snapshotter.daemon",
         "snapshotter.demo",
-        "snapshotter.directories",
         "snapshotter.repair",
-        "snapshotter.space",
     },
     {
+        "snapshotter.analysis.report",
         "snapshotter.cli.changing",
         "snapshotter.cli.contents",
         "snapshotter.cli.listing",
         "snapshotter.cli.looking",
         "snapshotter.cli.serving",
         "snapshotter.doctor",
-        "snapshotter.report",
     },
     {"snapshotter.cli.keeping", "snapshotter.cli.reporting"},
     {"snapshotter.cli"},
@@ -147,7 +149,7 @@ PURE = {
     "snapshotter.labels",
     "snapshotter.records",
     "snapshotter.model",
-    "snapshotter.treemap",
+    "snapshotter.analysis.treemap",
 }
 IO = {"asyncio", "fcntl", "io", "multiprocessing", "os", "pathlib", "select", "shutil", "socket", "tempfile"}
 IO |= {"subprocess", "threading", "time"}
@@ -158,7 +160,7 @@ ONLY = {  # these imports are these modules' alone
     "grpclib": {
         *(f"snapshotter.api.{service}_grpc" for service in SERVICES),
         "snapshotter.client",
-        "snapshotter.references",
+        "snapshotter.analysis.references",
         "snapshotter.rpc",
         "snapshotter.service",
     },
@@ -244,7 +246,9 @@ def test_start_of_every_command() -> None:
     """
     ask = "import sys; from snapshotter import cli; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
-    assert not {"dataclasses", "inspect", "logging", "subprocess", "snapshotter.inventory"} & set(ran.stdout.split())
+    assert not {"dataclasses", "inspect", "logging", "subprocess", "snapshotter.analysis.inventory"} & set(
+        ran.stdout.split()
+    )
 
 
 @pytest.mark.parametrize(

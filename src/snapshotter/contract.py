@@ -791,7 +791,7 @@ class Snapshotter:
 
     def _mark_removed(self, snapshot: Snapshot, directory: Directory) -> None:
         try:
-            # With its parent, beside which `snapshotter.space` measures what is left of it.
+            # With its parent, beside which `snapshotter.analysis.space` measures what is left of it.
             self._write(directory, Record(snapshot.id, State.REMOVED, "", snapshot.record.parent))
             self._volumes.barrier(directory.fd)
         except OSError as error:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pybtrfs import image, space
 from snapshotter import display, image_store, interruption
+from snapshotter.analysis import family
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, FailedPreconditionError
 from snapshotter.model import Mount, Usage
@@ -107,7 +108,7 @@ class _Demo:
                 ("KEY", "KIND", "SIZE"),
                 [
                     (lines + info.name, str(info.kind), format_size(sizes[info.name]))
-                    for _, lines, info in display.family(infos.values())
+                    for _, lines, info in family.walk(infos.values())
                 ],
             )
 

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pybtrfs import filesystem, subvolume
-from snapshotter import inventory, records, recovery
+from snapshotter import records, recovery
+from snapshotter.analysis import inventory
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, translating
 from snapshotter.records import DamagedError, Record, State

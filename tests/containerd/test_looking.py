@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from pybtrfs import filesystem
-from snapshotter import cli, references
-from snapshotter.references import References
+from snapshotter import cli
+from snapshotter.analysis import references
+from snapshotter.analysis.references import References
 
 from . import images
 from .images import Image

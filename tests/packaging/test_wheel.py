@@ -107,7 +107,7 @@ def test_wheel_contents(wheel: Path) -> None:
         "pybtrfs/_btrfs.pyi",
         "pybtrfs/btrfs_uapi.h",
         "snapshotter/py.typed",
-        "snapshotter/report.css",
+        "snapshotter/analysis/report.css",
         "snapshotter/schema.json",
         "snapshotter/units/btrfs-snapshotter.service",
         "snapshotter/units/btrfs-snapshotter.socket",

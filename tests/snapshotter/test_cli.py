@@ -591,7 +591,7 @@ class TestOutput:
         # From 3.14 on argparse looks into each, to check its help.
         assert ("'snapshotter tree'" in said) == (sys.version_info >= (3, 14))
         unwanted = {"rich", "pybtrfs.image", "snapshotter.demo", "snapshotter.doctor", "asyncio", "tempfile", "uuid"}
-        assert not (unwanted | {"snapshotter.filters", "snapshotter.inventory"}) & set(said.split())
+        assert not (unwanted | {"snapshotter.filters", "snapshotter.analysis.inventory"}) & set(said.split())
 
 
 @pytest.mark.parametrize(
@@ -599,7 +599,7 @@ class TestOutput:
     [
         (["serve"], "snapshotter.daemon.serve", True),
         (["events", "--log", "/dev/null", "--follow"], "snapshotter.log.read", True),
-        (["tree"], "snapshotter.inventory.take", False),
+        (["tree"], "snapshotter.analysis.inventory.take", False),
     ],
 )
 def test_what_runs_until_it_is_stopped_collects_garbage(

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapshotter import Info, Kind, display
+from snapshotter.analysis import family
 from snapshotter.text import format_size, printable
 
 
@@ -46,7 +47,7 @@ def test_family(capsys: pytest.CaptureFixture[str]) -> None:
     Children stand below their parents, by name; one whose parent is not there is a root.
     """
     infos = [info("b"), info("a2", "a"), info("a"), info("a11", "a1"), info("a1", "a"), info("x", "gone")]
-    display.table(("KEY", "SIZE"), [(lines + each.name, "1 B") for _, lines, each in display.family(infos)])
+    display.table(("KEY", "SIZE"), [(lines + each.name, "1 B") for _, lines, each in family.walk(infos)])
     assert capsys.readouterr().out.splitlines() == [
         "KEY        SIZE",
         "a           1 B",
@@ -63,8 +64,8 @@ def test_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     Where there are no box characters, others draw the tree.
     """
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
-    family = display.family([info("a"), info("b", "a"), info("c", "a"), info("d", "b")])
-    assert [lines for _, lines, _ in family] == ["", "|- ", "|  `- ", "`- "]
+    rows = family.walk([info("a"), info("b", "a"), info("c", "a"), info("d", "b")])
+    assert [lines for _, lines, _ in rows] == ["", "|- ", "|  `- ", "`- "]
 
 
 def test_long_chain() -> None:
@@ -72,4 +73,4 @@ def test_long_chain() -> None:
     A chain of layers may be longer than Python recurses.
     """
     chain = [info("0")] + [info(str(number), str(number - 1)) for number in range(1, 3000)]
-    assert [depth for depth, _, _ in display.family(chain)] == list(range(3000))
+    assert [depth for depth, _, _ in family.walk(chain)] == list(range(3000))

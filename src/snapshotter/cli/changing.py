@@ -16,8 +16,8 @@ from snapshotter.model import Info, Kind
 from snapshotter.text import printable
 
 if TYPE_CHECKING:
+    from snapshotter.analysis.inventory import Entry
     from snapshotter.client import Client
-    from snapshotter.inventory import Entry
 
 
 def add(commands: arguments.Commands) -> None:
@@ -124,7 +124,7 @@ def _label(parsed: argparse.Namespace) -> None:
 
 
 def _rm(parsed: argparse.Namespace) -> int:
-    from snapshotter import inventory, space
+    from snapshotter.analysis import inventory, space
 
     with arguments.reading(parsed) as reading:
         if parsed.dry_run:
@@ -157,7 +157,7 @@ def _depth(entries: "Mapping[str, Entry]", key: str) -> int:
 
 
 def _cleanup(parsed: argparse.Namespace) -> None:
-    from snapshotter import inventory
+    from snapshotter.analysis import inventory
 
     with arguments.reading(parsed) as reading:
         root = reading.root

@@ -107,7 +107,8 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
 
 def _purge(parsed: argparse.Namespace) -> None:
-    from snapshotter import inventory, repair, space
+    from snapshotter import repair
+    from snapshotter.analysis import inventory, space
 
     with arguments.reading(parsed) as store:
         paths = repair.quarantined(store.root)

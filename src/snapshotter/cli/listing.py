@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snapshotter import display
+from snapshotter.analysis import family
 from snapshotter.cli import arguments, output
 from snapshotter.errors import DataLossError, NotFoundError, quoted
 from snapshotter.model import Info
 
 if TYPE_CHECKING:
-    from snapshotter.inventory import Entry
+    from snapshotter.analysis.inventory import Entry
 
 
 class _Column(NamedTuple):
@@ -129,7 +130,7 @@ def _ls(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store:
         infos = sorted(store.walk(*parsed.filters), key=lambda info: info.name)
         if measured:
-            from snapshotter import inventory
+            from snapshotter.analysis import inventory
 
             entries = inventory.take(store).entries
             infos = [info for info in infos if info.name in entries]
@@ -159,33 +160,33 @@ def _text(parsed: argparse.Namespace, name: str, value: Any) -> str:
 
 
 def _tree(parsed: argparse.Namespace) -> None:
-    from snapshotter import inventory
+    from snapshotter.analysis import inventory
 
     with arguments.reading(parsed) as store:
         entries = inventory.take(store).entries
-    family = list(display.family(entry.info for entry in entries.values()))
-    totals = display.totals(family, {key: entry.usage.size if entry.usage else 0 for key, entry in entries.items()})
+    lines = list(family.walk(entry.info for entry in entries.values()))
+    totals = family.totals(lines, {key: entry.usage.size if entry.usage else 0 for key, entry in entries.items()})
     if parsed.json:
         output.print_json(
             [
                 output.detailed(entries[info.name]) | {"depth": depth, "total": totals[info.name]}
-                for depth, _, info in family
+                for depth, _, info in lines
             ]
         )
         return
     amount = output.amount(parsed)
     rows = []
-    for _, lines, info in family:
+    for _, branch, info in lines:
         entry = entries[info.name]
         lost = "lost" if entry.problem else ""
         size, inodes = (amount(entry.usage.size), str(entry.usage.inodes)) if entry.usage else (lost, "")
         state = "broken" if entry.problem else "mounted" if entry.mounted else ""
-        rows.append((lines + info.name, str(info.kind), size, amount(totals[info.name]), inodes, state))
+        rows.append((branch + info.name, str(info.kind), size, amount(totals[info.name]), inodes, state))
     display.table(("KEY", "KIND", "SIZE", "TOTAL", "INODES", "STATE"), rows)
 
 
 def _info(parsed: argparse.Namespace) -> None:
-    from snapshotter import inventory
+    from snapshotter.analysis import inventory
 
     with arguments.reading(parsed) as store:
         store.stat(parsed.key)

@@ -14,7 +14,7 @@ from snapshotter.errors import InvalidArgumentError, UnavailableError
 from snapshotter.text import printable
 
 if TYPE_CHECKING:
-    from snapshotter.references import References
+    from snapshotter.analysis.references import References
 
 _CONTAINERD = "/run/containerd/containerd.sock"
 
@@ -71,7 +71,7 @@ def add(commands: arguments.Commands) -> None:
 
 
 def _df(parsed: argparse.Namespace) -> None:
-    from snapshotter import inventory, space
+    from snapshotter.analysis import inventory, space
 
     with arguments.reading(parsed) as store:
         amounts = space.of_store(store, inventory.take(store))
@@ -100,7 +100,7 @@ def _df(parsed: argparse.Namespace) -> None:
 
 
 def _frees(parsed: argparse.Namespace) -> None:
-    from snapshotter import space
+    from snapshotter.analysis import space
 
     with arguments.reading(parsed) as store:
         size = space.frees(store, parsed.keys, tracked)
@@ -111,7 +111,7 @@ def _frees(parsed: argparse.Namespace) -> None:
 
 
 def _why(parsed: argparse.Namespace) -> None:
-    from snapshotter import holders
+    from snapshotter.analysis import holders
 
     with arguments.reading(parsed) as store:
         found = holders.find(store, parsed.key)
@@ -150,7 +150,7 @@ def _ask_containerd(parsed: argparse.Namespace, client: str) -> "tuple[Reference
     if client == "local":
         return None, ""
     try:
-        from snapshotter import references
+        from snapshotter.analysis import references
 
         return references.find(parsed.containerd, client, parsed.key), ""
     except InvalidArgumentError:
@@ -162,7 +162,7 @@ def _ask_containerd(parsed: argparse.Namespace, client: str) -> "tuple[Reference
 
 
 def _diff(parsed: argparse.Namespace) -> None:
-    from snapshotter import difference
+    from snapshotter.analysis import difference
 
     with arguments.reading(parsed) as store:
         if parsed.other is None:
@@ -182,7 +182,7 @@ def _diff(parsed: argparse.Namespace) -> None:
 
 
 def _du(parsed: argparse.Namespace) -> None:
-    from snapshotter import directories
+    from snapshotter.analysis import directories
 
     with arguments.reading(parsed) as store:
         found = directories.measure(store, parsed.key, parsed.depth, tracked)

@@ -18,7 +18,7 @@ from snapshotter.text import format_size
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from snapshotter.inventory import Entry
+    from snapshotter.analysis.inventory import Entry
 
 
 def print_json(value: Any) -> None:

@@ -19,7 +19,8 @@ def add(commands: arguments.Commands) -> None:
 
 
 def _report(parsed: argparse.Namespace) -> None:
-    from snapshotter import doctor, inventory, report, space
+    from snapshotter import doctor
+    from snapshotter.analysis import inventory, report, space
 
     with arguments.reading(parsed) as store:
         taken = inventory.take(store)

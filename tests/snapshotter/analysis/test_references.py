@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from snapshotter import references
+from snapshotter.analysis import references
 from snapshotter.errors import InvalidArgumentError, UnavailableError
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter.treemap import Rectangle, squarify
+from snapshotter.analysis.treemap import Rectangle, squarify
 
 WHOLE = Rectangle(10, 20, 16, 9)
 WEIGHTS = st.lists(st.integers(1, 1 << 40), min_size=1, max_size=40).map(lambda weights: sorted(weights, reverse=True))

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pybtrfs import subvolume
-from snapshotter import Snapshotter, inventory
+from snapshotter import Snapshotter
+from snapshotter.analysis import inventory
 from snapshotter.mounting import mounted
 
 pytestmark = pytest.mark.btrfs

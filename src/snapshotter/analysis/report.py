@@ -10,12 +10,12 @@ from importlib import resources
 from typing import NamedTuple
 
 from pybtrfs._version import __version__
-from snapshotter import display
-from snapshotter.inventory import Entry
+from snapshotter.analysis import family
+from snapshotter.analysis.inventory import Entry
+from snapshotter.analysis.space import Amount, FilesystemSpace
+from snapshotter.analysis.treemap import Rectangle, squarify
 from snapshotter.model import Kind, Problem
-from snapshotter.space import Amount, FilesystemSpace
 from snapshotter.text import format_size, printable
-from snapshotter.treemap import Rectangle, squarify
 
 GROUPS, CELLS = 40, 300  # in the map; what is smaller is summed up
 IMAGES = 16  # in the matrix
@@ -50,17 +50,17 @@ def render(report: Report) -> str:
     """
     The page.
     """
-    rows = list(display.family(entry.info for entry in report.entries.values()))
-    totals = display.totals(rows, {key: _size(entry) for key, entry in report.entries.items()})
-    family = [(depth, report.entries[info.name]) for depth, _, info in rows]
+    rows = list(family.walk(entry.info for entry in report.entries.values()))
+    totals = family.totals(rows, {key: _size(entry) for key, entry in report.entries.items()})
+    entries = [(depth, report.entries[info.name]) for depth, _, info in rows]
     sections = {
         "Findings": _findings(report),
         "Space": _space(report),
-        "Map": _map(report, family),
-        "Sharing": _sharing([entry for _, entry in family]),
-        "Tree": _tree(family, totals),
+        "Map": _map(report, entries),
+        "Sharing": _sharing([entry for _, entry in entries]),
+        "Tree": _tree(entries, totals),
     }
-    style = resources.files("snapshotter").joinpath("report.css").read_text()
+    style = resources.files("snapshotter.analysis").joinpath("report.css").read_text()
     parts = "".join(
         f'<section id="{name.lower()}"><h2>{name}</h2>{"".join(lines)}</section>' for name, lines in sections.items()
     )
@@ -160,12 +160,12 @@ class _Cell(NamedTuple):
     place: int = -1
 
 
-def _map(report: Report, family: Sequence[tuple[int, Entry]]) -> Iterator[str]:
+def _map(report: Report, entries: Sequence[tuple[int, Entry]]) -> Iterator[str]:
     yield "<p>Each area is what one snapshot added on disk, beside those that rest on the same. Each leads to its "
     yield "place in the tree.</p><p class=legend>"
     yield from (f'<span><i class="{kind}"></i>{kind}</span>' for kind in _WHAT if kind != "view")
     yield "</p>"
-    groups = _groups(report, family)
+    groups = _groups(report, entries)
     if not groups:
         yield "<p>Nothing has been written yet.</p>"
         return
@@ -189,12 +189,12 @@ def _map(report: Report, family: Sequence[tuple[int, Entry]]) -> Iterator[str]:
     yield "</div>"
 
 
-def _groups(report: Report, family: Sequence[tuple[int, Entry]]) -> list[tuple[str, list[_Cell]]]:
+def _groups(report: Report, entries: Sequence[tuple[int, Entry]]) -> list[tuple[str, list[_Cell]]]:
     """
     What takes space, by what it rests on in the end, the largest first.
     """
     groups: list[tuple[str, list[_Cell]]] = []
-    for place, (depth, entry) in enumerate(family):
+    for place, (depth, entry) in enumerate(entries):
         if depth == 0:
             groups.append((entry.info.name, []))
         if size := _size(entry):
@@ -271,14 +271,14 @@ def _chain(name: str, layers: Mapping[str, Entry]) -> dict[str, int]:
 # -- the tree
 
 
-def _tree(family: Sequence[tuple[int, Entry]], totals: Mapping[str, int]) -> Iterator[str]:
-    if not family:
+def _tree(entries: Sequence[tuple[int, Entry]], totals: Mapping[str, int]) -> Iterator[str]:
+    if not entries:
         yield "<p>The store is empty.</p>"
         return
     yield "<p>Each snapshot below its parent, with what it added on disk, and what it and all that rests on it did.</p>"
     yield '<ol class="tree"><li class="head"><span>Key</span><span>Size</span><span>Total</span></li>'
-    most = max(_size(entry) for _, entry in family) or 1
-    for number, (depth, entry) in enumerate(family):
+    most = max(_size(entry) for _, entry in entries) or 1
+    for number, (depth, entry) in enumerate(entries):
         marks = "<em>mounted</em>" if entry.mounted else ""
         marks += f'<em class="bad">{_text(entry.problem)}</em>' if entry.problem else ""
         size = _size(entry)

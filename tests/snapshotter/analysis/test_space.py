@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from pybtrfs import extents, filesystem, subvolume
-from snapshotter import Kind, Mount, Snapshotter, inventory, space
+from snapshotter import Kind, Mount, Snapshotter
+from snapshotter.analysis import inventory, space
+from snapshotter.analysis.space import Amount
 from snapshotter.errors import FailedPreconditionError, NotFoundError
 from snapshotter.mounting import mounted
-from snapshotter.space import Amount
 
 pytestmark = pytest.mark.btrfs
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snapshotter import Snapshotter, report
-from snapshotter.inventory import Entry
+from snapshotter import Snapshotter
+from snapshotter.analysis import report
+from snapshotter.analysis.inventory import Entry
+from snapshotter.analysis.space import Amount, BlockGroups, FilesystemSpace
 from snapshotter.model import Info, Kind, Problem, Usage
-from snapshotter.space import Amount, BlockGroups, FilesystemSpace
 from snapshotter.text import printable
 from tests.snapshotter.commands import Run
 

@@ -22,7 +22,7 @@ from pybtrfs.items import (
 )
 from pybtrfs.path import opened
 from pybtrfs.subvolume.files import Name, file_type, names
-from snapshotter import inventory
+from snapshotter.analysis import inventory
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import quoted, translating
 from snapshotter.model import Kind

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from pybtrfs import filesystem
-from snapshotter import Snapshotter, directories
-from snapshotter.directories import Directory
+from snapshotter import Snapshotter
+from snapshotter.analysis import directories
+from snapshotter.analysis.directories import Directory
 from snapshotter.mounting import mounted
 
 pytestmark = pytest.mark.btrfs

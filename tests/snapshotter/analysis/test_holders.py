@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from pybtrfs import subvolume
-from snapshotter import Snapshotter, holders
+from snapshotter import Snapshotter
+from snapshotter.analysis import holders
+from snapshotter.analysis.holders import Holders
 from snapshotter.errors import NotFoundError
-from snapshotter.holders import Holders
 from snapshotter.mounting import mounted
 from tests.namespaces import other_namespace
 

@@ -10,10 +10,10 @@ from pybtrfs import device, extents, space, subvolume
 from pybtrfs.extents import Track
 from pybtrfs.path import opened
 from pybtrfs.space import SpaceInfo
-from snapshotter import inventory
+from snapshotter.analysis import inventory
+from snapshotter.analysis.inventory import Entry, Inventory, Volume
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, quoted, translating
-from snapshotter.inventory import Entry, Inventory, Volume
 from snapshotter.model import Kind
 
 

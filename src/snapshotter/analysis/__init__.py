@@ -1,0 +1,3 @@
+"""
+Read-only inspection of an open store.
+"""

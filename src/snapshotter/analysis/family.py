@@ -1,0 +1,47 @@
+"""
+Families: snapshots with their descendants.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from snapshotter.model import Info
+
+if TYPE_CHECKING:
+    pass
+
+
+def totals(rows: Sequence[tuple[int, str, Info]], sizes: Mapping[str, int]) -> dict[str, int]:
+    """
+    The size of each snapshot that `family` arranged, with those of all that rest on it.
+    """
+    found = dict(sizes)
+    for _, _, info in reversed(rows):
+        if info.parent in found:
+            found[info.parent] += found[info.name]
+    return found
+
+
+def walk(infos: Iterable[Info]) -> Iterator[tuple[int, str, Info]]:
+    """
+    Each snapshot below its parent, by name: depth, the lines of the tree in front of its name, and itself.
+    """
+    by_parent: dict[str, list[Info]] = {}
+    every = sorted(infos, key=lambda info: info.name)
+    names = {info.name for info in every}
+    for info in every:
+        by_parent.setdefault(info.parent if info.parent in names else "", []).append(info)
+    encoding = (sys.stdout and sys.stdout.encoding) or "ascii"
+    tee, corner, bar = ("├─ ", "└─ ", "│  ") if encoding.lower().startswith("utf") else ("|- ", "`- ", "|  ")
+    # A stack: a chain of layers may be longer than Python recurses.
+    pending = [(0, "", "", info) for info in reversed(by_parent.get("", []))]
+    while pending:
+        depth, lines, indent, info = pending.pop()
+        yield depth, lines, info
+        children = by_parent.get(info.name, [])
+        last = len(children) - 1
+        pending.extend(
+            (depth + 1, indent + (corner if at == last else tee), indent + ("   " if at == last else bar), child)
+            for at, child in reversed(list(enumerate(children)))
+        )
