@@ -18,9 +18,9 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from snapshotter.api import extension_pb2
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.api.extension_grpc import ExtensionStub
+from snapshotter.api.messages import CODES, info_from, info_to, mounts_from, usage_from
 from snapshotter.api.snapshots_grpc import SnapshotsStub
 from snapshotter.errors import Error, FailedPreconditionError, InvalidArgumentError, UnavailableError, quoted
-from snapshotter.messages import CODES, info_from, info_to, mounts_from, usage_from
 from snapshotter.model import Info, Mount, Usage
 
 __all__ = ["Client"]
