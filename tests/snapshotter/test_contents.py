@@ -17,7 +17,8 @@ from typing import IO
 import pytest
 
 from pybtrfs import subvolume, syscall
-from snapshotter import Snapshotter, archive
+from snapshotter import Snapshotter
+from snapshotter.archive import tar
 from snapshotter.mounting import mounted
 from tests.snapshotter.commands import Run
 from tests.snapshotter.serving import serving
@@ -187,7 +188,7 @@ class TestExport:
             os.kill(os.getpid(), signal.SIGINT)
             stream.write(b"half")
 
-        monkeypatch.setattr(archive, "save", interrupt)
+        monkeypatch.setattr(tar, "save", interrupt)
         (tmp_path / "x.tar").write_text("old")
         assert run("export", "base", str(tmp_path / "x.tar")) == (130, "", "snapshotter: interrupted\n")
         assert os.listdir(tmp_path) == ["x.tar"]

@@ -57,16 +57,16 @@ def _umount(parsed: argparse.Namespace) -> None:
 
 
 def _export(parsed: argparse.Namespace) -> None:
-    from snapshotter import archive
+    from snapshotter.archive import packing, tar
 
     with arguments.reading(parsed) as store, interruption.deferred() as interrupted:
-        total = archive.size_of(store, parsed.key) if visible() else 0
+        total = packing.size_of(store, parsed.key) if visible() else 0
         with _written(parsed.file) as file, progress("export", total) as told:
-            archive.save(store, parsed.key, _Watched(file, interrupted, told).stream)
+            tar.save(store, parsed.key, _Watched(file, interrupted, told).stream)
 
 
 def _import(parsed: argparse.Namespace) -> None:
-    from snapshotter import archive
+    from snapshotter.archive import tar
 
     with (
         arguments.making(parsed) as store,
@@ -75,7 +75,7 @@ def _import(parsed: argparse.Namespace) -> None:
         progress("import", os.fstat(file.fileno()).st_size) as told,
     ):
         stream = _Watched(file, interrupted, told).stream
-        archive.load(store, parsed.key, stream, parsed.parent, dict(parsed.label))
+        tar.load(store, parsed.key, stream, parsed.parent, dict(parsed.label))
 
 
 class _Watched:

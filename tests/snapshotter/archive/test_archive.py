@@ -22,7 +22,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pybtrfs import subvolume, syscall
-from snapshotter import Snapshotter, archive
+from snapshotter import Snapshotter
+from snapshotter.archive import packing, tar, unpacking
 from snapshotter.errors import (
     AlreadyExistsError,
     DataLossError,
@@ -43,7 +44,7 @@ def pack(path: Path) -> bytes:
     stream = io.BytesIO()
     fd = os.open(path, os.O_RDONLY)
     try:
-        archive.pack(fd, stream)
+        packing.pack(fd, stream)
     finally:
         os.close(fd)
     return stream.getvalue()
@@ -53,7 +54,7 @@ def unpack(data: bytes, path: Path) -> Path:
     path.mkdir(exist_ok=True)
     fd = os.open(path, os.O_RDONLY)
     try:
-        archive.unpack(io.BytesIO(data), fd)
+        unpacking.unpack(io.BytesIO(data), fd)
     finally:
         os.close(fd)
     return path
@@ -230,7 +231,7 @@ def test_gnu_tar_writes(tree: Path, btrfs: Path, flags: list[str], compress: Cal
     assert described(unpack(compress(packed), btrfs / "target")) == described(tree)
 
 
-def tar(*members: tuple[str, bytes, str | bytes]) -> bytes:
+def made(*members: tuple[str, bytes, str | bytes]) -> bytes:
     """
     A tar of members, each a name, a type, and what it links to or has in it.
     """
@@ -251,28 +252,28 @@ def tar(*members: tuple[str, bytes, str | bytes]) -> bytes:
 FILE, LINK, SYMLINK, DIR, FIFO = tarfile.REGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE
 
 ESCAPES = {
-    "up": tar(("../canary", FILE, b"x")),
-    "up inside": tar(("a/../../canary", FILE, b"x")),
-    "up as a directory": tar(("..", DIR, "")),
-    "absolute and up": tar(("/../canary", FILE, b"x")),
-    "behind a symlink": tar(("a", SYMLINK, ".."), ("a/canary", FILE, b"x")),
-    "behind an absolute symlink": tar(("a", SYMLINK, "/"), ("a/etc/canary", FILE, b"x")),
-    "behind a symlink to be made a directory": tar(("a", SYMLINK, ".."), ("a/b/canary", FILE, b"x")),
-    "behind two": tar(("a", SYMLINK, "."), ("a/b", SYMLINK, ".."), ("a/b/canary", FILE, b"x")),
-    "behind a symlink to itself": tar(("a", SYMLINK, "a"), ("a/canary", FILE, b"x")),
-    "behind a magic link": tar(("a", SYMLINK, "/proc/self/root"), ("a/canary", FILE, b"x")),
-    "directory behind a symlink": tar(("a", SYMLINK, ".."), ("a/canary", DIR, "")),
-    "fifo behind a symlink": tar(("a", SYMLINK, ".."), ("a/canary", FIFO, "")),
-    "link to what is outside": tar(("a", LINK, "../canary")),
-    "link to what is behind a symlink": tar(("a", SYMLINK, ".."), ("b", LINK, "a/canary")),
-    "link to an absolute path": tar(("a", LINK, "/etc/passwd")),
-    "link to a directory": tar(("a", DIR, ""), ("b", LINK, "a")),
-    "link to nothing": tar(("a", LINK, "b")),
-    "link to the root": tar(("a", LINK, ".")),
-    "in a file": tar(("a", FILE, b"x"), ("a/canary", FILE, b"x")),
-    "the root as a file": tar((".", FILE, b"x")),
-    "the root as a symlink": tar(("./", SYMLINK, "..")),
-    "an unknown type": tar(("a", b"Z", b"")),
+    "up": made(("../canary", FILE, b"x")),
+    "up inside": made(("a/../../canary", FILE, b"x")),
+    "up as a directory": made(("..", DIR, "")),
+    "absolute and up": made(("/../canary", FILE, b"x")),
+    "behind a symlink": made(("a", SYMLINK, ".."), ("a/canary", FILE, b"x")),
+    "behind an absolute symlink": made(("a", SYMLINK, "/"), ("a/etc/canary", FILE, b"x")),
+    "behind a symlink to be made a directory": made(("a", SYMLINK, ".."), ("a/b/canary", FILE, b"x")),
+    "behind two": made(("a", SYMLINK, "."), ("a/b", SYMLINK, ".."), ("a/b/canary", FILE, b"x")),
+    "behind a symlink to itself": made(("a", SYMLINK, "a"), ("a/canary", FILE, b"x")),
+    "behind a magic link": made(("a", SYMLINK, "/proc/self/root"), ("a/canary", FILE, b"x")),
+    "directory behind a symlink": made(("a", SYMLINK, ".."), ("a/canary", DIR, "")),
+    "fifo behind a symlink": made(("a", SYMLINK, ".."), ("a/canary", FIFO, "")),
+    "link to what is outside": made(("a", LINK, "../canary")),
+    "link to what is behind a symlink": made(("a", SYMLINK, ".."), ("b", LINK, "a/canary")),
+    "link to an absolute path": made(("a", LINK, "/etc/passwd")),
+    "link to a directory": made(("a", DIR, ""), ("b", LINK, "a")),
+    "link to nothing": made(("a", LINK, "b")),
+    "link to the root": made(("a", LINK, ".")),
+    "in a file": made(("a", FILE, b"x"), ("a/canary", FILE, b"x")),
+    "the root as a file": made((".", FILE, b"x")),
+    "the root as a symlink": made(("./", SYMLINK, "..")),
+    "an unknown type": made(("a", b"Z", b"")),
 }
 
 
@@ -297,7 +298,7 @@ def test_replaced(btrfs: Path) -> None:
     """
     canary = btrfs / "canary"
     canary.write_text("canary")
-    data = tar(
+    data = made(
         ("a", SYMLINK, str(canary)),
         ("a", FILE, b"one"),
         ("b", LINK, "a"),
@@ -368,11 +369,11 @@ class TestSnapshots:
 
     def saved(self, store: Snapshotter, key: str) -> bytes:
         stream = io.BytesIO()
-        archive.save(store, key, stream)
+        tar.save(store, key, stream)
         return stream.getvalue()
 
     def load(self, store: Snapshotter, key: str, data: bytes, *rest: Any) -> None:
-        archive.load(store, key, io.BytesIO(data), *rest)
+        tar.load(store, key, io.BytesIO(data), *rest)
 
     def test_kinds(self, store: Snapshotter, tree: Path) -> None:
         """
@@ -385,7 +386,7 @@ class TestSnapshots:
         store.view("v", "base")
         store.prepare("a", "base")
         assert self.saved(store, "base") == self.saved(store, "v") == self.saved(store, "a") == data
-        assert len(self.saved(store, "a")) - archive.size_of(store, "a") < 20_000
+        assert len(self.saved(store, "a")) - packing.size_of(store, "a") < 20_000
         with mounted(store.mounts("a")) as path:
             Path(path, "new").write_text("new")
         assert b"new" in self.saved(store, "a")
@@ -401,8 +402,8 @@ class TestSnapshots:
         """
         With a parent its files stay, unless a member takes their place.
         """
-        self.load(store, "base", tar(("kept", FILE, b"kept"), ("changed", FILE, b"old"), ("d/f", FILE, b"x")))
-        self.load(store, "top", tar(("changed", FILE, b"new"), ("d", FILE, b"file now")), "base")
+        self.load(store, "base", made(("kept", FILE, b"kept"), ("changed", FILE, b"old"), ("d/f", FILE, b"x")))
+        self.load(store, "top", made(("changed", FILE, b"new"), ("d", FILE, b"file now")), "base")
         assert store.stat("top").parent == "base"
         with mounted(store.view("v", "top")) as path:
             content = {name: Path(path, name).read_bytes() for name in os.listdir(path)}
@@ -418,8 +419,8 @@ class TestSnapshots:
             (NotFoundError, ("x", pack(tree), "none")),
             (InvalidArgumentError, ("x", b"damaged")),
             (InvalidArgumentError, ("x", ESCAPES["up"])),
-            (InvalidArgumentError, ("x", tar(("a", FILE, b"x")), "", {"": "no key"})),
-            (FailedPreconditionError, ("x", tar(("n" * 256, FILE, b"x")))),
+            (InvalidArgumentError, ("x", made(("a", FILE, b"x")), "", {"": "no key"})),
+            (FailedPreconditionError, ("x", made(("n" * 256, FILE, b"x")))),
         ):
             with pytest.raises(error):
                 self.load(store, *arguments)
@@ -435,7 +436,7 @@ class TestSnapshots:
             os.posix_fallocate(filler.fileno(), 0, 100 << 20)
         with Snapshotter.create(mount / "store") as store:
             with pytest.raises(ResourceExhaustedError):
-                self.load(store, "x", tar(("random", FILE, os.urandom(90 << 20))))
+                self.load(store, "x", made(("random", FILE, os.urandom(90 << 20))))
             assert list(store.walk()) == []
             assert os.listdir(f"{store.root}/snapshots") == []
 
@@ -453,7 +454,7 @@ class TestSnapshots:
                 return super().write(data)
 
         with Snapshotter(store.root, read_only=True) as reading, pytest.raises(DataLossError):
-            archive.save(reading, "base", Removing())
+            tar.save(reading, "base", Removing())
 
     def test_changed_meanwhile(self, store: Snapshotter) -> None:
         """
@@ -475,7 +476,7 @@ class TestSnapshots:
 
             for change in (lambda: os.truncate(Path(path, "a"), 10), lambda: os.unlink(Path(path, "b"))):
                 with pytest.raises(FailedPreconditionError, match="export a fork of the snapshot"):
-                    archive.save(store, "a", Changing(change))
+                    tar.save(store, "a", Changing(change))
 
     def test_mounted_inside(self, store: Snapshotter) -> None:
         """

@@ -1,0 +1,3 @@
+"""
+Snapshots as tar files.
+"""
