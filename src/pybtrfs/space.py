@@ -4,13 +4,10 @@ Space of a filesystem, by type and profile of its block groups.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pybtrfs import ioctl
 from pybtrfs.path import Target, opened
-
-if TYPE_CHECKING:
-    pass
 
 
 class SpaceInfo(NamedTuple):

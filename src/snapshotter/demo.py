@@ -20,8 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pybtrfs import image, space
-from snapshotter import display, image_store, interruption
+from snapshotter import image_store
 from snapshotter.analysis import family
+from snapshotter.cli import display, interruption
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, FailedPreconditionError
 from snapshotter.model import Mount, Usage

@@ -8,7 +8,7 @@ import os
 import string
 
 from pybtrfs import image
-from snapshotter import interruption
+from snapshotter.cli import interruption
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from snapshotter.store import real_path

@@ -2,12 +2,6 @@
 Text of values for people.
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 

@@ -108,7 +108,7 @@ def test_wheel_contents(wheel: Path) -> None:
         "pybtrfs/btrfs_uapi.h",
         "snapshotter/py.typed",
         "snapshotter/analysis/report.css",
-        "snapshotter/schema.json",
+        "snapshotter/cli/schema.json",
         "snapshotter/units/btrfs-snapshotter.service",
         "snapshotter/units/btrfs-snapshotter.socket",
     }

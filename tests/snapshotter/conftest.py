@@ -17,8 +17,8 @@ from snapshotter.client import Client
 from snapshotter.mounting import mounted
 from snapshotter.testing import DirectoryVolumes
 from snapshotter.volumes import BtrfsVolumes
-from tests.snapshotter import schema
-from tests.snapshotter.commands import Ran, Run
+from tests.snapshotter.cli import schema
+from tests.snapshotter.cli.commands import Ran, Run
 from tests.snapshotter.serving import serving
 
 

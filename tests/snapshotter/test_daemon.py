@@ -25,7 +25,7 @@ from snapshotter.client import Client
 from snapshotter.errors import Error, NotFoundError, UnavailableError
 from snapshotter.mounting import mounted
 from tests.faults.workload import STORE, Workload, verify
-from tests.snapshotter.commands import Run
+from tests.snapshotter.cli.commands import Run
 
 pytestmark = pytest.mark.btrfs
 

@@ -18,7 +18,7 @@ from snapshotter.errors import FailedPreconditionError, StoreHeldError
 from snapshotter.medium import XATTR
 from snapshotter.mounting import mounted
 from snapshotter.volumes import BtrfsVolumes
-from tests.snapshotter.commands import Run
+from tests.snapshotter.cli.commands import Run
 
 pytestmark = pytest.mark.btrfs
 

@@ -6,12 +6,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import TYPE_CHECKING
 
 from pybtrfs import image, syscall
-
-if TYPE_CHECKING:
-    pass
 
 
 def _size(text: str) -> int:

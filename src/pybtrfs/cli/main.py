@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pybtrfs._version import __version__
 from pybtrfs.cli.image import _image_create, _image_mount, _image_unmount, _size
@@ -24,9 +24,6 @@ from pybtrfs.cli.subvolume import (
     _sync,
 )
 from pybtrfs.cli.usage import _usage
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:

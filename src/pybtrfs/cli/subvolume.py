@@ -6,17 +6,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pybtrfs import filesystem, qgroup, subvolume
 from pybtrfs.cli.output import DONE, _complain, _moment, _plain, _print, _print_json, _text
 from pybtrfs.errors import not_subvolume
 from pybtrfs.items import FS_TREE_OBJECTID
 from pybtrfs.path import opened
-
-if TYPE_CHECKING:
-    pass
-
 
 # -- arguments
 

@@ -6,14 +6,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING
 
 from pybtrfs import device, space
 from pybtrfs.cli.output import _print, _print_json
-
-if TYPE_CHECKING:
-    pass
-
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _COPIES = {"dup": 2, "raid1": 2, "raid10": 2, "raid1c3": 3, "raid1c4": 4}

@@ -4,12 +4,8 @@ Families: snapshots with their descendants.
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from snapshotter.model import Info
-
-if TYPE_CHECKING:
-    pass
 
 
 def totals(rows: Sequence[tuple[int, str, Info]], sizes: Mapping[str, int]) -> dict[str, int]:

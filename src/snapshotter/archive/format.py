@@ -7,13 +7,8 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from pybtrfs import syscall
-
-if TYPE_CHECKING:
-    pass
-
 
 _CHUNK = 1 << 20  # in bytes
 

@@ -9,7 +9,7 @@ import stat
 import tarfile
 import zlib
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 from pybtrfs import syscall
 from snapshotter.archive.format import _BLOCK, _CHUNK, _TYPES, _XATTR, _open_beneath, _opened
@@ -19,10 +19,6 @@ from snapshotter.errors import (
     quoted,
     translating,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 _FORK_IT = "export a fork of the snapshot"
 

@@ -11,7 +11,7 @@ import shutil
 import stat
 import tarfile
 import zlib
-from typing import IO, TYPE_CHECKING, Any, Self, cast
+from typing import IO, Any, Self, cast
 
 from pybtrfs import syscall
 from snapshotter.archive.format import _CHUNK, _DEVICES, _XATTR, _open_beneath, _opened
@@ -19,10 +19,6 @@ from snapshotter.errors import (
     InvalidArgumentError,
     quoted,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 _STREAM_SIZE = 1 << 16  # in bytes; tarfile moves all of it for each header
 _MAX_HEADER_SIZE = 16 << 20  # of the names and attributes of one member, in bytes; each attribute has 64 KiB at most

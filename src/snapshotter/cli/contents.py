@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator
 from typing import IO, cast
 
-from snapshotter import interruption, mounting
-from snapshotter.cli import arguments, output
+from snapshotter import mounting
+from snapshotter.cli import arguments, interruption, output
 from snapshotter.cli.progress import Told, progress, visible
 from snapshotter.errors import InvalidArgumentError
 from snapshotter.store import real_path

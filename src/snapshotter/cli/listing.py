@@ -7,9 +7,8 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from snapshotter import display
 from snapshotter.analysis import family
-from snapshotter.cli import arguments, output
+from snapshotter.cli import arguments, display, output
 from snapshotter.errors import DataLossError, NotFoundError, quoted
 from snapshotter.model import Info
 

@@ -7,8 +7,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from snapshotter import display
-from snapshotter.cli import arguments, output
+from snapshotter.cli import arguments, display, output
 from snapshotter.cli.progress import tracked
 from snapshotter.errors import InvalidArgumentError, UnavailableError
 from snapshotter.text import printable

@@ -9,15 +9,12 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from snapshotter.cli import arguments
+from snapshotter.cli.arguments import _settings
 from snapshotter.cli.codes import DONE, FAILED
 from snapshotter.errors import InvalidArgumentError, UnavailableError
 from snapshotter.text import printable
-
-if TYPE_CHECKING:
-    from snapshotter.config import Loaded
 
 PING_SECONDS = 5.0
 
@@ -106,13 +103,6 @@ def add(commands: arguments.Commands) -> None:
         example="snapshotter setup systemd --root /var/lib/snapshots",
     )
     to_systemd.add_argument("--write", metavar="DIR", help="write them there, instead of printing them")
-
-
-def _settings(parsed: argparse.Namespace) -> "Loaded":
-    from snapshotter import config
-
-    flags = {name: text for name in config.SETTINGS if (text := getattr(parsed, name, None)) is not None}
-    return config.load(parsed.config or os.environ.get("SNAPSHOTTER_CONFIG"), os.environ, flags)
 
 
 def _serve(parsed: argparse.Namespace) -> None:

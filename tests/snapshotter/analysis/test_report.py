@@ -15,7 +15,7 @@ from snapshotter.analysis.inventory import Entry
 from snapshotter.analysis.space import Amount, BlockGroups, FilesystemSpace
 from snapshotter.model import Info, Kind, Problem, Usage
 from snapshotter.text import printable
-from tests.snapshotter.commands import Run
+from tests.snapshotter.cli.commands import Run
 
 SPACE = FilesystemSpace(10 << 30, 3 << 30, 7 << 30, 8 << 30, 2, (BlockGroups("data", "single", 2 << 30, 1 << 30),))
 SECTIONS = ["findings", "space", "map", "sharing", "tree"]

@@ -15,7 +15,7 @@ from tests.containerd.builds import module_source
 from tests.containerd.needed import needed
 from tools.make_messages import CONTAINERD, SERVICES, TYPES
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 OURS = ROOT / "src"
 MODULE = "github.com/containerd/containerd/api@v1.12.0"
 

@@ -14,7 +14,7 @@ import pytest
 from pybtrfs import filesystem, subvolume
 from snapshotter import Snapshotter, cli
 from snapshotter.mounting import mounted
-from tests.snapshotter.commands import Terminal
+from tests.snapshotter.cli.commands import Terminal
 
 pytestmark = pytest.mark.btrfs
 

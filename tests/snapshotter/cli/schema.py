@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-SCHEMA = json.loads(resources.files("snapshotter").joinpath("schema.json").read_text())
+SCHEMA = json.loads(resources.files("snapshotter.cli").joinpath("schema.json").read_text())
 
 
 def _closed(schema: Any) -> Any:

@@ -13,7 +13,7 @@ import pytest
 from pybtrfs import subvolume
 from snapshotter import Snapshotter, cli
 from snapshotter.mounting import mounted
-from tests.snapshotter.commands import Run
+from tests.snapshotter.cli.commands import Run
 from tests.snapshotter.serving import serving
 
 pytestmark = pytest.mark.btrfs

@@ -23,7 +23,7 @@ from snapshotter import Mount, Snapshotter, __main__, cli, image_store
 from snapshotter.cli import output
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.mounting import mounted
-from tests.snapshotter.commands import Run
+from tests.snapshotter.cli.commands import Run
 
 CODES = {0, 1, 2, 3, 4, 5, 130}
 

@@ -10,7 +10,7 @@ import pytest
 
 from snapshotter.cli import progress as module
 from snapshotter.cli.progress import progress, tracked
-from tests.snapshotter.commands import Terminal
+from tests.snapshotter.cli.commands import Terminal
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from pybtrfs import syscall
 from snapshotter import Snapshotter, cli
 from snapshotter.cli.codes import INCONSISTENT
-from tests.snapshotter import schema
+from tests.snapshotter.cli import schema
 from tests.snapshotter.serving import serving
 from tools.make_manual import commands
 
@@ -30,7 +30,7 @@ BEFORE = {  # what an example takes for done
     "umount": ["snapshotter mount web /mnt"],
     "import": ["snapshotter export base - | gzip > base.tgz", "snapshotter rm web web-2 base"],
 }
-DOCS = Path(__file__).parent.parent.parent / "docs/cli.md"
+DOCS = Path(__file__).parents[3] / "docs/cli.md"
 
 
 def all_commands() -> dict[str, argparse.ArgumentParser]:

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter import Info, Kind, display
+from snapshotter import Info, Kind
 from snapshotter.analysis import family
+from snapshotter.cli import display
 from snapshotter.text import format_size, printable
 
 

@@ -20,7 +20,7 @@ from pybtrfs import subvolume, syscall
 from snapshotter import Snapshotter
 from snapshotter.archive import tar
 from snapshotter.mounting import mounted
-from tests.snapshotter.commands import Run
+from tests.snapshotter.cli.commands import Run
 from tests.snapshotter.serving import serving
 
 pytestmark = pytest.mark.btrfs
