@@ -10,8 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from pybtrfs._version import __version__
-from snapshotter.cli import arguments, changing, contents, keeping, listing, looking, reporting, serving
+from snapshotter.cli import arguments
 from snapshotter.cli.codes import DONE, FAILED, INTERRUPTED, complain, report
+from snapshotter.cli.commands import archive, df, init, ls, rm, serve
+from snapshotter.cli.commands import report as report_command
 from snapshotter.errors import Error
 
 _EXAMPLES = """\
@@ -81,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = arguments.Commands(whole)
-    for group in (keeping, changing, contents, listing, looking, reporting, serving):
+    for group in (init, rm, archive, ls, df, report_command, serve):
         group.add(commands)
     commands.add(
         "demo",
@@ -93,6 +95,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _demo(parsed: argparse.Namespace) -> None:
-    from snapshotter import demo
+    from snapshotter.cli.commands import demo
 
     demo.run()

@@ -3,13 +3,13 @@ The commands that show what there is; they change nothing, need no lock, and wor
 """
 
 import argparse
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from snapshotter.analysis import family
 from snapshotter.cli import arguments, display, output
-from snapshotter.errors import DataLossError, NotFoundError, quoted
+from snapshotter.cli.commands.info import _info, _usage
+from snapshotter.cli.commands.mount import _mounts
+from snapshotter.cli.commands.tree import _tree
 from snapshotter.model import Info
 
 if TYPE_CHECKING:
@@ -117,11 +117,6 @@ def _sort(text: str) -> str:
     return text
 
 
-def _mounts(parsed: argparse.Namespace) -> None:
-    with arguments.reading(parsed) as store:
-        output.print_mounts(parsed, store.mounts(parsed.key))
-
-
 def _ls(parsed: argparse.Namespace) -> None:
     sort: str = parsed.sort.removeprefix("-")
     measured = not _OF_ENTRY.keys().isdisjoint([sort, *([] if parsed.json else parsed.columns)])
@@ -156,74 +151,3 @@ def _text(parsed: argparse.Namespace, name: str, value: Any) -> str:
     if name == "size":
         return output.amount(parsed)(value)
     return (_OF_INFO.get(name) or _OF_ENTRY[name]).text(value)
-
-
-def _tree(parsed: argparse.Namespace) -> None:
-    from snapshotter.analysis import inventory
-
-    with arguments.reading(parsed) as store:
-        entries = inventory.take(store).entries
-    lines = list(family.walk(entry.info for entry in entries.values()))
-    totals = family.totals(lines, {key: entry.usage.size if entry.usage else 0 for key, entry in entries.items()})
-    if parsed.json:
-        output.print_json(
-            [
-                output.detailed(entries[info.name]) | {"depth": depth, "total": totals[info.name]}
-                for depth, _, info in lines
-            ]
-        )
-        return
-    amount = output.amount(parsed)
-    rows = []
-    for _, branch, info in lines:
-        entry = entries[info.name]
-        lost = "lost" if entry.problem else ""
-        size, inodes = (amount(entry.usage.size), str(entry.usage.inodes)) if entry.usage else (lost, "")
-        state = "broken" if entry.problem else "mounted" if entry.mounted else ""
-        rows.append((branch + info.name, str(info.kind), size, amount(totals[info.name]), inodes, state))
-    display.table(("KEY", "KIND", "SIZE", "TOTAL", "INODES", "STATE"), rows)
-
-
-def _info(parsed: argparse.Namespace) -> None:
-    from snapshotter.analysis import inventory
-
-    with arguments.reading(parsed) as store:
-        store.stat(parsed.key)
-        entries = inventory.take(store, measured=False).entries
-        entry = entries.get(parsed.key)
-        if entry is None:
-            raise NotFoundError(f"snapshot {quoted(parsed.key)} was removed or committed meanwhile")
-        with contextlib.suppress(DataLossError):  # its own subvolume or its parent's is lost
-            entry = entry._replace(usage=store.usage(parsed.key))
-    children = [other.info.name for other in entries.values() if other.info.parent == parsed.key]
-    if parsed.json:
-        output.print_json(output.detailed(entry) | {"children": children})
-        return
-    amount = output.amount(parsed)
-    info, volume, usage = entry.info, entry.volume, entry.usage
-    fields = [
-        ("key", info.name),
-        ("kind", str(info.kind)),
-        ("parent", info.parent),
-        ("created", output.time(info.created)),
-        ("updated", output.time(info.updated)),
-        *(("label", f"{name}={value}") for name, value in sorted(info.labels.items())),
-        ("size", amount(usage.size) if usage else ""),
-        ("inodes", str(usage.inodes) if usage else ""),
-        ("subvolume", f"{volume.path}, id {volume.info.id}" if volume else ""),
-        ("mounted", "yes" if entry.mounted else "no"),
-        *(("child", name) for name in children),
-        ("problem", entry.problem),
-    ]
-    display.fields((name, value) for name, value in fields if value)
-
-
-def _usage(parsed: argparse.Namespace) -> None:
-    with arguments.reading(parsed) as store:
-        usages = [(key, store.usage(key)) for key in parsed.keys]
-    if parsed.json:
-        output.print_json([{"key": key, "size": usage.size, "inodes": usage.inodes} for key, usage in usages])
-    else:
-        amount = output.amount(parsed)
-        rows = [(key, amount(usage.size), str(usage.inodes)) for key, usage in usages]
-        display.table(("KEY", "SIZE", "INODES"), rows)

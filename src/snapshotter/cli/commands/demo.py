@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import snapshotter
 from pybtrfs import image, space
 from snapshotter import image_store
 from snapshotter.analysis import family
@@ -130,7 +131,7 @@ class _Demo:
         store.remove("base-view")
 
     def _make_layers(self, store: Snapshotter, python: str) -> None:
-        application = os.path.dirname(__file__)
+        application = os.path.dirname(snapshotter.__file__)
         with self._step("a layer on it: one package more, one less"):
             with self._mounted(store.prepare("app-build", "base")) as path:
                 self._copy(application, path / "app")

@@ -8,11 +8,10 @@ import os
 from collections.abc import Iterator
 from typing import IO, cast
 
-from snapshotter import mounting
 from snapshotter.cli import arguments, interruption, output
+from snapshotter.cli.commands.mount import _mount, _umount
 from snapshotter.cli.progress import Told, progress, visible
 from snapshotter.errors import InvalidArgumentError
-from snapshotter.store import real_path
 
 
 def add(commands: arguments.Commands) -> None:
@@ -42,18 +41,6 @@ def add(commands: arguments.Commands) -> None:
     import_.add_argument(
         "parent", metavar="PARENT", nargs="?", type=arguments.parent, default="", help="what it is put on top of"
     )
-
-
-def _mount(parsed: argparse.Namespace) -> None:
-    target = real_path(parsed.target)
-    with arguments.reading(parsed) as store:
-        mounting.check_target(store.root, target)
-        mounting.mount(store.mounts(parsed.key), target)
-
-
-def _umount(parsed: argparse.Namespace) -> None:
-    with arguments.reading(parsed) as store:
-        mounting.unmount(store.root, real_path(parsed.target))
 
 
 def _export(parsed: argparse.Namespace) -> None:

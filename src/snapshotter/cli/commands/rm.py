@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from pybtrfs import subvolume
 from snapshotter.cli import arguments, output, waiting
 from snapshotter.cli.codes import DONE, complain, report
+from snapshotter.cli.commands.commit import _commit
+from snapshotter.cli.commands.label import _change, _label
+from snapshotter.cli.commands.prepare import _fork, _prepare, _view
 from snapshotter.cli.progress import tracked
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, quoted
-from snapshotter.model import Info, Kind
-from snapshotter.text import printable
 
 if TYPE_CHECKING:
     from snapshotter.analysis.inventory import Entry
@@ -77,50 +78,6 @@ def add(commands: arguments.Commands) -> None:
         "destroy what is left of removed snapshots, and wait for their space",
         example="snapshotter cleanup",
     )
-
-
-def _prepare(parsed: argparse.Namespace) -> None:
-    with arguments.making(parsed) as store:
-        output.print_mounts(parsed, store.prepare(parsed.key, parsed.parent, dict(parsed.label)))
-
-
-def _view(parsed: argparse.Namespace) -> None:
-    with arguments.making(parsed) as store:
-        output.print_mounts(parsed, store.view(parsed.key, parsed.parent, dict(parsed.label)))
-
-
-def _commit(parsed: argparse.Namespace) -> None:
-    with arguments.making(parsed) as store:
-        store.commit(parsed.name, parsed.key, dict(parsed.label))
-
-
-def _fork(parsed: argparse.Namespace) -> None:
-    with arguments.making(parsed) as store:
-        output.print_mounts(parsed, store.fork(parsed.key, parsed.new))
-
-
-def _change(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if equals:
-        return key, value
-    if not text.endswith("-"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither KEY=VALUE nor KEY-")
-    return text[:-1], ""
-
-
-def _label(parsed: argparse.Namespace) -> None:
-    if parsed.changes:
-        with arguments.changing(parsed) as store:
-            labels = dict(parsed.changes)
-            info = store.update(Info(Kind.ACTIVE, parsed.key, labels=labels), *(f"labels.{key}" for key in labels))
-    else:
-        with arguments.reading(parsed) as store:
-            info = store.stat(parsed.key)
-    if parsed.json:
-        output.print_json(output.described(info))
-    elif not parsed.changes:
-        for key, value in sorted(info.labels.items()):
-            print(printable(f"{key}={value}"))
 
 
 def _rm(parsed: argparse.Namespace) -> int:

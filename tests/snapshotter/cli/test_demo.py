@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from snapshotter import cli, demo
+from snapshotter import cli
+from snapshotter.cli.commands import demo
 
 pytestmark = pytest.mark.btrfs
 

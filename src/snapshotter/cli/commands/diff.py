@@ -1,0 +1,27 @@
+"""
+``snapshotter diff``.
+"""
+
+import argparse
+
+from snapshotter.cli import arguments, display, output
+
+
+def _diff(parsed: argparse.Namespace) -> None:
+    from snapshotter.analysis import difference
+
+    with arguments.reading(parsed) as store:
+        if parsed.other is None:
+            changes = difference.from_parent(store, parsed.key)
+        else:
+            changes = difference.between(store, parsed.key, parsed.other)
+    if parsed.json:
+        output.print_json([output.values(change) for change in changes])
+        return
+    amount = output.amount(parsed)
+    rows = []
+    for change in changes:
+        size, before = ("" if each is None else amount(each) for each in (change.size, change.size_before))
+        path = f"{change.path} from {change.source}" if change.source else change.path
+        rows.append((change.change, change.type, before, size, path))
+    display.table(("CHANGE", "TYPE", "BEFORE", "SIZE", "PATH"), rows)

@@ -1,0 +1,71 @@
+"""
+``snapshotter doctor`` and ``purge``.
+"""
+
+import argparse
+import sys
+
+from snapshotter.cli import arguments, output, waiting
+from snapshotter.cli.codes import DONE, INCONSISTENT
+from snapshotter.errors import InvalidArgumentError
+from snapshotter.store import QUARANTINE
+from snapshotter.text import printable
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from snapshotter import doctor
+
+    root = arguments.root(parsed)
+    repairs = []
+    if parsed.fix:
+        from snapshotter import repair
+
+        with arguments.alone("doctor --fix"):
+            repairs = repair.fix(root)
+    problems = doctor.examine(root)
+    if parsed.json:
+        left = [problem._asdict() for problem in problems]
+        output.print_json(
+            {"repairs": [output.values(each) for each in repairs], "problems": left} if parsed.fix else left
+        )
+    else:
+        for each in repairs:
+            print(printable(f"{each.subject}: {each.what}"))
+        for problem in problems:
+            print(printable(f"{problem.subject}: {problem.what}"))
+            print(printable(f"  cure: {problem.cure}"))
+        if not problems:
+            print("nothing is wrong")
+    return INCONSISTENT if problems else DONE
+
+
+def _purge(parsed: argparse.Namespace) -> None:
+    from snapshotter import repair
+    from snapshotter.analysis import inventory, space
+
+    with arguments.reading(parsed) as store:
+        paths = repair.quarantined(store.root)
+        for path in paths:
+            print(printable(path))
+        if not paths:
+            print("nothing is in the quarantine")
+            return
+        orphaned = inventory.take(store, measured=False).orphaned
+        theirs = [volume for volume in orphaned if volume.path.startswith(f"{QUARANTINE}/")]
+        size = output.amount(parsed)(space.of_volumes(store.root, theirs).reclaimable)
+        print(f"{len(paths)} in the quarantine, of which the subvolumes free {size}")
+        if parsed.dry_run:
+            return
+        if not parsed.yes and not _agreed():
+            return
+        repair.purge(store, paths)
+        waiting.wait(store.root, {subvolid for volume in theirs for subvolid in volume.subvolids})
+
+
+def _agreed() -> bool:
+    if not sys.stdin or not sys.stdin.isatty():
+        raise InvalidArgumentError("whether to delete them is asked on a terminal: give --yes")
+    try:
+        return input("delete them? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

@@ -1,0 +1,54 @@
+"""
+``snapshotter info`` and ``usage``.
+"""
+
+import argparse
+import contextlib
+
+from snapshotter.cli import arguments, display, output
+from snapshotter.errors import DataLossError, NotFoundError, quoted
+
+
+def _info(parsed: argparse.Namespace) -> None:
+    from snapshotter.analysis import inventory
+
+    with arguments.reading(parsed) as store:
+        store.stat(parsed.key)
+        entries = inventory.take(store, measured=False).entries
+        entry = entries.get(parsed.key)
+        if entry is None:
+            raise NotFoundError(f"snapshot {quoted(parsed.key)} was removed or committed meanwhile")
+        with contextlib.suppress(DataLossError):  # its own subvolume or its parent's is lost
+            entry = entry._replace(usage=store.usage(parsed.key))
+    children = [other.info.name for other in entries.values() if other.info.parent == parsed.key]
+    if parsed.json:
+        output.print_json(output.detailed(entry) | {"children": children})
+        return
+    amount = output.amount(parsed)
+    info, volume, usage = entry.info, entry.volume, entry.usage
+    fields = [
+        ("key", info.name),
+        ("kind", str(info.kind)),
+        ("parent", info.parent),
+        ("created", output.time(info.created)),
+        ("updated", output.time(info.updated)),
+        *(("label", f"{name}={value}") for name, value in sorted(info.labels.items())),
+        ("size", amount(usage.size) if usage else ""),
+        ("inodes", str(usage.inodes) if usage else ""),
+        ("subvolume", f"{volume.path}, id {volume.info.id}" if volume else ""),
+        ("mounted", "yes" if entry.mounted else "no"),
+        *(("child", name) for name in children),
+        ("problem", entry.problem),
+    ]
+    display.fields((name, value) for name, value in fields if value)
+
+
+def _usage(parsed: argparse.Namespace) -> None:
+    with arguments.reading(parsed) as store:
+        usages = [(key, store.usage(key)) for key in parsed.keys]
+    if parsed.json:
+        output.print_json([{"key": key, "size": usage.size, "inodes": usage.inodes} for key, usage in usages])
+    else:
+        amount = output.amount(parsed)
+        rows = [(key, amount(usage.size), str(usage.inodes)) for key, usage in usages]
+        display.table(("KEY", "SIZE", "INODES"), rows)

@@ -1,0 +1,33 @@
+"""
+``snapshotter label``.
+"""
+
+import argparse
+
+from snapshotter.cli import arguments, output
+from snapshotter.model import Info, Kind
+from snapshotter.text import printable
+
+
+def _change(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if equals:
+        return key, value
+    if not text.endswith("-"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither KEY=VALUE nor KEY-")
+    return text[:-1], ""
+
+
+def _label(parsed: argparse.Namespace) -> None:
+    if parsed.changes:
+        with arguments.changing(parsed) as store:
+            labels = dict(parsed.changes)
+            info = store.update(Info(Kind.ACTIVE, parsed.key, labels=labels), *(f"labels.{key}" for key in labels))
+    else:
+        with arguments.reading(parsed) as store:
+            info = store.stat(parsed.key)
+    if parsed.json:
+        output.print_json(output.described(info))
+    elif not parsed.changes:
+        for key, value in sorted(info.labels.items()):
+            print(printable(f"{key}={value}"))

@@ -1,0 +1,26 @@
+"""
+``snapshotter mount``, ``umount`` and ``mounts``.
+"""
+
+import argparse
+
+from snapshotter import mounting
+from snapshotter.cli import arguments, output
+from snapshotter.store import real_path
+
+
+def _mounts(parsed: argparse.Namespace) -> None:
+    with arguments.reading(parsed) as store:
+        output.print_mounts(parsed, store.mounts(parsed.key))
+
+
+def _mount(parsed: argparse.Namespace) -> None:
+    target = real_path(parsed.target)
+    with arguments.reading(parsed) as store:
+        mounting.check_target(store.root, target)
+        mounting.mount(store.mounts(parsed.key), target)
+
+
+def _umount(parsed: argparse.Namespace) -> None:
+    with arguments.reading(parsed) as store:
+        mounting.unmount(store.root, real_path(parsed.target))

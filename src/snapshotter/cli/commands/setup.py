@@ -1,0 +1,81 @@
+"""
+``snapshotter setup``.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Iterable
+
+from snapshotter.cli.arguments import _settings
+from snapshotter.cli.codes import DONE, FAILED
+from snapshotter.text import printable
+
+
+def _setup_containerd(parsed: argparse.Namespace) -> int:
+    from snapshotter import containerd
+
+    settings = _settings(parsed).config
+    plugin = containerd.Plugin(parsed.name, settings.root, settings.address, parsed.cri)
+    if parsed.check is not None:
+        lacks = containerd.missing(plugin, _dump(parsed))
+        for line in lacks or ["nothing is missing"]:
+            print(printable(line))
+        return FAILED if lacks else DONE
+    main_file = containerd.read_main(parsed.containerd_config)
+    release = None if parsed.config_version else containerd.installed(parsed.containerd)
+    version = release.config if release else parsed.config_version
+    path = os.path.abspath(parsed.write or os.path.join(containerd.DROP_INS, f"{plugin.name}.toml"))
+    text = containerd.drop_in(plugin, version, main_file)
+    if parsed.write:
+        _write(path, text)
+    else:
+        print(text, end="")
+    _advise(f"for {path}; then:", containerd.advice(plugin, version, release, main_file, path))
+    return DONE
+
+
+def _dump(parsed: argparse.Namespace) -> str:
+    from snapshotter import containerd
+
+    if parsed.check == "":
+        return containerd.dumped(parsed.containerd, parsed.containerd_config)
+    if parsed.check == "-":
+        return sys.stdin.read()
+    with open(parsed.check, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def _setup_systemd(parsed: argparse.Namespace) -> None:
+    from snapshotter import unit_files
+
+    settings = _settings(parsed).config
+    script = os.path.join(os.path.dirname(sys.executable), "snapshotter")
+    command = [script] if os.access(script, os.X_OK) else [sys.executable, "-m", "snapshotter"]
+    directory = parsed.write or "/etc/systemd/system"
+    for name in unit_files.NAMES:
+        text = unit_files.text(name, settings.root, settings.address, command)
+        path = os.path.join(directory, name)
+        if parsed.write:
+            _write(path, text)
+        else:
+            print(f"# {path}\n{text}")
+    steps = [f"systemctl daemon-reload && systemctl enable --now {' '.join(reversed(unit_files.NAMES))}"]
+    if not os.path.exists(settings.root):
+        steps.insert(0, f"before that, make a store: snapshotter init --root {shlex.quote(settings.root)}")
+    if command[0].startswith(("/home/", "/root/", "/tmp/", "/var/tmp/")):
+        steps.insert(0, f"install this package elsewhere: the daemon of the unit sees nothing of {command[0]}")
+    _advise(f"for {directory}; then:", steps)
+
+
+def _write(path: str, text: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _advise(heading: str, steps: Iterable[str]) -> None:
+    print(heading, file=sys.stderr)
+    for step in steps:
+        print("-", step.replace("\n", "\n  "), file=sys.stderr)

@@ -1,0 +1,34 @@
+"""
+``snapshotter tree``.
+"""
+
+import argparse
+
+from snapshotter.analysis import family
+from snapshotter.cli import arguments, display, output
+
+
+def _tree(parsed: argparse.Namespace) -> None:
+    from snapshotter.analysis import inventory
+
+    with arguments.reading(parsed) as store:
+        entries = inventory.take(store).entries
+    lines = list(family.walk(entry.info for entry in entries.values()))
+    totals = family.totals(lines, {key: entry.usage.size if entry.usage else 0 for key, entry in entries.items()})
+    if parsed.json:
+        output.print_json(
+            [
+                output.detailed(entries[info.name]) | {"depth": depth, "total": totals[info.name]}
+                for depth, _, info in lines
+            ]
+        )
+        return
+    amount = output.amount(parsed)
+    rows = []
+    for _, branch, info in lines:
+        entry = entries[info.name]
+        lost = "lost" if entry.problem else ""
+        size, inodes = (amount(entry.usage.size), str(entry.usage.inodes)) if entry.usage else (lost, "")
+        state = "broken" if entry.problem else "mounted" if entry.mounted else ""
+        rows.append((branch + info.name, str(info.kind), size, amount(totals[info.name]), inodes, state))
+    display.table(("KEY", "KIND", "SIZE", "TOTAL", "INODES", "STATE"), rows)

@@ -1,0 +1,68 @@
+"""
+``snapshotter why``.
+"""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from snapshotter.cli import arguments, display, output
+from snapshotter.errors import InvalidArgumentError, UnavailableError
+from snapshotter.text import printable
+
+if TYPE_CHECKING:
+    from snapshotter.analysis.references import References
+
+
+_CONTAINERD = "/run/containerd/containerd.sock"
+
+
+def _why(parsed: argparse.Namespace) -> None:
+    from snapshotter.analysis import holders
+
+    with arguments.reading(parsed) as store:
+        found = holders.find(store, parsed.key)
+    references, unasked = _ask_containerd(parsed, store.client)
+    if parsed.json:
+        mounts = [mount._asdict() for mount in found.mounts]
+        others = {"mounts": mounts, "containerd": references and output.values(references)}
+        output.print_json(output.values(found) | others)
+        return
+    fields = [("child", name) for name in found.children]
+    fields += [
+        ("mount", f"{mount.path} in the namespace of process {mount.pid}{', read-only' if mount.read_only else ''}")
+        for mount in found.mounts
+    ]
+    for process in found.processes:
+        uses = [*process.uses, *([f"{process.open_files} open files"] if process.open_files else [])]
+        fields.append(("process", f"{process.pid} {process.command} ({', '.join(uses)})"))
+    if references:
+        fields += [("container", name) for name in references.containers]
+        fields += [("image", name) for name in references.images]
+        fields += [("lease", name) for name in references.leases]
+        fields += [("label", f"{name}={value}") for name, value in sorted(references.labels.items())]
+        if not references.known:
+            fields.append(("containerd", "does not know it, and removes it when it collects garbage next"))
+    display.fields(fields)
+    if not fields:
+        print("nothing keeps it")
+    if unasked:
+        print(printable(f"containerd was not asked: {unasked}"), file=sys.stderr)
+
+
+def _ask_containerd(parsed: argparse.Namespace, client: str) -> "tuple[References | None, str]":
+    """
+    What containerd says of a snapshot, or why it was not asked; neither for one that is none of its own.
+    """
+    if client == "local":
+        return None, ""
+    try:
+        from snapshotter.analysis import references
+
+        return references.find(parsed.containerd, client, parsed.key), ""
+    except InvalidArgumentError:
+        return None, ""
+    except UnavailableError as error:
+        return None, str(error)
+    except ModuleNotFoundError as error:
+        return None, f"{error.name} is missing: pip install 'btrfs-snapshotter[daemon]'"
