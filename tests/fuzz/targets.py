@@ -16,8 +16,9 @@ from typing import Any
 
 from pybtrfs import ioctl, items, syscall, tree_search
 from pybtrfs._btrfs import ffi, lib
-from snapshotter import filters, records
+from snapshotter import records
 from snapshotter.api import snapshots_pb2
+from snapshotter.contract import filters
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
 from snapshotter.http2 import Connection, Event, ProtocolError
 from snapshotter.model import Info, Kind

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from snapshotter.contract import Snapshotter
+from snapshotter.contract.labels import check_key
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, StoreHeldError, quoted
-from snapshotter.labels import check_key
 from snapshotter.model import LOCAL
 
 if TYPE_CHECKING:

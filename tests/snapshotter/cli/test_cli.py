@@ -599,7 +599,7 @@ class TestOutput:
             "tempfile",
             "uuid",
         }
-        assert not (unwanted | {"snapshotter.filters", "snapshotter.analysis.inventory"}) & set(said.split())
+        assert not (unwanted | {"snapshotter.contract.filters", "snapshotter.analysis.inventory"}) & set(said.split())
 
 
 @pytest.mark.parametrize(

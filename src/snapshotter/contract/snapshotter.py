@@ -14,6 +14,8 @@ from typing import Self, TypedDict, TypeVar, Unpack
 
 from pybtrfs.mountinfo import MountTable
 from snapshotter import records, recovery
+from snapshotter.contract.labels import apply_fieldpaths, check_key, check_labels
+from snapshotter.contract.session import Session
 from snapshotter.errors import (
     AlreadyExistsError,
     DataLossError,
@@ -28,12 +30,10 @@ from snapshotter.errors import (
 )
 from snapshotter.events import Event
 from snapshotter.index import Index, Snapshot, describe
-from snapshotter.labels import apply_fieldpaths, check_key, check_labels
 from snapshotter.model import LOCAL, Info, Kind, Located, Measured, Mount, Problem, Status, Usage, UsageDefinition
 from snapshotter.ownership import Ownership
 from snapshotter.records import Commitment, Record, State
 from snapshotter.recovery import Recovered, Verdict
-from snapshotter.session import Session
 from snapshotter.store import SNAPSHOTS, Store, real_path
 from snapshotter.trust import Trust
 from snapshotter.volumes import FS, LAYER, BtrfsVolumes, Directory, MountMode, Place, Volumes
@@ -283,7 +283,7 @@ class Snapshotter:
         infos = starmap(describe, [(each.record, each.parent_key) for each in self._index.snapshots()])
         if not filter_list:
             return infos
-        from snapshotter import filters  # slow to import
+        from snapshotter.contract import filters  # slow to import
 
         return filter(filters.parse(*filter_list).match, infos)
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from snapshotter.contract.filters import MAX_SELECTORS, MAX_SIZE, parse
 from snapshotter.errors import InvalidArgumentError, NotSupportedError
 from snapshotter.events import Event
-from snapshotter.filters import MAX_SELECTORS, MAX_SIZE, parse
 from snapshotter.model import Info, Kind
 from tests.containerd.builds import go_program
 from tests.containerd.needed import needed

@@ -4,8 +4,15 @@ The rules for keys and labels, without a store.
 
 import pytest
 
+from snapshotter.contract.labels import (
+    MAX_KEY_SIZE,
+    MAX_LABEL_SIZE,
+    MAX_LABELS,
+    apply_fieldpaths,
+    check_key,
+    check_labels,
+)
 from snapshotter.errors import InvalidArgumentError
-from snapshotter.labels import MAX_KEY_SIZE, MAX_LABEL_SIZE, MAX_LABELS, apply_fieldpaths, check_key, check_labels
 from snapshotter.model import Info, Kind
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from pybtrfs import syscall
 from snapshotter import Snapshotter
+from snapshotter.contract.session import Session
 from snapshotter.errors import (
     DataLossError,
     Error,
@@ -21,7 +22,6 @@ from snapshotter.errors import (
     StoreHeldError,
     UnavailableError,
 )
-from snapshotter.session import Session
 from snapshotter.testing import DirectoryVolumes
 from snapshotter.volumes import BtrfsVolumes
 
