@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal, NamedTuple, cast
 
-from snapshotter.config import toml
+from snapshotter.daemon.config import toml
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
 
 ConfigVersion = Literal[2, 3, 4]

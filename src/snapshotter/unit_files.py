@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from importlib import resources
 
-from snapshotter.config import Config
+from snapshotter.daemon.config import Config
 from snapshotter.errors import InvalidArgumentError
 
 NAMES = ("btrfs-snapshotter.service", "btrfs-snapshotter.socket")

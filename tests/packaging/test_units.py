@@ -21,7 +21,7 @@ import pytest
 from pybtrfs import ioctl, subvolume
 from snapshotter import unit_files
 from snapshotter.client import Client
-from snapshotter.config import Config
+from snapshotter.daemon.config import Config
 from snapshotter.errors import Error, InvalidArgumentError
 from snapshotter.model import Mount
 from snapshotter.mounting import mounted

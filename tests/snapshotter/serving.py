@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from snapshotter import Snapshotter
-from snapshotter.service import Observer, Service
+from snapshotter.daemon.service import Observer, Service
 
 
 class Serving:

@@ -17,8 +17,8 @@ from snapshotter import Info, Kind, Mount, Snapshotter, Usage
 from snapshotter.client import Client
 from snapshotter.errors import Error, InvalidArgumentError, NotFoundError, StoreHeldError, UnavailableError
 from snapshotter.testing import DirectoryVolumes
+from tests.snapshotter.daemon.test_service import KINDS, Fake, raising
 from tests.snapshotter.serving import Serving, serving
-from tests.snapshotter.test_service import KINDS, Fake, raising
 
 CALLS: dict[str, Callable[[Client], Any]] = {
     "stat": lambda client: client.stat("k"),

@@ -20,12 +20,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter import Snapshotter, log, records
+from snapshotter import Snapshotter, records
+from snapshotter.daemon import log
+from snapshotter.daemon.service import _refusal
 from snapshotter.errors import DataLossError, Error, NotFoundError, UnavailableError
 from snapshotter.events import Event, Fields, LogFormat
 from snapshotter.medium import Files
 from snapshotter.records import State
-from snapshotter.service import _refusal
 from snapshotter.testing import DirectoryVolumes
 from snapshotter.volumes import FS
 

@@ -16,7 +16,7 @@ from snapshotter.model import LOCAL
 
 if TYPE_CHECKING:
     from snapshotter.client import Client
-    from snapshotter.config import Loaded
+    from snapshotter.daemon.config import Loaded
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
@@ -213,7 +213,7 @@ def _open(arguments: argparse.Namespace) -> tuple["Snapshotter | Client", str]:
 
 
 def _settings(parsed: argparse.Namespace) -> "Loaded":
-    from snapshotter import config
+    from snapshotter.daemon import config
 
     flags = {name: text for name in config.SETTINGS if (text := getattr(parsed, name, None)) is not None}
     return config.load(parsed.config or os.environ.get("SNAPSHOTTER_CONFIG"), os.environ, flags)

@@ -605,8 +605,8 @@ class TestOutput:
 @pytest.mark.parametrize(
     ("argv", "called", "collected"),
     [
-        (["serve"], "snapshotter.daemon.serve", True),
-        (["events", "--log", "/dev/null", "--follow"], "snapshotter.log.read", True),
+        (["serve"], "snapshotter.daemon.process.serve", True),
+        (["events", "--log", "/dev/null", "--follow"], "snapshotter.daemon.log.read", True),
         (["tree"], "snapshotter.analysis.inventory.take", False),
     ],
 )

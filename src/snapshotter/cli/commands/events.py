@@ -12,7 +12,7 @@ from snapshotter.text import printable
 
 
 def _events(parsed: argparse.Namespace) -> None:
-    from snapshotter import log
+    from snapshotter.daemon import log
 
     if parsed.log is None and os.isatty(0):
         raise InvalidArgumentError("no log is given: use --log FILE, or pipe one in, as in `journalctl -u UNIT |`")

@@ -23,7 +23,7 @@ def add(commands: arguments.Commands) -> None:
     place.add_argument("--address", metavar="SOCKET", help="the daemon's socket")
 
     def settings() -> arguments.Parser:
-        from snapshotter import config
+        from snapshotter.daemon import config
 
         parser = arguments.Parser(add_help=False, parents=[place])
         for name, setting in config.SETTINGS.items():
@@ -105,16 +105,16 @@ def add(commands: arguments.Commands) -> None:
 
 def _serve(parsed: argparse.Namespace) -> None:
     loaded = _settings(parsed).config
-    from snapshotter import daemon, log
-    from snapshotter.systemd import Systemd
+    from snapshotter.daemon import log, process
+    from snapshotter.daemon.systemd import Systemd
 
     gc.enable()
     log.write(sys.stderr, loaded.log_format, loaded.log_level)
-    daemon.serve(loaded, Systemd(os.environ))
+    process.serve(loaded, Systemd(os.environ))
 
 
 def _config(parsed: argparse.Namespace) -> None:
-    from snapshotter import config
+    from snapshotter.daemon import config
 
     if parsed.what == "default":
         print(config.default(), end="")

@@ -15,9 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from pybtrfs import mountinfo
-from snapshotter import sockets
-from snapshotter.config import Config
 from snapshotter.contract import Options, Snapshotter
+from snapshotter.daemon import sockets
+from snapshotter.daemon.config import Config
+from snapshotter.daemon.service import Service
+from snapshotter.daemon.systemd import Systemd
 from snapshotter.errors import (
     AlreadyExistsError,
     Error,
@@ -25,12 +27,10 @@ from snapshotter.errors import (
     NotFoundError,
 )
 from snapshotter.events import Event
-from snapshotter.service import Service
-from snapshotter.systemd import Systemd
 from snapshotter.text import printable
 
 if TYPE_CHECKING:
-    from snapshotter.metrics import Metrics
+    from snapshotter.daemon.metrics import Metrics
 
 CALLS_SECONDS = 10.0  # for calls under way to end, after a signal
 CLOSE_SECONDS = 5.0  # for what goes on nevertheless, and the store
@@ -53,7 +53,7 @@ def serve(config: Config, systemd: Systemd) -> None:
     with contextlib.ExitStack() as stack:
         metrics = None
         if config.metrics_address:
-            from snapshotter.metrics import Metrics, serving  # its library takes memory and time of every start
+            from snapshotter.daemon.metrics import Metrics, serving  # its library takes memory and time of every start
 
             metrics = Metrics()
             stack.enter_context(serving(metrics, config.metrics_address))

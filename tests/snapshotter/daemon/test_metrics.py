@@ -16,12 +16,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pybtrfs import device, space
-from snapshotter import Snapshotter, metrics
+from snapshotter import Snapshotter
+from snapshotter.daemon import metrics
+from snapshotter.daemon.metrics import Metrics, serving
+from snapshotter.daemon.service import Observer
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
-from snapshotter.metrics import Metrics, serving
-from snapshotter.service import Observer
 
-DOCS = (Path(__file__).parent.parent.parent / "docs/containerd.md").read_text()
+DOCS = (Path(__file__).parents[3] / "docs/containerd.md").read_text()
 PATIENCE = 10
 
 

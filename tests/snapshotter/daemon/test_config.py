@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter import config
-from snapshotter.config import SETTINGS, Config, toml
+from snapshotter.daemon import config
+from snapshotter.daemon.config import SETTINGS, Config, toml
 from snapshotter.errors import InvalidArgumentError
 
 
@@ -209,5 +209,5 @@ def test_docs() -> None:
         f"| `{name}` | `--{name.replace('_', '-')}` | `SNAPSHOTTER_{name.upper()}` | `{toml(setting.default)}` |"
         for name, setting in SETTINGS.items()
     ]
-    docs = (Path(__file__).parent.parent.parent / "docs/daemon.md").read_text()
+    docs = (Path(__file__).parents[3] / "docs/daemon.md").read_text()
     assert re.findall(r"^\| `\w+` \| `--.*$", docs, re.MULTILINE) == rows

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from snapshotter.systemd import Systemd
+from snapshotter.daemon.systemd import Systemd
 
 
 @pytest.fixture(params=["path", "abstract"])

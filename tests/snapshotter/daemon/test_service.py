@@ -17,13 +17,14 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapshotter import Info, Kind, Snapshotter, Usage, errors, rpc, service
+from snapshotter import Info, Kind, Snapshotter, Usage, errors
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.client import Client
+from snapshotter.daemon import rpc, service
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from snapshotter.testing import DirectoryVolumes
+from tests.snapshotter.daemon.wire import Wire, framed
 from tests.snapshotter.serving import serving
-from tests.snapshotter.wire import Wire, framed
 
 CHECK = "/grpc.health.v1.Health/Check"
 METHODS = {

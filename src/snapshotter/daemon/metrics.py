@@ -19,8 +19,8 @@ from prometheus_client.registry import Collector
 
 from pybtrfs import device, ioctl, space
 from pybtrfs._version import __version__
-from snapshotter import sockets
 from snapshotter.contract import Snapshotter
+from snapshotter.daemon import sockets
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
 
 __all__ = ["Metrics", "serving"]
@@ -33,7 +33,7 @@ STOP_SECONDS = 1.0
 
 class Metrics:
     """
-    The metrics of one daemon, in a `registry` of their own; an observer of `snapshotter.service.Service`.
+    The metrics of one daemon, in a `registry` of their own; an observer of `snapshotter.daemon.service.Service`.
 
     Docs: "Metrics" in docs/containerd.md has the meaning of each.
     """

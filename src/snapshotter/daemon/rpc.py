@@ -17,8 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from grpclib.const import Status
 from grpclib.metadata import decode_timeout, encode_grpc_message
 
-from snapshotter.events import Event
-from snapshotter.http2 import (
+from snapshotter.daemon.http2 import (
     Connection,
     DataReceived,
     ProtocolError,
@@ -28,6 +27,7 @@ from snapshotter.http2 import (
     WindowUpdated,
     encode_headers,
 )
+from snapshotter.events import Event
 
 __all__ = ["MAX_REQUEST_SIZE", "Method", "Observer", "RefusedError", "Server"]
 

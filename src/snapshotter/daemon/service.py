@@ -15,15 +15,15 @@ from google.protobuf.message import Message
 from grpclib.const import Status
 from grpclib.health.v1 import health_pb2
 
-from snapshotter import rpc
 from snapshotter.api import extension_pb2
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.api.messages import code_of, info_to, mounts_to, usage_to
 from snapshotter.contract import Snapshotter
+from snapshotter.daemon import rpc
+from snapshotter.daemon.rpc import Answer, Method, Observer, RefusedError
 from snapshotter.errors import Error, InvalidArgumentError, UnavailableError
 from snapshotter.events import Event
 from snapshotter.model import Info, Kind
-from snapshotter.rpc import Answer, Method, Observer, RefusedError
 
 __all__ = ["Observer", "Service"]
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter import log
+from snapshotter.daemon import log
+from snapshotter.daemon.log import JSONFormatter, TextFormatter
 from snapshotter.events import Event
-from snapshotter.log import JSONFormatter, TextFormatter
 
 FORMATTERS = [TextFormatter, JSONFormatter]
 

@@ -20,8 +20,8 @@ from hpack import Decoder, Encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter import http2
-from snapshotter.http2 import Connection, ProtocolError, encode_headers
+from snapshotter.daemon import http2
+from snapshotter.daemon.http2 import Connection, ProtocolError, encode_headers
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 REQUEST = [(":method", "POST"), (":scheme", "http"), (":path", "/a/b"), (":authority", "x"), ("te", "trailers")]
