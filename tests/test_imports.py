@@ -57,6 +57,7 @@ LAYERS = [
         "snapshotter.daemon.systemd",
         "snapshotter.errors",
         "snapshotter.events",
+        "snapshotter.maintenance",
         "snapshotter.medium",
         "snapshotter.model",
         "snapshotter.shared",
@@ -109,7 +110,7 @@ LAYERS = [
         "snapshotter.unit_files",
         "snapshotter.worker",
     },
-    {"snapshotter.contract.snapshotter"},
+    {"snapshotter.contract.snapshotter", "snapshotter.maintenance.repair"},
     {"snapshotter.contract"},
     {
         "snapshotter",
@@ -131,7 +132,7 @@ LAYERS = [
         "snapshotter.cli.commands.setup",
         "snapshotter.cli.output",
         "snapshotter.daemon.process",
-        "snapshotter.repair",
+        "snapshotter.maintenance.quarantine",
     },
     {
         "snapshotter.analysis.report",
@@ -144,7 +145,7 @@ LAYERS = [
         "snapshotter.cli.commands.serve",
         "snapshotter.cli.commands.tree",
         "snapshotter.cli.commands.why",
-        "snapshotter.doctor",
+        "snapshotter.maintenance.doctor",
     },
     {
         "snapshotter.cli.commands.archive",

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from pybtrfs import image, subvolume, syscall
-from snapshotter import Snapshotter, doctor, records, store
+from snapshotter import Snapshotter, records, store
 from snapshotter.errors import (
     AlreadyExistsError,
     DataLossError,
@@ -29,6 +29,7 @@ from snapshotter.errors import (
     NotFoundError,
     StoreHeldError,
 )
+from snapshotter.maintenance import doctor
 from snapshotter.medium import XATTR
 from snapshotter.testing import DirectoryVolumes
 from snapshotter.volumes import BtrfsVolumes, Directory

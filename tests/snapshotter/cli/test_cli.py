@@ -594,7 +594,7 @@ class TestOutput:
             "rich",
             "pybtrfs.image",
             "snapshotter.cli.commands.demo",
-            "snapshotter.doctor",
+            "snapshotter.maintenance.doctor",
             "asyncio",
             "tempfile",
             "uuid",

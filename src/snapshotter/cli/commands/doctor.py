@@ -13,12 +13,12 @@ from snapshotter.text import printable
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
-    from snapshotter import doctor
+    from snapshotter.maintenance import doctor
 
     root = arguments.root(parsed)
     repairs = []
     if parsed.fix:
-        from snapshotter import repair
+        from snapshotter.maintenance import repair
 
         with arguments.alone("doctor --fix"):
             repairs = repair.fix(root)
@@ -40,11 +40,11 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
 
 def _purge(parsed: argparse.Namespace) -> None:
-    from snapshotter import repair
     from snapshotter.analysis import inventory, space
+    from snapshotter.maintenance import quarantine
 
     with arguments.reading(parsed) as store:
-        paths = repair.quarantined(store.root)
+        paths = quarantine.quarantined(store.root)
         for path in paths:
             print(printable(path))
         if not paths:
@@ -58,7 +58,7 @@ def _purge(parsed: argparse.Namespace) -> None:
             return
         if not parsed.yes and not _agreed():
             return
-        repair.purge(store, paths)
+        quarantine.purge(store, paths)
         waiting.wait(store.root, {subvolid for volume in theirs for subvolid in volume.subvolids})
 
 

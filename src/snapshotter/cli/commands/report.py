@@ -19,8 +19,8 @@ def add(commands: arguments.Commands) -> None:
 
 
 def _report(parsed: argparse.Namespace) -> None:
-    from snapshotter import doctor
     from snapshotter.analysis import inventory, report, space
+    from snapshotter.maintenance import doctor
 
     with arguments.reading(parsed) as store:
         taken = inventory.take(store)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pybtrfs import image, subvolume, syscall
-from snapshotter import Problem, Snapshotter, doctor
+from snapshotter import Problem, Snapshotter
 from snapshotter.errors import FailedPreconditionError, NotFoundError
+from snapshotter.maintenance import doctor
 
 pytestmark = pytest.mark.btrfs
 

@@ -8,14 +8,11 @@ import contextlib
 import itertools
 import math
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pybtrfs import filesystem, subvolume
 from snapshotter import records, recovery
-from snapshotter.analysis import inventory
-from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, translating
 from snapshotter.records import DamagedError, Record, State
 from snapshotter.recovery import Recovered, Verdict
@@ -86,43 +83,6 @@ def has_empty(root: str) -> bool:
     if not os.path.isdir(path) or os.path.islink(path) or not subvolume.is_subvolume(path):
         return False
     return subvolume.get_read_only(path) and not os.listdir(path)
-
-
-def quarantined(root: str) -> list[str]:
-    """
-    The paths of what is in the quarantine of the store at *root*.
-    """
-    directory = os.path.join(root, QUARANTINE)
-    names = sorted(os.listdir(directory)) if os.path.exists(directory) else []
-    return [os.path.join(directory, name) for name in names]
-
-
-def purge(store: Snapshotter, paths: Iterable[str]) -> None:
-    """
-    Delete *paths*, of the quarantine of an open *store*, best of one opened read-only: it needs no lock. Not durable.
-
-    Raises:
-        FailedPreconditionError: Something is mounted in it.
-    """
-    with translating(f"purge store {store.root!r}"), contextlib.ExitStack() as stack:
-        volumes = BtrfsVolumes(store.root, "btrfs")
-        stack.callback(volumes.close)
-        orphaned = [os.path.join(store.root, volume.path) for volume in inventory.take(store, measured=False).orphaned]
-        mounts = volumes.mounts()
-        for path in paths:
-            if mounts.has_mount_below(path):
-                raise FailedPreconditionError(f"something is mounted in {path!r}: unmount it first")
-        for path in paths:
-            for inner in orphaned:
-                if f"{inner}/".startswith(f"{path}/"):
-                    above, name = os.path.split(inner)
-                    fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY)
-                    stack.callback(os.close, fd)
-                    volumes.destroy(Directory(fd, above), name, mounts)
-            if os.path.isdir(path) and not os.path.islink(path):
-                shutil.rmtree(path)
-            elif os.path.lexists(path):
-                os.unlink(path)
 
 
 class _Fixer:

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import pytest
 
 from pybtrfs import subvolume, syscall
-from snapshotter import Problem, Snapshotter, doctor, records, repair
+from snapshotter import Problem, Snapshotter, records
 from snapshotter.errors import FailedPreconditionError, StoreHeldError
+from snapshotter.maintenance import doctor, quarantine, repair
 from snapshotter.medium import XATTR
 from snapshotter.mounting import mounted
 from snapshotter.volumes import BtrfsVolumes
@@ -53,7 +54,7 @@ class Damaged(NamedTuple):
             return sorted(os.listdir(store.subvolume(key)))
 
     def quarantine(self) -> list[str]:
-        return sorted(os.path.basename(path) for path in repair.quarantined(str(self.root)))
+        return sorted(os.path.basename(path) for path in quarantine.quarantined(str(self.root)))
 
 
 @pytest.fixture

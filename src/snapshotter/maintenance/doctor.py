@@ -9,9 +9,9 @@ import stat
 from collections.abc import Iterator
 
 from pybtrfs import device, filesystem, mountinfo, syscall
-from snapshotter import repair
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import DataLossError, UnavailableError
+from snapshotter.maintenance import quarantine, repair
 from snapshotter.model import Problem
 from snapshotter.store import real_path
 from snapshotter.volumes import EMPTY
@@ -54,7 +54,7 @@ def _places(root: str) -> Iterator[Problem]:
     if not repair.has_empty(root):
         what = "it is not the empty, read-only subvolume that a view without parent shows"
         yield Problem(os.path.join(root, EMPTY), what, "`snapshotter doctor --fix` makes it anew")
-    for path in repair.quarantined(root):
+    for path in quarantine.quarantined(root):
         yield Problem(path, "no record accounts for it", "look at it, then `snapshotter purge` deletes it")
 
 

@@ -1,0 +1,3 @@
+"""
+Diagnosis and repair of a store.
+"""
