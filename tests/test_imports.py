@@ -60,6 +60,7 @@ LAYERS = [
         "snapshotter.maintenance",
         "snapshotter.medium",
         "snapshotter.model",
+        "snapshotter.setup",
         "snapshotter.shared",
         "snapshotter.text",
     },
@@ -102,12 +103,12 @@ LAYERS = [
         "snapshotter.testing",
     },
     {
-        "snapshotter.containerd",
         "snapshotter.mounting",
         "snapshotter.ownership",
         "snapshotter.recovery",
+        "snapshotter.setup.containerd",
+        "snapshotter.setup.unit_files",
         "snapshotter.trust",
-        "snapshotter.unit_files",
         "snapshotter.worker",
     },
     {"snapshotter.contract.snapshotter", "snapshotter.maintenance.repair"},
@@ -121,7 +122,7 @@ LAYERS = [
         "snapshotter.cli.arguments",
         "snapshotter.daemon.metrics",
         "snapshotter.daemon.service",
-        "snapshotter.image_store",
+        "snapshotter.setup.image_store",
     },
     {
         "snapshotter.analysis.directories",
@@ -197,7 +198,7 @@ ONLY = {  # these imports are these modules' alone
         "snapshotter.daemon.rpc",
         "snapshotter.daemon.service",
     },
-    "subprocess": {"snapshotter.containerd"},
+    "subprocess": {"snapshotter.setup.containerd"},
 }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snapshotter.containerd import installed
+from snapshotter.setup.containerd import installed
 
 from .processes import PATIENCE, PLUGIN, Containerd, CtrError
 

@@ -25,7 +25,7 @@ from pybtrfs import subvolume, syscall
 from snapshotter import Info, Kind, Snapshotter
 from snapshotter.api.snapshots_grpc import SnapshotsStub
 from snapshotter.api.snapshots_pb2 import PrepareSnapshotRequest
-from snapshotter.containerd import Plugin, drop_in, installed, read_main
+from snapshotter.setup.containerd import Plugin, drop_in, installed, read_main
 
 PATIENCE = 120  # seconds for what other work on the machine can delay
 SNAPSHOTTER = Path(sys.executable).with_name("snapshotter")

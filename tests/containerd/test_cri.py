@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from snapshotter import Kind
-from snapshotter.containerd import installed
+from snapshotter.setup.containerd import installed
 
 from . import images
 from .builds import go_program

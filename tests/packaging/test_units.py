@@ -19,12 +19,12 @@ from pathlib import Path
 import pytest
 
 from pybtrfs import ioctl, subvolume
-from snapshotter import unit_files
 from snapshotter.client import Client
 from snapshotter.daemon.config import Config
 from snapshotter.errors import Error, InvalidArgumentError
 from snapshotter.model import Mount
 from snapshotter.mounting import mounted
+from snapshotter.setup import unit_files
 from tests.packaging import sandbox
 
 EXPOSURE = 2.5

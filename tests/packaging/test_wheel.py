@@ -109,8 +109,8 @@ def test_wheel_contents(wheel: Path) -> None:
         "snapshotter/py.typed",
         "snapshotter/analysis/report.css",
         "snapshotter/cli/schema.json",
-        "snapshotter/units/btrfs-snapshotter.service",
-        "snapshotter/units/btrfs-snapshotter.socket",
+        "snapshotter/setup/units/btrfs-snapshotter.service",
+        "snapshotter/setup/units/btrfs-snapshotter.socket",
     }
 
 

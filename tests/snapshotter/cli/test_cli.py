@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pybtrfs import image, subvolume, syscall
-from snapshotter import Mount, Snapshotter, __main__, cli, image_store
+from snapshotter import Mount, Snapshotter, __main__, cli
 from snapshotter.cli import output
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.mounting import mounted
+from snapshotter.setup import image_store
 from tests.snapshotter.cli.commands import Run
 
 CODES = {0, 1, 2, 3, 4, 5, 130}

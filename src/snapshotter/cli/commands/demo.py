@@ -21,13 +21,13 @@ from pathlib import Path
 
 import snapshotter
 from pybtrfs import image, space
-from snapshotter import image_store
 from snapshotter.analysis import family
 from snapshotter.cli import display, interruption
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, FailedPreconditionError
 from snapshotter.model import Mount, Usage
 from snapshotter.mounting import mounted
+from snapshotter.setup import image_store
 from snapshotter.text import format_size
 
 CONTAINERS = 100

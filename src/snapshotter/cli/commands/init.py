@@ -59,7 +59,7 @@ def _init(parsed: argparse.Namespace) -> None:
             Snapshotter.adopt(root, client=None).close()
             said = f"adopted {printable(root)}\n"
         elif parsed.image is not None:
-            from snapshotter import image_store
+            from snapshotter.setup import image_store
 
             file = parsed.image_file or real_path(root) + ".img"
             image_store.create(root, file, parsed.image, sparse=parsed.sparse)

@@ -14,7 +14,7 @@ from snapshotter.text import printable
 
 
 def _setup_containerd(parsed: argparse.Namespace) -> int:
-    from snapshotter import containerd
+    from snapshotter.setup import containerd
 
     settings = _settings(parsed).config
     plugin = containerd.Plugin(parsed.name, settings.root, settings.address, parsed.cri)
@@ -37,7 +37,7 @@ def _setup_containerd(parsed: argparse.Namespace) -> int:
 
 
 def _dump(parsed: argparse.Namespace) -> str:
-    from snapshotter import containerd
+    from snapshotter.setup import containerd
 
     if parsed.check == "":
         return containerd.dumped(parsed.containerd, parsed.containerd_config)
@@ -48,7 +48,7 @@ def _dump(parsed: argparse.Namespace) -> str:
 
 
 def _setup_systemd(parsed: argparse.Namespace) -> None:
-    from snapshotter import unit_files
+    from snapshotter.setup import unit_files
 
     settings = _settings(parsed).config
     script = os.path.join(os.path.dirname(sys.executable), "snapshotter")

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter import cli, containerd
+from snapshotter import cli
 from snapshotter.cli import codes
-from snapshotter.containerd import ConfigVersion, Main, Plugin, Version, advice, drop_in, missing
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
+from snapshotter.setup import containerd
+from snapshotter.setup.containerd import ConfigVersion, Main, Plugin, Version, advice, drop_in, missing
 
 PLUGIN = Plugin("btrfs-snapshotter", "/var/lib/btrfs-snapshotter", "/run/btrfs-snapshotter/snapshotter.sock")
 CRI = Plugin(PLUGIN.name, PLUGIN.root, PLUGIN.address, cri=True)
@@ -88,7 +89,7 @@ def test_documented() -> None:
     """
     The files that the docs show are those that are written.
     """
-    docs = (Path(__file__).parent.parent.parent / "docs/containerd.md").read_text()
+    docs = (Path(__file__).parents[3] / "docs/containerd.md").read_text()
     text = drop_in(CRI, 4, NO_MAIN)
     assert f"```toml\n{text}```" in docs
     _, plugin, *_ = text.split("\n\n")

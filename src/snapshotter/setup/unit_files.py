@@ -23,7 +23,7 @@ def text(name: str, root: str, address: str, command: Sequence[str] = COMMAND) -
     Raises:
         InvalidArgumentError: A path cannot be written in a unit.
     """
-    unit = resources.files("snapshotter").joinpath("units", name).read_text()
+    unit = resources.files("snapshotter.setup").joinpath("units", name).read_text()
     default = Config()
     started = f"{shlex.join(COMMAND)} serve --root {default.root} --address {default.address}"
     unit = unit.replace(started, " ".join(map(_word, [*command, "serve", "--root", root, "--address", address])))

@@ -1,0 +1,3 @@
+"""
+Installation: containerd's configuration, systemd's units, image files.
+"""
