@@ -11,7 +11,7 @@ from pybtrfs import filesystem, subvolume, syscall
 from pybtrfs.errors import NotBtrfsError, NotSubvolumeError
 from snapshotter.errors import FailedPreconditionError, NotFoundError
 from snapshotter.model import Mount
-from snapshotter.store import SNAPSHOTS
+from snapshotter.store.layout import SNAPSHOTS
 
 _FLAGS = {"ro": syscall.MS_RDONLY, "rw": 0, "bind": syscall.MS_BIND, "rbind": syscall.MS_BIND | syscall.MS_REC}
 

@@ -12,17 +12,18 @@ from typing import ClassVar
 
 from pybtrfs.mountinfo import MountTable
 from pybtrfs.testing import copy_tree, remove_tree
-from snapshotter import usage
-from snapshotter.medium import Files, Medium
 from snapshotter.model import Measured, Mount
-from snapshotter.volumes import EMPTY, FS, LAYER, Directory, Found, MountMode, Place, opened
+from snapshotter.store import usage
+from snapshotter.store.layout import EMPTY, FS, LAYER, Directory, Place, opened
+from snapshotter.store.medium import Files, Medium
+from snapshotter.store.volumes import Found, MountMode
 
 _NEW = ".new"  # behind the name of a copy that is not whole yet
 
 
 class DirectoryVolumes:
     """
-    `snapshotter.volumes.Volumes` that copies plain directories.
+    `snapshotter.store.volumes.Volumes` that copies plain directories.
 
     Everything behaves as on btrfs but for what plain directories cannot do: a copy takes time and space, nothing
     survives a power failure, and a committed layer can be written to by who looks for its path.

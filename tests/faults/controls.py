@@ -8,7 +8,8 @@ import os
 
 from pybtrfs import subvolume
 from snapshotter.errors import FailedPreconditionError
-from snapshotter.volumes import FS, LAYER, BtrfsVolumes, Directory
+from snapshotter.store.btrfs import BtrfsVolumes
+from snapshotter.store.layout import FS, LAYER, Directory
 
 
 class RefusesCommits(BtrfsVolumes):

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pybtrfs import subvolume
-from snapshotter import Info, Kind, Snapshotter, records
+from snapshotter import Info, Kind, Snapshotter
 from snapshotter.errors import AlreadyExistsError, Error, NotFoundError
-from snapshotter.medium import Xattrs
-from snapshotter.records import State as RecordState
+from snapshotter.store import records
+from snapshotter.store.medium import Xattrs
+from snapshotter.store.records import State as RecordState
 
 from .workload import STORE, Effect, State, Workload, digest, snapshot
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from snapshotter import Snapshotter, worker
+from snapshotter import Snapshotter
 from snapshotter.errors import DataLossError, Error
+from snapshotter.store import worker
 
 from .failpoints import Points, fail, stopped
 from .operations import OPERATIONS, Operation, store

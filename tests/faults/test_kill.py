@@ -10,8 +10,10 @@ from unittest import mock
 
 import pytest
 
-from snapshotter import Snapshotter, worker
-from snapshotter.volumes import BtrfsVolumes, Volumes
+from snapshotter import Snapshotter
+from snapshotter.store import worker
+from snapshotter.store.btrfs import BtrfsVolumes
+from snapshotter.store.volumes import Volumes
 
 from .controls import FlagInsteadOfCopy
 from .failpoints import in_child, kill

@@ -13,7 +13,7 @@ import pytest
 from pybtrfs import image
 from snapshotter import Snapshotter
 from snapshotter.errors import Error
-from snapshotter.volumes import Volumes
+from snapshotter.store.volumes import Volumes
 
 from .controls import FlagInsteadOfCopy, RefusesCommits, WithoutBarrier
 from .disk import Disk

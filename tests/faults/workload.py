@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pybtrfs import ioctl, subvolume
-from snapshotter import Info, Kind, Snapshotter, records
+from snapshotter import Info, Kind, Snapshotter
 from snapshotter.errors import Error, FailedPreconditionError, NotFoundError
-from snapshotter.medium import Xattrs
+from snapshotter.store import records
+from snapshotter.store.medium import Xattrs
 
 STORE = "store"
 NOCOW = 0x00800000  # FS_NOCOW_FL

@@ -16,14 +16,14 @@ from typing import Any
 
 from pybtrfs import ioctl, items, syscall, tree_search
 from pybtrfs._btrfs import ffi, lib
-from snapshotter import records
 from snapshotter.api import snapshots_pb2
 from snapshotter.contract import filters
 from snapshotter.daemon.http2 import Connection, Event, ProtocolError
 from snapshotter.daemon.rpc import Method, RefusedError, Server, _Connection
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
 from snapshotter.model import Info, Kind
-from snapshotter.records import DamagedError
+from snapshotter.store import records
+from snapshotter.store.records import DamagedError
 
 CORPUS = Path(__file__).with_name("corpus")
 

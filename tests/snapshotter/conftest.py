@@ -15,8 +15,8 @@ import pytest
 from snapshotter import Mount, Snapshotter, cli
 from snapshotter.client import Client
 from snapshotter.mounting import mounted
+from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.testing import DirectoryVolumes
-from snapshotter.volumes import BtrfsVolumes
 from tests.snapshotter.cli import schema
 from tests.snapshotter.cli.commands import Ran, Run
 from tests.snapshotter.serving import serving

@@ -20,15 +20,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter import Snapshotter, records
+from snapshotter import Snapshotter
 from snapshotter.daemon import log
 from snapshotter.daemon.service import _refusal
 from snapshotter.errors import DataLossError, Error, NotFoundError, UnavailableError
 from snapshotter.events import Event, Fields, LogFormat
-from snapshotter.medium import Files
-from snapshotter.records import State
+from snapshotter.store import records
+from snapshotter.store.layout import FS
+from snapshotter.store.medium import Files
+from snapshotter.store.records import State
 from snapshotter.testing import DirectoryVolumes
-from snapshotter.volumes import FS
 
 REPOSITORY = Path(__file__).parent.parent.parent
 DOCS = (REPOSITORY / "docs/containerd.md").read_text()

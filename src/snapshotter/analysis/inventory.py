@@ -12,15 +12,14 @@ from typing import NamedTuple
 from pybtrfs import ioctl, mountinfo, subvolume, syscall
 from pybtrfs.path import opened
 from pybtrfs.subvolume import SubvolumeInfo
-from snapshotter import records
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import DataLossError, translating
-from snapshotter.medium import XATTR
 from snapshotter.model import Info, Kind, Usage
-from snapshotter.records import Record, State
-from snapshotter.store import SNAPSHOTS
-from snapshotter.usage import measure_by_id
-from snapshotter.volumes import EMPTY, FS, LAYER
+from snapshotter.store import records
+from snapshotter.store.layout import EMPTY, FS, LAYER, SNAPSHOTS
+from snapshotter.store.medium import XATTR
+from snapshotter.store.records import Record, State
+from snapshotter.store.usage import measure_by_id
 
 
 class Volume(NamedTuple):

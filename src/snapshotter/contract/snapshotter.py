@@ -13,7 +13,6 @@ from itertools import starmap
 from typing import Self, TypedDict, TypeVar, Unpack
 
 from pybtrfs.mountinfo import MountTable
-from snapshotter import records, recovery
 from snapshotter.contract.labels import apply_fieldpaths, check_key, check_labels
 from snapshotter.contract.session import Session
 from snapshotter.errors import (
@@ -29,15 +28,18 @@ from snapshotter.errors import (
     translating,
 )
 from snapshotter.events import Event
-from snapshotter.index import Index, Snapshot, describe
 from snapshotter.model import LOCAL, Info, Kind, Located, Measured, Mount, Problem, Status, Usage, UsageDefinition
-from snapshotter.ownership import Ownership
-from snapshotter.records import Commitment, Record, State
-from snapshotter.recovery import Recovered, Verdict
-from snapshotter.store import SNAPSHOTS, Store, real_path
-from snapshotter.trust import Trust
-from snapshotter.volumes import FS, LAYER, BtrfsVolumes, Directory, MountMode, Place, Volumes
-from snapshotter.worker import Worker
+from snapshotter.store import records, recovery
+from snapshotter.store.btrfs import BtrfsVolumes
+from snapshotter.store.index import Index, Snapshot, describe
+from snapshotter.store.layout import FS, LAYER, SNAPSHOTS, Directory, Place, real_path
+from snapshotter.store.ownership import Ownership
+from snapshotter.store.records import Commitment, Record, State
+from snapshotter.store.recovery import Recovered, Verdict
+from snapshotter.store.store import Store
+from snapshotter.store.trust import Trust
+from snapshotter.store.volumes import MountMode, Volumes
+from snapshotter.store.worker import Worker
 
 CLEANUP_SECONDS = 5.0  # for destroying and for the space together
 # What a record may grow by without its labels: usage, generation, state.

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, get_args
 from snapshotter.errors import InvalidArgumentError
 from snapshotter.events import LogFormat, LogLevel
 from snapshotter.model import UsageDefinition
+from snapshotter.store.volumes import MountMode
 from snapshotter.text import printable
-from snapshotter.volumes import MountMode
 
 VERSION = 1
 PREFIX = "SNAPSHOTTER_"

@@ -13,8 +13,7 @@ from snapshotter.contract import Snapshotter
 from snapshotter.errors import DataLossError, UnavailableError
 from snapshotter.maintenance import quarantine, repair
 from snapshotter.model import Problem
-from snapshotter.store import real_path
-from snapshotter.volumes import EMPTY
+from snapshotter.store.layout import EMPTY, real_path
 
 
 def examine(root: str | os.PathLike[str]) -> list[Problem]:

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from snapshotter.analysis import inventory
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, translating
-from snapshotter.store import QUARANTINE
-from snapshotter.volumes import BtrfsVolumes, Directory
+from snapshotter.store.btrfs import BtrfsVolumes
+from snapshotter.store.layout import QUARANTINE, Directory
 
 
 def quarantined(root: str) -> list[str]:

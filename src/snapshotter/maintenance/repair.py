@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pybtrfs import filesystem, subvolume
-from snapshotter import records, recovery
 from snapshotter.errors import FailedPreconditionError, translating
-from snapshotter.records import DamagedError, Record, State
-from snapshotter.recovery import Recovered, Verdict
-from snapshotter.store import QUARANTINE, SNAPSHOTS, Store, real_path
-from snapshotter.volumes import EMPTY, FS, LAYER, BtrfsVolumes, Directory, is_subvolume, opened
+from snapshotter.store import records, recovery
+from snapshotter.store.btrfs import BtrfsVolumes
+from snapshotter.store.layout import EMPTY, FS, LAYER, QUARANTINE, SNAPSHOTS, Directory, is_subvolume, opened, real_path
+from snapshotter.store.records import DamagedError, Record, State
+from snapshotter.store.recovery import Recovered, Verdict
+from snapshotter.store.store import Store
 
 # Times in nanoseconds. A subvolume is made after the time in its record: a layer once its data is on the disk.
 _NEAR = {FS: 60_000_000_000, LAYER: 3_600_000_000_000}

@@ -11,7 +11,7 @@ from pybtrfs import image
 from snapshotter.cli import interruption
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
-from snapshotter.store import real_path
+from snapshotter.store.layout import real_path
 
 _PLAIN = frozenset(string.ascii_letters + string.digits + ":_.")
 

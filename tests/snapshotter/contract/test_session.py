@@ -22,8 +22,8 @@ from snapshotter.errors import (
     StoreHeldError,
     UnavailableError,
 )
+from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.testing import DirectoryVolumes
-from snapshotter.volumes import BtrfsVolumes
 
 PATIENCE = 10
 

@@ -32,8 +32,8 @@ from snapshotter.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
+from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.testing import DirectoryVolumes
-from snapshotter.volumes import BtrfsVolumes
 
 Files = dict[str, bytes]
 

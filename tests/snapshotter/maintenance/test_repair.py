@@ -13,12 +13,13 @@ from typing import NamedTuple
 import pytest
 
 from pybtrfs import subvolume, syscall
-from snapshotter import Problem, Snapshotter, records
+from snapshotter import Problem, Snapshotter
 from snapshotter.errors import FailedPreconditionError, StoreHeldError
 from snapshotter.maintenance import doctor, quarantine, repair
-from snapshotter.medium import XATTR
 from snapshotter.mounting import mounted
-from snapshotter.volumes import BtrfsVolumes
+from snapshotter.store import records
+from snapshotter.store.btrfs import BtrfsVolumes
+from snapshotter.store.medium import XATTR
 from tests.snapshotter.cli.commands import Run
 
 pytestmark = pytest.mark.btrfs

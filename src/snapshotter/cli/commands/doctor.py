@@ -8,7 +8,7 @@ import sys
 from snapshotter.cli import arguments, output, waiting
 from snapshotter.cli.codes import DONE, INCONSISTENT
 from snapshotter.errors import InvalidArgumentError
-from snapshotter.store import QUARANTINE
+from snapshotter.store.layout import QUARANTINE
 from snapshotter.text import printable
 
 

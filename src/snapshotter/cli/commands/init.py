@@ -9,7 +9,7 @@ from snapshotter.cli.commands.doctor import _doctor, _purge
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import AlreadyExistsError, InvalidArgumentError
 from snapshotter.model import LOCAL
-from snapshotter.store import real_path
+from snapshotter.store.layout import real_path
 from snapshotter.text import printable
 
 

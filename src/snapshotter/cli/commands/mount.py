@@ -6,7 +6,7 @@ import argparse
 
 from snapshotter import mounting
 from snapshotter.cli import arguments, output
-from snapshotter.store import real_path
+from snapshotter.store.layout import real_path
 
 
 def _mounts(parsed: argparse.Namespace) -> None:

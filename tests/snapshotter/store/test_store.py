@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from pybtrfs import image, subvolume, syscall
-from snapshotter import Snapshotter, records, store
+from snapshotter import Snapshotter
 from snapshotter.errors import (
     AlreadyExistsError,
     DataLossError,
@@ -30,9 +30,11 @@ from snapshotter.errors import (
     StoreHeldError,
 )
 from snapshotter.maintenance import doctor
-from snapshotter.medium import XATTR
+from snapshotter.store import records, store
+from snapshotter.store.btrfs import BtrfsVolumes
+from snapshotter.store.layout import Directory
+from snapshotter.store.medium import XATTR
 from snapshotter.testing import DirectoryVolumes
-from snapshotter.volumes import BtrfsVolumes, Directory
 
 pytestmark = pytest.mark.btrfs
 

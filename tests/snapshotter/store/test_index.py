@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 import pytest
 
 from snapshotter.errors import NotFoundError
-from snapshotter.index import Index, Snapshot
 from snapshotter.model import Info, Kind, Measured, Usage
-from snapshotter.records import Record, State
+from snapshotter.store.index import Index, Snapshot
+from snapshotter.store.records import Record, State
 
 PATIENCE = 10
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from snapshotter import records
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.model import Kind, Measured, Usage
-from snapshotter.records import Commitment, DamagedError, Record, State
+from snapshotter.store import records
+from snapshotter.store.records import Commitment, DamagedError, Record, State
 
 texts = st.text(min_size=1)  # surrogates cannot be encoded, and are no key
 labels = st.dictionaries(texts, texts, max_size=5)

@@ -17,11 +17,13 @@ from pybtrfs import filesystem, ioctl, space, subvolume, syscall
 from pybtrfs.errors import NotSubvolumeError
 from pybtrfs.mountinfo import MountTable
 from snapshotter import Mount
-from snapshotter import volumes as volumes_module
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.mounting import mounted
+from snapshotter.store import volumes as volumes_module
+from snapshotter.store.btrfs import BtrfsVolumes
+from snapshotter.store.layout import FS, LAYER, Directory, Place
+from snapshotter.store.volumes import Found, MountMode, Volumes
 from snapshotter.testing import DirectoryVolumes
-from snapshotter.volumes import FS, LAYER, BtrfsVolumes, Directory, Found, MountMode, Place, Volumes
 from tests.namespaces import other_namespace, source
 from tests.snapshotter.conftest import entries
 

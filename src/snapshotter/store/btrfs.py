@@ -1,201 +1,29 @@
 """
-The subvolumes of a store: what the contract asks of a filesystem, and btrfs doing it.
-
-Knows directories and subvolumes, no keys or kinds; a record is bytes that a directory carries. Every change is one
-kernel transaction or leaves what `Volumes.inspect` tells apart.
+`Volumes` on btrfs.
 """
 
 import contextlib
 import errno
 import os
-import stat
 import time
 from collections.abc import Iterator
-from typing import ClassVar, Literal, NamedTuple, Protocol, Self
+from typing import ClassVar, NamedTuple
 
 from pybtrfs import device, filesystem, ioctl, mountinfo, subvolume, syscall
 from pybtrfs.errors import NotBtrfsError, not_subvolume
 from pybtrfs.mountinfo import MountTable
-from snapshotter import usage
 from snapshotter.errors import FailedPreconditionError
-from snapshotter.medium import DIRECTORY_MODE, XATTR, Medium, Xattrs
 from snapshotter.model import Measured, Mount
-from snapshotter.shared import Shared
-
-FS = "fs"  # the subvolume of an active snapshot
-LAYER = "layer"  # the read-only subvolume of a committed one
-EMPTY = "empty"  # what a view without parent shows
-
-MountMode = Literal["btrfs", "bind"]
+from snapshotter.store import usage
+from snapshotter.store.layout import EMPTY, FS, LAYER, Directory, Place, is_subvolume, opened
+from snapshotter.store.medium import DIRECTORY_MODE, XATTR, Medium, Xattrs
+from snapshotter.store.shared import Shared
+from snapshotter.store.volumes import Found, MountMode
 
 WAKE_SECONDS = 1.0  # between calls of a cleaner that may not have heard
 RECENT_SECONDS = 1.0  # each look at the devices is three system calls, where threads lose their turn
 
 _FROZEN_FLAGS = ioctl.FS_IMMUTABLE_FL | ioctl.FS_APPEND_FL
-
-
-class Directory(NamedTuple):
-    """
-    The directory of one snapshot: open, until the end of a ``with``, and where it is.
-    """
-
-    fd: int
-    path: str
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
-
-
-class Place(NamedTuple):
-    """
-    Where a subvolume or directory of a store is: *name*, relative to the open directory *dir_fd*, and its whole *path*.
-    """
-
-    dir_fd: int
-    name: str
-    path: str
-
-
-class Found(NamedTuple):
-    """
-    What stands in a snapshot's directory.
-
-    *layer* means a whole, read-only one, *writable* another one; *strangers* are the names of all else, where it
-    matters: where there is no subvolume of a snapshot.
-    """
-
-    fs: bool
-    layer: bool
-    anything: bool
-    strangers: tuple[str, ...] = ()
-    writable: bool = False
-
-
-class Volumes(Protocol):
-    """
-    The subvolumes of one store.
-
-    Methods raise OSError as the kernel does; what they cannot do for a reason that a caller can cure is a
-    FailedPreconditionError.
-    """
-
-    medium: ClassVar[Medium]
-    """
-    How a directory carries its record.
-    """
-
-    record_limit: int
-    """
-    The largest record that a directory can carry, in bytes.
-    """
-
-    def __init__(self, root: str, mount_mode: MountMode) -> None: ...
-
-    def close(self) -> None: ...
-
-    @staticmethod
-    def make_root(path: str) -> None:
-        """
-        Make the directory for a new store.
-        """
-
-    def make_empty(self, root_fd: int) -> None:
-        """
-        Make the read-only `EMPTY` below the root, unless it is there.
-        """
-
-    def identity(self) -> dict[str, str]:
-        """
-        What tells the root from every copy of it.
-        """
-
-    def inspect(self, place: Place) -> tuple[bytes | None, Found]:
-        """
-        The record of the directory at *place*, None without one, and then what stands in it.
-
-        Raises:
-            FileNotFoundError: There is none.
-            NotADirectoryError: It is something else.
-        """
-
-    def create(self, directory: Directory) -> None:
-        """
-        Make an empty `FS`, mode 0755; durable after `barrier`.
-        """
-
-    def snapshot(self, layer: Place, place: Place, record: bytes) -> None:
-        """
-        Make a directory at *place* with its *record*, and `FS` in it a writable copy of *layer*; durable.
-
-        Raises:
-            FileExistsError: There is one.
-        """
-
-    def fork(self, source: Place, directory: Directory) -> None:
-        """
-        Make `FS` a writable copy of the active *source*, with all data written so far; durable.
-        """
-
-    def freeze(self, directory: Directory) -> None:
-        """
-        Make `LAYER` a read-only copy of `FS`; durable, with all data written so far.
-        """
-
-    def destroy(self, directory: Directory, name: str, mounts: MountTable) -> None:
-        """
-        Destroy a subvolume and what is nested in it; one that is not there is fine. Not durable.
-
-        Raises:
-            OSError: EBUSY when it or a nested one is in *mounts*; else as the kernel says.
-        """
-
-    def barrier(self, fd: int) -> None:
-        """
-        Make what was done in the directory *fd*, its record included, durable.
-        """
-
-    def verify(self) -> None:
-        """
-        Raise OSError if data of this filesystem was lost on its way to the disk since the last call.
-        """
-
-    def write_errors(self, *, recent: bool = False) -> int:
-        """
-        How many writes the devices have refused so far, or, *recent*, a second ago at most.
-        """
-
-    def reclaim(self, seconds: float) -> None:
-        """
-        Have the space of destroyed subvolumes given back now; wait for about *seconds*.
-        """
-
-    def mounts(self) -> MountTable:
-        """
-        What is mounted, read after the call.
-        """
-
-    def born(self, directory: Directory) -> int:
-        """
-        The generation from which changes of `FS` count.
-        """
-
-    def version(self, directory: Directory) -> int:
-        """
-        Moves whenever `measure` of `FS` may give something else.
-        """
-
-    def measure(self, directory: Directory, name: str, born: int, parent: Directory | None) -> Measured:
-        """
-        What *name* added since *born* to its parent's `LAYER`.
-        """
-
-    def mount(self, place: Place, *, read_only: bool) -> Mount:
-        """
-        How to mount the subvolume at *place*.
-        """
 
 
 class _Devices(NamedTuple):
@@ -432,18 +260,6 @@ def _not_btrfs(path: str) -> FailedPreconditionError:
 
 
 @contextlib.contextmanager
-def opened(dir_fd: int, name: str) -> Iterator[int]:
-    """
-    A directory in *dir_fd*, open for the time of a ``with``; a symlink is refused.
-    """
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
 def _opened_beneath(dir_fd: int, path: str) -> Iterator[int]:
     # Containers made the names in there.
     resolve = syscall.RESOLVE_BENEATH | syscall.RESOLVE_NO_SYMLINKS | syscall.RESOLVE_NO_MAGICLINKS
@@ -472,17 +288,6 @@ def _flatten(fd: int, copy_fd: int, paths: list[str]) -> None:
                     os.setxattr(new_fd, attribute, os.getxattr(original_fd, attribute))
                 os.utime(new_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
             os.utime(above_fd, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-
-def is_subvolume(dir_fd: int, name: str) -> bool:
-    """
-    Whether *name* in the directory *dir_fd* is one, and no symlink to one.
-    """
-    try:
-        status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return status.st_ino == ioctl.FIRST_FREE_OBJECTID and stat.S_ISDIR(status.st_mode)
 
 
 def _is_read_only(dir_fd: int, name: str) -> bool:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from snapshotter.shared import Shared
+from snapshotter.store.shared import Shared
 
 PATIENCE = 10
 

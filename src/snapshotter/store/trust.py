@@ -4,9 +4,9 @@ Whether the disk took what was written to an active snapshot: data that it refus
 
 from snapshotter.errors import DataLossError, quoted
 from snapshotter.events import Event
-from snapshotter.index import Snapshot
-from snapshotter.store import Store
-from snapshotter.volumes import Volumes
+from snapshotter.store.index import Snapshot
+from snapshotter.store.store import Store
+from snapshotter.store.volumes import Volumes
 
 
 class Trust:

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
-from snapshotter import records
 from snapshotter.errors import quoted
-from snapshotter.records import Record, State
-from snapshotter.store import Store
-from snapshotter.volumes import FS, LAYER, Found, Volumes
+from snapshotter.store import records
+from snapshotter.store.layout import FS, LAYER
+from snapshotter.store.records import Record, State
+from snapshotter.store.store import Store
+from snapshotter.store.volumes import Found, Volumes
 
 LOST = "its subvolume is missing"  # and nothing there tells why
 

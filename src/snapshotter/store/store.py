@@ -13,120 +13,35 @@ A store's directory: what it is, who owns it, and the ids it hands out.
 """
 
 import contextlib
-import errno
-import fcntl
-import json
 import os
-import signal
 import stat
-import sys
 import threading
-import time
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any
 
-from snapshotter import records
 from snapshotter.errors import (
     AlreadyExistsError,
     DataLossError,
     FailedPreconditionError,
-    InvalidArgumentError,
-    StoreHeldError,
-    quoted,
 )
 from snapshotter.events import Event
-from snapshotter.medium import Medium
-from snapshotter.volumes import EMPTY, Directory, Place, Volumes, opened
+from snapshotter.store import records
+from snapshotter.store.header import Header, _header, _new_uuid
+from snapshotter.store.layout import (
+    EMPTY,
+    LOCK,
+    QUARANTINE,
+    SNAPSHOTS,
+    STORE,
+    Directory,
+    Place,
+    _open_directory,
+    opened,
+)
+from snapshotter.store.lock import Lock
+from snapshotter.store.medium import Medium
+from snapshotter.store.volumes import Volumes
 
-STORE, LOCK, SNAPSHOTS, QUARANTINE = "store", "lock", "snapshots", "quarantine"
 ID_BLOCK = 1024
-COMMAND_SIZE = 1000  # more does not tell a holder from others
-# An ioctl in flight keeps the lock of a killed process until it ends, flushing all it has to.
-DEAD_HOLDER_SECONDS = 60.0
-PATH_MAX, NAME_MAX = 4095, 255  # bytes, as the kernel takes them
-
-
-class Header(NamedTuple):
-    """
-    The store's own record.
-
-    Attributes:
-        identity: The filesystem and the very directory the store was made in; a copy has another.
-        client: Whose snapshots these are; empty until the first one.
-        id_limit: Ids below it may have been handed out.
-        suspect: Actives with an id below it may have lost data to the disk.
-    """
-
-    uuid: str
-    identity: Mapping[str, str]
-    client: str = ""
-    id_limit: int = 1
-    suspect: int = 0
-
-
-class Lock:
-    """
-    The lock of a store, held until it is released or its process ends.
-    """
-
-    def __init__(self, root_fd: int, root: str, socket: str = "", client: str = "") -> None:
-        self._pid = os.getpid()
-        self._fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=root_fd)
-        try:
-            self._take(root, client)
-            self._sign({"pid": self._pid, "command": " ".join(sys.argv)[:COMMAND_SIZE], "socket": socket})
-        except BaseException:
-            os.close(self._fd)
-            raise
-
-    def _take(self, root: str, client: str) -> None:
-        deadline = time.monotonic() + DEAD_HOLDER_SECONDS
-        while True:
-            try:
-                return fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder = self._holder()
-                pid = holder.get("pid")
-                if pid is None or _alive(pid) or time.monotonic() > deadline:
-                    raise StoreHeldError(
-                        f"store {root!r} is held by process {pid or '?'} ({holder.get('command', 'unknown')}): "
-                        "stop it, or use what only reads",
-                        holder.get("socket", ""),
-                        client,
-                    ) from error
-            time.sleep(0.05)
-
-    def _sign(self, holder: dict[str, Any]) -> None:
-        # No shorter than what was there: whoever reads meanwhile finds one or the other.
-        text = json.dumps(holder).encode().ljust(os.fstat(self._fd).st_size)
-        try:
-            os.pwrite(self._fd, text, 0)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            os.ftruncate(self._fd, 0)  # a full disk is emptied by who has the lock: better one without a name
-
-    def _holder(self) -> dict[str, Any]:
-        with contextlib.suppress(ValueError):
-            holder = json.loads(os.pread(self._fd, 1 << 16, 0))
-            if isinstance(holder, dict):
-                return holder
-        return {}
-
-    def release(self) -> None:
-        # A forked child shares the lock: only the process that took it gives it back.
-        if os.getpid() == self._pid:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
-        os.close(self._fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.release()
 
 
 class Store:
@@ -396,62 +311,6 @@ def _is_snapshot(medium: Medium, snapshots_fd: int, snapshot_id: int) -> bool:
         data = medium.read(fd)
         return data is not None and bool(records.unseal(data))
     return False
-
-
-def _header(data: bytes) -> Header:
-    values = records.unseal(data)
-    del values["crc"], values["format"]
-    try:
-        return Header(**values)
-    except TypeError as error:
-        raise records.DamagedError(str(error)) from error
-
-
-def _new_uuid() -> str:
-    from uuid import uuid4  # of no use to whoever opens a store, and slow to import
-
-    return str(uuid4())
-
-
-def real_path(path: str | os.PathLike[str]) -> str:
-    """
-    The absolute *path* without symlinks; it need not exist.
-
-    Raises:
-        InvalidArgumentError: No file can have such a path.
-    """
-    try:
-        real = os.path.realpath(path)
-        size = len(os.fsencode(real))
-    except ValueError as error:
-        raise InvalidArgumentError(f"{quoted(os.fspath(path))} is not a path: {error}") from error
-    if size > PATH_MAX or any(len(os.fsencode(name)) > NAME_MAX for name in real.split("/")):
-        raise InvalidArgumentError(
-            f"path {quoted(real)} has more than {PATH_MAX} bytes, or a name in it more than {NAME_MAX}"
-        )
-    return real
-
-
-_PF_EXITING = 0x4
-
-
-def _alive(pid: int) -> bool:
-    """
-    Whether a process runs; one that was killed, and cannot end before an ioctl does or was not yet collected, does not.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    state, flags, pending = fields[0], int(fields[6]), int(fields[28])
-    return not (state in (b"Z", b"X") or flags & _PF_EXITING or pending & 1 << signal.SIGKILL - 1)
-
-
-def _open_directory(name: str, dir_fd: int | None = None) -> int:
-    # The root may be reached through a symlink, nothing inside a store is one.
-    no_follow = os.O_NOFOLLOW if dir_fd is not None else 0
-    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | no_follow, dir_fd=dir_fd)
 
 
 def _check_unmade(fd: int, root: str, medium: Medium) -> None:

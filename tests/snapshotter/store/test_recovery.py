@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 
 from pybtrfs import subvolume
-from snapshotter import Kind, Snapshotter, records, worker
+from snapshotter import Kind, Snapshotter
 from snapshotter.errors import DataLossError, Error, FailedPreconditionError, NotFoundError
-from snapshotter.medium import XATTR
-from snapshotter.records import Commitment, Record, State
-from snapshotter.recovery import Recovered, Verdict, judge, one_a_key
-from snapshotter.volumes import BtrfsVolumes, Found, Place
+from snapshotter.store import records, worker
+from snapshotter.store.btrfs import BtrfsVolumes
+from snapshotter.store.layout import Place
+from snapshotter.store.medium import XATTR
+from snapshotter.store.records import Commitment, Record, State
+from snapshotter.store.recovery import Recovered, Verdict, judge, one_a_key
+from snapshotter.store.volumes import Found
 
 TABLE = {
     # record, fs, layer: is

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 
 from snapshotter.errors import FailedPreconditionError, quoted
-from snapshotter.index import Index
-from snapshotter.store import Store
+from snapshotter.store.index import Index
+from snapshotter.store.store import Store
 
 
 class Ownership:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from snapshotter.errors import NotFoundError, quoted
 from snapshotter.model import Info, Kind, Measured, Usage
-from snapshotter.records import Record
+from snapshotter.store.records import Record
 
 NOTHING = Measured(Usage(), Usage())
 

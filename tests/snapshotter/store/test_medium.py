@@ -15,8 +15,8 @@ from unittest.mock import Mock
 import pytest
 
 from pybtrfs import image, subvolume
-from snapshotter.medium import XATTR, Files, Medium, Xattrs
-from snapshotter.volumes import BtrfsVolumes
+from snapshotter.store.btrfs import BtrfsVolumes
+from snapshotter.store.medium import XATTR, Files, Medium, Xattrs
 
 
 @pytest.fixture

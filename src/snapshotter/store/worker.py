@@ -12,8 +12,9 @@ from itertools import chain
 
 from pybtrfs.mountinfo import MountTable
 from snapshotter.events import Event
-from snapshotter.store import Store
-from snapshotter.volumes import FS, LAYER, Volumes
+from snapshotter.store.layout import FS, LAYER
+from snapshotter.store.store import Store
+from snapshotter.store.volumes import Volumes
 
 THREADS = 4  # destroys queue in the kernel behind each snapshot's commit, and pass together
 BATCH = 64

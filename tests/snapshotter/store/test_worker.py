@@ -13,9 +13,9 @@ from contextlib import contextmanager
 import pytest
 
 from pybtrfs.mountinfo import MountTable
-from snapshotter import worker
-from snapshotter.volumes import FS, LAYER, Directory
-from snapshotter.worker import Worker
+from snapshotter.store import worker
+from snapshotter.store.layout import FS, LAYER, Directory
+from snapshotter.store.worker import Worker
 
 PATIENCE = 10
 

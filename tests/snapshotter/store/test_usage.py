@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from pybtrfs import filesystem, subvolume, tree_search
-from snapshotter import Snapshotter, Usage, records, usage
-from snapshotter.medium import XATTR
+from snapshotter import Snapshotter, Usage
 from snapshotter.model import Measured
+from snapshotter.store import records, usage
+from snapshotter.store.medium import XATTR
 from snapshotter.testing import DirectoryVolumes
 
 FILES = 400
