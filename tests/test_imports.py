@@ -61,8 +61,8 @@ LAYERS = [
         "snapshotter.model",
         "snapshotter.setup",
         "snapshotter.store",
-        "snapshotter.store.medium",
-        "snapshotter.store.shared",
+        "snapshotter.store.coalesced",
+        "snapshotter.store.record_storage",
         "snapshotter.text",
     },
     {
@@ -111,8 +111,8 @@ LAYERS = [
     {
         "snapshotter.store.ownership",
         "snapshotter.store.recovery",
-        "snapshotter.store.trust",
         "snapshotter.store.worker",
+        "snapshotter.store.write_errors",
     },
     {"snapshotter.contract.snapshotter", "snapshotter.maintenance.repair"},
     {"snapshotter.contract"},

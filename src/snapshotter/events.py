@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 if TYPE_CHECKING:
     import logging
 
-__all__ = ["Event", "Fields", "LogFormat", "LogLevel", "told"]
+__all__ = ["Event", "Fields", "LogFormat", "LogLevel", "format_event"]
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -111,7 +111,7 @@ def _logger() -> "logging.Logger":
 
 class _Message:
     """
-    What is `told` of an event, made when somebody reads it.
+    What is `format_event` of an event, made when somebody reads it.
     """
 
     __slots__ = ("_event", "_fields")
@@ -121,10 +121,10 @@ class _Message:
         self._fields = fields
 
     def __str__(self) -> str:
-        return told(self._event, self._fields)
+        return format_event(self._event, self._fields)
 
 
-def told(event: str, fields: Mapping[str, Any]) -> str:
+def format_event(event: str, fields: Mapping[str, Any]) -> str:
     """
     ``EVENT FIELD=VALUE ...``: a value that is not one plain word is a JSON string.
     """

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 __all__ = ["Info", "Kind", "Measured", "Mount", "Usage"]
 
-_EPOCH = datetime.fromtimestamp(0, UTC)
+EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class Kind(enum.StrEnum):
@@ -39,8 +39,8 @@ class Info(NamedTuple):
     name: str
     parent: str = ""
     labels: Mapping[str, str] = MappingProxyType({})
-    created: datetime = _EPOCH
-    updated: datetime = _EPOCH
+    created: datetime = EPOCH
+    updated: datetime = EPOCH
 
 
 class Usage(NamedTuple):

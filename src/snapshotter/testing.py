@@ -15,8 +15,8 @@ from pybtrfs.testing import copy_tree, remove_tree
 from snapshotter.model import Measured, Mount
 from snapshotter.store import usage
 from snapshotter.store.layout import EMPTY, FS, LAYER, Directory, Place, opened
-from snapshotter.store.medium import Files, Medium
-from snapshotter.store.volumes import Found, MountMode
+from snapshotter.store.record_storage import Files, RecordStorage
+from snapshotter.store.volumes import Contents, MountMode
 
 _NEW = ".new"  # behind the name of a copy that is not whole yet
 
@@ -29,7 +29,7 @@ class DirectoryVolumes:
     survives a power failure, and a committed layer can be written to by who looks for its path.
     """
 
-    medium: ClassVar[Medium] = Files()
+    record_storage: ClassVar[RecordStorage] = Files()
     record_limit = 7_680  # as on most btrfs, though files hold more
 
     def __init__(self, root: str, mount_mode: MountMode) -> None:
@@ -50,18 +50,18 @@ class DirectoryVolumes:
     def identity(self) -> dict[str, str]:
         return {"device": str(self._status.st_dev), "inode": str(self._status.st_ino)}
 
-    def inspect(self, place: Place) -> tuple[bytes | None, Found]:
+    def inspect(self, place: Place) -> tuple[bytes | None, Contents]:
         with opened(place.dir_fd, place.name) as fd:
-            record = self.medium.read(fd)
+            record = self.record_storage.read(fd)
             names = {name for name in os.listdir(fd) if not name.startswith("record")}
-        strangers = names - {FS, LAYER, FS + _NEW, LAYER + _NEW}
-        return record, Found(FS in names, LAYER in names, bool(names), tuple(sorted(strangers)))
+        unexpected = names - {FS, LAYER, FS + _NEW, LAYER + _NEW}
+        return record, Contents(FS in names, LAYER in names, bool(names), tuple(sorted(unexpected)))
 
     def create(self, directory: Directory) -> None:
         _make_directory(FS, directory.fd)
 
     def snapshot(self, layer: Place, place: Place, record: bytes) -> None:
-        os.close(self.medium.make_directory(place.dir_fd, place.name, record))
+        os.close(self.record_storage.make_directory(place.dir_fd, place.name, record))
         _copy(layer.path, os.path.join(place.path, FS))
 
     def fork(self, source: Place, directory: Directory) -> None:
@@ -91,15 +91,15 @@ class DirectoryVolumes:
     def mounts(self) -> MountTable:
         return MountTable()
 
-    def born(self, directory: Directory) -> int:
+    def base_transid(self, directory: Directory) -> int:
         return 0
 
-    def version(self, directory: Directory) -> int:
+    def change_counter(self, directory: Directory) -> int:
         # A plain directory does not tell of changes in it: never the same twice.
         self._measured += 1
         return self._measured
 
-    def measure(self, directory: Directory, name: str, born: int, parent: Directory | None) -> Measured:
+    def measure(self, directory: Directory, name: str, base_transid: int, parent: Directory | None) -> Measured:
         with contextlib.ExitStack() as stack:
             fd = stack.enter_context(opened(directory.fd, name))
             parent_fd = stack.enter_context(opened(parent.fd, LAYER)) if parent else None

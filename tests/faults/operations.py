@@ -12,7 +12,7 @@ from pybtrfs import subvolume
 from snapshotter import Info, Kind, Snapshotter
 from snapshotter.errors import AlreadyExistsError, Error, NotFoundError
 from snapshotter.store import records
-from snapshotter.store.medium import Xattrs
+from snapshotter.store.record_storage import Xattrs
 from snapshotter.store.records import State as RecordState
 
 from .workload import STORE, Effect, State, Workload, digest, snapshot

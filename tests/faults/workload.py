@@ -23,7 +23,7 @@ from pybtrfs import ioctl, subvolume
 from snapshotter import Info, Kind, Snapshotter
 from snapshotter.errors import Error, FailedPreconditionError, NotFoundError
 from snapshotter.store import records
-from snapshotter.store.medium import Xattrs
+from snapshotter.store.record_storage import Xattrs
 
 STORE = "store"
 NOCOW = 0x00800000  # FS_NOCOW_FL

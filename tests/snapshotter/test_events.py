@@ -27,7 +27,7 @@ from snapshotter.errors import DataLossError, Error, NotFoundError, UnavailableE
 from snapshotter.events import Event, Fields, LogFormat
 from snapshotter.store import records
 from snapshotter.store.layout import FS
-from snapshotter.store.medium import Files
+from snapshotter.store.record_storage import Files
 from snapshotter.store.records import State
 from snapshotter.testing import DirectoryVolumes
 
@@ -92,7 +92,7 @@ def test_emitted() -> None:
     Each event is emitted somewhere, and nothing is logged in another way.
     """
     emitted, loggers = set(), set()
-    for path in (REPOSITORY / "src/snapshotter").glob("*.py"):
+    for path in (REPOSITORY / "src/snapshotter").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Event":
                 emitted.add(node.attr)

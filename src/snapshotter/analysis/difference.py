@@ -17,7 +17,7 @@ from pybtrfs.subvolume.files import Name, Tree, differs, file_type
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, quoted, translating
 
-Kind = Literal["added", "modified", "deleted", "renamed"]
+ChangeKind = Literal["added", "modified", "deleted", "renamed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Change:
     """
 
     path: str
-    change: Kind
+    change: ChangeKind
     type: str
     size: int | None
     size_before: int | None
@@ -173,7 +173,11 @@ class _Comparison:
 
 
 def _change(
-    change: Kind, path: bytes | None, inode: InodeItem | None, before: InodeItem | None, source: bytes | None = b""
+    change: ChangeKind,
+    path: bytes | None,
+    inode: InodeItem | None,
+    before: InodeItem | None,
+    source: bytes | None = b"",
 ) -> Iterator[Change]:
     """
     The change, unless what it is of was deleted meanwhile.

@@ -32,7 +32,7 @@ _LAST = Key(LAST_FREE_OBJECTID, EXTENT_DATA_KEY, tree_search.MAX)
 
 
 @dataclass(frozen=True, slots=True)
-class Directory:
+class DirectoryUsage:
     """
     A directory with all that is below it; sizes are in bytes on disk.
 
@@ -49,7 +49,7 @@ class Directory:
     inodes: int
 
 
-def measure(store: Snapshotter, key: str, depth: int = 1, track: Track = iter) -> list[Directory]:
+def measure(store: Snapshotter, key: str, depth: int = 1, track: Track = iter) -> list[DirectoryUsage]:
     """
     Measure the directories of the snapshot *key* down to *depth*, by path; the root is the first.
 
@@ -124,7 +124,7 @@ class _Content:
         """
         return (extent for bytenr, extent in self._extents.items() if bytenr not in self._shared)
 
-    def directories(self, unshared: Collection[int], depth: int) -> Iterator[Directory]:
+    def directories(self, unshared: Collection[int], depth: int) -> Iterator[DirectoryUsage]:
         exclusive: Counter[int] = Counter()
         shared: Counter[int] = Counter()
         inodes = Counter(map(self._home, self._inodes))
@@ -138,7 +138,7 @@ class _Content:
         for path, directory in sorted(
             (path, directory) for directory, (path, level) in paths.items() if level <= depth
         ):
-            yield Directory(os.fsdecode(path) or ".", exclusive[directory], shared[directory], inodes[directory])
+            yield DirectoryUsage(os.fsdecode(path) or ".", exclusive[directory], shared[directory], inodes[directory])
 
     def _home(self, number: int) -> int:
         """

@@ -17,7 +17,7 @@ from snapshotter.errors import DataLossError, translating
 from snapshotter.model import Info, Kind, Usage
 from snapshotter.store import records
 from snapshotter.store.layout import EMPTY, FS, LAYER, SNAPSHOTS
-from snapshotter.store.medium import XATTR
+from snapshotter.store.record_storage import XATTR
 from snapshotter.store.records import Record, State
 from snapshotter.store.usage import measure_by_id
 

@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from snapshotter import errors
 from snapshotter.api import mount_pb2, snapshots_pb2
-from snapshotter.model import Info, Kind, Mount, Usage
+from snapshotter.model import EPOCH, Info, Kind, Mount, Usage
 
 __all__ = [
     "CODES",
@@ -35,7 +35,6 @@ CODES: dict[type[errors.Error], str] = {
     errors.Error: "UNKNOWN",
 }
 
-_EPOCH = datetime.fromtimestamp(0, UTC)
 
 _KINDS: dict[Kind, snapshots_pb2.Kind] = {
     Kind.VIEW: snapshots_pb2.VIEW,
@@ -95,7 +94,7 @@ def usage_from(message: snapshots_pb2.UsageResponse) -> Usage:
 
 
 def _timestamp(moment: datetime) -> Timestamp:
-    since = moment - _EPOCH
+    since = moment - EPOCH
     return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
 
 

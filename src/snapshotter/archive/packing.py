@@ -91,7 +91,7 @@ def _pack(fd: int, stream: IO[bytes]) -> None:
             status = found.status
             if stat.S_ISSOCK(status.st_mode):
                 continue
-            member = _described(found)
+            member = _tarinfo(found)
             inode = status.st_dev, status.st_ino
             if inode in first:
                 member.type, member.linkname = tarfile.LNKTYPE, first[inode]
@@ -123,7 +123,7 @@ def _walk(root_fd: int) -> Iterator[_Found]:
                 pending.extend(name if path == "." else f"{path}/{name}" for name in names)
 
 
-def _described(found: _Found) -> tarfile.TarInfo:
+def _tarinfo(found: _Found) -> tarfile.TarInfo:
     status = found.status
     member = tarfile.TarInfo(found.path)
     member.type = _TYPES[stat.S_IFMT(status.st_mode)]

@@ -75,7 +75,7 @@ def unpack(stream: IO[bytes], fd: int) -> None:
         # What is made in a directory changes its time, and would inherit its attributes.
         for path in sorted(directories, reverse=True):
             with _opened(_open_beneath(fd, path)) as made_fd:
-                _describe(made_fd, directories[path])
+                _apply_metadata(made_fd, directories[path])
     except _DAMAGED as error:
         raise InvalidArgumentError(f"it is no tar, or a damaged one: {error}") from error
     except OSError as error:
@@ -163,7 +163,7 @@ def _make(tar: tarfile.TarFile, member: tarfile.TarInfo, parts: list[str], root_
         else:
             raise InvalidArgumentError(f"member {quoted(member.name)} is of the unknown type {member.type!r}")
         with _opened(os.open(name, syscall.O_PATH | os.O_NOFOLLOW, dir_fd=dir_fd)) as fd:
-            _describe(fd, member)
+            _apply_metadata(fd, member)
 
 
 def _directory(root_fd: int, parts: list[str], member: tarfile.TarInfo) -> int:
@@ -220,7 +220,7 @@ def _write_content(tar: tarfile.TarFile, member: tarfile.TarInfo, file: io.FileI
         file.truncate(member.size)
 
 
-def _describe(fd: int, member: tarfile.TarInfo) -> None:
+def _apply_metadata(fd: int, member: tarfile.TarInfo) -> None:
     """
     Give the file *fd* owner, attributes, mode and times, in the order in which none undoes another.
     """

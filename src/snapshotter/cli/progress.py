@@ -17,14 +17,14 @@ _STEP = 100  # things; telling of each would take longer than most
 
 T = TypeVar("T")
 
-Told = Callable[[int], None]
+Report = Callable[[int], None]
 """
 Is told how much is done.
 """
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, amount: Callable[[int], str] = format_size) -> Iterator[Told]:
+def progress(what: str, total: int, amount: Callable[[int], str] = format_size) -> Iterator[Report]:
     """
     Show on standard error how far *what* is, for the time of a ``with``; gives the function to tell.
 
@@ -51,15 +51,15 @@ def progress(what: str, total: int, amount: Callable[[int], str] = format_size) 
         yield lambda done: bar.update(task, completed=done, amount=_amounts(done, total, amount))
 
 
-def tracked(things: Iterable[T]) -> Iterator[T]:
+def with_progress(things: Iterable[T]) -> Iterator[T]:
     """
     Pass *things* on, and show how many of them are done.
     """
-    with progress("looking at", length_hint(things), "{:,}".format) as told:
+    with progress("looking at", length_hint(things), "{:,}".format) as report:
         for done, thing in enumerate(things):
             yield thing
             if not done % _STEP:
-                told(done)
+                report(done)
 
 
 def visible() -> bool:

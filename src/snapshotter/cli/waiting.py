@@ -19,7 +19,7 @@ def wait(root: str, subvolids: Collection[int], cleanup: Callable[[], None] = la
     """
     with (
         translating(f"wait for the space of {root!r}"),
-        progress("waiting for the space of", len(subvolids), str) as told,
+        progress("waiting for the space of", len(subvolids), str) as report,
     ):
         held = set(subvolids)
         while True:
@@ -27,7 +27,7 @@ def wait(root: str, subvolids: Collection[int], cleanup: Callable[[], None] = la
             cleanup()
             held, cleaning = _left(root, held)
             while cleaning:
-                told(len(subvolids) - len(held) - len(cleaning))
+                report(len(subvolids) - len(held) - len(cleaning))
                 filesystem.sync(root)  # wakes the cleaner, which may sleep for half a minute
                 with contextlib.suppress(TimeoutError):
                     subvolume.wait_deleted(root, min(cleaning), _LOOK_SECONDS)

@@ -37,9 +37,9 @@ from snapshotter.store.ownership import Ownership
 from snapshotter.store.records import Commitment, Record, State
 from snapshotter.store.recovery import Recovered, Verdict
 from snapshotter.store.store import Store
-from snapshotter.store.trust import Trust
 from snapshotter.store.volumes import MountMode, Volumes
 from snapshotter.store.worker import Worker
+from snapshotter.store.write_errors import WriteErrors
 
 CLEANUP_SECONDS = 5.0  # for destroying and for the space together
 # What a record may grow by without its labels: usage, generation, state.
@@ -49,7 +49,7 @@ _MEND = "`snapshotter doctor --fix` mends what can be known; else remove the sna
 _REMOVE = "remove the snapshot, and what rests on it"
 _MOVE = "`snapshotter doctor --fix` mends it, or moves it to the quarantine"
 _ADOPT = "make it one with `snapshotter init --adopt`"
-_LAYER_VERSION = -1  # of a measurement that never changes
+_LAYER_COUNTER = -1  # of a measurement that never changes
 
 T = TypeVar("T")
 
@@ -137,7 +137,7 @@ class Snapshotter:
                 stack.callback(self._store.acquire(socket).release)
             self.client = client or self._store.header.client or LOCAL
             self._ownership = Ownership(self._store, self._index)
-            self._trust = Trust(self._store, self._volumes, verify=verify)
+            self._write_errors = WriteErrors(self._store, self._volumes, verify=verify)
             self._worker = Worker(self._store, self._volumes)
             stack.callback(self._worker.close)
             self._load(writing=not why_read_only)
@@ -466,7 +466,7 @@ class Snapshotter:
             self._check_free(new_key)
             _check_whole(source)
             with self._store.directory(source.id) as directory:
-                born = self._born(source, directory)
+                base_transid = self._base_transid(source, directory)
 
             def make(snapshot_id: int, record: bytes) -> None:
                 with self._store.make_directory(snapshot_id, record) as directory:
@@ -478,8 +478,8 @@ class Snapshotter:
                 key=new_key,
                 created=now,
                 updated=now,
-                born=born,
-                suspect=self._trust.is_suspect(source),
+                base_transid=base_transid,
+                suspect=self._write_errors.is_suspect(source),
             )
             forked = self._make(draft, source.parent, make)
             Event.FORKED.emit(key=new_key, id=forked.id, source=key, seconds=time.monotonic() - started)
@@ -526,7 +526,7 @@ class Snapshotter:
                         f"it is {quoted(active.parent_key)}, not {quoted(parent)}"
                     )
                 _check_whole(active)
-                self._trust.check(active)
+                self._write_errors.check(active)
                 commitment = Commitment(name, labels, time.time_ns())
                 committed = self._with_space(lambda: self._freeze(active, commitment))
                 self._index.update(active, committed, settled=False)
@@ -609,12 +609,12 @@ class Snapshotter:
         """
         by_id: dict[int, Snapshot] = {}
         for item in recovery.survey(self._store, self._volumes):
-            if item.verdict is Verdict.UNKNOWN:
+            if item.verdict is Verdict.ORPHAN:
                 self._report(item.name, item.problem)
                 if item.id:
                     by_id[item.id] = _lost(item.id, item.problem)
             elif item.record is None:
-                for stranger in item.found.strangers:
+                for stranger in item.contents.unexpected:
                     self._report(
                         f"{item.name}/{stranger}", "it is no subvolume, and keeps a removed snapshot from going"
                     )
@@ -641,10 +641,10 @@ class Snapshotter:
             committing = item.written is not None and item.written.state is State.COMMITTING
             event = Event.UNDONE if committing and item.verdict is Verdict.ACTIVE else Event.RECOVERED
             event.emit(key=snapshot.key, id=snapshot.id)
-        if item.verdict is Verdict.ACTIVE and (item.found.layer or not snapshot.settled):
+        if item.verdict is Verdict.ACTIVE and (item.contents.layer or not snapshot.settled):
             with contextlib.suppress(OSError), self._store.directory(snapshot.id) as directory:
                 self._volumes.destroy(directory, LAYER, MountTable())
-        if item.verdict is Verdict.COMMITTED and item.found.fs:
+        if item.verdict is Verdict.COMMITTED and item.contents.fs:
             self._worker.destroy(snapshot.id, FS)
         if not snapshot.settled or (item.verdict is Verdict.COMMITTED and snapshot.record.usage is None):
             self._worker.submit(lambda: self._settle(snapshot))
@@ -692,7 +692,7 @@ class Snapshotter:
                 labels,
                 now,
                 now,
-                errors=self._volumes.write_errors(recent=True),
+                write_errors=self._volumes.write_errors(recent=True),
             )
             snapshot = self._make(draft, base, lambda snapshot_id, record: make(snapshot_id, record, base))
             event = Event.VIEWED if state is State.VIEW else Event.PREPARED
@@ -760,14 +760,14 @@ class Snapshotter:
         with self._store.directory(active.id) as directory:
             committing = active.record._replace(
                 state=State.COMMITTING,
-                born=self._born(active, directory),
+                base_transid=self._base_transid(active, directory),
                 commitment=commitment,
             )
             data = self._encode(committing)
             try:
                 self._store.write(directory, data)
                 self._volumes.freeze(directory)
-                self._trust.verify(active)
+                self._write_errors.verify(active)
                 verified = committing._replace(commitment=commitment._replace(verified=True))
                 self._write(directory, verified)
                 self._volumes.barrier(directory.fd)
@@ -779,10 +779,10 @@ class Snapshotter:
                 raise
         return committing.committed()
 
-    def _born(self, active: Snapshot, directory: Directory) -> int:
-        if active.record.born is not None:
-            return active.record.born
-        return self._volumes.born(directory) if active.parent else 0
+    def _base_transid(self, active: Snapshot, directory: Directory) -> int:
+        if active.record.base_transid is not None:
+            return active.record.base_transid
+        return self._volumes.base_transid(directory) if active.parent else 0
 
     def _restore(self, directory: Directory, snapshot: Snapshot) -> None:
         """
@@ -833,13 +833,13 @@ class Snapshotter:
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(self._store.directory(snapshot.id))
             committed = snapshot.kind is Kind.COMMITTED
-            version = _LAYER_VERSION if committed else self._volumes.version(directory)
-            if snapshot.measured and snapshot.measured[0] == version:
+            counter = _LAYER_COUNTER if committed else self._volumes.change_counter(directory)
+            if snapshot.measured and snapshot.measured[0] == counter:
                 return snapshot.measured[1]
             parent = stack.enter_context(self._store.directory(snapshot.parent.id)) if snapshot.parent else None
-            born = self._born(snapshot, directory)
-            measured = self._volumes.measure(directory, LAYER if committed else FS, born, parent)
-            snapshot.measured = (version, measured)
+            base_transid = self._base_transid(snapshot, directory)
+            measured = self._volumes.measure(directory, LAYER if committed else FS, base_transid, parent)
+            snapshot.measured = (counter, measured)
             return measured
 
     def _mounts(self, snapshot: Snapshot) -> tuple[Mount, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from snapshotter.events import LogFormat, LogLevel, told
+from snapshotter.events import LogFormat, LogLevel, format_event
 
 POLL_SECONDS = 0.2  # between looks at a log that has ended so far
 
@@ -49,11 +49,11 @@ class _Formatter(logging.Formatter):
 
 class TextFormatter(_Formatter):
     """
-    ``TIME LEVEL EVENT FIELD=VALUE ...``, as `snapshotter.events.told` has it.
+    ``TIME LEVEL EVENT FIELD=VALUE ...``, as `snapshotter.events.format_event` has it.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"{_time(record)} {record.levelname.lower()} {told(*self.described(record))}"
+        return f"{_time(record)} {record.levelname.lower()} {format_event(*self.described(record))}"
 
 
 class JSONFormatter(_Formatter):

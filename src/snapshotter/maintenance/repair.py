@@ -98,13 +98,13 @@ class _Fixer:
     def fix(self) -> None:
         if not has_empty(self._store.root):
             self._mend_empty()
-        for item in self._survey(Verdict.UNKNOWN):
+        for item in self._survey(Verdict.ORPHAN):
             self._mend_record(item)
-        unknown = [item.name for item in self._survey(Verdict.UNKNOWN)]
+        unknown = [item.name for item in self._survey(Verdict.ORPHAN)]
         self._sort_records({name: record for name in unknown if (record := self._foreign(name))})
         for item in self._survey(Verdict.QUARANTINED):
             self._mend_subvolume(item)
-        for item in self._survey(Verdict.UNKNOWN):
+        for item in self._survey(Verdict.ORPHAN):
             self._quarantine(self._store.snapshots_fd, item.name, item.name)
             self.done(self._path(item.name), f"{item.problem}: {_MOVED}")
         for item in self._survey(Verdict.QUARANTINED, Verdict.REMOVED):
@@ -127,7 +127,7 @@ class _Fixer:
             data = directory and self._store.read(directory)
             if directory is None or not data:
                 return
-            whole = records.mended(data, lambda data: records.decode(data, item.id))
+            whole = records.repair_bit_flip(data, lambda data: records.decode(data, item.id))
             if whole:
                 self._store.write(directory, whole)
                 self._volumes.barrier(directory.fd)
@@ -209,8 +209,8 @@ class _Fixer:
             return
         name = _wanted(record)
         with self._store.directory(item.id) as directory:
-            near = [other for other in item.found.strangers if self._age(directory, other, record) < _NEAR[name]]
-            if len(near) == 1 and name not in item.found.strangers:
+            near = [other for other in item.contents.unexpected if self._age(directory, other, record) < _NEAR[name]]
+            if len(near) == 1 and name not in item.contents.unexpected:
                 os.rename(near[0], name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
                 self._volumes.barrier(directory.fd)
                 self.done(record.key, f"its subvolume has its name again, which was {near[0]!r}")
@@ -232,7 +232,7 @@ class _Fixer:
         Take away what would keep the directory of a removed snapshot from going.
         """
         with self._store.directory(item.id) as directory:
-            for name in item.found.strangers:
+            for name in item.contents.unexpected:
                 self._quarantine(directory.fd, name, f"{item.name}-{name}")
                 self.done(f"{directory.path}/{name}", f"it is no subvolume of a snapshot: {_MOVED}")
 

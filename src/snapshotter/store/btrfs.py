@@ -15,10 +15,10 @@ from pybtrfs.mountinfo import MountTable
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.model import Measured, Mount
 from snapshotter.store import usage
+from snapshotter.store.coalesced import Coalesced
 from snapshotter.store.layout import EMPTY, FS, LAYER, Directory, Place, is_subvolume, opened
-from snapshotter.store.medium import DIRECTORY_MODE, XATTR, Medium, Xattrs
-from snapshotter.store.shared import Shared
-from snapshotter.store.volumes import Found, MountMode
+from snapshotter.store.record_storage import DIRECTORY_MODE, XATTR, RecordStorage, Xattrs
+from snapshotter.store.volumes import Contents, MountMode
 
 WAKE_SECONDS = 1.0  # between calls of a cleaner that may not have heard
 RECENT_SECONDS = 1.0  # each look at the devices is three system calls, where threads lose their turn
@@ -43,7 +43,7 @@ class BtrfsVolumes:
     Privilege: CAP_SYS_ADMIN for destroying, searching and device statistics.
     """
 
-    medium: ClassVar[Medium] = Xattrs()
+    record_storage: ClassVar[RecordStorage] = Xattrs()
 
     def __init__(self, root: str, mount_mode: MountMode) -> None:
         self._root = root
@@ -64,8 +64,8 @@ class BtrfsVolumes:
         # both; where it cannot, it depends on the neighbours, and is refused as on a full disk.
         self.record_limit = info.nodesize * 15 // 32
         self._devices: _Devices | None = None
-        self.verify = Shared(lambda: syscall.syncfs(self._fd))
-        self.mounts = Shared(lambda: mountinfo.read(self._device, root))
+        self.verify = Coalesced(lambda: syscall.syncfs(self._fd))
+        self.mounts = Coalesced(lambda: mountinfo.read(self._device, root))
 
     def close(self) -> None:
         os.close(self._fd)
@@ -94,15 +94,15 @@ class BtrfsVolumes:
             "inode": str(os.fstat(self._fd).st_ino),
         }
 
-    def inspect(self, place: Place) -> tuple[bytes | None, Found]:
+    def inspect(self, place: Place) -> tuple[bytes | None, Contents]:
         record, inodes = syscall.read_directory(place.dir_fd, place.name, XATTR, (FS, LAYER))
         fs, copy = (inode == ioctl.FIRST_FREE_OBJECTID for inode in inodes)
         if fs or copy:
             layer = copy and _is_read_only(place.dir_fd, f"{place.name}/{LAYER}")
-            return record, Found(fs, layer, True, writable=copy and not layer)
+            return record, Contents(fs, layer, True, writable=copy and not layer)
         with opened(place.dir_fd, place.name) as fd:
-            strangers = tuple(sorted(os.listdir(fd)))
-        return record, Found(False, False, bool(strangers), strangers)
+            unexpected = tuple(sorted(os.listdir(fd)))
+        return record, Contents(False, False, bool(unexpected), unexpected)
 
     def create(self, directory: Directory) -> None:
         subvolume.create((directory.fd, FS))
@@ -221,19 +221,19 @@ class BtrfsVolumes:
         # What the cleaner has let go is free after another commit.
         filesystem.sync(self._fd)
 
-    def born(self, directory: Directory) -> int:
+    def base_transid(self, directory: Directory) -> int:
         with opened(directory.fd, FS) as fd:
             return subvolume.get_info(fd).otransid
 
-    def version(self, directory: Directory) -> int:
+    def change_counter(self, directory: Directory) -> int:
         with opened(directory.fd, FS) as fd:
             return subvolume.get_info(fd).generation
 
-    def measure(self, directory: Directory, name: str, born: int, parent: Directory | None) -> Measured:
+    def measure(self, directory: Directory, name: str, base_transid: int, parent: Directory | None) -> Measured:
         with contextlib.ExitStack() as stack:
             fd = stack.enter_context(opened(directory.fd, name))
             parent_fd = stack.enter_context(opened(parent.fd, LAYER)) if parent else None
-            return usage.measure(fd, born, parent_fd)
+            return usage.measure(fd, base_transid, parent_fd)
 
     def mount(self, place: Place, *, read_only: bool) -> Mount:
         if self._mode == "bind":

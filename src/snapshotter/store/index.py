@@ -5,15 +5,13 @@ A store's snapshots in memory: what Stat and Walk answer from, and who may chang
 import contextlib
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from snapshotter.errors import NotFoundError, quoted
-from snapshotter.model import Info, Kind, Measured, Usage
+from snapshotter.model import EPOCH, Info, Kind, Measured, Usage
 from snapshotter.store.records import Record
 
 NOTHING = Measured(Usage(), Usage())
-
-_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class Snapshot:
@@ -87,7 +85,7 @@ def describe(record: Record, parent_key: str) -> Info:
 
 
 def _time(nanoseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
+    return EPOCH + timedelta(microseconds=nanoseconds // 1000)
 
 
 class Index:

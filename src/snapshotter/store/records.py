@@ -57,8 +57,8 @@ class Record(NamedTuple):
         id: The name of the snapshot's directory; never reused.
         parent: The parent's id, or None.
         created: Nanoseconds since the epoch, UTC; likewise *updated*.
-        born: The generation from which usage counts, where the subvolume itself does not tell it.
-        errors: The devices' write errors as they were when the active was prepared.
+        base_transid: The generation from which usage counts, where the subvolume itself does not tell it.
+        write_errors: The devices' write errors as they were when the active was prepared.
         suspect: Data of this snapshot may have been refused by the disk.
         usage: Of a committed snapshot, once known.
         commitment: Of a committing one.
@@ -71,8 +71,8 @@ class Record(NamedTuple):
     labels: Mapping[str, str] = MappingProxyType({})
     created: int = 0
     updated: int = 0
-    born: int | None = None
-    errors: int = 0
+    base_transid: int | None = None
+    write_errors: int = 0
     suspect: bool = False
     usage: Measured | None = None
     commitment: Commitment | None = None
@@ -153,10 +153,10 @@ def encode(record: Record) -> bytes:
         values["labels"] = dict(record.labels)
     values["created"] = record.created
     values["updated"] = record.updated
-    if record.born is not None:
-        values["born"] = record.born
-    if record.errors:
-        values["errors"] = record.errors
+    if record.base_transid is not None:
+        values["born"] = record.base_transid
+    if record.write_errors:
+        values["errors"] = record.write_errors
     if record.suspect:
         values["suspect"] = True
     if record.usage is not None:
@@ -177,16 +177,16 @@ def _commit_values(commitment: Commitment, labels: Mapping[str, str]) -> list[An
 
 
 def _commitment(values: list[Any], labels: Mapping[str, str]) -> Commitment:
-    name, changed, dropped, time, verified = _is(list, values)
-    kept = {key: value for key, value in labels.items() if key not in _is(list, dropped)}
-    return Commitment(_is(str, name), kept | _labels(changed), _is(int, time), _is(bool, verified))
+    name, changed, dropped, time, verified = _checked(list, values)
+    kept = {key: value for key, value in labels.items() if key not in _checked(list, dropped)}
+    return Commitment(_checked(str, name), kept | _labels(changed), _checked(int, time), _checked(bool, verified))
 
 
 def _labels(values: Any) -> dict[str, str]:
-    return {key: _is(str, value) for key, value in _is(dict, values).items()}
+    return {key: _checked(str, value) for key, value in _checked(dict, values).items()}
 
 
-def _is(kind: Any, value: Any) -> Any:
+def _checked(kind: Any, value: Any) -> Any:
     """
     *value*, which has to be of the kind: JSON has others.
     """
@@ -210,13 +210,18 @@ def decode(data: bytes, snapshot_id: int) -> Record:
         raise DamagedError(str(error)) from error
 
 
-_MAY_BE_UNSET = {"parent": int, "born": int, "errors": int, "suspect": bool}
+_MAY_BE_UNSET = {
+    "parent": ("parent", int),
+    "born": ("base_transid", int),
+    "errors": ("write_errors", int),
+    "suspect": ("suspect", bool),
+}
 
 
 def _record(values: Mapping[str, Any], snapshot_id: int) -> Record:
     if values["id"] != snapshot_id:
         raise ValueError(f"record of snapshot {values['id']} in the directory of {snapshot_id}")
-    fields = {name: _is(kind, values[name]) for name, kind in _MAY_BE_UNSET.items() if name in values}
+    fields = {field: _checked(kind, values[name]) for name, (field, kind) in _MAY_BE_UNSET.items() if name in values}
     if "labels" in values:
         fields["labels"] = _labels(values["labels"])
     if "usage" in values:
@@ -226,19 +231,19 @@ def _record(values: Mapping[str, Any], snapshot_id: int) -> Record:
     return Record(
         snapshot_id,
         State(values["state"]),
-        _is(str, values["key"]),
-        created=_is(int, values["created"]),
-        updated=_is(int, values["updated"]),
+        _checked(str, values["key"]),
+        created=_checked(int, values["created"]),
+        updated=_checked(int, values["updated"]),
         **fields,
     )
 
 
 def _usage(values: Any) -> Measured:
-    size, inodes, containerd_size, containerd_inodes = (_is(int, value) for value in _is(list, values))
+    size, inodes, containerd_size, containerd_inodes = (_checked(int, value) for value in _checked(list, values))
     return Measured(Usage(size, inodes), Usage(containerd_size, containerd_inodes))
 
 
-def mended(data: bytes, read: Callable[[bytes], object]) -> bytes | None:
+def repair_bit_flip(data: bytes, read: Callable[[bytes], object]) -> bytes | None:
     """
     *data* with one bit flipped back, if *read* takes that for what was written: a checksum finds one of them.
     """

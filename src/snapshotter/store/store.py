@@ -38,7 +38,7 @@ from snapshotter.store.layout import (
     opened,
 )
 from snapshotter.store.lock import Lock
-from snapshotter.store.medium import Medium
+from snapshotter.store.record_storage import RecordStorage
 from snapshotter.store.volumes import Volumes
 
 ID_BLOCK = 1024
@@ -88,12 +88,12 @@ class Store:
         """
         fd = _open_directory(root)
         try:
-            if strangers := set(os.listdir(fd)) - {STORE, LOCK, EMPTY, SNAPSHOTS, QUARANTINE}:
-                raise FailedPreconditionError(f"{root!r} is not empty: it holds {min(strangers)!r}")
-            _check_unmade(fd, root, volumes.medium)
+            if unexpected := set(os.listdir(fd)) - {STORE, LOCK, EMPTY, SNAPSHOTS, QUARANTINE}:
+                raise FailedPreconditionError(f"{root!r} is not empty: it holds {min(unexpected)!r}")
+            _check_unmade(fd, root, volumes.record_storage)
             os.fchmod(fd, 0o700)
             with Lock(fd, root):
-                _check_unmade(fd, root, volumes.medium)  # once more: who had the lock may have made it
+                _check_unmade(fd, root, volumes.record_storage)  # once more: who had the lock may have made it
                 for name in (STORE, SNAPSHOTS):
                     with contextlib.suppress(FileExistsError):
                         os.mkdir(name, 0o700, dir_fd=fd)
@@ -101,7 +101,7 @@ class Store:
                 try:
                     volumes.make_empty(fd)
                     header = Header(uuid=_new_uuid(), identity=volumes.identity())
-                    volumes.medium.write(store_fd, records.seal(header._asdict()))
+                    volumes.record_storage.write(store_fd, records.seal(header._asdict()))
                     volumes.barrier(store_fd)
                     volumes.barrier(fd)
                 finally:
@@ -128,22 +128,24 @@ class Store:
             except FileNotFoundError as error:
                 raise _not_a_store(root) from error
             ids = [int(name) for name in os.listdir(snapshots_fd) if name.isdecimal()]
-            medium = volumes.medium
-            if medium.read(store_fd) is None and not any(_is_snapshot(medium, snapshots_fd, each) for each in ids):
+            record_storage = volumes.record_storage
+            if record_storage.read(store_fd) is None and not any(
+                _is_snapshot(record_storage, snapshots_fd, each) for each in ids
+            ):
                 raise _not_a_store(root)
             stack.enter_context(Lock(fd, root))
-            data = medium.read(store_fd)
+            data = record_storage.read(store_fd)
             if data is not None:
                 with contextlib.suppress(records.DamagedError):
                     _header(data)
                     return ""
-                data = records.mended(data, _header)
+                data = records.repair_bit_flip(data, _header)
             how = "the record of the store is what it was: one bit had flipped"
             if data is None:
                 how = "the record of the store is made anew: the first client that comes has the snapshots"
                 header = Header(_new_uuid(), volumes.identity(), id_limit=max(ids, default=0) + ID_BLOCK)
                 data = records.seal(header._asdict())
-            medium.write(store_fd, data)
+            record_storage.write(store_fd, data)
             volumes.barrier(store_fd)
             return how
 
@@ -190,7 +192,7 @@ class Store:
     # -- the header
 
     def _read(self) -> Header:
-        data = self._volumes.medium.read(self._store_fd)
+        data = self._volumes.record_storage.read(self._store_fd)
         if data is None:
             raise _not_a_store(self.root)
         try:
@@ -207,7 +209,7 @@ class Store:
 
     def _change(self, **values: Any) -> None:
         header = self.header._replace(**values)
-        self._volumes.medium.write(self._store_fd, records.seal(header._asdict()))
+        self._volumes.record_storage.write(self._store_fd, records.seal(header._asdict()))
         self._volumes.barrier(self._store_fd)
         self.header = header
 
@@ -248,7 +250,7 @@ class Store:
             FileExistsError: There is one.
         """
         place = self.place(snapshot_id)
-        return Directory(self._volumes.medium.make_directory(place.dir_fd, place.name, record), place.path)
+        return Directory(self._volumes.record_storage.make_directory(place.dir_fd, place.name, record), place.path)
 
     def directory(self, snapshot_id: int) -> Directory:
         """
@@ -286,36 +288,36 @@ class Store:
         """
         The record of a snapshot's directory, or None when it has none.
         """
-        return self._volumes.medium.read(directory.fd)
+        return self._volumes.record_storage.read(directory.fd)
 
     def write(self, directory: Directory, record: bytes) -> None:
         """
         Replace the record of a snapshot's directory, atomically; durable only after a barrier.
         """
-        self._volumes.medium.write(directory.fd, record)
+        self._volumes.record_storage.write(directory.fd, record)
 
     def remove_directory(self, snapshot_id: int) -> None:
         """
         Remove the directory of a snapshot that holds no subvolume any more; its record goes with it.
         """
         with contextlib.suppress(FileNotFoundError), self.directory(snapshot_id) as directory:
-            self._volumes.medium.delete(directory.fd)
+            self._volumes.record_storage.delete(directory.fd)
             os.rmdir(str(snapshot_id), dir_fd=self.snapshots_fd)
 
 
-def _is_snapshot(medium: Medium, snapshots_fd: int, snapshot_id: int) -> bool:
+def _is_snapshot(record_storage: RecordStorage, snapshots_fd: int, snapshot_id: int) -> bool:
     """
     Whether a directory has a whole record: a store that has none itself may be something else.
     """
     with contextlib.suppress(OSError, records.DamagedError), opened(snapshots_fd, str(snapshot_id)) as fd:
-        data = medium.read(fd)
+        data = record_storage.read(fd)
         return data is not None and bool(records.unseal(data))
     return False
 
 
-def _check_unmade(fd: int, root: str, medium: Medium) -> None:
+def _check_unmade(fd: int, root: str, record_storage: RecordStorage) -> None:
     with contextlib.suppress(FileNotFoundError), opened(fd, STORE) as store_fd:
-        if medium.read(store_fd) is not None:
+        if record_storage.read(store_fd) is not None:
             raise AlreadyExistsError(f"{root!r} is already a store")
     with contextlib.suppress(FileNotFoundError), opened(fd, SNAPSHOTS) as snapshots_fd:
         if os.listdir(snapshots_fd):

@@ -20,43 +20,43 @@ _BLOCK = 4096
 _ONE_INODE = 512  # bytes that hold it with its header
 
 
-def measure(fd: int, born: int, parent_fd: int | None) -> Measured:
+def measure(fd: int, base_transid: int, parent_fd: int | None) -> Measured:
     """
-    Measure the subvolume *fd*, which began at generation *born* as a snapshot of *parent_fd*, or empty.
+    Measure the subvolume *fd*, which began at generation *base_transid* as a snapshot of *parent_fd*, or empty.
 
     Data that has not been written back yet does not count. Needs CAP_SYS_ADMIN for ``BTRFS_IOC_TREE_SEARCH_V2``;
     without it both trees are walked, and the bytes added are taken for those of the changed files.
     """
     try:
-        return _search((fd, 0), born, None) if parent_fd is None else _search((fd, 0), born, (parent_fd, 0))
+        return _search((fd, 0), base_transid, None if parent_fd is None else (parent_fd, 0))
     except PermissionError:
         return walk(fd, parent_fd)
 
 
-def measure_by_id(fd: int, subvolid: int, born: int, parent_id: int) -> Measured:
+def measure_by_id(fd: int, subvolid: int, base_transid: int, parent_id: int) -> Measured:
     """
     As `measure`, of a subvolume and its parent that need not be open, on the filesystem of *fd*. Needs CAP_SYS_ADMIN.
 
     Raises:
         FileNotFoundError: One of them is deleted.
     """
-    return _search((fd, subvolid), born, (fd, parent_id))
+    return _search((fd, subvolid), base_transid, (fd, parent_id))
 
 
 _Tree = tuple[int, int]
 """A file descriptor, and a subvolume's id; 0 is the one that the file is in."""
 
 
-def _search(tree: _Tree, born: int, parent: _Tree | None) -> Measured:
+def _search(tree: _Tree, base_transid: int, parent: _Tree | None) -> Measured:
     fd, tree_id = tree
     size = apparent = changed = altered = 0
     extents: set[int] = set()
-    for item in tree_search.search_changes(fd, born if parent else 0, tree_id=tree_id):
+    for item in tree_search.search_changes(fd, base_transid if parent else 0, tree_id=tree_id):
         if item.type == INODE_ITEM_KEY:
             inode = items.inode_item(item.data)
             if not inode.nlink:
                 continue
-            before = _inode(parent, item.objectid) if parent and inode.generation <= born else None
+            before = _inode(parent, item.objectid) if parent and inode.generation <= base_transid else None
             if before is None or differs(inode, before, inode.ctime, before.ctime):
                 changed += 1
             if before is None or differs(inode, before, inode.mtime, before.mtime):

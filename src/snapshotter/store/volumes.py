@@ -10,23 +10,23 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 from pybtrfs.mountinfo import MountTable
 from snapshotter.model import Measured, Mount
 from snapshotter.store.layout import Directory, Place
-from snapshotter.store.medium import Medium
+from snapshotter.store.record_storage import RecordStorage
 
 MountMode = Literal["btrfs", "bind"]
 
 
-class Found(NamedTuple):
+class Contents(NamedTuple):
     """
     What stands in a snapshot's directory.
 
-    *layer* means a whole, read-only one, *writable* another one; *strangers* are the names of all else, where it
+    *layer* means a whole, read-only one, *writable* another one; *unexpected* are the names of all else, where it
     matters: where there is no subvolume of a snapshot.
     """
 
     fs: bool
     layer: bool
     anything: bool
-    strangers: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
     writable: bool = False
 
 
@@ -38,7 +38,7 @@ class Volumes(Protocol):
     FailedPreconditionError.
     """
 
-    medium: ClassVar[Medium]
+    record_storage: ClassVar[RecordStorage]
     """
     How a directory carries its record.
     """
@@ -68,7 +68,7 @@ class Volumes(Protocol):
         What tells the root from every copy of it.
         """
 
-    def inspect(self, place: Place) -> tuple[bytes | None, Found]:
+    def inspect(self, place: Place) -> tuple[bytes | None, Contents]:
         """
         The record of the directory at *place*, None without one, and then what stands in it.
 
@@ -133,19 +133,19 @@ class Volumes(Protocol):
         What is mounted, read after the call.
         """
 
-    def born(self, directory: Directory) -> int:
+    def base_transid(self, directory: Directory) -> int:
         """
         The generation from which changes of `FS` count.
         """
 
-    def version(self, directory: Directory) -> int:
+    def change_counter(self, directory: Directory) -> int:
         """
         Moves whenever `measure` of `FS` may give something else.
         """
 
-    def measure(self, directory: Directory, name: str, born: int, parent: Directory | None) -> Measured:
+    def measure(self, directory: Directory, name: str, base_transid: int, parent: Directory | None) -> Measured:
         """
-        What *name* added since *born* to its parent's `LAYER`.
+        What *name* added since *base_transid* to its parent's `LAYER`.
         """
 
     def mount(self, place: Place, *, read_only: bool) -> Mount:

@@ -26,7 +26,7 @@ CLOSE_SECONDS = 1.0
 RETRY_SECONDS = (0.5, 30.0)  # from, and up to
 
 
-class Doomed:
+class PendingDestroy:
     """
     The directory of a removed snapshot, or one subvolume in the directory of a living one.
     """
@@ -51,9 +51,9 @@ class Worker:
         self._store = store
         self._volumes = volumes
         self._condition = threading.Condition()
-        self._doomed: deque[Doomed] = deque()
-        self._in_hand: dict[int, deque[Doomed]] = {}  # by thread
-        self._held: list[Doomed] = []
+        self._pending: deque[PendingDestroy] = deque()
+        self._in_hand: dict[int, deque[PendingDestroy]] = {}  # by thread
+        self._held: list[PendingDestroy] = []
         self._tasks: deque[tuple[float, Callable[[], None]]] = deque()
         self._next_batch = 0.0
         self._busy = 0
@@ -78,15 +78,15 @@ class Worker:
         with self._condition:
             self._start()
             if later:
-                self._held.append(Doomed(snapshot_id, name, due=time.monotonic() + TASK_SECONDS))
+                self._held.append(PendingDestroy(snapshot_id, name, due=time.monotonic() + TASK_SECONDS))
                 self._condition.notify_all()
                 return
-            self._doomed.append(Doomed(snapshot_id, name))
+            self._pending.append(PendingDestroy(snapshot_id, name))
             # For the others the threads have set their time already.
-            if len(self._doomed) in (1, BATCH):
+            if len(self._pending) in (1, BATCH):
                 self._condition.notify_all()
-            if len(self._doomed) > BACKLOG:
-                self._condition.wait_for(lambda: self._closed or len(self._doomed) <= BACKLOG, CROWDED_SECONDS)
+            if len(self._pending) > BACKLOG:
+                self._condition.wait_for(lambda: self._closed or len(self._pending) <= BACKLOG, CROWDED_SECONDS)
 
     def destroy_now(self, snapshot_id: int) -> None:
         """
@@ -95,7 +95,7 @@ class Worker:
         Raises:
             OSError: EBUSY when it is mounted; else as the kernel says.
         """
-        self._destroy_one(Doomed(snapshot_id), self._volumes.mounts())
+        self._destroy_one(PendingDestroy(snapshot_id), self._volumes.mounts())
 
     @property
     def pending(self) -> list[int]:
@@ -104,22 +104,22 @@ class Worker:
         """
         with self._condition:
             # Once each: what is being put among the held ones is in hand, too.
-            everything = chain(self._doomed, self._held, *self._in_hand.values())
-            return list(dict.fromkeys(doomed.snapshot_id for doomed in everything))
+            everything = chain(self._pending, self._held, *self._in_hand.values())
+            return list(dict.fromkeys(pending.snapshot_id for pending in everything))
 
     def drain(self, seconds: float) -> None:
         """
         Wait until everything is destroyed that can be, at most *seconds*; tries what is held once more.
         """
         with self._condition:
-            if not (self._doomed or self._held or self._busy):
+            if not (self._pending or self._held or self._busy):
                 return
-            self._doomed.extend(self._held)
+            self._pending.extend(self._held)
             self._held.clear()
             self._next_batch = 0.0
             self._start()
             self._condition.notify_all()
-            self._condition.wait_for(lambda: self._closed or not (self._doomed or self._busy), seconds)
+            self._condition.wait_for(lambda: self._closed or not (self._pending or self._busy), seconds)
 
     def reclaim(self, seconds: float, *, always: bool = False) -> None:
         """
@@ -187,14 +187,14 @@ class Worker:
                     self._condition.notify_all()
 
     def _due_batch(self) -> bool:
-        return len(self._doomed) >= BATCH or (bool(self._doomed) and self._next_batch <= time.monotonic())
+        return len(self._pending) >= BATCH or (bool(self._pending) and self._next_batch <= time.monotonic())
 
     def _due_task(self) -> bool:
         return bool(self._tasks) and self._tasks[0][0] <= time.monotonic()
 
     def _seconds_to_next(self) -> float | None:
-        due = [doomed.due for doomed in self._held]
-        if self._doomed:
+        due = [pending.due for pending in self._held]
+        if self._pending:
             due.append(self._next_batch)
         if self._tasks:
             due.append(self._tasks[0][0])
@@ -202,50 +202,50 @@ class Worker:
 
     def _release_due(self) -> None:
         now = time.monotonic()
-        self._doomed.extend(doomed for doomed in self._held if doomed.due <= now)
-        self._held = [doomed for doomed in self._held if doomed.due > now]
+        self._pending.extend(pending for pending in self._held if pending.due <= now)
+        self._held = [pending for pending in self._held if pending.due > now]
 
     def _destroy_batch(self) -> None:
         with self._condition:
-            batch = deque(self._doomed.popleft() for _ in range(min(BATCH, len(self._doomed))))
+            batch = deque(self._pending.popleft() for _ in range(min(BATCH, len(self._pending))))
             self._in_hand[threading.get_ident()] = batch
         mounts = None
         try:
             while batch and not self._closed:
-                doomed = batch[0]
+                pending = batch[0]
                 try:
                     # Read after all of the batch were removed: whatever of it is still mounted is there.
                     mounts = mounts or self._volumes.mounts()
-                    self._destroy_one(doomed, mounts)
+                    self._destroy_one(pending, mounts)
                 except OSError as error:
-                    self._hold(doomed, error)
+                    self._hold(pending, error)
                 finally:
                     with self._condition:
                         batch.popleft()
         finally:
             with self._condition:
                 del self._in_hand[threading.get_ident()]
-                self._doomed.extendleft(reversed(batch))
+                self._pending.extendleft(reversed(batch))
 
-    def _hold(self, doomed: Doomed, error: OSError) -> None:
-        if not doomed.delay:
-            Event.HELD.emit(id=doomed.snapshot_id, subvolume=doomed.name, error=str(error))
+    def _hold(self, pending: PendingDestroy, error: OSError) -> None:
+        if not pending.delay:
+            Event.HELD.emit(id=pending.snapshot_id, subvolume=pending.name, error=str(error))
         shortest, longest = RETRY_SECONDS
-        doomed.delay = min(max(shortest, doomed.delay * 2), longest)
-        doomed.due = time.monotonic() + doomed.delay
+        pending.delay = min(max(shortest, pending.delay * 2), longest)
+        pending.due = time.monotonic() + pending.delay
         with self._condition:
-            self._held.append(doomed)
+            self._held.append(pending)
             self._condition.notify_all()
 
-    def _destroy_one(self, doomed: Doomed, mounts: MountTable) -> None:
+    def _destroy_one(self, pending: PendingDestroy, mounts: MountTable) -> None:
         started = time.monotonic()
         try:
-            with self._store.directory(doomed.snapshot_id) as directory:
-                for name in (doomed.name,) if doomed.name else (FS, LAYER):
+            with self._store.directory(pending.snapshot_id) as directory:
+                for name in (pending.name,) if pending.name else (FS, LAYER):
                     self._volumes.destroy(directory, name, mounts)
         except FileNotFoundError:
             return
         self._reclaimable = True
-        if not doomed.name:
-            self._store.remove_directory(doomed.snapshot_id)
-        Event.DESTROYED.emit(id=doomed.snapshot_id, subvolume=doomed.name, seconds=time.monotonic() - started)
+        if not pending.name:
+            self._store.remove_directory(pending.snapshot_id)
+        Event.DESTROYED.emit(id=pending.snapshot_id, subvolume=pending.name, seconds=time.monotonic() - started)

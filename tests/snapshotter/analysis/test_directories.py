@@ -8,7 +8,7 @@ import pytest
 from pybtrfs import filesystem
 from snapshotter import Snapshotter
 from snapshotter.analysis import directories
-from snapshotter.analysis.directories import Directory
+from snapshotter.analysis.directories import DirectoryUsage
 from snapshotter.mounting import mounted
 
 pytestmark = pytest.mark.btrfs
@@ -67,4 +67,4 @@ def test_measure(btrfs: Path) -> None:
         assert directories.measure(store, "v") == directories.measure(store, "base")
         assert [each.path for each in directories.measure(store, "a", 0)] == ["."]
         store.view("nothing")
-        assert directories.measure(store, "nothing") == [Directory(".", 0, 0, 1)]
+        assert directories.measure(store, "nothing") == [DirectoryUsage(".", 0, 0, 1)]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from snapshotter.cli import progress as module
-from snapshotter.cli.progress import progress, tracked
+from snapshotter.cli.progress import progress, with_progress
 from tests.snapshotter.cli.commands import Terminal
 
 
@@ -61,7 +61,7 @@ def test_tracked(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
         ((number for number in range(1500)), "looking at 1,400"),
     ):
         monkeypatch.setattr(sys, "stderr", Terminal())
-        for done, thing in enumerate(tracked(things)):
+        for done, thing in enumerate(with_progress(things)):
             assert done == thing
             clock[0] += 0.01
         assert sys.stderr.getvalue().split("\r")[-3].strip() == shown

@@ -19,7 +19,7 @@ from snapshotter.maintenance import doctor, quarantine, repair
 from snapshotter.mounting import mounted
 from snapshotter.store import records
 from snapshotter.store.btrfs import BtrfsVolumes
-from snapshotter.store.medium import XATTR
+from snapshotter.store.record_storage import XATTR
 from tests.snapshotter.cli.commands import Run
 
 pytestmark = pytest.mark.btrfs

@@ -19,10 +19,10 @@ from snapshotter.errors import DataLossError, Error, FailedPreconditionError, No
 from snapshotter.store import records, worker
 from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.store.layout import Place
-from snapshotter.store.medium import XATTR
+from snapshotter.store.record_storage import XATTR
 from snapshotter.store.records import Commitment, Record, State
-from snapshotter.store.recovery import Recovered, Verdict, judge, one_a_key
-from snapshotter.store.volumes import Found
+from snapshotter.store.recovery import Recovered, Verdict, judge, resolve_duplicate_keys
+from snapshotter.store.volumes import Contents
 
 TABLE = {
     # record, fs, layer: is
@@ -50,9 +50,9 @@ TABLE = {
     (State.REMOVED, "fs", ""): Verdict.REMOVED,
     (State.REMOVED, "", "layer"): Verdict.REMOVED,
     (State.REMOVED, "", ""): Verdict.REMOVED,
-    (None, "fs", "layer"): Verdict.UNKNOWN,
-    (None, "fs", ""): Verdict.UNKNOWN,
-    (None, "", "layer"): Verdict.UNKNOWN,
+    (None, "fs", "layer"): Verdict.ORPHAN,
+    (None, "fs", ""): Verdict.ORPHAN,
+    (None, "", "layer"): Verdict.ORPHAN,
     (None, "", ""): Verdict.REMOVED,
 }
 
@@ -70,7 +70,7 @@ def test_judge(row: tuple[State | None, str, str], verdict: Verdict) -> None:
     Each row is judged as the table says; that a commit was not verified changes one row only.
     """
     state, fs, layer = row
-    found = Found(bool(fs), bool(layer), bool(fs or layer))
+    found = Contents(bool(fs), bool(layer), bool(fs or layer))
     assert judge(state, found, verified=True) is verdict
     unverified = Verdict.ACTIVE if row == (State.COMMITTING, "fs", "layer") else verdict
     assert judge(state, found) is unverified
@@ -80,10 +80,10 @@ def test_judge_strangers() -> None:
     """
     What is neither `fs` nor `layer` saves a directory without a record, and nothing else.
     """
-    strangers = Found(False, False, True)
-    assert judge(None, strangers) is Verdict.UNKNOWN
-    assert judge(State.REMOVED, strangers) is Verdict.REMOVED
-    assert judge(State.COMMITTED, strangers) is Verdict.QUARANTINED
+    unexpected = Contents(False, False, True)
+    assert judge(None, unexpected) is Verdict.ORPHAN
+    assert judge(State.REMOVED, unexpected) is Verdict.REMOVED
+    assert judge(State.COMMITTED, unexpected) is Verdict.QUARANTINED
 
 
 # On btrfs
@@ -184,7 +184,7 @@ def test_on_disk(
                 assert known[name].kind is (Kind.ACTIVE if state is State.ACTIVE else Kind.COMMITTED)
             else:
                 assert set(known) == {"base", "other", "active"}
-                assert problems == ([str(path)] if verdict is Verdict.UNKNOWN else [])
+                assert problems == ([str(path)] if verdict is Verdict.ORPHAN else [])
         left = {
             Verdict.ACTIVE: {"fs"},
             Verdict.COMMITTED: {"layer"},
@@ -259,7 +259,7 @@ def test_commit_of_refused_data(root: Path, reopen: Callable[..., Snapshotter]) 
     """
     A commit that stopped before it was verified is not believed, and its data suspect when devices have refused writes.
     """
-    path = make(root, State.COMMITTING, "fs", "layer", verified=False, errors=-1)
+    path = make(root, State.COMMITTING, "fs", "layer", verified=False, write_errors=-1)
     with reopen() as store:
         assert store.stat("lost").labels == {"of": "active"}
         with pytest.raises(NotFoundError):
@@ -267,7 +267,7 @@ def test_commit_of_refused_data(root: Path, reopen: Callable[..., Snapshotter]) 
         assert os.listdir(path) == ["fs"]
         with pytest.raises(DataLossError, match="the disk may have refused data of snapshot 'lost'"):
             store.commit("again", "lost")
-    write(path, Record(LOST, State.COMMITTED, "lost", errors=-1))
+    write(path, Record(LOST, State.COMMITTED, "lost", write_errors=-1))
     subvolume.snapshot(path / "fs", path / "layer", read_only=True)
     assert reopen().stat("lost").kind is Kind.COMMITTED
 
@@ -487,7 +487,7 @@ def test_read_only_changes_nothing(root: Path, reopen: Callable[..., Snapshotter
     Who only reads sees the same snapshots, and leaves every left-over where it is.
     """
     for number, (state, fs, layer) in enumerate(TABLE):
-        make(root, state, fs, layer, id=LOST + number, key=f"k{number}", errors=0)
+        make(root, state, fs, layer, id=LOST + number, key=f"k{number}", write_errors=0)
 
     def everything() -> dict[str, object]:
         return {
@@ -512,7 +512,7 @@ def test_reading_beside_a_commit(root: Path, reopen: Callable[..., Snapshotter])
     steps = [lambda: store.commit("c", "active"), lambda: store.remove("c")]
 
     class Beside(BtrfsVolumes):
-        def inspect(self, place: Place) -> tuple[bytes | None, Found]:
+        def inspect(self, place: Place) -> tuple[bytes | None, Contents]:
             record, found = super().inspect(place)
             if place.name == "3" and steps:
                 steps.pop(0)()
@@ -573,7 +573,7 @@ def test_failed_and_not_undone(
         with reopen() as store:
             store.cleanup()
             assert store._index.get("k").id == ids[1]
-            assert store.stat("k").kind is KINDS[judge(CLAIMS[answered][0], Found(True, True, True), verified=True)]
+            assert store.stat("k").kind is KINDS[judge(CLAIMS[answered][0], Contents(True, True, True), verified=True)]
             others = {info.name for info in store.walk()} - {"base", "other", "active", "k"}
             assert others == ({f"active {ids[0]}"} if failed == "committing" else set())
             certain = failed == "committing" or failed_first
@@ -591,7 +591,7 @@ def test_taken_later() -> None:
 
     def item(id: int, what: str, time: int) -> Recovered:
         state, fs, layer = CLAIMS[what]
-        found = Found(bool(fs), bool(layer), bool(fs or layer))
+        found = Contents(bool(fs), bool(layer), bool(fs or layer))
         record = Record(id, state, "k", created=time)
         if state is State.COMMITTING:
             record = Record(id, state, f"active {id}", commitment=Commitment("k", {}, time, verified=True))
@@ -605,4 +605,4 @@ def test_taken_later() -> None:
             items = sorted([item(ids[0], failed, times[0]), owner], key=lambda item: item.id)
             older, newer = (failed, answered) if failed_first else (answered, failed)
             if times[0] < times[1] or older != "committing":
-                assert owner in one_a_key(items), (older, newer, times)
+                assert owner in resolve_duplicate_keys(items), (older, newer, times)

@@ -30,10 +30,10 @@ from snapshotter.errors import (
     StoreHeldError,
 )
 from snapshotter.maintenance import doctor
-from snapshotter.store import records, store
+from snapshotter.store import lock, records, store
 from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.store.layout import Directory
-from snapshotter.store.medium import XATTR
+from snapshotter.store.record_storage import XATTR
 from snapshotter.testing import DirectoryVolumes
 
 pytestmark = pytest.mark.btrfs
@@ -515,10 +515,10 @@ def test_dying_holder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # A child shares the lock, as the kernel does for a call under way.
         child = int(ask("os.fork() or (__import__('signal').pause(), os._exit(0))"))
         os.kill(pid, signal.SIGKILL)
-        monkeypatch.setattr(store, "DEAD_HOLDER_SECONDS", 0)
+        monkeypatch.setattr(lock, "DEAD_HOLDER_SECONDS", 0)
         with pytest.raises(StoreHeldError, match=f"is held by process {pid} "):
             Snapshotter(root)
-        monkeypatch.setattr(store, "DEAD_HOLDER_SECONDS", 60)
+        monkeypatch.setattr(lock, "DEAD_HOLDER_SECONDS", 60)
 
         class Time:
             monotonic = staticmethod(time.monotonic)
@@ -529,7 +529,7 @@ def test_dying_holder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 os.kill(child, signal.SIGKILL)
                 time.sleep(seconds)
 
-        monkeypatch.setattr(store, "time", Time)
+        monkeypatch.setattr(lock, "time", Time)
         Snapshotter(root).close()
 
 
@@ -537,7 +537,7 @@ def test_unreadable_holder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     What does not say who holds the store is still a hold.
     """
-    monkeypatch.setattr(store, "DEAD_HOLDER_SECONDS", 0)
+    monkeypatch.setattr(lock, "DEAD_HOLDER_SECONDS", 0)
     with Snapshotter(root):
         for text in (b"", b"{", b"[]", b'{"pid": "x"}', b'{"command": 1}', b"\xff"):
             (root / "lock").write_bytes(text)

@@ -16,7 +16,7 @@ from pybtrfs import filesystem, subvolume, tree_search
 from snapshotter import Snapshotter, Usage
 from snapshotter.model import Measured
 from snapshotter.store import records, usage
-from snapshotter.store.medium import XATTR
+from snapshotter.store.record_storage import XATTR
 from snapshotter.testing import DirectoryVolumes
 
 FILES = 400
@@ -368,9 +368,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     calls: list[int] = []
     measure = usage.measure
 
-    def counting(fd: int, born: int, parent_fd: int | None) -> Measured:
-        calls.append(born)
-        return measure(fd, born, parent_fd)
+    def counting(fd: int, base_transid: int, parent_fd: int | None) -> Measured:
+        calls.append(base_transid)
+        return measure(fd, base_transid, parent_fd)
 
     with monkeypatch.context() as patch:
         patch.setattr(usage, "measure", counting)

@@ -19,10 +19,10 @@ from pybtrfs.mountinfo import MountTable
 from snapshotter import Mount
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.mounting import mounted
-from snapshotter.store import volumes as volumes_module
+from snapshotter.store import btrfs as btrfs_module
 from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.store.layout import FS, LAYER, Directory, Place
-from snapshotter.store.volumes import Found, MountMode, Volumes
+from snapshotter.store.volumes import Contents, MountMode, Volumes
 from snapshotter.testing import DirectoryVolumes
 from tests.namespaces import other_namespace, source
 from tests.snapshotter.conftest import entries
@@ -88,7 +88,7 @@ def at(directory: Directory, name: str) -> Place:
     return Place(directory.fd, name, os.path.join(directory.path, name))
 
 
-def found(volumes: Volumes, directory: Directory) -> Found:
+def found(volumes: Volumes, directory: Directory) -> Contents:
     return volumes.inspect(at(directory, "."))[1]
 
 
@@ -121,13 +121,13 @@ def test_create(umask: int, volumes: Volumes, make: Make) -> None:
     A new one is empty and 0755, whatever the umask.
     """
     directory = make("1")
-    assert found(volumes, directory) == Found(False, False, False)
+    assert found(volumes, directory) == Contents(False, False, False)
     before = os.umask(umask)
     try:
         volumes.create(directory)
     finally:
         os.umask(before)
-    assert found(volumes, directory) == Found(True, False, True)
+    assert found(volumes, directory) == Contents(True, False, True)
     assert stat.S_IMODE(fs(directory).stat().st_mode) == 0o755
     assert os.listdir(fs(directory)) == []
     with pytest.raises(FileExistsError):
@@ -142,7 +142,7 @@ def test_freeze(volumes: Volumes, make: Make) -> None:
     volumes.create(directory)
     fill(fs(directory))
     volumes.freeze(directory)
-    assert found(volumes, directory) == Found(True, True, True)
+    assert found(volumes, directory) == Contents(True, True, True)
     first = entries(fs(directory))
     assert entries(layer(directory)) == first
     (fs(directory) / "new").touch()
@@ -162,7 +162,7 @@ def test_snapshot(volumes: Volumes, make: Make, copy: Copy) -> None:
     volumes.freeze(parent)
     before = entries(layer(parent))
     child = copy(at(parent, LAYER), "2")
-    assert volumes.medium.read(child.fd) == b"record"
+    assert volumes.record_storage.read(child.fd) == b"record"
     assert entries(fs(child)) == before
     (fs(child) / "of child").touch()
     volumes.fork(at(child, FS), fork)
@@ -187,10 +187,10 @@ def test_destroy(volumes: Volumes, make: Make) -> None:
     fill(fs(directory))
     volumes.freeze(directory)
     volumes.destroy(directory, FS, NONE)
-    assert found(volumes, directory) == Found(False, True, True)
+    assert found(volumes, directory) == Contents(False, True, True)
     volumes.destroy(directory, FS, NONE)
     volumes.destroy(directory, LAYER, NONE)
-    assert found(volumes, directory) == Found(False, False, False)
+    assert found(volumes, directory) == Contents(False, False, False)
 
 
 def test_identity(volumes: Volumes, make: Make, work: Path) -> None:
@@ -443,8 +443,8 @@ class TestBtrfs:
                 volumes.freeze(active)
             with pytest.raises(FailedPreconditionError, match=re.escape(text)):
                 volumes.fork(at(active, FS), fork)
-            assert found(volumes, fork) == Found(False, False, False)
-            assert found(volumes, active) == Found(True, False, True)
+            assert found(volumes, fork) == Contents(False, False, False)
+            assert found(volumes, active) == Contents(True, False, True)
         assert (nested / "file").read_text() == "precious"
         (nested / "file").unlink()
         subvolume.create(nested / "inner")
@@ -522,7 +522,7 @@ class TestBtrfs:
         text = "content of the nested subvolume 'nested' would" if content else "made meanwhile: try again"
         with pytest.raises(FailedPreconditionError, match=text):
             volumes.freeze(active)
-        assert found(volumes, active) == Found(True, False, True)
+        assert found(volumes, active) == Contents(True, False, True)
 
     def test_layer_is_read_only(self, volumes: Volumes, active: Directory) -> None:
         """
@@ -571,7 +571,7 @@ def test_reclaim(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPat
             sync(target)
 
     monkeypatch.setattr(filesystem, "sync", sync_unheard)
-    monkeypatch.setattr(volumes_module, "WAKE_SECONDS", 0.1)
+    monkeypatch.setattr(btrfs_module, "WAKE_SECONDS", 0.1)
     with opened(BtrfsVolumes, mount) as volumes:
         volumes.reclaim(PATIENCE)
     assert subvolume.count_deleted(mount) == 0

@@ -173,7 +173,7 @@ def test_backlog(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch) -
     caller = threading.Thread(target=running.destroy, args=(14,))
     caller.start()
     with running._condition:
-        assert running._condition.wait_for(lambda: len(running._doomed) == 5, PATIENCE)
+        assert running._condition.wait_for(lambda: len(running._pending) == 5, PATIENCE)
     assert caller.is_alive()
     disk.gate.set()
     caller.join(PATIENCE)

@@ -10,7 +10,7 @@ from typing import IO, cast
 
 from snapshotter.cli import arguments, interruption, output
 from snapshotter.cli.commands.mount import _mount, _umount
-from snapshotter.cli.progress import Told, progress, visible
+from snapshotter.cli.progress import Report, progress, visible
 from snapshotter.errors import InvalidArgumentError
 
 
@@ -48,8 +48,8 @@ def _export(parsed: argparse.Namespace) -> None:
 
     with arguments.reading(parsed) as store, interruption.deferred() as interrupted:
         total = packing.size_of(store, parsed.key) if visible() else 0
-        with _written(parsed.file) as file, progress("export", total) as told:
-            tar.save(store, parsed.key, _Watched(file, interrupted, told).stream)
+        with _written(parsed.file) as file, progress("export", total) as report:
+            tar.save(store, parsed.key, _Watched(file, interrupted, report).stream)
 
 
 def _import(parsed: argparse.Namespace) -> None:
@@ -59,9 +59,9 @@ def _import(parsed: argparse.Namespace) -> None:
         arguments.making(parsed) as store,
         interruption.deferred() as interrupted,
         _read(parsed.file) as file,
-        progress("import", os.fstat(file.fileno()).st_size) as told,
+        progress("import", os.fstat(file.fileno()).st_size) as report,
     ):
-        stream = _Watched(file, interrupted, told).stream
+        stream = _Watched(file, interrupted, report).stream
         tar.load(store, parsed.key, stream, parsed.parent, dict(parsed.label))
 
 
@@ -70,10 +70,10 @@ class _Watched:
     A file that tells how much went through it, and where Ctrl-C is heard.
     """
 
-    def __init__(self, file: IO[bytes], interrupted: interruption.Deferred, told: Told) -> None:
+    def __init__(self, file: IO[bytes], interrupted: interruption.Deferred, report: Report) -> None:
         self._file = file
         self._interrupted = interrupted
-        self._told = told
+        self._report = report
         self._count = 0
 
     @property
@@ -94,7 +94,7 @@ class _Watched:
 
     def _tell(self, count: int) -> None:
         self._count += count
-        self._told(self._count)
+        self._report(self._count)
 
 
 @contextlib.contextmanager

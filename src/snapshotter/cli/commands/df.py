@@ -9,7 +9,7 @@ from snapshotter.cli import arguments, display, output
 from snapshotter.cli.commands.diff import _diff
 from snapshotter.cli.commands.du import _du
 from snapshotter.cli.commands.why import _CONTAINERD, _why
-from snapshotter.cli.progress import tracked
+from snapshotter.cli.progress import with_progress
 
 
 def add(commands: arguments.Commands) -> None:
@@ -96,7 +96,7 @@ def _frees(parsed: argparse.Namespace) -> None:
     from snapshotter.analysis import space
 
     with arguments.reading(parsed) as store:
-        size = space.frees(store, parsed.keys, tracked)
+        size = space.frees(store, parsed.keys, with_progress)
     if parsed.json:
         output.print_json({"keys": parsed.keys, "size": size})
     else:

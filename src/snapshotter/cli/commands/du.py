@@ -5,14 +5,14 @@
 import argparse
 
 from snapshotter.cli import arguments, display, output
-from snapshotter.cli.progress import tracked
+from snapshotter.cli.progress import with_progress
 
 
 def _du(parsed: argparse.Namespace) -> None:
     from snapshotter.analysis import directories
 
     with arguments.reading(parsed) as store:
-        found = directories.measure(store, parsed.key, parsed.depth, tracked)
+        found = directories.measure(store, parsed.key, parsed.depth, with_progress)
     found.sort(key=lambda directory: (-directory.exclusive - directory.shared, directory.path))
     if parsed.json:
         output.print_json([output.values(directory) for directory in found])

@@ -12,7 +12,7 @@ from snapshotter.cli.codes import DONE, complain, report
 from snapshotter.cli.commands.commit import _commit
 from snapshotter.cli.commands.label import _change, _label
 from snapshotter.cli.commands.prepare import _fork, _prepare, _view
-from snapshotter.cli.progress import tracked
+from snapshotter.cli.progress import with_progress
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, quoted
 
@@ -85,7 +85,7 @@ def _rm(parsed: argparse.Namespace) -> int:
 
     with arguments.reading(parsed) as reading:
         if parsed.dry_run:
-            print(output.amount(parsed)(space.frees(reading, parsed.keys, tracked)))
+            print(output.amount(parsed)(space.frees(reading, parsed.keys, with_progress)))
             return DONE
         root = reading.root
         entries = inventory.take(reading, measured=False).entries

@@ -15,7 +15,7 @@ FILE = "record"
 _NEW_FILE = "record.new"
 
 
-class Medium(Protocol):
+class RecordStorage(Protocol):
     """
     How directories carry their records, which are bytes here.
     """
@@ -46,7 +46,7 @@ class Medium(Protocol):
 
 class Xattrs:
     """
-    `Medium` of btrfs.
+    `RecordStorage` of btrfs.
     """
 
     def make_directory(self, dir_fd: int, name: str, data: bytes) -> int:
@@ -69,7 +69,7 @@ class Xattrs:
 
 class Files:
     """
-    `Medium` of other filesystems, where an xattr holds less, or is refused.
+    `RecordStorage` of other filesystems, where an xattr holds less, or is refused.
     """
 
     def make_directory(self, dir_fd: int, name: str, data: bytes) -> int:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from snapshotter.store.shared import Shared
+from snapshotter.store.coalesced import Coalesced
 
 PATIENCE = 10
 
@@ -39,7 +39,7 @@ def test_alone() -> None:
     call = Call()
     for event in call.go_on:
         event.set()
-    shared = Shared(call)
+    shared = Coalesced(call)
     assert [shared() for _ in range(3)] == [0, 1, 2]
 
 
@@ -48,7 +48,7 @@ def test_who_comes_later_shares_the_next_run() -> None:
     A run under way began before who comes now asked: all of those share one run, begun after it ended.
     """
     call = Call()
-    shared = Shared(call)
+    shared = Coalesced(call)
     waiting = threading.Barrier(6)
 
     def ask() -> int:
@@ -80,7 +80,7 @@ def test_errors_are_shared() -> None:
     """
     call = Call()
     call.count = 7
-    shared = Shared(call)
+    shared = Coalesced(call)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(shared)
         assert call.begun[7].wait(PATIENCE)
@@ -110,7 +110,7 @@ def test_many() -> None:
             clock += 1
             return clock
 
-    shared = Shared(tick)
+    shared = Coalesced(tick)
 
     def ask(_: int) -> None:
         before = tick()

@@ -15,7 +15,7 @@ class _Run(Generic[T]):
     done = False
 
 
-class Shared(Generic[T]):
+class Coalesced(Generic[T]):
     """
     Wraps *call* so that callers who come while it runs share the next run.
 

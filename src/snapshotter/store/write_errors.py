@@ -9,7 +9,7 @@ from snapshotter.store.store import Store
 from snapshotter.store.volumes import Volumes
 
 
-class Trust:
+class WriteErrors:
     """
     What is known of the data of a store that is open for writing.
 
@@ -56,4 +56,4 @@ class Trust:
         if active.record.suspect or active.id < self._store.header.suspect:
             return True
         # Before this opening nobody listened for write-back errors: the devices' counters have to do.
-        return active.id < self._first_id and self._volumes.write_errors() > active.record.errors
+        return active.id < self._first_id and self._volumes.write_errors() > active.record.write_errors

@@ -16,54 +16,56 @@ import pytest
 
 from pybtrfs import image, subvolume
 from snapshotter.store.btrfs import BtrfsVolumes
-from snapshotter.store.medium import XATTR, Files, Medium, Xattrs
+from snapshotter.store.record_storage import XATTR, Files, RecordStorage, Xattrs
 
 
 @pytest.fixture
-def medium(backend: str) -> Medium:
+def record_storage(backend: str) -> RecordStorage:
     return Xattrs() if backend == "btrfs" else Files()
 
 
-def test_write_and_read(medium: Medium, backend: str, work: Path) -> None:
+def test_write_and_read(record_storage: RecordStorage, backend: str, work: Path) -> None:
     """
     A record is replaced whole, in an xattr on btrfs, elsewhere in a file, and nothing is left beside it.
     """
     fd = os.open(work, os.O_RDONLY)
     try:
-        assert medium.read(fd) is None
+        assert record_storage.read(fd) is None
         for data in (b"first", b"a longer one", b"short", bytes(7680)):
-            medium.write(fd, data)
-            assert medium.read(fd) == data
+            record_storage.write(fd, data)
+            assert record_storage.read(fd) == data
         assert os.listdir(work) == ([] if backend == "btrfs" else ["record"])
         (work / "record.new").touch()  # as a killed process leaves it
-        assert medium.read(fd) == bytes(7680)
-        medium.delete(fd)
+        assert record_storage.read(fd) == bytes(7680)
+        record_storage.delete(fd)
         assert os.listdir(work) == (["record.new"] if backend == "btrfs" else [])
     finally:
         os.close(fd)
 
 
-def test_make_directory(medium: Medium, backend: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_directory(
+    record_storage: RecordStorage, backend: str, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """
     A directory is made with its record, for its owner alone, or not at all; one that is there is left alone.
     """
     work_fd = os.open(work, os.O_RDONLY)
     try:
-        fd = medium.make_directory(work_fd, "1", b"first")
-        assert medium.read(fd) == b"first"
+        fd = record_storage.make_directory(work_fd, "1", b"first")
+        assert record_storage.read(fd) == b"first"
         assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o700
         assert not os.get_inheritable(fd)
         with pytest.raises(FileExistsError):
-            medium.make_directory(work_fd, "1", b"second")
-        assert medium.read(fd) == b"first"
+            record_storage.make_directory(work_fd, "1", b"second")
+        assert record_storage.read(fd) == b"first"
         os.close(fd)
         if backend == "btrfs":
             with pytest.raises(OSError, match="No space left"):  # as the kernel calls an xattr too large for a node
-                medium.make_directory(work_fd, "2", bytes(17_000))
+                record_storage.make_directory(work_fd, "2", bytes(17_000))
         else:
             monkeypatch.setattr(os, "rename", Mock(side_effect=OSError(errno.ENOSPC, "")))
             with pytest.raises(OSError):
-                medium.make_directory(work_fd, "2", b"")
+                record_storage.make_directory(work_fd, "2", b"")
         assert os.listdir(work) == ["1"]
     finally:
         os.close(work_fd)
