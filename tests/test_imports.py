@@ -12,158 +12,83 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src"
 
+OURS = ("pybtrfs", "snapshotter")
 SERVICES = ("snapshots", "containers", "content", "images", "leases", "extension")
 
-# From the bottom up. A module imports only from the layers below its own.
-LAYERS = [
-    {
-        "pybtrfs._btrfs",
-        "pybtrfs._image_template",
-        "pybtrfs._version",
-        "pybtrfs.cli",
-        "pybtrfs.cli.output",
-        "pybtrfs.compat",
-        "pybtrfs.items",
-        "pybtrfs.qgroup",
-    },
-    {"pybtrfs", "pybtrfs.syscall"},
-    {"pybtrfs.ioctl", "pybtrfs.mountinfo"},
-    {"pybtrfs.errors", "pybtrfs.testing"},
-    {"pybtrfs.path"},
-    {"pybtrfs.extent", "pybtrfs.filesystem", "pybtrfs.image", "pybtrfs.inode", "pybtrfs.space", "pybtrfs.tree_search"},
-    {"pybtrfs.cli.image", "pybtrfs.device", "pybtrfs.subvolume.files", "pybtrfs.subvolume.info"},
-    {"pybtrfs.cli.usage", "pybtrfs.subvolume.listing"},
-    {"pybtrfs.subvolume.deletion"},
-    {"pybtrfs.subvolume.creation"},
-    {"pybtrfs.subvolume"},
-    {"pybtrfs.cli.subvolume", "pybtrfs.compat.btrfsutil", "pybtrfs.extents", "pybtrfs.pytest_plugin"},
-    {"pybtrfs.cli.main"},
-    {"pybtrfs.__main__"},
-    {
-        "snapshotter.analysis",
-        "snapshotter.analysis.treemap",
-        "snapshotter.api",
-        "snapshotter.api.containers_pb2",
-        "snapshotter.api.content_pb2",
-        "snapshotter.api.descriptor_pb2",
-        "snapshotter.api.leases_pb2",
-        "snapshotter.api.mount_pb2",
-        "snapshotter.archive",
-        "snapshotter.archive.format",
-        "snapshotter.cli.commands",
-        "snapshotter.cli.interruption",
-        "snapshotter.daemon",
-        "snapshotter.daemon.http2",
-        "snapshotter.daemon.systemd",
-        "snapshotter.errors",
-        "snapshotter.events",
-        "snapshotter.maintenance",
-        "snapshotter.model",
-        "snapshotter.setup",
-        "snapshotter.store",
-        "snapshotter.store.coalesced",
-        "snapshotter.store.record_storage",
-        "snapshotter.text",
-    },
-    {
-        "snapshotter.analysis.family",
-        "snapshotter.api.containers_grpc",
-        "snapshotter.api.content_grpc",
-        "snapshotter.api.extension_pb2",
-        "snapshotter.api.images_pb2",
-        "snapshotter.api.leases_grpc",
-        "snapshotter.api.snapshots_pb2",
-        "snapshotter.archive.unpacking",
-        "snapshotter.cli.codes",
-        "snapshotter.cli.display",
-        "snapshotter.cli.progress",
-        "snapshotter.contract.filters",
-        "snapshotter.contract.labels",
-        "snapshotter.contract.session",
-        "snapshotter.daemon.log",
-        "snapshotter.daemon.rpc",
-        "snapshotter.daemon.sockets",
-        "snapshotter.store.layout",
-        "snapshotter.store.usage",
-    },
-    {
-        "snapshotter.api.extension_grpc",
-        "snapshotter.api.images_grpc",
-        "snapshotter.api.messages",
-        "snapshotter.api.snapshots_grpc",
-        "snapshotter.cli.commands.events",
-        "snapshotter.cli.waiting",
-        "snapshotter.mounting",
-        "snapshotter.store.lock",
-        "snapshotter.store.records",
-        "snapshotter.store.volumes",
-    },
-    {
-        "snapshotter.analysis.references",
-        "snapshotter.client",
-        "snapshotter.daemon.config",
-        "snapshotter.store.btrfs",
-        "snapshotter.store.header",
-        "snapshotter.store.index",
-        "snapshotter.testing",
-    },
-    {"snapshotter.setup.containerd", "snapshotter.setup.unit_files", "snapshotter.store.store"},
-    {
-        "snapshotter.store.ownership",
-        "snapshotter.store.recovery",
-        "snapshotter.store.worker",
-        "snapshotter.store.write_errors",
-    },
-    {"snapshotter.contract.snapshotter", "snapshotter.maintenance.repair"},
+# From the bottom up: a module imports modules of lower floors, and those that stand before it in its own package.
+FLOORS = (
+    {"pybtrfs"},
+    {"snapshotter.errors", "snapshotter.events", "snapshotter.text"},
+    {"snapshotter.model"},
+    {"snapshotter.api", "snapshotter.store"},
     {"snapshotter.contract"},
-    {
-        "snapshotter",
-        "snapshotter.analysis.difference",
-        "snapshotter.analysis.holders",
-        "snapshotter.analysis.inventory",
-        "snapshotter.archive.packing",
-        "snapshotter.cli.arguments",
-        "snapshotter.daemon.metrics",
-        "snapshotter.daemon.service",
-        "snapshotter.setup.image_store",
-    },
-    {
-        "snapshotter.analysis.directories",
-        "snapshotter.analysis.space",
-        "snapshotter.archive.tar",
-        "snapshotter.cli.commands.commit",
-        "snapshotter.cli.commands.demo",
-        "snapshotter.cli.commands.setup",
-        "snapshotter.cli.output",
-        "snapshotter.daemon.process",
-        "snapshotter.maintenance.quarantine",
-    },
-    {
-        "snapshotter.analysis.report",
-        "snapshotter.cli.commands.diff",
-        "snapshotter.cli.commands.du",
-        "snapshotter.cli.commands.info",
-        "snapshotter.cli.commands.label",
-        "snapshotter.cli.commands.mount",
-        "snapshotter.cli.commands.prepare",
-        "snapshotter.cli.commands.serve",
-        "snapshotter.cli.commands.tree",
-        "snapshotter.cli.commands.why",
-        "snapshotter.maintenance.doctor",
-    },
-    {
-        "snapshotter.cli.commands.archive",
-        "snapshotter.cli.commands.df",
-        "snapshotter.cli.commands.doctor",
-        "snapshotter.cli.commands.ls",
-        "snapshotter.cli.commands.report",
-        "snapshotter.cli.commands.rm",
-    },
-    {"snapshotter.cli.commands.init"},
+    {"snapshotter.client", "snapshotter.mounting", "snapshotter.testing"},
+    {"snapshotter"},
+    {"snapshotter.analysis", "snapshotter.archive", "snapshotter.daemon"},
+    {"snapshotter.maintenance", "snapshotter.setup"},
     {"snapshotter.cli"},
     {"snapshotter.__main__"},
-]
-RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
+)
+FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
+
+# The order inside each package; modules that stand together do not import each other. "" is the package itself.
+INSIDE = {
+    "pybtrfs": (
+        "_btrfs _version _image_template",
+        "",
+        "items qgroup",
+        "syscall",
+        "ioctl mountinfo",
+        "errors",
+        "path",
+        "tree_search filesystem inode extent space testing",
+        "device image subvolume.files subvolume.info",
+        "subvolume.listing",
+        "subvolume.deletion",
+        "subvolume.creation",
+        "subvolume",
+        "extents compat pytest_plugin cli",
+        "compat.btrfsutil cli.output",
+        "cli.image cli.subvolume cli.usage",
+        "cli.main",
+        "__main__",
+    ),
+    "snapshotter.api": (
+        "",
+        "mount_pb2 descriptor_pb2",
+        " ".join(f"{service}_pb2" for service in SERVICES),
+        " ".join(f"{service}_grpc" for service in SERVICES) + " messages",
+    ),
+    "snapshotter.store": (
+        "",
+        "coalesced layout record_storage usage",
+        "records volumes",
+        "header index lock",
+        "store btrfs",
+        "ownership recovery worker write_errors",
+        "operations",
+    ),
+    "snapshotter.contract": ("filters labels session", "opening", "snapshotter", ""),
+    "snapshotter.analysis": (
+        "",
+        "difference family holders inventory references treemap",
+        "directories space",
+        "report",
+    ),
+    "snapshotter.archive": ("", "format", "packing unpacking", "tar"),
+    "snapshotter.daemon": ("", "config http2 log sockets systemd", "metrics rpc", "service", "process"),
+    "snapshotter.maintenance": ("", "quarantine repair", "doctor"),
+    "snapshotter.setup": ("", "containerd image_store unit_files"),
+    "snapshotter.cli": (
+        "arguments codes display interruption output progress",
+        "waiting",
+        "commands",
+        "commands.commit commands.demo commands.diff commands.doctor commands.du commands.events commands.info "
+        "commands.label commands.mount commands.prepare commands.report commands.setup commands.tree commands.why",
+        "commands.archive commands.df commands.init commands.ls commands.rm commands.serve",
+        "",
+    ),
+}
 
 # Values in, values out: these import no module that does I/O, nor one of ours that may.
 PURE = {
@@ -205,9 +130,36 @@ ONLY = {  # these imports are these modules' alone
 }
 
 
+def package_of(module: str) -> str:
+    """
+    Return the package that has a place in FLOORS.
+    """
+    return next(
+        (package for package in sorted(FLOOR, key=len, reverse=True) if f"{module}.".startswith(f"{package}.")), ""
+    )
+
+
+def place(module: str) -> int | None:
+    """
+    Return the place of *module* in the order of its package, or None when it has none.
+    """
+    package = package_of(module)
+    order = INSIDE.get(package, ("",))
+    places = [
+        number for number, names in enumerate(order) if module.removeprefix(package).lstrip(".") in names.split(" ")
+    ]
+    return places[0] if len(places) == 1 else None
+
+
+def exists(module: str) -> bool:
+    return module == "pybtrfs._btrfs" or any(
+        (SRC / module.replace(".", "/")).with_suffix(end).exists() for end in (".py", "")
+    )
+
+
 def imports(module: str, source: str) -> Iterator[str]:
     """
-    The modules that *source* imports, wherever in it.
+    Yield the modules that *source* imports, wherever in it.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -218,24 +170,26 @@ def imports(module: str, source: str) -> Iterator[str]:
                 base = ".".join([*module.split(".")[: -node.level], *([base] if base else [])])
             for alias in node.names:
                 name = f"{base}.{alias.name}"
-                yield name if name in RANK else base
+                yield name if name.split(".")[0] in OURS and exists(name) else base
 
 
 def violations(module: str, source: str) -> list[str]:
     """
-    What *source* imports that *module* must not.
+    Return the imports of *source* that *module* must not have.
     """
-    if module not in RANK:
-        return [f"{module} has no place in LAYERS"]
+    if place(module) is None:
+        return [f"{module} has no place in INSIDE"]
     found = []
     for name in imports(module, source):
-        package = name.split(".")[0]
-        ours = package in ("pybtrfs", "snapshotter")
-        if ours and RANK.get(name, len(LAYERS)) >= RANK[module]:
-            found.append(f"{module} imports {name}, which is not below it")
-        if module in PURE and (name not in PURE and name not in ("pybtrfs", "snapshotter") if ours else package in IO):
+        root = name.split(".")[0]
+        if root in OURS and name != module:
+            ours, theirs = package_of(module), package_of(name)
+            above = (FLOOR[ours], place(module)) <= (FLOOR[theirs], -1 if place(name) is None else place(name))
+            if place(name) is None or above or (FLOOR[ours] == FLOOR[theirs] and ours != theirs):
+                found.append(f"{module} imports {name}, which is not below it")
+        if module in PURE and (name not in PURE and name not in OURS if root in OURS else root in IO):
             found.append(f"{module} is pure but imports {name}")
-        for only in {name, package} & ONLY.keys():
+        for only in {name, root} & ONLY.keys():
             if module not in ONLY[only]:
                 found.append(f"{module} imports {name}")
     return found

@@ -6,9 +6,9 @@ import contextlib
 import errno
 import os
 import string
+from collections.abc import Callable
 
 from pybtrfs import image
-from snapshotter.cli import interruption
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from snapshotter.store.layout import real_path
@@ -16,7 +16,7 @@ from snapshotter.store.layout import real_path
 _PLAIN = frozenset(string.ascii_letters + string.digits + ":_.")
 
 
-def create(root: str, file: str, size: int, *, sparse: bool = False) -> None:
+def create(root: str, file: str, size: int, *, sparse: bool = False, check: Callable[[], None] = lambda: None) -> None:
     """
     Make the image *file* of *size* bytes, mount it at *root*, and make a store there; all of it, or nothing.
 
@@ -24,6 +24,7 @@ def create(root: str, file: str, size: int, *, sparse: bool = False) -> None:
 
     Args:
         sparse: Do not reserve the space: a disk below that fills up then loses data that was written already.
+        check: Called last, when everything can still be undone: an exception of it undoes everything.
 
     Raises:
         NotFoundError: The directory that *root* would be in does not exist.
@@ -37,7 +38,7 @@ def create(root: str, file: str, size: int, *, sparse: bool = False) -> None:
             raise InvalidArgumentError(f"{path!r} cannot stand in a systemd unit: choose another path")
     if size < image.MINIMUM_SIZE:
         raise InvalidArgumentError(f"an image of {size} bytes is too small: the least is {image.MINIMUM_SIZE}")
-    with interruption.deferred() as interrupted, contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as undo:
         try:
             os.mkdir(root, 0o700)
             undo.callback(os.rmdir, root)
@@ -60,7 +61,7 @@ def create(root: str, file: str, size: int, *, sparse: bool = False) -> None:
             raise unmountable(error) from error
         undo.callback(mounted.unmount)
         Snapshotter.create(root).close()
-        interrupted.check()
+        check()
         undo.pop_all()
 
 

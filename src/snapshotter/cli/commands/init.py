@@ -4,7 +4,7 @@ The commands about a store as a whole.
 
 import argparse
 
-from snapshotter.cli import arguments
+from snapshotter.cli import arguments, interruption
 from snapshotter.cli.commands.doctor import _doctor, _purge
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import AlreadyExistsError, InvalidArgumentError
@@ -62,7 +62,8 @@ def _init(parsed: argparse.Namespace) -> None:
             from snapshotter.setup import image_store
 
             file = parsed.image_file or real_path(root) + ".img"
-            image_store.create(root, file, parsed.image, sparse=parsed.sparse)
+            with interruption.deferred() as interrupted:
+                image_store.create(root, file, parsed.image, sparse=parsed.sparse, check=interrupted.check)
             said = image_store.mount_unit(root, file)
         else:
             try:
