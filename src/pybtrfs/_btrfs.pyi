@@ -1,17 +1,11 @@
 from collections.abc import Callable
 from typing import Any, Protocol, SupportsInt
 
-class CType(Protocol):
-    """
-    What a C declaration says.
-    """
+# A parsed C type.
+class CType(Protocol): ...
 
+# A struct, an array or a pointer. Fields are Any, because only the raw floor reads them, and returns plain values.
 class CData(Protocol):
-    """
-    A struct, an array or a pointer. Its fields are Any: the raw floor makes plain values of them, and no other module
-    sees them.
-    """
-
     def __getattr__(self, name: str, /) -> Any: ...
     def __setattr__(self, name: str, value: Any, /) -> None: ...
     def __getitem__(self, index: int, /) -> Any: ...
@@ -32,6 +26,7 @@ class _FFI(Protocol):
     def buffer(self, cdata: CData, size: int = -1, /) -> _Buffer: ...
     def sizeof(self, cdecl: str | CData, /) -> int: ...
 
+# btrfs.h describes the functions.
 class _Lib(Protocol):
     @property
     def PYBTRFS_VERSION(self) -> CData: ...  # noqa: N802 - a constant, as in C
@@ -83,10 +78,8 @@ class _Lib(Protocol):
     def pybtrfs_read_subvolumes(
         self, items: CData, size: int, count: int, subvolumes: CData, last: CData, /
     ) -> int: ...
-    def __getattr__(self, name: str, /) -> int:
-        """
-        A constant of btrfs_uapi.h, of <sys/mount.h> or of <fcntl.h>.
-        """
+    # A constant of btrfs_uapi.h, <sys/mount.h> or <fcntl.h>.
+    def __getattr__(self, name: str, /) -> int: ...
 
 ffi: _FFI
 lib: _Lib

@@ -1,12 +1,13 @@
 /*
- * What pybtrfs asks of the kernel: the numbers and structs of the btrfs, loop
- * and file attribute ioctls, under names of our own. Nothing here depends on
- * the age of the installed kernel headers, and nothing collides with them.
+ * The kernel's interface: the numbers and structs of the ioctls of btrfs, loop devices and file attributes, of btrfs
+ * items, and of system calls that the C library may lack.
  *
- * A name is the kernel's, with the prefix "py" ("pybtrfs_" where it does not
- * begin with btrfs); fields keep the kernel's names. build_ffi.py derives cffi's
- * declarations from this file: a #define holds an integer constant and stands
- * on one line, a struct ends with "};" at the beginning of a line.
+ * Names have a prefix of their own, so that the age of the installed kernel headers does not matter and no name
+ * collides with theirs. The prefix is "py" before the kernel's name, or "pybtrfs_" if that name does not begin with
+ * btrfs. Fields keep the kernel's names.
+ *
+ * build_ffi.py derives cffi's declarations from this file. Therefore a #define holds an integer constant and stands on
+ * one line, and a struct ends with "};" at the beginning of a line.
  */
 
 #pragma once
@@ -94,28 +95,6 @@ struct pybtrfs_ioctl_get_subvol_info_args {
     uint64_t reserved[8];
 };
 
-/* Of no ioctl: the same as Python reads it, from it or from items of a tree search. */
-struct pybtrfs_subvolume {
-    uint64_t treeid;
-    uint8_t name_len;
-    char name[255];
-    uint64_t parent_id;
-    uint64_t dirid;
-    uint64_t generation;
-    uint64_t flags;
-    uint64_t ctransid;
-    uint64_t otransid;
-    uint64_t stransid;
-    uint64_t rtransid;
-    int64_t ctime; /* in nanoseconds, as the others */
-    int64_t otime;
-    int64_t stime;
-    int64_t rtime;
-    uint8_t uuid[16];
-    uint8_t parent_uuid[16];
-    uint8_t received_uuid[16];
-};
-
 struct pybtrfs_ioctl_get_subvol_rootref_args {
     uint64_t min_treeid;
     struct {
@@ -155,7 +134,7 @@ struct pybtrfs_ioctl_subvol_wait {
 #define PYBTRFS_ROOT_ITEM_KEY 132
 #define PYBTRFS_ROOT_BACKREF_KEY 144
 
-/* What is on disk: little-endian, and not aligned. */
+/* Items on disk: little-endian and packed. */
 #pragma pack(push, 1)
 
 struct pybtrfs_timespec {
@@ -401,7 +380,7 @@ struct pybtrfs_open_how {
     uint64_t resolve;
 };
 
-/* The handle of name_to_handle_at(2) for an inode of btrfs, type FILEID_BTRFS_WITHOUT_PARENT. */
+/* The file handle of a btrfs inode: type FILEID_BTRFS_WITHOUT_PARENT of name_to_handle_at(2). */
 struct pybtrfs_file_handle {
     uint32_t handle_bytes;
     int32_t handle_type;
@@ -458,7 +437,7 @@ struct pybtrfs_file_handle {
 #define PYBTRFS_LOOP_CTL_ADD 0x4C80
 #define PYBTRFS_LOOP_CTL_GET_FREE 0x4C82
 
-/* The kernel's layouts. */
+/* The kernel's layouts */
 
 _Static_assert(sizeof(struct pybtrfs_ioctl_vol_args) == 4096, "vol_args");
 _Static_assert(sizeof(struct pybtrfs_qgroup_inherit) == 72, "qgroup_inherit");

@@ -96,8 +96,8 @@ def test_wheel_is_manylinux(wheel: Path, tmp_path: Path) -> None:
 
 def test_wheel_contents(wheel: Path) -> None:
     """
-    The wheel carries the types of both packages, the compiled module's stub and its header, and for both commands man
-    pages and completions, at places where man and the shells look.
+    The wheel carries the types of both packages, the compiled module's stub and headers, but no C source, and for both
+    commands man pages and completions, at places where man and the shells look.
     """
     names = {name.split(".data/data/")[-1] for name in zipfile.ZipFile(wheel).namelist()}
     assert names >= {str(path.relative_to(ROOT)) for path in ROOT.glob("share/**/*") if path.is_file()}
@@ -105,6 +105,7 @@ def test_wheel_contents(wheel: Path) -> None:
         "pybtrfs/py.typed",
         "pybtrfs/_btrfs.abi3.so",
         "pybtrfs/_btrfs.pyi",
+        "pybtrfs/btrfs.h",
         "pybtrfs/btrfs_uapi.h",
         "snapshotter/py.typed",
         "snapshotter/analysis/report.css",
@@ -112,6 +113,7 @@ def test_wheel_contents(wheel: Path) -> None:
         "snapshotter/setup/units/btrfs-snapshotter.service",
         "snapshotter/setup/units/btrfs-snapshotter.socket",
     }
+    assert not [name for name in names if name.endswith(".c")]
 
 
 def test_sdist_contents(sdist: Path) -> None:
@@ -120,7 +122,8 @@ def test_sdist_contents(sdist: Path) -> None:
     """
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert names >= {"build_ffi.py", "setup.py", "src/pybtrfs/btrfs_uapi.h", "share/man/man1/snapshotter.1", "LICENSE"}
+    assert names >= {f"src/pybtrfs/{name}" for name in ("btrfs.c", "btrfs.h", "btrfs_uapi.h")}
+    assert names >= {"build_ffi.py", "setup.py", "share/man/man1/snapshotter.1", "LICENSE"}
 
 
 @pytest.mark.parametrize("python", [pytest.param(path, id=version) for version, path in interpreters().items()])

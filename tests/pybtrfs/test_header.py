@@ -1,19 +1,25 @@
 """
-The header against the kernel's own, as far as the installed one goes.
+The C of the compiled module: the kernel's header against the installed one, and the functions against their stub.
 """
 
+import ast
+import ctypes
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from pybtrfs import items
+from pybtrfs import _btrfs, items
+from tests import sanitized
 
 INCLUDE = Path(__file__).parent.parent.parent / "src/pybtrfs"
 HEADER = (INCLUDE / "btrfs_uapi.h").read_text()
 SYSTEM = ["btrfs.h", "btrfs_tree.h", "loop.h", "fs.h", "magic.h", "openat2.h"]
 NUMBERS = re.findall(r"^#define (PYBTRFS_\w+) ", HEADER, flags=re.MULTILINE)
+PROTOTYPES = re.findall(
+    r"^(?:int|int64_t|void) (\w+)\((.*?)\);", (INCLUDE / "btrfs.h").read_text(), flags=re.MULTILINE | re.DOTALL
+)
 STRUCTS = re.findall(r"^struct (pybtrfs_\w+) \{\n(.*?)^\};", HEADER, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -90,12 +96,46 @@ def test_item_numbers(tmp_path: Path) -> None:
     assert different(found) == {}
 
 
+@pytest.mark.parametrize("flags", [[], sanitized.FLAGS.split()], ids=["plain", "sanitized"])
+def test_no_warnings(flags: list[str], tmp_path: Path) -> None:
+    """
+    The functions compile without a warning, as the module is built and with sanitizers.
+    """
+    warnings = ["-Wall", "-Wextra", "-Werror", "-Wmissing-prototypes"]
+    command = ["cc", "-std=gnu11", "-O2", "-D_GNU_SOURCE", *warnings, *flags, "-c", INCLUDE / "btrfs.c"]
+    subprocess.run([*command, "-o", tmp_path / "btrfs.o"], check=True)
+
+
+def test_stub() -> None:
+    """
+    The stub declares exactly the functions of the header, with the same parameters.
+    """
+    stub = ast.parse((INCLUDE / "_btrfs.pyi").read_text())
+    functions = {
+        node.name: [parameter.arg for parameter in node.args.posonlyargs[1:]]
+        for node in ast.walk(stub)
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("pybtrfs_")
+    }
+    assert functions == {name: re.findall(r"(\w+)(?:,|$)", parameters) for name, parameters in PROTOTYPES}
+
+
+def test_exported_symbols() -> None:
+    """
+    The module has every function of the header, and exports none to other libraries.
+    """
+    library = ctypes.CDLL(_btrfs.__file__)
+    assert hasattr(library, "PyInit__btrfs") or hasattr(library, "_cffi_pypyinit__btrfs")
+    for name, _ in PROTOTYPES:
+        assert hasattr(_btrfs.lib, name)
+        assert not hasattr(library, name)
+
+
 def test_it_stands_alone(tmp_path: Path) -> None:
     """
-    The header compiles without the kernel's btrfs header, with all warnings on.
+    The headers compile without the kernel's btrfs header, with all warnings on.
     """
     source = tmp_path / "alone.c"
-    source.write_text('#include "btrfs_uapi.h"\n')
+    source.write_text('#include "btrfs.h"\n')
     command = ["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-H", f"-I{INCLUDE}", source]
     included = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     assert "linux/ioctl.h" in included

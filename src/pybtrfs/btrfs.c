@@ -1,0 +1,278 @@
+/* The functions that btrfs.h describes. */
+
+#include "btrfs.h"
+#include <endian.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#define PYBTRFS_DIRECTORY (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+
+#ifndef SYS_openat2
+#define SYS_openat2 437 /* on every architecture */
+#endif
+
+int pybtrfs_ioctl(int fd, unsigned long request, void *argument)
+{
+    int result = ioctl(fd, request, argument);
+    return result < 0 ? -errno : result;
+}
+
+int pybtrfs_vol_ioctl(int dirfd, unsigned long request, const char *name, size_t size, int source_fd, uint64_t flags,
+                      struct pybtrfs_qgroup_inherit *inherit)
+{
+    if (memchr(name, 0, size))
+        return -EINVAL;
+    if (request == PYBTRFS_IOC_SNAP_DESTROY) {
+        struct pybtrfs_ioctl_vol_args arguments = {0};
+        if (size >= sizeof(arguments.name))
+            return -ENAMETOOLONG;
+        memcpy(arguments.name, name, size);
+        return pybtrfs_ioctl(dirfd, request, &arguments);
+    }
+    struct pybtrfs_ioctl_vol_args_v2 arguments = {.fd = source_fd, .flags = flags};
+    if (size >= sizeof(arguments.name))
+        return -ENAMETOOLONG;
+    memcpy(arguments.name, name, size);
+    if (inherit) {
+        arguments.flags |= PYBTRFS_SUBVOL_QGROUP_INHERIT;
+        arguments.size = sizeof(*inherit) + inherit->num_qgroups * sizeof(inherit->qgroups[0]);
+        arguments.qgroup_inherit = inherit;
+    }
+    return pybtrfs_ioctl(dirfd, request, &arguments);
+}
+
+int pybtrfs_mount(const char *source, const char *target, const char *fstype, unsigned long flags, const char *data)
+{
+    return mount(source, target, fstype, flags, data) < 0 ? -errno : 0;
+}
+
+int pybtrfs_umount2(const char *target, int flags)
+{
+    return umount2(target, flags) < 0 ? -errno : 0;
+}
+
+int pybtrfs_syncfs(int fd)
+{
+    return syncfs(fd) < 0 ? -errno : 0;
+}
+
+int64_t pybtrfs_fstatfs_type(int fd)
+{
+    struct statfs buffer;
+    return fstatfs(fd, &buffer) < 0 ? -errno : (int64_t)(uint32_t)buffer.f_type;
+}
+
+int pybtrfs_openat2(int dirfd, const char *path, const struct pybtrfs_open_how *how)
+{
+    int fd = (int)syscall(SYS_openat2, dirfd, path, how, sizeof(*how));
+    return fd < 0 ? -errno : fd;
+}
+
+int pybtrfs_make_directory(int dirfd, const char *name, unsigned int mode, const char *xattr, const void *value,
+                           size_t size)
+{
+    if (mkdirat(dirfd, name, mode) < 0)
+        return -errno;
+    int fd = openat(dirfd, name, PYBTRFS_DIRECTORY);
+    if (fd >= 0 && fsetxattr(fd, xattr, value, size, 0) == 0)
+        return fd;
+    int error = errno;
+    if (fd >= 0)
+        close(fd);
+    unlinkat(dirfd, name, AT_REMOVEDIR);
+    return -error;
+}
+
+int64_t pybtrfs_read_directory(int dirfd, const char *name, const char *xattr, void *value, size_t size,
+                               const char *names, uint64_t *inodes, size_t count)
+{
+    int fd = openat(dirfd, name, PYBTRFS_DIRECTORY);
+    if (fd < 0)
+        return -errno;
+    int64_t result = fgetxattr(fd, xattr, value, size);
+    if (result < 0)
+        result = -errno;
+    for (size_t i = 0; i < count && (result >= 0 || result == -ENODATA); i++, names += strlen(names) + 1) {
+        struct stat status;
+        if (fstatat(fd, names, &status, AT_SYMLINK_NOFOLLOW) == 0)
+            inodes[i] = S_ISDIR(status.st_mode) ? status.st_ino : 0;
+        else if (errno == ENOENT)
+            inodes[i] = 0;
+        else
+            result = -errno;
+    }
+    close(fd);
+    return result;
+}
+
+int pybtrfs_snapshot_in_directory(int source_dirfd, const char *source, int dirfd, const char *directory,
+                                  unsigned int mode, const char *xattr, const void *value, size_t size,
+                                  const char *name, size_t name_size)
+{
+    int source_fd = openat(source_dirfd, source, PYBTRFS_DIRECTORY);
+    if (source_fd < 0)
+        return -errno;
+    int fd = pybtrfs_make_directory(dirfd, directory, mode, xattr, value, size);
+    int result = fd;
+    if (fd >= 0) {
+        result = pybtrfs_vol_ioctl(fd, PYBTRFS_IOC_SNAP_CREATE_V2, name, name_size, source_fd, 0, NULL);
+        if (result < 0)
+            unlinkat(dirfd, directory, AT_REMOVEDIR);
+        close(fd);
+    }
+    close(source_fd);
+    return result;
+}
+
+int pybtrfs_name_to_handle_at(int dirfd, const char *path, struct pybtrfs_file_handle *handle, int flags)
+{
+    int mount_id;
+    return name_to_handle_at(dirfd, path, (struct file_handle *)handle, &mount_id, flags) < 0 ? -errno : 0;
+}
+
+int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle, int flags)
+{
+    int opened = open_by_handle_at(fd, (struct file_handle *)handle, flags);
+    return opened < 0 ? -errno : opened;
+}
+
+int64_t pybtrfs_keep_changed(char *items, uint32_t size, uint32_t count, uint64_t transid,
+                             struct pybtrfs_ioctl_search_header *last, uint32_t *sizes)
+{
+    const char *from = items;
+    const char *end = items + size;
+    char *to = items;
+    int64_t kept = 0;
+
+    while (count--) {
+        size_t length = sizeof(*last);
+        if ((size_t)(end - from) < length)
+            return -EIO;
+        memcpy(last, from, length);
+        length += last->len;
+        if ((size_t)(end - from) < length)
+            return -EIO;
+        int inode = last->type == PYBTRFS_INODE_ITEM_KEY;
+        if ((inode || last->type == PYBTRFS_EXTENT_DATA_KEY) && last->len >= 2 * sizeof(uint64_t)) {
+            uint64_t changed;
+            /* Both items begin with the generation; in an inode, the transid of its last change follows. */
+            memcpy(&changed, from + sizeof(*last) + (inode ? sizeof(changed) : 0), sizeof(changed));
+            if (le64toh(changed) > transid) {
+                memmove(to, from, length);
+                to += length;
+                kept++;
+            }
+        }
+        from += length;
+    }
+    sizes[0] = (uint32_t)(to - items);
+    sizes[1] = (uint32_t)(from - items);
+    return kept;
+}
+
+/* Set the name of *subvolume, cut to the size of the field. */
+static void pybtrfs_name_subvolume(struct pybtrfs_subvolume *subvolume, const char *name, size_t length)
+{
+    subvolume->name_len = (uint8_t)(length < sizeof(subvolume->name) ? length : sizeof(subvolume->name));
+    memcpy(subvolume->name, name, subvolume->name_len);
+}
+
+/* Convert an on-disk timespec to nanoseconds. */
+#define PYBTRFS_NANOSECONDS(time) ((int64_t)(le64toh((time).sec) * 1000000000 + le32toh((time).nsec)))
+
+void pybtrfs_read_info(const struct pybtrfs_ioctl_get_subvol_info_args *info, struct pybtrfs_subvolume *subvolume)
+{
+    subvolume->treeid = info->treeid;
+    pybtrfs_name_subvolume(subvolume, info->name, strnlen(info->name, sizeof(info->name)));
+    subvolume->parent_id = info->parent_id;
+    subvolume->dirid = info->dirid;
+    subvolume->generation = info->generation;
+    subvolume->flags = info->flags;
+    subvolume->ctransid = info->ctransid;
+    subvolume->otransid = info->otransid;
+    subvolume->stransid = info->stransid;
+    subvolume->rtransid = info->rtransid;
+    subvolume->ctime = (int64_t)(info->ctime.sec * 1000000000 + info->ctime.nsec);
+    subvolume->otime = (int64_t)(info->otime.sec * 1000000000 + info->otime.nsec);
+    subvolume->stime = (int64_t)(info->stime.sec * 1000000000 + info->stime.nsec);
+    subvolume->rtime = (int64_t)(info->rtime.sec * 1000000000 + info->rtime.nsec);
+    memcpy(subvolume->uuid, info->uuid, sizeof(info->uuid));
+    memcpy(subvolume->parent_uuid, info->parent_uuid, sizeof(info->parent_uuid));
+    memcpy(subvolume->received_uuid, info->received_uuid, sizeof(info->received_uuid));
+}
+
+int pybtrfs_get_subvol_info(int fd, struct pybtrfs_subvolume *subvolume)
+{
+    struct pybtrfs_ioctl_get_subvol_info_args info;
+    int result = pybtrfs_ioctl(fd, PYBTRFS_IOC_GET_SUBVOL_INFO, &info);
+    if (result >= 0)
+        pybtrfs_read_info(&info, subvolume);
+    return result;
+}
+
+int64_t pybtrfs_read_subvolumes(const char *items, uint32_t size, uint32_t count, struct pybtrfs_subvolume *subvolumes,
+                                struct pybtrfs_ioctl_search_header *last)
+{
+    const char *end = items + size;
+    struct pybtrfs_ioctl_search_header header = {0}, before = {0};
+    struct pybtrfs_subvolume *subvolume = NULL;
+    int64_t found = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        before = header;
+        if ((size_t)(end - items) < sizeof(header))
+            return -EIO;
+        memcpy(&header, items, sizeof(header));
+        const char *data = items + sizeof(header);
+        if ((size_t)(end - data) < header.len)
+            return -EIO;
+        items = data + header.len;
+        if (header.type == PYBTRFS_ROOT_ITEM_KEY) {
+            struct pybtrfs_root_item root = {0};
+            memcpy(&root, data, header.len < sizeof(root) ? header.len : sizeof(root));
+            /*
+             * If the item is short or the generations differ, an old kernel wrote the item last, and the new fields are
+             * absent or stale.
+             */
+            if (header.len < sizeof(root) || root.generation != root.generation_v2)
+                memset(&root.generation_v2, 0, sizeof(root) - offsetof(struct pybtrfs_root_item, generation_v2));
+            subvolume = &subvolumes[found++];
+            subvolume->treeid = header.objectid;
+            subvolume->generation = le64toh(root.generation);
+            subvolume->flags = le64toh(root.flags);
+            subvolume->ctransid = le64toh(root.ctransid);
+            subvolume->otransid = le64toh(root.otransid);
+            subvolume->stransid = le64toh(root.stransid);
+            subvolume->rtransid = le64toh(root.rtransid);
+            subvolume->ctime = PYBTRFS_NANOSECONDS(root.ctime);
+            subvolume->otime = PYBTRFS_NANOSECONDS(root.otime);
+            subvolume->stime = PYBTRFS_NANOSECONDS(root.stime);
+            subvolume->rtime = PYBTRFS_NANOSECONDS(root.rtime);
+            memcpy(subvolume->uuid, root.uuid, sizeof(root.uuid));
+            memcpy(subvolume->parent_uuid, root.parent_uuid, sizeof(root.parent_uuid));
+            memcpy(subvolume->received_uuid, root.received_uuid, sizeof(root.received_uuid));
+        } else if (header.type == PYBTRFS_ROOT_BACKREF_KEY && header.len >= sizeof(struct pybtrfs_root_ref) &&
+                   before.type == PYBTRFS_ROOT_ITEM_KEY && before.objectid == header.objectid) {
+            struct pybtrfs_root_ref ref;
+            memcpy(&ref, data, sizeof(ref));
+            subvolume->parent_id = header.offset;
+            subvolume->dirid = le64toh(ref.dirid);
+            pybtrfs_name_subvolume(subvolume, data + sizeof(ref), header.len - sizeof(ref));
+        }
+    }
+    /* The backref of a final root item may not have fitted into the buffer. A root item found alone has no backref. */
+    if (header.type == PYBTRFS_ROOT_ITEM_KEY && count > 1) {
+        found--;
+        header = before;
+    }
+    *last = header;
+    return found;
+}

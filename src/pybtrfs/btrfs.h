@@ -1,0 +1,135 @@
+/*
+ * The C functions of pybtrfs._btrfs. cffi releases the GIL around each call.
+ *
+ * A function that makes system calls returns -errno on failure, because other code could change errno before Python
+ * reads it. The functions are hidden, so that calls are direct and the module exports none of them.
+ *
+ * build_ffi.py derives cffi's declarations from this file, as it does from btrfs_uapi.h.
+ */
+
+#pragma once
+
+#include "btrfs_uapi.h"
+#include <stddef.h>
+#include <stdint.h>
+
+#pragma GCC visibility push(hidden)
+
+/* A subvolume as Python reads it, from BTRFS_IOC_GET_SUBVOL_INFO or from the items of a tree search. */
+struct pybtrfs_subvolume {
+    uint64_t treeid;
+    uint8_t name_len;
+    char name[255];
+    uint64_t parent_id;
+    uint64_t dirid;
+    uint64_t generation;
+    uint64_t flags;
+    uint64_t ctransid;
+    uint64_t otransid;
+    uint64_t stransid;
+    uint64_t rtransid;
+    int64_t ctime; /* all times are in nanoseconds since the epoch */
+    int64_t otime;
+    int64_t stime;
+    int64_t rtime;
+    uint8_t uuid[16];
+    uint8_t parent_uuid[16];
+    uint8_t received_uuid[16];
+};
+
+/* Issue an ioctl. Return its result or -errno. */
+int pybtrfs_ioctl(int fd, unsigned long request, void *argument);
+
+/*
+ * Issue an ioctl on the entry of dirfd with the given name, which is size bytes long and needs no final NUL byte.
+ *
+ * BTRFS_IOC_SNAP_DESTROY takes struct pybtrfs_ioctl_vol_args and ignores the other arguments; every other request takes
+ * struct pybtrfs_ioctl_vol_args_v2. inherit may be NULL.
+ *
+ * Return the result of the ioctl or -errno. Without an ioctl, return -EINVAL if the name contains a NUL byte, and
+ * -ENAMETOOLONG if the name does not fit into the struct.
+ */
+int pybtrfs_vol_ioctl(int dirfd, unsigned long request, const char *name, size_t size, int source_fd, uint64_t flags,
+                      struct pybtrfs_qgroup_inherit *inherit);
+
+/* Fill *subvolume with BTRFS_IOC_GET_SUBVOL_INFO for the subvolume that contains fd. Return 0 or -errno. */
+int pybtrfs_get_subvol_info(int fd, struct pybtrfs_subvolume *subvolume);
+
+/* Call mount(2). Return 0 or -errno. */
+int pybtrfs_mount(const char *source, const char *target, const char *fstype, unsigned long flags, const char *data);
+
+/* Call umount2(2). Return 0 or -errno. */
+int pybtrfs_umount2(const char *target, int flags);
+
+/* Call syncfs(2). Return 0 or -errno. */
+int pybtrfs_syncfs(int fd);
+
+/* Return the magic number of the filesystem that contains fd, or -errno. Calls fstatfs(2). */
+int64_t pybtrfs_fstatfs_type(int fd);
+
+/* Call openat2(2), which C libraries may lack. Return the new fd or -errno. */
+int pybtrfs_openat2(int dirfd, const char *path, const struct pybtrfs_open_how *how);
+
+/*
+ * Create a directory with one extended attribute. Return its fd, close-on-exec, or -errno.
+ *
+ * On failure, remove the directory again. If the process is killed, the directory may remain without the attribute.
+ */
+int pybtrfs_make_directory(int dirfd, const char *name, unsigned int mode, const char *xattr, const void *value,
+                           size_t size);
+
+/*
+ * Read an extended attribute of a directory, and the inode numbers of some of its subdirectories.
+ *
+ * names holds count names, each with its NUL byte. inodes[i] receives the inode number of the subdirectory with name i,
+ * or 0 if there is no such entry or the entry is not a directory. Symlinks are not followed.
+ *
+ * Return the size of the attribute in bytes, or -errno. -ENODATA means that the directory has no such attribute; the
+ * inode numbers are valid then, too.
+ */
+int64_t pybtrfs_read_directory(int dirfd, const char *name, const char *xattr, void *value, size_t size,
+                               const char *names, uint64_t *inodes, size_t count);
+
+/*
+ * Create a directory as pybtrfs_make_directory does, and in it a snapshot of the subvolume source in source_dirfd.
+ *
+ * name is the name of the snapshot, name_size bytes long. On failure, remove the directory again. Return 0 or -errno.
+ */
+int pybtrfs_snapshot_in_directory(int source_dirfd, const char *source, int dirfd, const char *directory,
+                                  unsigned int mode, const char *xattr, const void *value, size_t size,
+                                  const char *name, size_t name_size);
+
+/* Call name_to_handle_at(2). The caller sets handle->handle_bytes. Return 0 or -errno. */
+int pybtrfs_name_to_handle_at(int dirfd, const char *path, struct pybtrfs_file_handle *handle, int flags);
+
+/* Call open_by_handle_at(2). Return the new fd or -errno. */
+int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle, int flags);
+
+/*
+ * Filter the result of BTRFS_IOC_TREE_SEARCH_V2 in place: keep the inodes and file extents that changed after transid.
+ *
+ * items holds count items in at most size bytes. The kept items move to the front. *last receives the header of the
+ * last item found, kept or not. sizes[0] receives the size of the kept items in bytes, sizes[1] that of all items.
+ *
+ * Return the number of items kept, or -EIO if items holds fewer than count items.
+ */
+int64_t pybtrfs_keep_changed(char *items, uint32_t size, uint32_t count, uint64_t transid,
+                             struct pybtrfs_ioctl_search_header *last, uint32_t *sizes);
+
+/* Convert a result of BTRFS_IOC_GET_SUBVOL_INFO. */
+void pybtrfs_read_info(const struct pybtrfs_ioctl_get_subvol_info_args *info, struct pybtrfs_subvolume *subvolume);
+
+/*
+ * Convert the root items and root backrefs that BTRFS_IOC_TREE_SEARCH_V2 found in the tree of roots.
+ *
+ * items holds count items in at most size bytes. subvolumes is zeroed memory with room for min(count, size / 32)
+ * structs, because a header is 32 bytes long. A deleted subvolume has no backref: its parent_id, dirid and name stay
+ * zero. *last receives the header of the item after which to continue the search: the last item, or the item before
+ * a root item whose backref is yet to be found.
+ *
+ * Return the number of subvolumes, or -EIO if items holds fewer than count items.
+ */
+int64_t pybtrfs_read_subvolumes(const char *items, uint32_t size, uint32_t count, struct pybtrfs_subvolume *subvolumes,
+                                struct pybtrfs_ioctl_search_header *last);
+
+#pragma GCC visibility pop
