@@ -36,7 +36,7 @@ INSIDE = {
     "pybtrfs": (
         "_btrfs _version _image_template",
         "",
-        "items qgroup",
+        "items qgroup size",
         "syscall",
         "ioctl mountinfo",
         "errors",

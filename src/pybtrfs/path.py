@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from pybtrfs import syscall
 from pybtrfs.errors import explained
 from pybtrfs.ioctl import VOL_NAME_MAX
 
@@ -65,6 +66,56 @@ class opened:  # noqa: N801 - used like a function
         finally:
             if self._owned:
                 os.close(self._fd)
+
+
+class owned:  # noqa: N801 - used like a function
+    """
+    Close the file descriptor *fd* at the end of a ``with``.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def open_directory(dir_fd: int, name: str | bytes) -> int:
+    """
+    Open the directory *name* in the directory *dir_fd* and return its file descriptor, close-on-exec.
+
+    Raises:
+        NotADirectoryError: *name* is a symbolic link, or no directory.
+    """
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+
+
+def open_beneath(
+    dir_fd: int, path: str | bytes, flags: int = os.O_RDONLY | os.O_DIRECTORY, *, cross_mounts: bool = False
+) -> int:
+    """
+    Open *path* below the directory *dir_fd* and return its file descriptor, close-on-exec.
+
+    No component of *path* may lead out of *dir_fd*, because others may have made the names in there.
+
+    Issues openat2(2) (Linux 5.6).
+
+    Args:
+        path: A relative path; empty for *dir_fd* itself.
+        flags: ``O_*`` flags.
+        cross_mounts: Follow mounts on the way.
+
+    Raises:
+        OSError: ELOOP: a component is a symbolic link. EXDEV: *path* leads out of *dir_fd* or, without *cross_mounts*,
+            into another mount.
+    """
+    resolve = syscall.RESOLVE_BENEATH | syscall.RESOLVE_NO_SYMLINKS | syscall.RESOLVE_NO_MAGICLINKS
+    return syscall.openat2(dir_fd, path or ".", flags, resolve if cross_mounts else resolve | syscall.RESOLVE_NO_XDEV)
 
 
 def at(destination: Destination, call: Callable[..., _Result], *arguments: object) -> _Result:

@@ -2,7 +2,7 @@
 Text of values for people.
 """
 
-_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+from pybtrfs.size import UNITS
 
 
 def format_size(count: int) -> str:
@@ -11,11 +11,11 @@ def format_size(count: int) -> str:
     """
     if count < 1024:
         return f"{count} B"
-    value, unit = count / 1024, 0
+    value, unit = count / 1024, 1
     # What would be rounded to 1024.0 is 1.0 of the next.
-    while value >= 1023.95 and unit < len(_UNITS) - 1:
+    while value >= 1023.95 and unit < len(UNITS) - 1:
         value, unit = value / 1024, unit + 1
-    return f"{value:.1f} {_UNITS[unit]}"
+    return f"{value:.1f} {UNITS[unit]}"
 
 
 def printable(text: str) -> str:

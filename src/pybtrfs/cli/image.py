@@ -5,16 +5,15 @@
 from __future__ import annotations
 
 import argparse
-import re
 
-from pybtrfs import image, syscall
+from pybtrfs import image, size, syscall
 
 
 def _size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(iB)?", text, re.IGNORECASE | re.ASCII)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 512M or 20G")
-    return int(match[1]) << 10 * "_KMGT".index(match[2].upper() or "_")
+    try:
+        return size.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _image_create(arguments: argparse.Namespace) -> None:

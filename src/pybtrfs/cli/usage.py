@@ -9,8 +9,8 @@ import os
 
 from pybtrfs import device, space
 from pybtrfs.cli.output import _print, _print_json
+from pybtrfs.size import UNITS
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _COPIES = {"dup": 2, "raid1": 2, "raid10": 2, "raid1c3": 3, "raid1c4": 4}
 _PARITY = {"raid5": 1, "raid6": 2}
 
@@ -151,6 +151,6 @@ def _profile(name: str) -> str:
 
 def _pretty(value: int) -> str:
     amount, unit = float(value), 0
-    while amount >= 1024 and unit < len(_UNITS) - 1:
+    while amount >= 1024 and unit < len(UNITS) - 1:
         amount, unit = amount / 1024, unit + 1
-    return f"{amount:.2f}{_UNITS[unit]}"
+    return f"{amount:.2f}{UNITS[unit]}"

@@ -5,10 +5,10 @@ The arguments that commands share, and how a command is declared.
 import argparse
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pybtrfs.size import parse
 from snapshotter.contract import Snapshotter
 from snapshotter.contract.labels import check_key
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, StoreHeldError, quoted
@@ -17,8 +17,6 @@ from snapshotter.model import LOCAL
 if TYPE_CHECKING:
     from snapshotter.client import Client
     from snapshotter.daemon.config import Loaded
-
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 Run = Callable[[argparse.Namespace], int | None]
 Parent = argparse.ArgumentParser | Callable[[], argparse.ArgumentParser]
@@ -127,10 +125,10 @@ def size(text: str) -> int:
     """
     A number of bytes, as in ``20G``.
     """
-    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(iB)?", text, re.IGNORECASE | re.ASCII)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 512M or 20G")
-    return int(match[1]) << _UNITS[match[2].upper()]
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _shared(*flags: str, **options: Any) -> Parser:
