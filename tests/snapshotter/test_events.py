@@ -167,7 +167,7 @@ def test_recovery(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Snapshotter.create(root, volumes=DirectoryVolumes) as store:
         for key in ("whole", "half", "lost", "back"):
             store.prepare(key)
-        ids = {key: store._index.get(key).id for key in ("whole", "half", "lost", "back")}
+        ids = {key: store.opened.index.get(key).id for key in ("whole", "half", "lost", "back")}
     snapshots = root / "snapshots"
     for key, state in (("whole", State.PREPARING), ("half", State.PREPARING), ("back", State.COMMITTING)):
         commitment = records.Commitment("base", {}, 1) if state is State.COMMITTING else None
@@ -209,18 +209,18 @@ def test_troubles(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(store._volumes, "verify", fail)
+        patch.setattr(store.opened.volumes, "verify", fail)
         with pytest.raises(DataLossError):
             store.commit("b", "a")
     assert told(caplog) == [("data-refused", {"root": store.root, "error": "[Errno 5] Input/output error"})]
     with monkeypatch.context() as patch:
-        patch.setattr(store._volumes, "destroy", functools.partial(fail, number=errno.EBUSY))
+        patch.setattr(store.opened.volumes, "destroy", functools.partial(fail, number=errno.EBUSY))
         caplog.set_level(logging.INFO, "snapshotter")
         store.remove("a")
         store.cleanup()
         held = {"id": 1, "error": "[Errno 16] Device or resource busy"}
         assert told(caplog) == [("removed", {"key": "a", "id": 1}), ("held", held)]
-        monkeypatch.setattr(store._volumes, "barrier", fail)
+        monkeypatch.setattr(store.opened.volumes, "barrier", fail)
         with pytest.raises(UnavailableError):
             store.view("c")
     assert ("filesystem-failed", {"root": store.root, "error": "[Errno 5] Input/output error"}) in told(caplog)

@@ -91,7 +91,7 @@ def take(store: Snapshotter, *, measured: bool = True) -> Inventory:
     with translating(f"take the inventory of store {store.root!r}"), opened(store.root) as fd:
         volumes = {volume.path: volume for volume in _volumes(fd, store.root)}
         mounted = mountinfo.read(mountinfo.device_of(fd), store.root).subvolids
-        located = {each.info.name: each for each in store.locate()}
+        located = {each.info.name: each for each in store.opened.locate()}
         children = Counter(each.info.parent for each in located.values())
         entries = {}
         for name in sorted(located):
@@ -125,7 +125,7 @@ def _usage(store: Snapshotter, fd: int, key: str, volume: Volume) -> Usage | Non
     try:
         # By ids, for thousands of active snapshots: to open them and their parents takes longer than to search.
         if base and volume.info.raw.parent_uuid == base.raw.uuid:
-            return store.usage_of(measure_by_id(fd, volume.info.id, volume.info.otransid, base.id))
+            return store.opened.usage_of(measure_by_id(fd, volume.info.id, volume.info.otransid, base.id))
         return store.usage(key)
     except (DataLossError, FileNotFoundError):
         return None  # its parent's subvolume is lost, or its own was destroyed meanwhile

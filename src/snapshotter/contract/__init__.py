@@ -1,7 +1,8 @@
 """
-The rules of containerd's contract.
+The rules of containerd's snapshotter contract.
 """
 
-from snapshotter.contract.snapshotter import Options, Snapshotter
+from snapshotter.contract.opening import Options
+from snapshotter.contract.snapshotter import Snapshotter
 
 __all__ = ["Options", "Snapshotter"]

@@ -1,81 +1,64 @@
 """
-containerd's snapshotter contract: who may do what when, and in which order it reaches the disk.
+The snapshotter: the rules of containerd's contract for each operation.
 """
 
-import contextlib
-import copy
-import errno
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import starmap
-from typing import Self, TypedDict, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
-from pybtrfs.mountinfo import MountTable
 from snapshotter.contract.labels import apply_fieldpaths, check_key, check_labels
-from snapshotter.contract.session import Session
+from snapshotter.contract.opening import Opened, Options, check_client, check_options, make
 from snapshotter.errors import (
     AlreadyExistsError,
     DataLossError,
-    Error,
     FailedPreconditionError,
     InvalidArgumentError,
-    NotFoundError,
-    ResourceExhaustedError,
-    UnavailableError,
     quoted,
-    translating,
 )
 from snapshotter.events import Event
-from snapshotter.model import LOCAL, Info, Kind, Located, Measured, Mount, Problem, Status, Usage, UsageDefinition
-from snapshotter.store import records, recovery
+from snapshotter.model import LOCAL, Info, Kind, Mount, Problem, Status, Usage, UsageDefinition
 from snapshotter.store.btrfs import BtrfsVolumes
-from snapshotter.store.index import Index, Snapshot, describe
-from snapshotter.store.layout import FS, LAYER, SNAPSHOTS, Directory, Place, real_path
-from snapshotter.store.ownership import Ownership
-from snapshotter.store.records import Commitment, Record, State
-from snapshotter.store.recovery import Recovered, Verdict
-from snapshotter.store.store import Store
+from snapshotter.store.index import Snapshot, describe
+from snapshotter.store.layout import real_path
+from snapshotter.store.operations import CLEANUP_SECONDS, check_usable
+from snapshotter.store.records import Record, State
 from snapshotter.store.volumes import MountMode, Volumes
-from snapshotter.store.worker import Worker
-from snapshotter.store.write_errors import WriteErrors
-
-CLEANUP_SECONDS = 5.0  # for destroying and for the space together
-# What a record may grow by without its labels: usage, generation, state.
-RECORD_RESERVE = 256
-
-_MEND = "`snapshotter doctor --fix` mends what can be known; else remove the snapshot, and what rests on it"
-_REMOVE = "remove the snapshot, and what rests on it"
-_MOVE = "`snapshotter doctor --fix` mends it, or moves it to the quarantine"
-_ADOPT = "make it one with `snapshotter init --adopt`"
-_LAYER_COUNTER = -1  # of a measurement that never changes
 
 T = TypeVar("T")
 
 
-class Options(TypedDict, total=False):
-    """
-    The options of opening a store; see `Snapshotter`.
-    """
-
-    client: str | None
-    usage: UsageDefinition
-    mount_mode: MountMode
-    verify: bool
-    volumes: type[Volumes]
-    socket: str
-
-
 class Snapshotter:
     """
-    The snapshots of one store.
+    The snapshots of one store, by containerd's contract.
 
-    Its methods may be called from any thread, and several at once. What changes the store is durable when it returns:
-    `prepare`, `view`, `commit`, `update`, `remove` and `fork` survive a power failure from then on, and one that did
-    not return has happened whole or not at all.
+    A *key* names an active snapshot or a view, a *name* a committed snapshot, and *parent* the committed snapshot that
+    another one begins with. Keys and names share one namespace. The life of a snapshot:
 
-    Privilege: that of `BtrfsVolumes`, and access to the store, which is 0700.
+    1. `prepare` makes the active snapshot *key*, a writable copy of *parent*, or empty.
+    2. The caller mounts it by the mounts that `prepare` returned, writes, and unmounts it.
+    3. `commit` makes it the committed snapshot *name*, which nobody can change any more; *key* is gone.
+    4. `prepare` or `view` with *name* as parent begins the next one, any number of times.
+    5. `remove` removes a snapshot without children; a parent can go after its last child.
+
+    An image is a chain of committed snapshots, a layer each, and a container runs on an active one::
+
+        with Snapshotter.create(root) as snapshotter:
+            with mounted(snapshotter.prepare("extract-1")) as path:  # unpack a layer
+                (path / "file").write_text("from the image")
+            snapshotter.commit("layer-1", "extract-1")
+            with mounted(snapshotter.prepare("container", "layer-1")) as path:  # run on it
+                (path / "file").write_text("changed")
+            snapshotter.commit("layer-2", "container")  # keep the changes as the next layer
+
+    Every method may be called from any thread, and several at once. A change is durable when the method returns:
+    `prepare`, `view`, `commit`, `update`, `remove` and `fork` survive a power failure from then on. A change that did
+    not return has happened as a whole or not at all.
+
+    Privilege: as `BtrfsVolumes`, and access to the store, which has mode 0700.
     """
 
     def __init__(
@@ -93,143 +76,112 @@ class Snapshotter:
         """
         Open the store at *root*, and finish or undo what a crash interrupted.
 
-        A copy of a store, such as a snapshot of it, opens for reading only: `why_read_only` says so.
+        A copy of a store, such as a snapshot of it, opens read-only: `why_read_only` says so.
 
         Args:
-            read_only: Change nothing and take no lock, beside whoever has the store; it is read once, now.
-            client: Whose snapshots these are. The first `prepare` or `view` binds the store to it, since containerd's
-                garbage collection removes every snapshot of its snapshotter that it does not know. None is whoever
-                the store is bound to, else ``"local"``.
-            usage: What `usage` gives: ``"added"``, the bytes that the snapshot added on disk, or ``"containerd"``, the
-                whole size of each file that differs from the parent's.
+            read_only: Change nothing and take no lock; works while another process has the store. The store is read
+                once, now.
+            client: The owner of the snapshots. The first `prepare` or `view` binds the store to its client, because
+                containerd's garbage collection removes every snapshot that containerd does not know. None is the
+                client that the store is bound to, else ``"local"``.
+            usage: The definition of `usage`: ``"added"``, the bytes that the snapshot added on disk, or
+                ``"containerd"``, the whole size of each file that differs from the parent's.
             mount_mode: ``"btrfs"`` mounts the device by ``subvolid``, ``"bind"`` the path of the subvolume.
-            verify: Have `commit` find out whether the disk took the data.
-            volumes: What makes the subvolumes; `snapshotter.testing.DirectoryVolumes` needs no btrfs.
-            socket: Where this process serves the store; its lock says so to whoever finds it held.
+            verify: Make `commit` find out whether the disk took the data.
+            volumes: The maker of subvolumes; `snapshotter.testing.DirectoryVolumes` needs no btrfs.
+            socket: The address at which this process serves the store; shown to others that find the store held.
 
         Raises:
             NotFoundError: *root* does not exist.
-            FailedPreconditionError: *root* is not a store, not on btrfs, or a newer release's.
+            FailedPreconditionError: *root* is not a store, not on btrfs, or of a newer release.
             InvalidArgumentError: *root* cannot be a path, or an option is wrong.
             StoreHeldError: Another process has the store.
             DataLossError: The store's own record is damaged.
         """
-        _check_options(client, usage, mount_mode)
-        started = time.monotonic()
-        self.root = real_path(root)
-        self._definition = usage
-        self._index = Index()
-        self._problems: list[Problem] = []
-        with translating(f"open store {self.root!r}"), contextlib.ExitStack() as stack:
-            try:
-                self._volumes = volumes(self.root, mount_mode)
-            except FileNotFoundError as error:
-                raise NotFoundError(f"store {self.root!r} does not exist: make it with `snapshotter init`") from error
-            stack.callback(self._volumes.close)
-            self._store = Store(self.root, self._volumes)
-            stack.callback(self._store.close)
-            why_read_only = "it was opened read-only" if read_only else ""
-            self._is_copy = self._store.is_copy
-            if self._is_copy:
-                why_read_only = f"it is a copy of a store: {_ADOPT}"
-                self._problems.append(Problem(self.root, "it is a copy of a store, and can only be read", _ADOPT))
-            if not why_read_only:
-                stack.callback(self._store.acquire(socket).release)
-            self.client = client or self._store.header.client or LOCAL
-            self._ownership = Ownership(self._store, self._index)
-            self._write_errors = WriteErrors(self._store, self._volumes, verify=verify)
-            self._worker = Worker(self._store, self._volumes)
-            stack.callback(self._worker.close)
-            self._load(writing=not why_read_only)
-            resources = contextlib.ExitStack()
-            resources.callback(Event.CLOSED.emit, root=self.root)
-            resources.callback(stack.pop_all().close)
-            self._session = Session(self.root, resources, why_read_only)
-        seconds = time.monotonic() - started
-        Event.OPENED.emit(root=self.root, snapshots=len(self._index), seconds=seconds, error=why_read_only)
+        check_options(client, usage, mount_mode)
+        self._opened = Opened(
+            real_path(root),
+            read_only=read_only,
+            client=client,
+            usage=usage,
+            mount_mode=mount_mode,
+            verify=verify,
+            volumes=volumes,
+            socket=socket,
+        )
+        self._closes = True
+        self.client = self._opened.client
 
     @classmethod
     def create(cls, root: str | os.PathLike[str], **options: Unpack[Options]) -> Self:
         """
         Make a store at *root*, durably, and open it.
 
-        A *root* that does not exist is made, as a subvolume; an empty directory is used as it is.
+        If *root* does not exist, it becomes a subvolume; an empty directory is used as it is.
 
         Raises:
             AlreadyExistsError: *root* is a store.
-            NotFoundError: The directory that *root* would be in does not exist.
+            NotFoundError: The parent directory of *root* does not exist.
             FailedPreconditionError: *root* is not on btrfs, or not empty.
-            StoreHeldError: Another process is making it.
+            StoreHeldError: Another process is making the store.
         """
-        _check_options(options.get("client", LOCAL), options.get("usage", "added"), options.get("mount_mode", "btrfs"))
+        check_options(options.get("client", LOCAL), options.get("usage", "added"), options.get("mount_mode", "btrfs"))
         path = real_path(root)
-        volumes = options.get("volumes", BtrfsVolumes)
-        with translating(f"make a store at {path!r}"):
-            # A mount point is on another filesystem than the directory it is in.
-            if not os.path.exists(path):
-                try:
-                    volumes.make_root(path)
-                except FileExistsError:
-                    pass  # somebody else was faster
-                except FileNotFoundError as error:
-                    raise NotFoundError(f"{os.path.dirname(path)!r} does not exist: make it first") from error
-            opened = volumes(path, "btrfs")
-            try:
-                Store.make(path, opened)
-            finally:
-                opened.close()
+        make(path, options.get("volumes", BtrfsVolumes))
         return cls(path, **options)
 
     @classmethod
     def adopt(cls, root: str | os.PathLike[str], **options: Unpack[Options]) -> Self:
         """
-        Make a store of one that was moved here with its subvolumes, and open it.
+        Make the copy of a store at *root*, moved here with its subvolumes, a store, and open it.
 
         Raises:
-            FailedPreconditionError: Its subvolumes are not here: it is a copy of the records alone.
+            FailedPreconditionError: The subvolumes are not here: *root* is a copy of the records alone.
         """
         path = real_path(root)
         with cls(path, read_only=True, **options) as copy:
-            with_subvolume = [snapshot for snapshot in copy._index.snapshots() if snapshot.kind is not Kind.VIEW]
-            if with_subvolume and all(snapshot.quarantine for snapshot in with_subvolume):
-                raise FailedPreconditionError(
-                    f"none of the {len(with_subvolume)} subvolumes are in {path!r}: a snapshot of a store holds "
-                    "its records only; bring the subvolumes too"
-                )
-            with copy._store.acquire():
-                copy._store.adopt()
+            copy.opened.adopt()
         return cls(path, **options)
 
-    def bound_to(self, client: str) -> Self:
-        """
-        The same open store for another client: what it changes is refused while the snapshots are somebody else's.
-
-        Raises:
-            InvalidArgumentError: *client* is empty.
-        """
-        _check_client(client)
-        bound = copy.copy(self)
+    @classmethod
+    def _on(cls, opened: Opened, client: str) -> Self:
+        bound = cls.__new__(cls)
+        bound._opened = opened
+        bound._closes = False
         bound.client = client
         return bound
 
-    def bind(self, client: str) -> None:
+    def bound_to(self, client: str) -> Self:
         """
-        Make the snapshots those of *client*, whosever they were: for one that got another name. Durable.
+        Return the same open store for another client, whose changes are refused while the snapshots are not its own.
+
+        Closing the result does nothing: this object closes the store.
 
         Raises:
             InvalidArgumentError: *client* is empty.
         """
-        _check_client(client)
-        with self._session.changing(f"bind store {self.root!r}"):
-            self._ownership.bind(client)
+        check_client(client)
+        return self._on(self._opened, client)
+
+    def bind(self, client: str) -> None:
+        """
+        Make *client* the owner of the snapshots, durably: for a client whose name changed.
+
+        Raises:
+            InvalidArgumentError: *client* is empty.
+        """
+        check_client(client)
+        with self._opened.session.changing(f"bind store {self.root!r}"):
+            self._opened.ownership.bind(client)
             self.client = client
 
     def close(self) -> None:
         """
-        Release the store, once the calls under way have returned and the destroy in hand is done; the next open does
-        the rest. Closing twice is fine.
+        Release the store when the calls under way have returned and the current destroy is done. The next open does
+        the remaining background work. Closing twice is fine.
         """
-        self._session.close()
+        if self._closes:
+            self._opened.session.close()
 
     def __enter__(self) -> Self:
         return self
@@ -238,51 +190,65 @@ class Snapshotter:
         self.close()
 
     @property
+    def root(self) -> str:
+        """
+        The absolute path of the store, without symbolic links.
+        """
+        return self._opened.root
+
+    @property
+    def opened(self) -> Opened:
+        """
+        The open store below the contract, for the packages of this distribution.
+        """
+        return self._opened
+
+    @property
     def why_read_only(self) -> str:
         """
-        Why this store cannot be changed; empty when it can.
+        The reason why the store cannot be changed; empty if it can.
         """
-        return self._session.why_read_only
+        return self._opened.session.why_read_only
 
     @property
     def is_copy(self) -> bool:
         """
-        Whether this is a copy of a store, such as a snapshot of it, which can only be read.
+        Whether the store is a copy, such as a snapshot of a store, which can only be read.
         """
-        return self._is_copy
+        return self._opened.is_copy
 
     @property
     def failure(self) -> str:
         """
-        Why the filesystem is not asked any more, having failed; empty while it works.
+        The reason why the failed filesystem is not asked any more; empty while it works.
         """
-        return self._session.failure
+        return self._opened.session.failure
 
     # -- reading
 
     def stat(self, key: str) -> Info:
         """
-        Describe the snapshot *key*, of any kind.
+        Return the description of the snapshot *key*, of any kind.
 
         Raises:
             NotFoundError: No snapshot has the key.
         """
-        self._session.check()
-        return self._index.get(key).info
+        self._opened.session.check()
+        return self._opened.index.get(key).info
 
     def walk(self, *filter_list: str) -> Iterator[Info]:
         """
-        Describe every snapshot that one of the filters matches, in no order; all of them without a filter.
+        Yield the description of every snapshot that one of the filters matches, in no order; all without a filter.
 
-        They are those of the moment of the call; changing the store on the way is fine.
+        The snapshots are those of the moment of the call; the store may change inside the loop.
 
         Raises:
             InvalidArgumentError: A filter does not parse.
             NotSupportedError: A filter uses ``~=`` and google-re2 is not installed.
         """
-        self._session.check()
-        # A description is made when it is asked for, so that many of them hold up nobody.
-        infos = starmap(describe, [(each.record, each.parent_key) for each in self._index.snapshots()])
+        self._opened.session.check()
+        # Descriptions are made one at a time, so that a long walk does not hold the GIL.
+        infos = starmap(describe, [(each.record, each.parent_key) for each in self._opened.index.snapshots()])
         if not filter_list:
             return infos
         from snapshotter.contract import filters  # slow to import
@@ -293,115 +259,78 @@ class Snapshotter:
         """
         Measure the snapshot *key* without its parents, by the definition chosen at opening.
 
-        Of a committed one it is exact and measured once. Of an active one it counts what has been written back, and
-        costs a search of what changed, again only once the filesystem has committed a change: after 30 seconds, or a
-        sync. A view adds nothing.
+        The usage of a committed snapshot is exact and measured once. The usage of an active snapshot counts the data
+        written back, and costs a search of the changes, again only after the filesystem committed one: after 30
+        seconds, or a sync. A view adds nothing.
 
         Raises:
             NotFoundError: No snapshot has the key.
-            DataLossError: Its subvolume is gone.
+            DataLossError: The subvolume is gone.
         """
-        measured = self._reading(key, "measure", self._measure)
-        return self.usage_of(measured)
-
-    def known_usage(self, key: str) -> Usage | None:
-        """
-        What `usage` says, where no system call is needed to know; None elsewhere.
-
-        Raises:
-            NotFoundError: No snapshot has the key.
-        """
-        self._session.check()
-        measured = self._index.get(key).known
-        return self.usage_of(measured) if measured else None
+        return self._opened.usage_of(self._reading(key, "measure", self._opened.operations.measure))
 
     def mounts(self, key: str) -> tuple[Mount, ...]:
         """
-        How to mount the active snapshot or view *key*: what `prepare` or `view` returned.
+        Return the mounts of the active snapshot or view *key*, as `prepare` or `view` did.
 
         Raises:
             NotFoundError: No snapshot has the key.
-            FailedPreconditionError: It is committed.
-            DataLossError: Its subvolume is gone.
+            FailedPreconditionError: The snapshot is committed.
+            DataLossError: The subvolume is gone.
         """
         return self._reading(key, "mount", self._mounts)
 
     def subvolume(self, key: str) -> str:
         """
-        The path of the subvolume with what the snapshot *key* holds: of a view its parent's, or an empty one.
+        Return the path of the subvolume with the contents of the snapshot *key*; a view has its parent's, or an empty
+        one.
 
-        It is the store's, to look at; a commit moves it, and a removal destroys it.
+        The path is for reading only: the subvolume belongs to the store, a commit moves it, and a removal destroys it.
 
         Raises:
             NotFoundError: No snapshot has the key.
-            DataLossError: Its subvolume is gone.
+            DataLossError: The subvolume is gone.
         """
-        self._session.check()
-        return self._subvolume(self._index.get(key)).path
-
-    def locate(self) -> Iterator[Located]:
-        """
-        Every snapshot of the moment of the call, in no order, with what `subvolume` and `known_usage` say of it.
-        """
-        self._session.check()
-        above = len(self.root) + 1
-        for snapshot in self._index.snapshots():
-            path = problem = ""
-            try:
-                path = self._subvolume(snapshot).path[above:]
-            except DataLossError as error:
-                problem = str(error)
-            known = snapshot.known
-            yield Located(snapshot.info, path, self.usage_of(known) if known else None, problem)
-
-    def usage_of(self, measured: Measured) -> Usage:
-        """
-        What of a measurement `usage` gives, by the definition chosen at opening.
-        """
-        return measured.added if self._definition == "added" else measured.containerd
-
-    def _reading(self, key: str, doing: str, read: Callable[[Snapshot], T]) -> T:
-        """
-        What *read* finds of the snapshot *key*; it waits for no change, and is judged on what it was read of.
-        """
-        self._session.check()
-        while True:
-            snapshot = self._index.get(key)
-            record = snapshot.record
-            try:
-                with self._session.reading(f"{doing} snapshot {quoted(key)}"):
-                    return read(snapshot)
-            except DataLossError:
-                # It is no loss when a commit or a removal took the subvolume from under the reading.
-                if self._index.get(key).record is record:
-                    raise
+        self._opened.session.check()
+        return self._opened.operations.place(self._opened.index.get(key)).path
 
     def problems(self) -> list[Problem]:
         """
-        What is wrong with the store: snapshots that cannot be used, and what no record accounts for.
+        Return the problems found at opening: snapshots that cannot be used, and entries without a usable record.
         """
-        quarantined = [
-            Problem(snapshot.key, snapshot.quarantine, _REMOVE if snapshot.quarantine == recovery.LOST else _MEND)
-            for snapshot in self._index.snapshots()
-            if snapshot.quarantine
-        ]
-        return quarantined + self._problems
+        return self._opened.problems()
 
     def status(self) -> Status:
         """
-        Count what the store holds, without a look at the disk.
+        Return the store in numbers, without a look at the disk.
         """
-        self._session.check()
-        kinds = Counter(snapshot.kind for snapshot in self._index.snapshots())
-        return Status({kind: kinds[kind] for kind in Kind}, len(self._worker.pending), len(self.problems()))
+        self._opened.session.check()
+        kinds = Counter(snapshot.kind for snapshot in self._opened.index.snapshots())
+        return Status({kind: kinds[kind] for kind in Kind}, len(self._opened.worker.pending), len(self.problems()))
+
+    def _reading(self, key: str, doing: str, read: Callable[[Snapshot], T]) -> T:
+        """
+        Return the result of *read* for the snapshot *key*, without waiting for changes of it.
+        """
+        self._opened.session.check()
+        while True:
+            snapshot = self._opened.index.get(key)
+            record = snapshot.record
+            try:
+                with self._opened.session.reading(f"{doing} snapshot {quoted(key)}"):
+                    return read(snapshot)
+            except DataLossError:
+                # Not data loss if a commit or removal destroyed the subvolume while it was being read.
+                if self._opened.index.get(key).record is record:
+                    raise
 
     # -- changing
 
     def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
         """
-        Make the active snapshot *key*, a writable copy of the committed *parent*, or empty.
+        Make the active snapshot *key*, a writable copy of the committed *parent*, or empty, and return its mounts.
 
-        Steps, and what recovery does after a stop behind each:
+        Steps, and the result of recovery after a stop behind each; see `Operations.create`:
 
         1. the directory: removed
         2. its record, "preparing": removed
@@ -415,23 +344,14 @@ class Snapshotter:
             ResourceExhaustedError: The disk is full.
             DataLossError: *parent* lost its layer.
         """
-
-        def make(snapshot_id: int, record: bytes, base: Snapshot | None) -> None:
-            if base is None:
-                with self._store.make_directory(snapshot_id, record) as directory:
-                    self._volumes.create(directory)
-                    self._volumes.barrier(directory.fd)
-            else:
-                layer = self._store.subvolume(base.id, LAYER)
-                self._volumes.snapshot(layer, self._store.place(snapshot_id), record)
-
-        return self._create(State.PREPARING, key, parent, labels, make)
+        return self._create(State.PREPARING, Event.PREPARED, key, parent, labels)
 
     def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> tuple[Mount, ...]:
         """
-        Make *key* a read-only view of the committed *parent*, or of an empty directory; nothing is copied.
+        Make *key* a read-only view of the committed *parent*, or of an empty directory, and return its mounts. Nothing
+        is copied.
 
-        Steps, and what recovery does after a stop behind each:
+        Steps, and the result of recovery after a stop behind each; see `Operations.create`:
 
         1. the directory: removed
         2. its record, "view": a view; then a barrier
@@ -439,18 +359,34 @@ class Snapshotter:
         Raises:
             As `prepare`.
         """
+        return self._create(State.VIEW, Event.VIEWED, key, parent, labels)
 
-        def make(snapshot_id: int, record: bytes, base: Snapshot | None) -> None:
-            with self._store.make_directory(snapshot_id, record) as directory:
-                self._volumes.barrier(directory.fd)
-
-        return self._create(State.VIEW, key, parent, labels, make)
+    def _create(
+        self, state: State, event: Event, key: str, parent: str, labels: Mapping[str, str] | None
+    ) -> tuple[Mount, ...]:
+        started = time.monotonic()
+        check_key(key)
+        labels = check_labels(labels)
+        with (
+            self._changing(f"create snapshot {quoted(key)}"),
+            self._opened.index.change(key, parent=parent) as base,
+            self._opened.ownership.making(self.client),
+        ):
+            if base and base.kind is not Kind.COMMITTED:
+                raise InvalidArgumentError(f"parent {quoted(parent)} is not committed snapshot")
+            self._check_free(key)
+            if base:
+                check_usable(base)
+            snapshot = self._add(self._opened.operations.create(state, key, base, labels), base)
+            event.emit(key=key, id=snapshot.id, parent=parent, seconds=time.monotonic() - started)
+            return self._mounts(snapshot)
 
     def fork(self, key: str, new_key: str) -> tuple[Mount, ...]:
         """
-        Make the active snapshot *new_key* a copy of the active *key* as it is now, while it runs.
+        Make the active snapshot *new_key* a copy of the active *key* as it is now, while it runs, and return its
+        mounts.
 
-        Parent and labels are those of *key*. Steps as those of `prepare` with a parent.
+        Parent and labels are those of *key*. Steps as `prepare` with a parent; see `Operations.fork`.
 
         Raises:
             NotFoundError: *key* does not exist.
@@ -460,28 +396,12 @@ class Snapshotter:
         """
         started = time.monotonic()
         check_key(new_key)
-        with self._changing(f"fork snapshot {quoted(key)}"), self._index.change(key, new_key):
-            source = self._index.get(key)
-            self._check_active(source)
+        with self._changing(f"fork snapshot {quoted(key)}"), self._opened.index.change(key, new_key):
+            source = self._opened.index.get(key)
+            _check_active(source)
             self._check_free(new_key)
-            _check_whole(source)
-            with self._store.directory(source.id) as directory:
-                base_transid = self._base_transid(source, directory)
-
-            def make(snapshot_id: int, record: bytes) -> None:
-                with self._store.make_directory(snapshot_id, record) as directory:
-                    self._volumes.fork(self._store.subvolume(source.id, FS), directory)
-
-            now = time.time_ns()
-            draft = source.record._replace(
-                state=State.PREPARING,
-                key=new_key,
-                created=now,
-                updated=now,
-                base_transid=base_transid,
-                suspect=self._write_errors.is_suspect(source),
-            )
-            forked = self._make(draft, source.parent, make)
+            check_usable(source)
+            forked = self._add(self._opened.operations.fork(source, new_key), source.parent)
             Event.FORKED.emit(key=new_key, id=forked.id, source=key, seconds=time.monotonic() - started)
             return self._mounts(forked)
 
@@ -489,13 +409,13 @@ class Snapshotter:
         """
         Make the active snapshot *key* the committed *name*, with *labels* in place of its own.
 
-        What is committed is a copy of this moment, which nobody can change any more; *key* is gone.
+        The committed snapshot is a copy of this moment, which nobody can change any more; *key* is gone.
 
-        Steps, and what recovery does after a stop behind each:
+        Steps, and the result of recovery after a stop behind each; see `Operations.freeze`:
 
         1. the record, "committing", with name and labels: active
         2. a read-only snapshot, the layer, which flushes the data and commits: active, and the layer is destroyed
-        3. a sync that tells of data the disk refused: likewise, now if it did
+        3. a sync that reports data the disk refused: as after step 2, and at once if it did
         4. the record, "committing" and verified; then a barrier: committed
 
         The worker destroys the former subvolume.
@@ -508,7 +428,7 @@ class Snapshotter:
             AlreadyExistsError: *name* is taken.
             FailedPreconditionError: *key* is not active; or it holds a nested subvolume with content, or an active
                 swap file.
-            InvalidArgumentError: *parent* is another one; *name* or *labels* break a rule.
+            InvalidArgumentError: *parent* is not the parent of *key*; *name* or *labels* break a rule.
             DataLossError: The disk may have refused data of the snapshot.
             ResourceExhaustedError: The disk is full.
         """
@@ -516,53 +436,43 @@ class Snapshotter:
         check_key(name)
         labels = check_labels(labels)
         with self._changing(f"commit snapshot {quoted(key)}"):
-            with self._index.change(name, key):
-                active = self._index.get(key)
+            with self._opened.index.change(name, key):
+                active = self._opened.index.get(key)
                 self._check_free(name)
-                self._check_active(active)
+                _check_active(active)
                 if parent and parent != active.parent_key:
                     raise InvalidArgumentError(
                         f"cannot change parent of active snapshot {quoted(key)} on commit: "
                         f"it is {quoted(active.parent_key)}, not {quoted(parent)}"
                     )
-                _check_whole(active)
-                self._write_errors.check(active)
-                commitment = Commitment(name, labels, time.time_ns())
-                committed = self._with_space(lambda: self._freeze(active, commitment))
-                self._index.update(active, committed, settled=False)
+                check_usable(active)
+                self._opened.write_errors.check(active)
+                committed = self._opened.operations.freeze(active, name, labels)
+                self._opened.index.update(active, committed, settled=False)
                 Event.COMMITTED.emit(key=name, id=active.id, source=key, seconds=time.monotonic() - started)
-            # Later, for the kernel locks the directory until it has dropped the files it caches, 0.1 s for 20,000.
-            self._worker.destroy(active.id, FS, later=True)
-            self._worker.submit(lambda: self._settle(active))
+            self._opened.operations.retire(active)
 
     def update(self, info: Info, *fieldpaths: str) -> Info:
         """
         Change the labels of the snapshot *info.name* to those of *info*, and return its new description.
 
-        Steps: the record, then a barrier; a stop between them leaves the old labels or the new ones.
+        Steps: the record, then a barrier; a stop between them leaves the old labels or the new ones. See
+        `Operations.rewrite`.
 
         Args:
-            fieldpaths: ``"labels"`` replaces them all, as does no path; ``"labels.KEY"`` sets that one, or deletes it
-                when *info* has none or an empty one.
+            fieldpaths: ``"labels"`` replaces all labels, as does no path. ``"labels.KEY"`` sets that label, or deletes
+                it if *info* has none or an empty one.
 
         Raises:
             NotFoundError: No snapshot has that name.
             InvalidArgumentError: Another path; the labels break a rule.
         """
         started = time.monotonic()
-        with self._changing(f"update snapshot {quoted(info.name)}"), self._index.change(info.name):
-            snapshot = self._index.get(info.name)
+        with self._changing(f"update snapshot {quoted(info.name)}"), self._opened.index.change(info.name):
+            snapshot = self._opened.index.get(info.name)
             labels = apply_fieldpaths(snapshot.info, info, fieldpaths)
-            record = snapshot.record._replace(labels=labels, updated=time.time_ns())
-            data = self._encode(record)
-            with self._store.directory(snapshot.id) as directory:
-                try:
-                    self._store.write(directory, data)
-                    self._volumes.barrier(directory.fd)
-                except BaseException:
-                    self._restore(directory, snapshot)
-                    raise
-            self._index.update(snapshot, record, settled=True)
+            record = self._opened.operations.rewrite(snapshot, labels)
+            self._opened.index.update(snapshot, record, settled=True)
             Event.UPDATED.emit(key=info.name, id=snapshot.id, seconds=time.monotonic() - started)
             return snapshot.info
 
@@ -570,326 +480,60 @@ class Snapshotter:
         """
         Remove the snapshot *key*; its space comes back in the background.
 
-        Steps: the record, "removed", then a barrier; a stop between them leaves it there, or removed. On a disk too
-        full for that its subvolume is destroyed at once.
+        Steps: the record, "removed", then a barrier; a stop between them leaves the snapshot there, or removed. On a
+        disk too full for that its subvolume is destroyed at once. See `Operations.mark_removed`.
 
         Raises:
             NotFoundError: No snapshot has the key.
-            FailedPreconditionError: Another snapshot rests on it, or it cannot be removed now; never anything else,
-                since any other error would end containerd's garbage collection.
+            FailedPreconditionError: The snapshot has a child.
         """
         started = time.monotonic()
-        try:
-            with self._changing(f"remove snapshot {quoted(key)}"):
-                with self._index.change(key):
-                    snapshot = self._index.get(key)
-                    if snapshot.children:
-                        raise FailedPreconditionError(f"cannot remove snapshot {quoted(key)} with child")
-                    with contextlib.suppress(FileNotFoundError), self._store.directory(snapshot.id) as directory:
-                        self._mark_removed(snapshot, directory)
-                    self._index.remove(snapshot)
-                Event.REMOVED.emit(key=key, id=snapshot.id, seconds=time.monotonic() - started)
-                self._worker.destroy(snapshot.id)
-        except (UnavailableError, ResourceExhaustedError, DataLossError) as error:
-            raise FailedPreconditionError(str(error)) from error
+        with self._changing(f"remove snapshot {quoted(key)}"):
+            with self._opened.index.change(key):
+                snapshot = self._opened.index.get(key)
+                if snapshot.children:
+                    raise FailedPreconditionError(f"cannot remove snapshot {quoted(key)} with child")
+                self._opened.operations.mark_removed(snapshot)
+                self._opened.index.remove(snapshot)
+            Event.REMOVED.emit(key=key, id=snapshot.id, seconds=time.monotonic() - started)
+            self._opened.worker.destroy(snapshot.id)
 
     def cleanup(self) -> None:
         """
-        Destroy what is left of removed snapshots, and have their space given back: seconds at most. What is mounted,
-        or otherwise held, is not waited for.
+        Destroy the remains of removed snapshots, and wait for their space: seconds at most. A subvolume that is mounted
+        or otherwise held is not waited for.
         """
         with self._changing("clean up"):
-            self._worker.reclaim(CLEANUP_SECONDS)
+            self._opened.worker.reclaim(CLEANUP_SECONDS)
 
-    # -- opening
-
-    def _load(self, *, writing: bool) -> None:
-        """
-        Fill the index from what recovery finds; hand what it leaves over to the worker.
-        """
-        by_id: dict[int, Snapshot] = {}
-        for item in recovery.survey(self._store, self._volumes):
-            if item.verdict is Verdict.ORPHAN:
-                self._report(item.name, item.problem)
-                if item.id:
-                    by_id[item.id] = _lost(item.id, item.problem)
-            elif item.record is None:
-                for stranger in item.contents.unexpected:
-                    self._report(
-                        f"{item.name}/{stranger}", "it is no subvolume, and keeps a removed snapshot from going"
-                    )
-                if writing:
-                    if item.written and item.written.state is State.PREPARING:
-                        Event.UNDONE.emit(key=item.written.key, id=item.id)
-                    self._worker.destroy(item.id)
-            else:
-                parent_id = item.record.parent
-                if parent_id and parent_id not in by_id:
-                    by_id[parent_id] = _lost(parent_id, "its directory is gone")
-                parent = by_id[parent_id] if parent_id else None
-                quarantine = item.problem
-                snapshot = Snapshot(item.record, parent, quarantine, settled=item.record is item.written)
-                if quarantine:
-                    Event.QUARANTINED.emit(key=snapshot.key, id=snapshot.id, error=quarantine)
-                self._index.add(snapshot)
-                by_id[snapshot.id] = snapshot
-                if writing:
-                    self._finish(snapshot, item)
-
-    def _finish(self, snapshot: Snapshot, item: Recovered) -> None:
-        if item.verdict is not Verdict.QUARANTINED and not snapshot.settled:
-            committing = item.written is not None and item.written.state is State.COMMITTING
-            event = Event.UNDONE if committing and item.verdict is Verdict.ACTIVE else Event.RECOVERED
-            event.emit(key=snapshot.key, id=snapshot.id)
-        if item.verdict is Verdict.ACTIVE and (item.contents.layer or not snapshot.settled):
-            with contextlib.suppress(OSError), self._store.directory(snapshot.id) as directory:
-                self._volumes.destroy(directory, LAYER, MountTable())
-        if item.verdict is Verdict.COMMITTED and item.contents.fs:
-            self._worker.destroy(snapshot.id, FS)
-        if not snapshot.settled or (item.verdict is Verdict.COMMITTED and snapshot.record.usage is None):
-            self._worker.submit(lambda: self._settle(snapshot))
-
-    def _report(self, name: str, what: str) -> None:
-        problem = Problem(os.path.join(self.root, SNAPSHOTS, name), what, _MOVE)
-        Event.UNKNOWN.emit(path=problem.subject, error=what)
-        self._problems.append(problem)
-
-    @contextlib.contextmanager
+    @contextmanager
     def _changing(self, doing: str) -> Iterator[None]:
-        with self._session.changing(doing):
-            self._ownership.check(self.client)
+        with self._opened.session.changing(doing):
+            self._opened.ownership.check(self.client)
             yield
 
-    # -- creating
-
-    def _create(
-        self,
-        state: State,
-        key: str,
-        parent: str,
-        labels: Mapping[str, str] | None,
-        make: Callable[[int, bytes, Snapshot | None], None],
-    ) -> tuple[Mount, ...]:
-        started = time.monotonic()
-        check_key(key)
-        labels = check_labels(labels)
-        with (
-            self._changing(f"create snapshot {quoted(key)}"),
-            self._index.change(key, parent=parent) as base,
-            self._ownership.making(self.client),
-        ):
-            if base and base.kind is not Kind.COMMITTED:
-                raise InvalidArgumentError(f"parent {quoted(parent)} is not committed snapshot")
-            self._check_free(key)
-            if base:
-                _check_whole(base)
-            now = time.time_ns()
-            draft = Record(
-                0,
-                state,
-                key,
-                base.id if base else None,
-                labels,
-                now,
-                now,
-                write_errors=self._volumes.write_errors(recent=True),
-            )
-            snapshot = self._make(draft, base, lambda snapshot_id, record: make(snapshot_id, record, base))
-            event = Event.VIEWED if state is State.VIEW else Event.PREPARED
-            event.emit(key=key, id=snapshot.id, parent=parent, seconds=time.monotonic() - started)
-            return self._mounts(snapshot)
-
-    def _make(self, draft: Record, parent: Snapshot | None, make: Callable[[int, bytes], None]) -> Snapshot:
+    def _add(self, record: Record, parent: Snapshot | None) -> Snapshot:
         """
-        Make a new snapshot by *make*, of an id and a record; all of it or nothing.
+        Add the created snapshot of *record* to the index. The record of an active one is settled later.
         """
-
-        def attempt() -> Record:
-            record = draft._replace(id=self._store.take_id())
-            data = self._encode(record)
-            try:
-                make(record.id, data)
-            except FileExistsError:
-                return attempt()  # somebody else's, and left alone
-            except BaseException:
-                self._discard(record.id)
-                raise
-            return record
-
-        record = self._with_space(attempt)
         preparing = record.state is State.PREPARING
         snapshot = Snapshot(record.active() if preparing else record, parent, settled=not preparing)
-        self._index.add(snapshot)
+        self._opened.index.add(snapshot)
         if preparing:
-            self._worker.submit(lambda: self._settle(snapshot))
+            self._opened.operations.settle_later(snapshot)
         return snapshot
-
-    def _discard(self, snapshot_id: int) -> None:
-        """
-        Undo what was made of a snapshot that nobody was told of.
-        """
-        with contextlib.suppress(OSError), self._store.directory(snapshot_id) as directory:
-            self._write(directory, Record(snapshot_id, State.REMOVED, ""))
-        self._worker.destroy(snapshot_id)
-
-    def _with_space(self, attempt: Callable[[], T]) -> T:
-        """
-        *attempt*, once more if the disk was full, with the space that whatever was deleted has to give back.
-        """
-        try:
-            return attempt()
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-        self._worker.reclaim(CLEANUP_SECONDS, always=True)
-        return attempt()
-
-    def _encode(self, record: Record) -> bytes:
-        data = records.encode(record)
-        limit = self._volumes.record_limit - RECORD_RESERVE
-        if len(data) > limit:
-            raise InvalidArgumentError(
-                f"key and labels of snapshot {quoted(record.key)} need {len(data)} bytes, "
-                f"and a record has room for {limit}"
-            )
-        return data
-
-    # -- committing and removing
-
-    def _freeze(self, active: Snapshot, commitment: Commitment) -> Record:
-        with self._store.directory(active.id) as directory:
-            committing = active.record._replace(
-                state=State.COMMITTING,
-                base_transid=self._base_transid(active, directory),
-                commitment=commitment,
-            )
-            data = self._encode(committing)
-            try:
-                self._store.write(directory, data)
-                self._volumes.freeze(directory)
-                self._write_errors.verify(active)
-                verified = committing._replace(commitment=commitment._replace(verified=True))
-                self._write(directory, verified)
-                self._volumes.barrier(directory.fd)
-            except BaseException:
-                # The layer goes first: with it, a verified "committing" would be a commit.
-                with contextlib.suppress(OSError):
-                    self._volumes.destroy(directory, LAYER, MountTable())
-                self._restore(directory, active)
-                raise
-        return committing.committed()
-
-    def _base_transid(self, active: Snapshot, directory: Directory) -> int:
-        if active.record.base_transid is not None:
-            return active.record.base_transid
-        return self._volumes.base_transid(directory) if active.parent else 0
-
-    def _restore(self, directory: Directory, snapshot: Snapshot) -> None:
-        """
-        Write the record of before a change that failed; recovery copes where this fails too.
-        """
-        with contextlib.suppress(OSError):
-            self._write(directory, snapshot.record)
-
-    def _mark_removed(self, snapshot: Snapshot, directory: Directory) -> None:
-        try:
-            # With its parent, beside which `snapshotter.analysis.space` measures what is left of it.
-            self._write(directory, Record(snapshot.id, State.REMOVED, "", snapshot.record.parent))
-            self._volumes.barrier(directory.fd)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                self._restore(directory, snapshot)
-                raise
-            self._worker.destroy_now(snapshot.id)
-            self._volumes.barrier(directory.fd)
-
-    def _settle(self, snapshot: Snapshot) -> None:
-        """
-        Bring the record of a snapshot up to date, in the background and without a barrier.
-        """
-        try:
-            usage = self._measure(snapshot) if snapshot.kind is Kind.COMMITTED else None
-            key = snapshot.key
-            with self._index.change(key):
-                if key not in self._index or self._index.get(key) is not snapshot:
-                    return
-                record = snapshot.record._replace(usage=usage)
-                if not snapshot.settled or record != snapshot.record:
-                    with self._store.directory(snapshot.id) as directory:
-                        self._write(directory, record)
-                    self._index.update(snapshot, record, settled=True)
-        except (OSError, Error) as error:
-            Event.UNSETTLED.emit(key=snapshot.key, id=snapshot.id, error=str(error))
-
-    def _write(self, directory: Directory, record: Record) -> None:
-        self._store.write(directory, records.encode(record))
-
-    # -- asking
-
-    def _measure(self, snapshot: Snapshot) -> Measured:
-        if snapshot.known:
-            return snapshot.known
-        _check_whole(snapshot)
-        with contextlib.ExitStack() as stack:
-            directory = stack.enter_context(self._store.directory(snapshot.id))
-            committed = snapshot.kind is Kind.COMMITTED
-            counter = _LAYER_COUNTER if committed else self._volumes.change_counter(directory)
-            if snapshot.measured and snapshot.measured[0] == counter:
-                return snapshot.measured[1]
-            parent = stack.enter_context(self._store.directory(snapshot.parent.id)) if snapshot.parent else None
-            base_transid = self._base_transid(snapshot, directory)
-            measured = self._volumes.measure(directory, LAYER if committed else FS, base_transid, parent)
-            snapshot.measured = (counter, measured)
-            return measured
 
     def _mounts(self, snapshot: Snapshot) -> tuple[Mount, ...]:
         if snapshot.kind is Kind.COMMITTED:
             raise FailedPreconditionError(f"requested snapshot {quoted(snapshot.key)} not active or view")
-        return (self._volumes.mount(self._subvolume(snapshot), read_only=snapshot.kind is Kind.VIEW),)
-
-    def _subvolume(self, snapshot: Snapshot) -> Place:
-        _check_whole(snapshot)
-        if snapshot.kind is Kind.ACTIVE:
-            return self._store.subvolume(snapshot.id, FS)
-        layer = snapshot.parent if snapshot.kind is Kind.VIEW else snapshot
-        if layer is None:
-            return self._store.empty
-        _check_whole(layer)
-        return self._store.subvolume(layer.id, LAYER)
+        place = self._opened.operations.place(snapshot)
+        return (self._opened.volumes.mount(place, read_only=snapshot.kind is Kind.VIEW),)
 
     def _check_free(self, key: str) -> None:
-        if key in self._index:
+        if key in self._opened.index:
             raise AlreadyExistsError(f"snapshot {quoted(key)} already exists")
 
-    @staticmethod
-    def _check_active(snapshot: Snapshot) -> None:
-        if snapshot.kind is not Kind.ACTIVE:
-            raise FailedPreconditionError(f"snapshot {quoted(snapshot.key)} is not active")
 
-
-def _lost(snapshot_id: int, why: str) -> Snapshot:
-    """
-    The parent to name for whole children of a snapshot of which no record is left.
-    """
-    return Snapshot(Record(snapshot_id, State.COMMITTED, f"(snapshot {snapshot_id}, which is lost)"), None, why)
-
-
-def _check_whole(snapshot: Snapshot) -> None:
-    if snapshot.quarantine:
-        raise DataLossError(f"snapshot {quoted(snapshot.key)} cannot be used: {snapshot.quarantine}")
-
-
-def _check_options(client: str | None, usage: str, mount_mode: str) -> None:
-    if client is not None:
-        _check_client(client)
-    for name, value, choices in (
-        ("usage", usage, ("added", "containerd")),
-        ("mount_mode", mount_mode, ("btrfs", "bind")),
-    ):
-        if value not in choices:
-            raise InvalidArgumentError(f"{name} is {' or '.join(map(repr, choices))}, not {value!r}")
-
-
-def _check_client(client: str) -> None:
-    if not client:
-        raise InvalidArgumentError("client is empty")
+def _check_active(snapshot: Snapshot) -> None:
+    if snapshot.kind is not Kind.ACTIVE:
+        raise FailedPreconditionError(f"snapshot {quoted(snapshot.key)} is not active")

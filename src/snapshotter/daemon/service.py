@@ -272,7 +272,7 @@ def _batches(infos: Iterator[Info]) -> Iterator[Message]:
 
 
 def _known_usage(store: Snapshotter, request: pb.UsageRequest) -> Message | None:
-    usage = store.known_usage(request.key)
+    usage = store.opened.known_usage(request.key)
     return usage_to(usage) if usage else None
 
 

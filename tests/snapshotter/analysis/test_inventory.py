@@ -90,10 +90,10 @@ def test_locate(store: Snapshotter) -> None:
     store.view("v", "base")
     store.cleanup()
     expected = {
-        key: (store.subvolume(key).removeprefix(f"{store.root}/"), store.known_usage(key), "")
+        key: (store.subvolume(key).removeprefix(f"{store.root}/"), store.opened.known_usage(key), "")
         for key in ("base", "gone", "b", "c", "v")
     }
-    located = store.locate()
+    located = store.opened.locate()
     first = next(located)
     for key in {"b", "c"} - {first.info.name}:
         store.remove(key)
@@ -102,7 +102,7 @@ def test_locate(store: Snapshotter) -> None:
     }
     subvolume.delete(store.subvolume("gone"))
     with Snapshotter(store.root, read_only=True) as reading:
-        (lost,) = (each for each in reading.locate() if each.info.name == "gone")
+        (lost,) = (each for each in reading.opened.locate() if each.info.name == "gone")
     assert lost.path == ""
     assert "missing" in lost.problem
 

@@ -185,7 +185,7 @@ class TestCommands:
         found = run("doctor")
         assert found.code == 5
         assert (
-            "stranger: it is not the directory of a snapshot\n  cure: `snapshotter doctor --fix` mends it, or"
+            "stranger: it is not the directory of a snapshot\n  cure: `snapshotter doctor --fix` repairs it, or"
             in found.out
         )
         problems = json.loads(run("doctor", "--json").out)

@@ -391,7 +391,7 @@ class TestRoot:
         code, line = make().refused()
         assert (code, line) == (
             1,
-            f"store '{btrfs / 'root'}' cannot be served: it is a copy of a store: make it one with "
+            f"store '{btrfs / 'root'}' cannot be served: it is a copy of a store: make it a store with "
             "`snapshotter init --adopt`",
         )
         assert tree(btrfs / "root") == before

@@ -141,7 +141,7 @@ def test_troubles_are_counted(
         raise BlockingIOError
 
     with monkeypatch.context() as patch:
-        patch.setattr(store._volumes, "destroy", hold)
+        patch.setattr(store.opened.volumes, "destroy", hold)
         store.remove("a")
         found = samples(scrape(address))
     assert found["snapshotter_pending_deletions",] == 1

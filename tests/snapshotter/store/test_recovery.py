@@ -19,6 +19,7 @@ from snapshotter.errors import DataLossError, Error, FailedPreconditionError, No
 from snapshotter.store import records, worker
 from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.store.layout import Place
+from snapshotter.store.operations import Operations
 from snapshotter.store.record_storage import XATTR
 from snapshotter.store.records import Commitment, Record, State
 from snapshotter.store.recovery import Recovered, Verdict, judge, resolve_duplicate_keys
@@ -245,7 +246,7 @@ def test_strangers_in_a_removed_one(name: str, root: Path, reopen: Callable[...,
             store.cleanup()
             (problem,) = store.problems()
             assert problem.subject == str(path / name)
-            assert problem.cure == "`snapshotter doctor --fix` mends it, or moves it to the quarantine"
+            assert problem.cure == "`snapshotter doctor --fix` repairs it, or moves it to the quarantine"
     assert (path / name / "content").read_text() == "precious"
     shutil.rmtree(path / name)
     with reopen() as store:
@@ -295,15 +296,15 @@ def test_records_are_settled(
     The record is brought up to date in the background; a committed one gets its usage.
     """
     done = threading.Event()
-    settle = Snapshotter._settle
+    settle = Operations.settle
 
-    def settle_and_tell(self: Snapshotter, snapshot: Any) -> None:
+    def settle_and_tell(self: Operations, snapshot: Any) -> None:
         settle(self, snapshot)
         if snapshot.id == LOST:
             done.set()
 
     monkeypatch.setattr(worker, "TASK_SECONDS", 0)
-    monkeypatch.setattr(Snapshotter, "_settle", settle_and_tell)
+    monkeypatch.setattr(Operations, "settle", settle_and_tell)
     path = make(root, state, fs, layer)
     reopen()
     assert done.wait(10)
@@ -572,7 +573,7 @@ def test_failed_and_not_undone(
     for _ in range(2):
         with reopen() as store:
             store.cleanup()
-            assert store._index.get("k").id == ids[1]
+            assert store.opened.index.get("k").id == ids[1]
             assert store.stat("k").kind is KINDS[judge(CLAIMS[answered][0], Contents(True, True, True), verified=True)]
             others = {info.name for info in store.walk()} - {"base", "other", "active", "k"}
             assert others == ({f"active {ids[0]}"} if failed == "committing" else set())

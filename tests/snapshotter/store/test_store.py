@@ -55,8 +55,8 @@ def settle(opened: Snapshotter) -> None:
     """
     Bring all records up to date, and destroy what is left over, now.
     """
-    for snapshot in opened._index.snapshots():
-        opened._settle(snapshot)
+    for snapshot in opened.opened.index.snapshots():
+        opened.opened.operations.settle(snapshot)
     opened.cleanup()
 
 
@@ -667,7 +667,7 @@ def test_copy(how: str, root: Path) -> None:
     copy = copied(root, how)
     before = everything(copy)
     with Snapshotter(copy) as opened:
-        assert opened.why_read_only == "it is a copy of a store: make it one with `snapshotter init --adopt`"
+        assert opened.why_read_only == "it is a copy of a store: make it a store with `snapshotter init --adopt`"
         assert {info.name for info in opened.walk()} == {"base", "active", "view", "nothing"}
         for change in CHANGES.values():
             with pytest.raises(FailedPreconditionError, match=r"copy.*adopt|root.*adopt"):

@@ -399,8 +399,8 @@ def test_chain(definition: str, open_: Callable[..., Snapshotter]) -> None:
             parent = f"c{number}"
         store.view("view", parent)
         assert store.usage("view") == Usage(0, 0)
-        for snapshot in store._index.snapshots():
-            store._settle(snapshot)
+        for snapshot in store.opened.index.snapshots():
+            store.opened.operations.settle(snapshot)
         store.cleanup()
     for other in ("added", "containerd"):
         with open_(usage=other) as store:
