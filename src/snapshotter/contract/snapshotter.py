@@ -48,10 +48,10 @@ class Snapshotter:
 
         with Snapshotter.create(root) as snapshotter:
             with mounted(snapshotter.prepare("extract-1")) as path:  # unpack a layer
-                (path / "file").write_text("from the image")
+                Path(path, "file").write_text("from the image")
             snapshotter.commit("layer-1", "extract-1")
             with mounted(snapshotter.prepare("container", "layer-1")) as path:  # run on it
-                (path / "file").write_text("changed")
+                Path(path, "file").write_text("changed")
             snapshotter.commit("layer-2", "container")  # keep the changes as the next layer
 
     Every method may be called from any thread, and several at once. A change is durable when the method returns:

@@ -1,5 +1,5 @@
 """
-Header of a store: the store's own record.
+Header of a store: the record of the store itself.
 """
 
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from snapshotter.store import records
 
 class Header(NamedTuple):
     """
-    The store's own record.
+    The record of the store itself.
 
     Attributes:
-        identity: The filesystem and the very directory the store was made in; a copy has another.
-        client: Whose snapshots these are; empty until the first one.
-        id_limit: Ids below it may have been handed out.
-        suspect: Actives with an id below it may have lost data to the disk.
+        identity: The filesystem, subvolume and inode that the store was made in. A copy has a different identity.
+        client: The owner of the snapshots; empty until the first snapshot.
+        id_limit: Ids below this limit may have been taken.
+        suspect: The disk may have refused data of active snapshots whose id is below this limit.
     """
 
     uuid: str

@@ -1,5 +1,17 @@
 """
 Layout of a store on disk: every name below its root.
+
+::
+
+    ROOT/            0700, on btrfs
+      store/         the header of the store
+      lock           flock; the holder's pid, command and socket inside
+      empty/         read-only subvolume; contents of a view without parent
+      snapshots/
+        17/          0700; the record of snapshot 17
+          fs/        the subvolume of an active snapshot
+          layer/     the read-only subvolume of a committed snapshot
+      quarantine/    entries without a usable record, moved here by a repair
 """
 
 import contextlib
@@ -9,19 +21,51 @@ from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 from pybtrfs import ioctl
-from snapshotter.errors import (
-    InvalidArgumentError,
-    quoted,
-)
+from pybtrfs.path import open_directory
+from snapshotter.errors import InvalidArgumentError, quoted
 
-STORE, LOCK, SNAPSHOTS, QUARANTINE = "store", "lock", "snapshots", "quarantine"
+STORE, LOCK, EMPTY, SNAPSHOTS, QUARANTINE = "store", "lock", "empty", "snapshots", "quarantine"
+FS, LAYER = "fs", "layer"
 
-PATH_MAX, NAME_MAX = 4095, 255  # bytes, as the kernel takes them
+PATH_MAX, NAME_MAX = 4095, 255  # bytes; limits of the kernel
+
+
+class Place(NamedTuple):
+    """
+    The place of a directory or subvolume: *name*, relative to the open directory *dir_fd*, and its whole *path*.
+    """
+
+    dir_fd: int
+    name: str
+    path: str
+
+
+class Directory:
+    """
+    The open directory of one snapshot, closed at the end of a ``with``.
+
+    Attributes:
+        fd: Its file descriptor; -1 once closed, so that a later use fails instead of reaching another file.
+        path: Its absolute path.
+    """
+
+    __slots__ = ("fd", "path")
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        fd, self.fd = self.fd, -1
+        os.close(fd)
 
 
 def real_path(path: str | os.PathLike[str]) -> str:
     """
-    The absolute *path* without symlinks; it need not exist.
+    Return the absolute *path* without symbolic links; it need not exist.
 
     Raises:
         InvalidArgumentError: No file can have such a path.
@@ -38,60 +82,21 @@ def real_path(path: str | os.PathLike[str]) -> str:
     return real
 
 
-def _open_directory(name: str, dir_fd: int | None = None) -> int:
-    # The root may be reached through a symlink, nothing inside a store is one.
-    no_follow = os.O_NOFOLLOW if dir_fd is not None else 0
-    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | no_follow, dir_fd=dir_fd)
-
-
-FS = "fs"  # the subvolume of an active snapshot
-LAYER = "layer"  # the read-only subvolume of a committed one
-EMPTY = "empty"  # what a view without parent shows
-
-
-class Directory(NamedTuple):
-    """
-    The directory of one snapshot: open, until the end of a ``with``, and where it is.
-    """
-
-    fd: int
-    path: str
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
-
-
-class Place(NamedTuple):
-    """
-    Where a subvolume or directory of a store is: *name*, relative to the open directory *dir_fd*, and its whole *path*.
-    """
-
-    dir_fd: int
-    name: str
-    path: str
-
-
-@contextlib.contextmanager
-def opened(dir_fd: int, name: str) -> Iterator[int]:
-    """
-    A directory in *dir_fd*, open for the time of a ``with``; a symlink is refused.
-    """
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
 def is_subvolume(dir_fd: int, name: str) -> bool:
     """
-    Whether *name* in the directory *dir_fd* is one, and no symlink to one.
+    Return whether *name* in the directory *dir_fd* is a subvolume; a symbolic link to one is not.
     """
     try:
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
         return False
     return status.st_ino == ioctl.FIRST_FREE_OBJECTID and stat.S_ISDIR(status.st_mode)
+
+
+@contextlib.contextmanager
+def opened(dir_fd: int, name: str) -> Iterator[int]:
+    fd = open_directory(dir_fd, name)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -18,14 +18,14 @@ from snapshotter.errors import (
 )
 from snapshotter.store.layout import LOCK
 
-COMMAND_SIZE = 1000  # more does not tell a holder from others
-# An ioctl in flight keeps the lock of a killed process until it ends, flushing all it has to.
+COMMAND_SIZE = 1000  # characters; a longer command line identifies the holder no better
+# A killed process keeps the lock until its ioctl in flight ends, which may have to flush much data.
 DEAD_HOLDER_SECONDS = 60.0
 
 
 class Lock:
     """
-    The lock of a store, held until it is released or its process ends.
+    The lock of a store, held until it is released or the process ends.
     """
 
     def __init__(self, root_fd: int, root: str, socket: str = "", client: str = "") -> None:
@@ -49,21 +49,22 @@ class Lock:
                 if pid is None or _alive(pid) or time.monotonic() > deadline:
                     raise StoreHeldError(
                         f"store {root!r} is held by process {pid or '?'} ({holder.get('command', 'unknown')}): "
-                        "stop it, or use what only reads",
+                        "stop it, or use a command that only reads",
                         holder.get("socket", ""),
                         client,
                     ) from error
             time.sleep(0.05)
 
     def _sign(self, holder: dict[str, Any]) -> None:
-        # No shorter than what was there: whoever reads meanwhile finds one or the other.
+        # At least as long as the text before, because a concurrent reader then finds one text or the other.
         text = json.dumps(holder).encode().ljust(os.fstat(self._fd).st_size)
         try:
             os.pwrite(self._fd, text, 0)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            os.ftruncate(self._fd, 0)  # a full disk is emptied by who has the lock: better one without a name
+            # Emptying a full disk needs the lock: a nameless holder is better than no holder.
+            os.ftruncate(self._fd, 0)
 
     def _holder(self) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
@@ -73,7 +74,7 @@ class Lock:
         return {}
 
     def release(self) -> None:
-        # A forked child shares the lock: only the process that took it gives it back.
+        # A forked child shares the lock, so only the process that took it gives it back.
         if os.getpid() == self._pid:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
@@ -92,7 +93,7 @@ _PF_EXITING = 0x4
 
 def _alive(pid: int) -> bool:
     """
-    Whether a process runs; one that was killed, and cannot end before an ioctl does or was not yet collected, does not.
+    Return whether the process *pid* runs. A killed process does not, even while an ioctl in flight delays its end.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

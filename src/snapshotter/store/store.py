@@ -1,15 +1,5 @@
 """
-A store's directory: what it is, who owns it, and the ids it hands out.
-
-::
-
-    ROOT/            0700
-      store/         the store's own record: identity, client, how far ids are reserved
-      lock           flock; the holder's pid, command and socket inside
-      empty/         read-only; what a view without parent shows
-      snapshots/
-        17/          0700; the record of snapshot 17, and its subvolumes
-      quarantine/    what no record accounts for, moved here by a repair
+Store: the open directories of a store, its header, and the ids that it hands out.
 """
 
 import contextlib
@@ -18,6 +8,7 @@ import stat
 import threading
 from typing import Any
 
+from pybtrfs.path import open_directory, owned
 from snapshotter.errors import (
     AlreadyExistsError,
     DataLossError,
@@ -34,7 +25,6 @@ from snapshotter.store.layout import (
     STORE,
     Directory,
     Place,
-    _open_directory,
     opened,
 )
 from snapshotter.store.lock import Lock
@@ -46,7 +36,7 @@ ID_BLOCK = 1024
 
 class Store:
     """
-    An open store: descriptors of its directories, and its header.
+    An open store: the file descriptors of its directories, and its header.
     """
 
     def __init__(self, root: str, volumes: Volumes) -> None:
@@ -54,19 +44,20 @@ class Store:
         Open the store at *root*, without its lock.
 
         Raises:
-            FailedPreconditionError: It is not a store, or a newer release's.
-            DataLossError: Its own record is damaged.
+            FailedPreconditionError: *root* is not a store, or a newer release made it.
+            DataLossError: The header is damaged.
         """
         self.root = root
         self._volumes = volumes
         self._lock = threading.Lock()
         with contextlib.ExitStack() as stack:
             try:
-                self.fd = _open_directory(root)
+                # The root may be reached through a symbolic link; no name inside a store is a link.
+                self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 stack.callback(os.close, self.fd)
-                self._store_fd = _open_directory(STORE, self.fd)
+                self._store_fd = open_directory(self.fd, STORE)
                 stack.callback(os.close, self._store_fd)
-                self.snapshots_fd = _open_directory(SNAPSHOTS, self.fd)
+                self.snapshots_fd = open_directory(self.fd, SNAPSHOTS)
                 stack.callback(os.close, self.snapshots_fd)
             except FileNotFoundError as error:
                 raise _not_a_store(root) from error
@@ -79,35 +70,30 @@ class Store:
         """
         Make an empty store in the empty directory *root*, durably.
 
-        What a maker that stopped half-way left is used again: the record, which makes it a store, comes last.
+        The header comes last and makes the directory a store, so that an interrupted making can be repeated.
 
         Raises:
-            AlreadyExistsError: *root* is a store; nothing was touched.
-            FailedPreconditionError: There is something else in *root*, or snapshots without the store's record.
-            StoreHeldError: Somebody else is making it.
+            AlreadyExistsError: *root* is a store; nothing was changed.
+            FailedPreconditionError: *root* has other entries, or snapshots without a header.
+            StoreHeldError: Another process is making the store.
         """
-        fd = _open_directory(root)
-        try:
+        with owned(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
             if unexpected := set(os.listdir(fd)) - {STORE, LOCK, EMPTY, SNAPSHOTS, QUARANTINE}:
                 raise FailedPreconditionError(f"{root!r} is not empty: it holds {min(unexpected)!r}")
             _check_unmade(fd, root, volumes.record_storage)
             os.fchmod(fd, 0o700)
             with Lock(fd, root):
-                _check_unmade(fd, root, volumes.record_storage)  # once more: who had the lock may have made it
+                # Again, because the previous holder of the lock may have made the store.
+                _check_unmade(fd, root, volumes.record_storage)
                 for name in (STORE, SNAPSHOTS):
                     with contextlib.suppress(FileExistsError):
                         os.mkdir(name, 0o700, dir_fd=fd)
-                store_fd = _open_directory(STORE, fd)
-                try:
+                with owned(open_directory(fd, STORE)) as store_fd:
                     volumes.make_empty(fd)
                     header = Header(uuid=_new_uuid(), identity=volumes.identity())
                     volumes.record_storage.write(store_fd, records.seal(header._asdict()))
                     volumes.barrier(store_fd)
                     volumes.barrier(fd)
-                finally:
-                    os.close(store_fd)
-        finally:
-            os.close(fd)
 
     @classmethod
     def mend(cls, root: str, volumes: Volumes) -> str:
@@ -121,8 +107,7 @@ class Store:
             StoreHeldError: Another process has it.
         """
         with contextlib.ExitStack() as stack:
-            fd = _open_directory(root)
-            stack.callback(os.close, fd)
+            fd = stack.enter_context(owned(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
             try:
                 store_fd, snapshots_fd = (stack.enter_context(opened(fd, name)) for name in (STORE, SNAPSHOTS))
             except FileNotFoundError as error:
@@ -155,17 +140,19 @@ class Store:
     @property
     def is_copy(self) -> bool:
         """
-        Whether this is a snapshot or another copy of the store's directory, where the subvolumes are missing.
+        Whether this is a copy of the store's directory, such as a snapshot of it, where the subvolumes are missing.
         """
         return self.header.identity != self._volumes.identity()
 
     def acquire(self, socket: str = "") -> Lock:
         """
-        Take the store for writing, and its root from other users; the lock is the caller's to release. It names the
-        *socket* that the store is served at.
+        Lock the store for writing, deny its root to other users, and return the lock for the caller to release.
+
+        Args:
+            socket: The address of the daemon, for others that find the store held.
 
         Raises:
-            StoreHeldError: Another process has it, or this one already.
+            StoreHeldError: Another process, or this process already, has the lock.
         """
         lock = Lock(self.fd, self.root, socket, self.header.client)
         try:
@@ -173,7 +160,7 @@ class Store:
             if mode != 0o700:
                 os.fchmod(self.fd, 0o700)
                 Event.TIGHTENED.emit(root=self.root, error=f"its mode was {mode:04o}")
-            # Whoever had it may have reserved ids since.
+            # The previous holder may have reserved ids since the header was read.
             self.header = self._read()
             self._next_id = self.header.id_limit
         except BaseException:
@@ -202,7 +189,7 @@ class Store:
 
     def change(self, **values: Any) -> None:
         """
-        Change fields of the header, durably.
+        Replace fields of the header, durably.
         """
         with self._lock:
             self._change(**values)
@@ -215,7 +202,7 @@ class Store:
 
     def suspect_all(self) -> None:
         """
-        Have every snapshot so far suspected of having lost data; also where the disk refuses to remember it.
+        Suspect every snapshot so far of data loss. The suspicion holds in memory even if the disk refuses the header.
         """
         with self._lock:
             self.header = self.header._replace(suspect=self._next_id)
@@ -224,7 +211,7 @@ class Store:
 
     def take_id(self) -> int:
         """
-        An id that was never handed out before, nor will be again.
+        Return an id that was never taken before and is never given out again.
         """
         with self._lock:
             if self._next_id >= self.header.id_limit:
@@ -236,48 +223,48 @@ class Store:
 
     def names(self) -> list[str]:
         """
-        What stands in ``snapshots/``: ids, and whatever else somebody put there.
+        Return the names in ``snapshots/``: ids, and any other entries.
         """
-        # A descriptor from before the entries lists a stale directory.
+        # Without the seek, a descriptor that was read before lists nothing new.
         os.lseek(self.snapshots_fd, 0, os.SEEK_SET)
         return os.listdir(self.snapshots_fd)
 
     def make_directory(self, snapshot_id: int, record: bytes) -> Directory:
         """
-        The directory of a new snapshot, made with its record, open, for a ``with``.
+        Make the directory of a new snapshot with its *record*, and return it open, for a ``with``.
 
         Raises:
-            FileExistsError: There is one.
+            FileExistsError: The directory exists.
         """
         place = self.place(snapshot_id)
         return Directory(self._volumes.record_storage.make_directory(place.dir_fd, place.name, record), place.path)
 
     def directory(self, snapshot_id: int) -> Directory:
         """
-        The directory of a snapshot, open, for a ``with``.
+        Return the directory of a snapshot, open, for a ``with``.
 
         Raises:
-            FileNotFoundError: There is none.
+            FileNotFoundError: The directory does not exist.
         """
         place = self.place(snapshot_id)
-        return Directory(_open_directory(place.name, place.dir_fd), place.path)
+        return Directory(open_directory(place.dir_fd, place.name), place.path)
 
     def place(self, snapshot_id: int) -> Place:
         """
-        Where the directory of a snapshot is, or will be.
+        Return the place of a snapshot's directory; it need not exist.
         """
         return self._place(str(snapshot_id))
 
     def subvolume(self, snapshot_id: int, name: str) -> Place:
         """
-        Where the subvolume *name* of a snapshot is.
+        Return the place of the subvolume *name* of a snapshot; it need not exist.
         """
         return self._place(f"{snapshot_id}/{name}")
 
     @property
     def empty(self) -> Place:
         """
-        Where the subvolume is that a view without parent shows.
+        The place of the empty subvolume, which a view without parent shows.
         """
         return Place(self.fd, EMPTY, f"{self.root}/{EMPTY}")
 
@@ -286,7 +273,7 @@ class Store:
 
     def read(self, directory: Directory) -> bytes | None:
         """
-        The record of a snapshot's directory, or None when it has none.
+        Return the record of a snapshot's directory, or None without one.
         """
         return self._volumes.record_storage.read(directory.fd)
 
@@ -298,7 +285,7 @@ class Store:
 
     def remove_directory(self, snapshot_id: int) -> None:
         """
-        Remove the directory of a snapshot that holds no subvolume any more; its record goes with it.
+        Remove the directory of a snapshot without subvolumes, and its record with it.
         """
         with contextlib.suppress(FileNotFoundError), self.directory(snapshot_id) as directory:
             self._volumes.record_storage.delete(directory.fd)
@@ -316,10 +303,10 @@ def _is_snapshot(record_storage: RecordStorage, snapshots_fd: int, snapshot_id: 
 
 
 def _check_unmade(fd: int, root: str, record_storage: RecordStorage) -> None:
-    with contextlib.suppress(FileNotFoundError), opened(fd, STORE) as store_fd:
+    with contextlib.suppress(FileNotFoundError), owned(open_directory(fd, STORE)) as store_fd:
         if record_storage.read(store_fd) is not None:
             raise AlreadyExistsError(f"{root!r} is already a store")
-    with contextlib.suppress(FileNotFoundError), opened(fd, SNAPSHOTS) as snapshots_fd:
+    with contextlib.suppress(FileNotFoundError), owned(open_directory(fd, SNAPSHOTS)) as snapshots_fd:
         if os.listdir(snapshots_fd):
             raise FailedPreconditionError(f"{root!r} holds snapshots, and the record of their store is gone")
 

@@ -278,7 +278,7 @@ def test_deleted_subvolume(damaged: Damaged) -> None:
     """
     subvolume.delete(damaged.directories["web"] / "fs")
     [problem] = damaged.problems()
-    assert problem == Problem("web", "its subvolume is missing", "remove the snapshot, and what rests on it")
+    assert problem == Problem("web", "its subvolume is missing", "remove the snapshot and its descendants")
     assert repair.fix(damaged.root) == []
     assert damaged.problems() == [problem]
     with Snapshotter(damaged.root) as store:
