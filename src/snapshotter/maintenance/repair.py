@@ -12,13 +12,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pybtrfs import filesystem, subvolume
+from pybtrfs.path import open_directory, owned
 from snapshotter.errors import FailedPreconditionError, translating
-from snapshotter.store import records, recovery
+from snapshotter.store import header, records, recovery
 from snapshotter.store.btrfs import BtrfsVolumes
-from snapshotter.store.layout import EMPTY, FS, LAYER, QUARANTINE, SNAPSHOTS, Directory, is_subvolume, opened, real_path
+from snapshotter.store.header import Header
+from snapshotter.store.layout import (
+    EMPTY,
+    FS,
+    LAYER,
+    QUARANTINE,
+    SNAPSHOTS,
+    STORE,
+    Directory,
+    is_subvolume,
+    real_path,
+)
+from snapshotter.store.lock import Lock
+from snapshotter.store.record_storage import RecordStorage
 from snapshotter.store.records import DamagedError, Record, State
 from snapshotter.store.recovery import Recovered, Verdict
-from snapshotter.store.store import Store
+from snapshotter.store.store import ID_BLOCK, Store
 
 # Times in nanoseconds. A subvolume is made after the time in its record: a layer once its data is on the disk.
 _NEAR = {FS: 60_000_000_000, LAYER: 3_600_000_000_000}
@@ -63,7 +77,7 @@ def fix(root: str | os.PathLike[str]) -> list[Repair]:
     with translating(f"mend store {path!r}"), contextlib.ExitStack() as stack:
         volumes = BtrfsVolumes(path, "btrfs")
         stack.callback(volumes.close)
-        how = Store.mend(path, volumes)
+        how = _repair_header(path, volumes)
         store = Store(path, volumes)
         stack.callback(store.close)
         if store.is_copy:
@@ -74,6 +88,56 @@ def fix(root: str | os.PathLike[str]) -> list[Repair]:
             fixer.done(path, how)
         fixer.fix()
         return fixer.repairs
+
+
+def _repair_header(root: str, volumes: BtrfsVolumes) -> str:
+    """
+    Make the header of the store at *root* readable again, durably, and describe the repair; "" if there was none.
+
+    A single flipped bit is flipped back. Any other damaged header is replaced by a new one, without a client. Where
+    nothing shows that *root* is a store, nothing is changed, and opening it fails.
+
+    Raises:
+        FailedPreconditionError: A newer release wrote the header.
+        StoreHeldError: Another process holds the store.
+    """
+    storage = volumes.record_storage
+    with contextlib.ExitStack() as stack:
+        root_fd = stack.enter_context(owned(os.open(root, os.O_RDONLY | os.O_DIRECTORY)))
+        try:
+            store_fd, snapshots_fd = (
+                stack.enter_context(owned(open_directory(root_fd, name))) for name in (STORE, SNAPSHOTS)
+            )
+        except FileNotFoundError:
+            return ""
+        ids = [int(name) for name in os.listdir(snapshots_fd) if name.isdecimal()]
+        if storage.read(store_fd) is None and not any(_has_record(storage, snapshots_fd, each) for each in ids):
+            return ""
+        stack.enter_context(Lock(root_fd, root))
+        data = storage.read(store_fd)
+        if data is not None:
+            with contextlib.suppress(DamagedError):
+                header.decode(data)
+                return ""
+            data = records.repair_bit_flip(data, header.decode)
+        how = "the record of the store is what it was: one bit had flipped"
+        if data is None:
+            how = "the record of the store is made anew: the first client that comes has the snapshots"
+            new = Header(header.new_uuid(), volumes.identity(), id_limit=max(ids, default=0) + ID_BLOCK)
+            data = records.seal(new._asdict())
+        storage.write(store_fd, data)
+        volumes.barrier(store_fd)
+        return how
+
+
+def _has_record(storage: RecordStorage, snapshots_fd: int, snapshot_id: int) -> bool:
+    """
+    Return whether the directory of a snapshot has a whole record.
+    """
+    with contextlib.suppress(OSError, DamagedError), owned(open_directory(snapshots_fd, str(snapshot_id))) as fd:
+        data = storage.read(fd)
+        return data is not None and bool(records.unseal(data))
+    return False
 
 
 def has_empty(root: str) -> bool:
@@ -198,7 +262,7 @@ class _Fixer:
     def _age(self, directory: Directory, name: str, record: Record) -> float:
         if not is_subvolume(directory.fd, name):
             return math.inf
-        with opened(directory.fd, name) as fd:
+        with owned(open_directory(directory.fd, name)) as fd:
             return abs(subvolume.get_info(fd).raw.otime - record.created)
 
     # -- subvolumes
@@ -218,7 +282,7 @@ class _Fixer:
                 self._freeze(directory, record)
 
     def _freeze(self, directory: Directory, record: Record) -> None:
-        with opened(directory.fd, LAYER) as fd:
+        with owned(open_directory(directory.fd, LAYER)) as fd:
             if subvolume.get_read_only(fd):
                 return
             filesystem.sync(fd)  # only then it tells what was written
@@ -264,13 +328,15 @@ class _Fixer:
     def _quarantine(self, dir_fd: int, name: str, as_: str) -> None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(QUARANTINE, 0o700, dir_fd=self._store.fd)
-        with opened(self._store.fd, QUARANTINE) as fd:
+        with owned(open_directory(self._store.fd, QUARANTINE)) as fd:
             taken = os.listdir(fd)
             names = itertools.chain([as_], (f"{as_}.{number}" for number in itertools.count(2)))
             new = next(each for each in names if each not in taken)
             if is_subvolume(dir_fd, name):
-                with opened(dir_fd, name) as subvolume_fd:
-                    subvolume.set_read_only(subvolume_fd, False, clear_received=True)  # or it could not be moved
+                with owned(open_directory(dir_fd, name)) as subvolume_fd:
+                    subvolume.set_read_only(
+                        subvolume_fd, read_only=False, clear_received=True
+                    )  # or it could not be moved
             os.rename(name, new, src_dir_fd=dir_fd, dst_dir_fd=fd)
             for each in (fd, dir_fd, self._store.fd):
                 self._volumes.barrier(each)

@@ -26,7 +26,13 @@ class Header(NamedTuple):
     suspect: int = 0
 
 
-def _header(data: bytes) -> Header:
+def decode(data: bytes) -> Header:
+    """
+    Decode the header of a store.
+
+    Raises:
+        DamagedError: *data* is not a header, or its checksum does not match.
+    """
     values = records.unseal(data)
     del values["crc"], values["format"]
     try:
@@ -35,7 +41,10 @@ def _header(data: bytes) -> Header:
         raise records.DamagedError(str(error)) from error
 
 
-def _new_uuid() -> str:
-    from uuid import uuid4  # of no use to whoever opens a store, and slow to import
+def new_uuid() -> str:
+    """
+    Return a random uuid for a new store.
+    """
+    from uuid import uuid4  # slow to import, and not needed to open a store
 
     return str(uuid4())

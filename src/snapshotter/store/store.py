@@ -15,8 +15,8 @@ from snapshotter.errors import (
     FailedPreconditionError,
 )
 from snapshotter.events import Event
-from snapshotter.store import records
-from snapshotter.store.header import Header, _header, _new_uuid
+from snapshotter.store import header, records
+from snapshotter.store.header import Header
 from snapshotter.store.layout import (
     EMPTY,
     LOCK,
@@ -25,7 +25,6 @@ from snapshotter.store.layout import (
     STORE,
     Directory,
     Place,
-    opened,
 )
 from snapshotter.store.lock import Lock
 from snapshotter.store.record_storage import RecordStorage
@@ -90,49 +89,10 @@ class Store:
                         os.mkdir(name, 0o700, dir_fd=fd)
                 with owned(open_directory(fd, STORE)) as store_fd:
                     volumes.make_empty(fd)
-                    header = Header(uuid=_new_uuid(), identity=volumes.identity())
-                    volumes.record_storage.write(store_fd, records.seal(header._asdict()))
+                    new = Header(uuid=header.new_uuid(), identity=volumes.identity())
+                    volumes.record_storage.write(store_fd, records.seal(new._asdict()))
                     volumes.barrier(store_fd)
                     volumes.barrier(fd)
-
-    @classmethod
-    def mend(cls, root: str, volumes: Volumes) -> str:
-        """
-        Make the record of the store at *root* readable again, durably, and say how; nothing where it is.
-
-        One with a single flipped bit is what it was; else it is made of what is there, without a client.
-
-        Raises:
-            FailedPreconditionError: It is not a store, or a newer release's.
-            StoreHeldError: Another process has it.
-        """
-        with contextlib.ExitStack() as stack:
-            fd = stack.enter_context(owned(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
-            try:
-                store_fd, snapshots_fd = (stack.enter_context(opened(fd, name)) for name in (STORE, SNAPSHOTS))
-            except FileNotFoundError as error:
-                raise _not_a_store(root) from error
-            ids = [int(name) for name in os.listdir(snapshots_fd) if name.isdecimal()]
-            record_storage = volumes.record_storage
-            if record_storage.read(store_fd) is None and not any(
-                _is_snapshot(record_storage, snapshots_fd, each) for each in ids
-            ):
-                raise _not_a_store(root)
-            stack.enter_context(Lock(fd, root))
-            data = record_storage.read(store_fd)
-            if data is not None:
-                with contextlib.suppress(records.DamagedError):
-                    _header(data)
-                    return ""
-                data = records.repair_bit_flip(data, _header)
-            how = "the record of the store is what it was: one bit had flipped"
-            if data is None:
-                how = "the record of the store is made anew: the first client that comes has the snapshots"
-                header = Header(_new_uuid(), volumes.identity(), id_limit=max(ids, default=0) + ID_BLOCK)
-                data = records.seal(header._asdict())
-            record_storage.write(store_fd, data)
-            volumes.barrier(store_fd)
-            return how
 
     def close(self) -> None:
         self._descriptors.close()
@@ -183,7 +143,7 @@ class Store:
         if data is None:
             raise _not_a_store(self.root)
         try:
-            return _header(data)
+            return header.decode(data)
         except records.DamagedError as error:
             raise DataLossError(f"the record of store {self.root!r} is damaged: {error}") from error
 
@@ -195,10 +155,10 @@ class Store:
             self._change(**values)
 
     def _change(self, **values: Any) -> None:
-        header = self.header._replace(**values)
-        self._volumes.record_storage.write(self._store_fd, records.seal(header._asdict()))
+        changed = self.header._replace(**values)
+        self._volumes.record_storage.write(self._store_fd, records.seal(changed._asdict()))
         self._volumes.barrier(self._store_fd)
-        self.header = header
+        self.header = changed
 
     def suspect_all(self) -> None:
         """
@@ -290,16 +250,6 @@ class Store:
         with contextlib.suppress(FileNotFoundError), self.directory(snapshot_id) as directory:
             self._volumes.record_storage.delete(directory.fd)
             os.rmdir(str(snapshot_id), dir_fd=self.snapshots_fd)
-
-
-def _is_snapshot(record_storage: RecordStorage, snapshots_fd: int, snapshot_id: int) -> bool:
-    """
-    Whether a directory has a whole record: a store that has none itself may be something else.
-    """
-    with contextlib.suppress(OSError, records.DamagedError), opened(snapshots_fd, str(snapshot_id)) as fd:
-        data = record_storage.read(fd)
-        return data is not None and bool(records.unseal(data))
-    return False
 
 
 def _check_unmade(fd: int, root: str, record_storage: RecordStorage) -> None:
