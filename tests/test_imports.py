@@ -102,6 +102,7 @@ PURE = {
     "snapshotter.store.records",
     "snapshotter.model",
     "snapshotter.analysis.treemap",
+    "snapshotter.archive.format",
 }
 IO = {"asyncio", "fcntl", "io", "multiprocessing", "os", "pathlib", "select", "shutil", "socket", "tempfile"}
 IO |= {"subprocess", "threading", "time"}

@@ -1,59 +1,61 @@
 """
-What a snapshot holds as a tar, and a snapshot from one: with owners, modes, times to the nanosecond, extended
-attributes, hard links, holes, devices, FIFOs, and names of any bytes.
+Export of a snapshot as a tar stream, and import of a tar stream as a committed snapshot.
 
-The format is PAX. Extended attributes are ``SCHILY.xattr`` and files with holes GNU's sparse format 1.0: GNU tar and
-bsdtar read and write both. Paths of more than 4,095 bytes are refused.
+A tar keeps owners, modes, times to the nanosecond, extended attributes, hard links, holes, devices, FIFOs, and names of
+any bytes. The format is PAX, with extended attributes as ``SCHILY.xattr`` headers, and files with holes in GNU's sparse
+format 1.0. GNU tar and bsdtar read and write both. Paths of more than 4,095 bytes are refused.
 """
 
 import contextlib
 import os
-import stat
-import tarfile
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING
 
-from snapshotter.archive.format import _TYPES, _opened
-from snapshotter.archive.packing import pack
-from snapshotter.archive.unpacking import _HEADERS, unpack
+from pybtrfs.path import owned
+from snapshotter.archive import packing, unpacking
 from snapshotter.contract import Snapshotter
-from snapshotter.errors import (
-    AlreadyExistsError,
-    DataLossError,
-    Error,
-    NotFoundError,
-    quoted,
-    translating,
-)
+from snapshotter.errors import AlreadyExistsError, DataLossError, Error, NotFoundError, quoted, translating
 from snapshotter.mounting import mounted
 
 if TYPE_CHECKING:
     from snapshotter.client import Client
 
-_HEADERS |= {tarfile.GNUTYPE_LONGLINK}
-_TYPES |= {stat.S_IFREG: tarfile.REGTYPE, stat.S_IFLNK: tarfile.SYMTYPE}
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+
+
+def estimate_size(store: Snapshotter, key: str) -> int:
+    """
+    Return about how many bytes `save` writes. Reads the status of every file in the snapshot.
+
+    Raises:
+        NotFoundError: No snapshot has the key.
+        DataLossError: The subvolume of the snapshot is gone.
+        FailedPreconditionError: Something is mounted in the snapshot, or a path in it is too long.
+    """
+    with translating(f"export snapshot {quoted(key)}"), owned(os.open(store.subvolume(key), _DIRECTORY)) as fd:
+        return packing.estimate_size(fd)
 
 
 def save(store: Snapshotter, key: str, stream: IO[bytes]) -> None:
     """
-    Write the content of the snapshot *key*, of any kind, to *stream* as a tar; sockets are left out.
+    Write the content of the snapshot *key*, of any kind, to *stream* as a tar. Sockets are left out.
 
-    That of an active one is not of one moment: `Snapshotter.fork` makes one that is.
+    An active snapshot can change while it is read; export a `Snapshotter.fork` for a consistent copy.
 
     Raises:
         NotFoundError: No snapshot has the key.
-        DataLossError: Its subvolume is gone, also in the middle.
-        FailedPreconditionError: Files went or became shorter meanwhile, something is mounted in it, or a path is too
-            long.
+        DataLossError: The subvolume of the snapshot is gone, or was destroyed during the export.
+        FailedPreconditionError: A file was deleted or truncated during the export, something is mounted in the
+            snapshot, or a path in it is too long.
     """
     path = store.subvolume(key)
-    with translating(f"export snapshot {quoted(key)}"), _opened(os.open(path, os.O_RDONLY | os.O_DIRECTORY)) as fd:
+    with translating(f"export snapshot {quoted(key)}"), owned(os.open(path, _DIRECTORY)) as fd:
         try:
-            pack(fd, stream)
+            packing.pack(fd, stream)
         finally:
-            # Nothing can be found in one that was destroyed meanwhile, which looks like an end.
+            # A destroyed subvolume looks empty, so packing ends early without an error.
             if os.stat(path).st_dev != os.fstat(fd).st_dev:
-                raise DataLossError(f"snapshot {quoted(key)} was removed meanwhile")
+                raise DataLossError(f"snapshot {quoted(key)} was removed during the export")
 
 
 def load(
@@ -64,15 +66,20 @@ def load(
     labels: Mapping[str, str] | None = None,
 ) -> None:
     """
-    Make the committed snapshot *key* of the tar that *stream* has, on top of *parent* or of nothing; whole or not at
-    all. Compressed ones are read, too. Needs CAP_SYS_ADMIN.
+    Make the committed snapshot *key* from the tar in *stream*, completely or not at all.
 
-    What *parent* has in the place of a member goes; there is no member that only deletes.
+    The tar may be compressed with gzip, bzip2 or xz. A member replaces a file of the same path in *parent*. No member
+    can only delete a file.
+
+    Needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        parent: The committed snapshot below; empty for none.
 
     Raises:
         AlreadyExistsError: *key* is taken.
-        InvalidArgumentError: It is no tar, it is damaged or cut off, or a member would be outside or behind a link;
-            and as `Snapshotter.prepare`.
+        InvalidArgumentError: The stream is not a tar, is damaged or ends early, or a member leads out of the root or
+            through a symbolic link; and as `Snapshotter.prepare`.
         NotFoundError: *parent* does not exist.
         ResourceExhaustedError: The disk is full.
     """
@@ -85,18 +92,12 @@ def load(
         with (
             translating(f"import snapshot {quoted(key)}"),
             mounted(mounts) as path,
-            _opened(os.open(path, os.O_RDONLY | os.O_DIRECTORY)) as fd,
+            owned(os.open(path, _DIRECTORY)) as fd,
         ):
-            unpack(stream, fd)
+            unpacking.unpack(stream, fd)
         store.commit(key, temporary, labels)
     except BaseException:
         with contextlib.suppress(Error):
             store.remove(temporary)
             store.cleanup()
         raise
-
-
-# -- writing
-
-
-# -- reading

@@ -237,7 +237,7 @@ class TestImport:
             ("x x.tar none", 4, "'none' does not exist"),
             ("x x.tar web", 2, "'web' is not committed"),
             ("x none.tar", 1, "No such file"),
-            ("x cut", 2, "it is no tar, or a damaged one"),
+            ("x cut", 2, "the stream is not a tar, or is damaged: "),
         ):
             key, file, *parent = argv.split()
             refused = run("import", key, str(tmp_path / file), *parent)

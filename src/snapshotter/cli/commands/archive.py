@@ -44,10 +44,10 @@ def add(commands: arguments.Commands) -> None:
 
 
 def _export(parsed: argparse.Namespace) -> None:
-    from snapshotter.archive import packing, tar
+    from snapshotter.archive import tar
 
     with arguments.reading(parsed) as store, interruption.deferred() as interrupted:
-        total = packing.size_of(store, parsed.key) if visible() else 0
+        total = tar.estimate_size(store, parsed.key) if visible() else 0
         with _written(parsed.file) as file, progress("export", total) as report:
             tar.save(store, parsed.key, _Watched(file, interrupted, report).stream)
 
