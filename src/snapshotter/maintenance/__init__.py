@@ -1,3 +1,3 @@
 """
-Diagnosis and repair of a store.
+Maintenance of a store: diagnosis, repair, and the quarantine.
 """

@@ -1,5 +1,5 @@
 """
-Quarantine: entries of a store without a usable record.
+Quarantine of a store: the entries that a repair moved away because they belong to no snapshot.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from snapshotter.store.layout import QUARANTINE, Directory
 
 def quarantined(root: str) -> list[str]:
     """
-    The paths of what is in the quarantine of the store at *root*.
+    Return the paths of the entries in the quarantine of the store at *root*.
     """
     directory = os.path.join(root, QUARANTINE)
     names = sorted(os.listdir(directory)) if os.path.exists(directory) else []
@@ -25,10 +25,12 @@ def quarantined(root: str) -> list[str]:
 
 def purge(store: Snapshotter, paths: Iterable[str]) -> None:
     """
-    Delete *paths*, of the quarantine of an open *store*, best of one opened read-only: it needs no lock. Not durable.
+    Delete the entries *paths* of the quarantine of an open *store*. Not durable.
+
+    Needs no lock, so the store may be open read-only while another process holds it.
 
     Raises:
-        FailedPreconditionError: Something is mounted in it.
+        FailedPreconditionError: Something is mounted in an entry.
     """
     with translating(f"purge store {store.root!r}"), contextlib.ExitStack() as stack:
         volumes = BtrfsVolumes(store.root, "btrfs")
@@ -42,9 +44,8 @@ def purge(store: Snapshotter, paths: Iterable[str]) -> None:
             for inner in orphaned:
                 if f"{inner}/".startswith(f"{path}/"):
                     above, name = os.path.split(inner)
-                    fd = os.open(above, os.O_RDONLY | os.O_DIRECTORY)
-                    stack.callback(os.close, fd)
-                    volumes.destroy(Directory(fd, above), name, mounts)
+                    with Directory(os.open(above, os.O_RDONLY | os.O_DIRECTORY), above) as directory:
+                        volumes.destroy(directory, name, mounts)
             if os.path.isdir(path) and not os.path.islink(path):
                 shutil.rmtree(path)
             elif os.path.lexists(path):

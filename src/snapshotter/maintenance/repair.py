@@ -1,7 +1,7 @@
 """
-Mending a store that nobody else has: what can be known is made right again, the rest is moved to the quarantine.
+Repair of a store: damage whose undoing is certain is undone, and the rest is moved to the quarantine.
 
-Nothing is deleted but by `purge`: what is in the quarantine, once somebody has looked at it.
+Nothing is deleted here. `quarantine.purge` deletes entries of the quarantine after somebody has inspected them.
 """
 
 import contextlib
@@ -34,68 +34,72 @@ from snapshotter.store.records import DamagedError, Record, State
 from snapshotter.store.recovery import Recovered, Verdict
 from snapshotter.store.store import ID_BLOCK, Store
 
-# Times in nanoseconds. A subvolume is made after the time in its record: a layer once its data is on the disk.
-_NEAR = {FS: 60_000_000_000, LAYER: 3_600_000_000_000}
-# Of two ways to pair records with subvolumes one has to fit so much better.
-_TELLING = 1_000_000_000
+# How long after the time in its record a subvolume may be made, in nanoseconds. A layer is made only after its data is
+# on the disk.
+_MAX_AGE = {FS: 60_000_000_000, LAYER: 3_600_000_000_000}
 
-_MOVED = "it is in the quarantine now"
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOVED = "moved to the quarantine"
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
     """
-    Something that was mended.
+    One repair that was made.
 
     Args:
-        subject: A key, or the path of what has none.
+        subject: The key of a snapshot, or the path of an entry without a key.
     """
 
     subject: str
     what: str
 
 
-def fix(root: str | os.PathLike[str]) -> list[Repair]:
+def fix(root: str | os.PathLike[str], *, margin: int = 1_000_000_000) -> list[Repair]:
     """
-    Mend what `doctor.examine` finds in the store at *root*, as far as it can be known. Needs CAP_SYS_ADMIN.
+    Repair the problems that `doctor.examine` finds in the store at *root*, and return the repairs made.
 
-    - A record in which one bit has flipped is what it was. The store's own, where it is damaged further, is made anew.
-    - Records in each other's directories go where the subvolumes are that were made when they say.
-    - A subvolume, or the directory of a snapshot, that was renamed gets its name back.
-    - A layer that was made writable is read-only again, if nothing has changed in it.
-    - What no record accounts for is moved to the quarantine.
+    - A flipped bit in a record is flipped back. If the store's own record is damaged further, it is replaced.
+    - Records in each other's directories are moved to the subvolumes that were made at the times in the records.
+    - A renamed subvolume or directory of a snapshot is renamed back.
+    - A layer that was made writable is made read-only again, if its content has not changed.
+    - Every entry that belongs to no snapshot is moved to the quarantine.
 
-    Each is durable before the next; one that was interrupted can be done again.
+    Each repair is durable before the next one starts. After an interruption, call it again.
+
+    Needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        margin: Records in each other's directories are moved only if their times then fit the subvolumes better by
+            this many nanoseconds.
 
     Raises:
         NotFoundError: *root* does not exist.
-        FailedPreconditionError: It is not a store, or a newer release's, or a copy of one.
-        StoreHeldError: Another process has it.
+        FailedPreconditionError: *root* is not a store, is a copy of a store, or was written by a newer release.
+        StoreHeldError: Another process holds the store.
     """
     path = real_path(root)
-    with translating(f"mend store {path!r}"), contextlib.ExitStack() as stack:
+    with translating(f"repair store {path!r}"), contextlib.ExitStack() as stack:
         volumes = BtrfsVolumes(path, "btrfs")
         stack.callback(volumes.close)
-        how = _repair_header(path, volumes)
+        header_repair = _repair_header(path, volumes)
         store = Store(path, volumes)
         stack.callback(store.close)
         if store.is_copy:
             raise FailedPreconditionError(f"{path!r} is a copy of a store: make it one with `snapshotter init --adopt`")
         stack.callback(store.acquire().release)
-        fixer = _Fixer(store, volumes)
-        if how:
-            fixer.done(path, how)
+        fixer = _Fixer(store, volumes, margin)
+        if header_repair:
+            fixer.done(path, header_repair)
         fixer.fix()
         return fixer.repairs
 
 
 def _repair_header(root: str, volumes: BtrfsVolumes) -> str:
     """
-    Make the header of the store at *root* readable again, durably, and describe the repair; "" if there was none.
+    Make the header of the store at *root* readable again, durably, and describe the repair; "" if none was needed.
 
-    A single flipped bit is flipped back. Any other damaged header is replaced by a new one, without a client. Where
-    nothing shows that *root* is a store, nothing is changed, and opening it fails.
+    A flipped bit is flipped back. A header that is damaged further, or missing, is replaced by one without a client.
+    If nothing shows that *root* is a store, nothing is changed, and opening the store fails.
 
     Raises:
         FailedPreconditionError: A newer release wrote the header.
@@ -120,19 +124,19 @@ def _repair_header(root: str, volumes: BtrfsVolumes) -> str:
                 header.decode(data)
                 return ""
             data = records.repair_bit_flip(data, header.decode)
-        how = "the record of the store is what it was: one bit had flipped"
+        repair = "repaired the record of the store: one bit had flipped"
         if data is None:
-            how = "the record of the store is made anew: the first client that comes has the snapshots"
+            repair = "replaced the record of the store: the first client that changes the store gets the snapshots"
             new = Header(header.new_uuid(), volumes.identity(), id_limit=max(ids, default=0) + ID_BLOCK)
             data = records.seal(new._asdict())
         storage.write(store_fd, data)
         volumes.barrier(store_fd)
-        return how
+        return repair
 
 
 def _has_record(storage: RecordStorage, snapshots_fd: int, snapshot_id: int) -> bool:
     """
-    Return whether the directory of a snapshot has a whole record.
+    Return whether the directory of a snapshot has an undamaged record.
     """
     with contextlib.suppress(OSError, DamagedError), owned(open_directory(snapshots_fd, str(snapshot_id))) as fd:
         data = storage.read(fd)
@@ -142,7 +146,7 @@ def _has_record(storage: RecordStorage, snapshots_fd: int, snapshot_id: int) -> 
 
 def has_empty(root: str) -> bool:
     """
-    Whether the store at *root* has what a view without parent shows.
+    Return whether the store at *root* has the empty, read-only subvolume that a view without a parent shows.
     """
     path = os.path.join(root, EMPTY)
     if not os.path.isdir(path) or os.path.islink(path) or not subvolume.is_subvolume(path):
@@ -151,9 +155,10 @@ def has_empty(root: str) -> bool:
 
 
 class _Fixer:
-    def __init__(self, store: Store, volumes: BtrfsVolumes) -> None:
+    def __init__(self, store: Store, volumes: BtrfsVolumes, margin: int) -> None:
         self._store = store
         self._volumes = volumes
+        self._margin = margin
         self.repairs: list[Repair] = []
 
     def done(self, subject: str, what: str) -> None:
@@ -161,45 +166,47 @@ class _Fixer:
 
     def fix(self) -> None:
         if not has_empty(self._store.root):
-            self._mend_empty()
+            self._recreate_empty()
         for item in self._survey(Verdict.ORPHAN):
-            self._mend_record(item)
-        unknown = [item.name for item in self._survey(Verdict.ORPHAN)]
-        self._sort_records({name: record for name in unknown if (record := self._foreign(name))})
+            self._repair_record(item)
+        orphans = [item.name for item in self._survey(Verdict.ORPHAN)]
+        self._return_records({name: record for name in orphans if (record := self._misplaced_record(name))})
         for item in self._survey(Verdict.QUARANTINED):
-            self._mend_subvolume(item)
+            self._repair_subvolume(item)
         for item in self._survey(Verdict.ORPHAN):
             self._quarantine(self._store.snapshots_fd, item.name, item.name)
             self.done(self._path(item.name), f"{item.problem}: {_MOVED}")
         for item in self._survey(Verdict.QUARANTINED, Verdict.REMOVED):
-            self._clear(item)
+            self._quarantine_unexpected(item)
 
     def _survey(self, *verdicts: Verdict) -> list[Recovered]:
         return [item for item in recovery.survey(self._store, self._volumes) if item.verdict in verdicts]
 
-    def _mend_empty(self) -> None:
+    def _recreate_empty(self) -> None:
+        repair = "recreated the empty, read-only subvolume"
         with contextlib.suppress(FileNotFoundError):
             self._quarantine(self._store.fd, EMPTY, EMPTY)
+            repair += f": its predecessor was {_MOVED}"
         self._volumes.make_empty(self._store.fd)
         self._volumes.barrier(self._store.fd)
-        self.done(os.path.join(self._store.root, EMPTY), "it is made anew; what it was is in the quarantine")
+        self.done(os.path.join(self._store.root, EMPTY), repair)
 
     # -- records
 
-    def _mend_record(self, item: Recovered) -> None:
+    def _repair_record(self, item: Recovered) -> None:
         with self._opened(item.name) as directory:
             data = directory and self._store.read(directory)
             if directory is None or not data:
                 return
-            whole = records.repair_bit_flip(data, lambda data: records.decode(data, item.id))
-            if whole:
-                self._store.write(directory, whole)
+            repaired = records.repair_bit_flip(data, lambda data: records.decode(data, item.id))
+            if repaired:
+                self._store.write(directory, repaired)
                 self._volumes.barrier(directory.fd)
-                self.done(records.decode(whole, item.id).key, "its record is what it was: one bit had flipped")
+                self.done(records.decode(repaired, item.id).key, "repaired its record: one bit had flipped")
 
-    def _foreign(self, name: str) -> Record | None:
+    def _misplaced_record(self, name: str) -> Record | None:
         """
-        The record in a directory, if it is whole and another directory's.
+        Return the record in the directory *name* if it is undamaged and belongs to another directory.
         """
         with self._opened(name) as directory, contextlib.suppress(DamagedError, KeyError):
             data = directory and self._store.read(directory)
@@ -208,50 +215,57 @@ class _Fixer:
                 return record if str(record.id) != name else None
         return None
 
-    def _sort_records(self, found: dict[str, Record]) -> None:
+    def _return_records(self, found: dict[str, Record]) -> None:
         """
-        Bring records, by the directories that they are in, to where they belong.
+        Reunite misplaced records, by the directory that each is in, with their directories.
         """
-        # Directories whose name is free get it back, and make room for the next.
+        # A directory whose own name is free is renamed back, which frees the name that it had for the next.
         while free := [name for name, record in found.items() if str(record.id) not in self._store.names()]:
             record = found.pop(free[0])
-            if self._apart(free[0], record) < _NEAR[_wanted(record) or FS]:
+            if self._time_apart(free[0], record) < _MAX_AGE[_subvolume_name(record) or FS]:
                 self._rename(free[0], str(record.id))
-                self.done(record.key, f"its directory has its name again, which was {free[0]!r}")
-        # What is left are rounds of directories, each with the record of the next, and what leads into one.
+                self.done(record.key, f"renamed its directory back from {free[0]!r}")
+        # The rest are cycles of directories that hold each other's records, and chains that end in a cycle.
         while found:
             name = next(iter(found))
-            way = {}
+            chain = {}
             while name in found:
-                way[name] = record = found.pop(name)
+                chain[name] = record = found.pop(name)
                 name = str(record.id)
-            if name in way:
-                names = list(way)
-                self._sort_round({each: way[each] for each in names[names.index(name) :]})
+            if name in chain:
+                names = list(chain)
+                self._resolve_cycle({each: chain[each] for each in names[names.index(name) :]})
 
-    def _sort_round(self, found: Mapping[str, Record]) -> None:
-        if_records = sum(self._apart(str(record.id), record) for record in found.values())
-        if_directories = sum(self._apart(name, record) for name, record in found.items())
-        if min(if_records, if_directories) == math.inf or abs(if_records - if_directories) < _TELLING:
+    def _resolve_cycle(self, found: Mapping[str, Record]) -> None:
+        """
+        Resolve a cycle: either its records were moved or its directories were renamed.
+
+        The times of the subvolumes decide. If they fit neither, or both about as well, the cycle is left alone.
+        """
+        if_records = sum(self._time_apart(str(record.id), record) for record in found.values())
+        if_directories = sum(self._time_apart(name, record) for name, record in found.items())
+        if min(if_records, if_directories) == math.inf or abs(if_records - if_directories) < self._margin:
             return
         if if_records < if_directories:
             for record in found.values():
                 with self._store.directory(record.id) as directory:
                     self._store.write(directory, records.encode(record))
                     self._volumes.barrier(directory.fd)
-                self.done(record.key, "its record is its own again: it was in another's directory")
+                self.done(record.key, "moved its record back from the directory of another snapshot")
             return
         for name in found:
             self._rename(name, f"{name}.moved")
         for name, record in found.items():
             self._rename(f"{name}.moved", str(record.id))
-            self.done(record.key, f"its directory has its name again, which was {name!r}")
+            self.done(record.key, f"renamed its directory back from {name!r}")
 
-    def _apart(self, name: str, record: Record) -> float:
+    def _time_apart(self, name: str, record: Record) -> float:
         """
-        How long after *record* the subvolume in the directory *name* was made; for ever when it is not of its kind.
+        Return the time between *record* and the subvolume in the directory *name*, in nanoseconds.
+
+        It is infinite if the directory does not have the subvolume that the record calls for.
         """
-        wanted = _wanted(record)
+        wanted = _subvolume_name(record)
         with self._opened(name) as directory:
             if directory is None:
                 return math.inf
@@ -267,17 +281,17 @@ class _Fixer:
 
     # -- subvolumes
 
-    def _mend_subvolume(self, item: Recovered) -> None:
+    def _repair_subvolume(self, item: Recovered) -> None:
         record = item.record
         if record is None:
             return
-        name = _wanted(record)
+        name = _subvolume_name(record)
         with self._store.directory(item.id) as directory:
-            near = [other for other in item.contents.unexpected if self._age(directory, other, record) < _NEAR[name]]
+            near = [other for other in item.contents.unexpected if self._age(directory, other, record) < _MAX_AGE[name]]
             if len(near) == 1 and name not in item.contents.unexpected:
                 os.rename(near[0], name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
                 self._volumes.barrier(directory.fd)
-                self.done(record.key, f"its subvolume has its name again, which was {near[0]!r}")
+                self.done(record.key, f"renamed its subvolume back from {near[0]!r}")
             if name == LAYER and is_subvolume(directory.fd, LAYER):
                 self._freeze(directory, record)
 
@@ -285,37 +299,35 @@ class _Fixer:
         with owned(open_directory(directory.fd, LAYER)) as fd:
             if subvolume.get_read_only(fd):
                 return
-            filesystem.sync(fd)  # only then it tells what was written
+            filesystem.sync(fd)  # ctransid counts only changes that have been written back
             info = subvolume.get_info(fd)
             if info.ctransid <= info.otransid:
                 subvolume.set_read_only(fd)
-                self.done(record.key, "its layer is read-only again: nothing had changed in it")
+                self.done(record.key, "made its layer read-only again: its content had not changed")
 
-    def _clear(self, item: Recovered) -> None:
+    def _quarantine_unexpected(self, item: Recovered) -> None:
         """
-        Take away what would keep the directory of a removed snapshot from going.
+        Move away every entry that would keep the directory of the snapshot from being removed.
         """
         with self._store.directory(item.id) as directory:
             for name in item.contents.unexpected:
                 self._quarantine(directory.fd, name, f"{item.name}-{name}")
-                self.done(f"{directory.path}/{name}", f"it is no subvolume of a snapshot: {_MOVED}")
+                self.done(f"{directory.path}/{name}", f"it is not a subvolume of the snapshot: {_MOVED}")
 
     # -- directories
 
     @contextlib.contextmanager
     def _opened(self, name: str) -> Iterator[Directory | None]:
         """
-        What *name* in ``snapshots/`` is, open; None where it is no directory.
+        Open the directory *name* in ``snapshots/`` for a ``with``; None if it is not a directory.
         """
         try:
-            fd = os.open(name, _DIRECTORY, dir_fd=self._store.snapshots_fd)
+            fd = open_directory(self._store.snapshots_fd, name)
         except NotADirectoryError:
             yield None
             return
-        try:
-            yield Directory(fd, self._path(name))
-        finally:
-            os.close(fd)
+        with Directory(fd, self._path(name)) as directory:
+            yield directory
 
     def _path(self, name: str) -> str:
         return os.path.join(self._store.root, SNAPSHOTS, name)
@@ -334,16 +346,15 @@ class _Fixer:
             new = next(each for each in names if each not in taken)
             if is_subvolume(dir_fd, name):
                 with owned(open_directory(dir_fd, name)) as subvolume_fd:
-                    subvolume.set_read_only(
-                        subvolume_fd, read_only=False, clear_received=True
-                    )  # or it could not be moved
+                    # The kernel does not move a read-only subvolume to another directory.
+                    subvolume.set_read_only(subvolume_fd, read_only=False, clear_received=True)
             os.rename(name, new, src_dir_fd=dir_fd, dst_dir_fd=fd)
             for each in (fd, dir_fd, self._store.fd):
                 self._volumes.barrier(each)
 
 
-def _wanted(record: Record) -> str:
+def _subvolume_name(record: Record) -> str:
     """
-    The name of the subvolume that a record is of; empty for one of none.
+    Return the name of the subvolume that *record* describes; "" if it describes none.
     """
     return {State.COMMITTED: LAYER, State.VIEW: "", State.REMOVED: ""}.get(record.state, FS)

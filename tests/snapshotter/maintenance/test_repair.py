@@ -100,7 +100,7 @@ def test_flipped_record(damaged: Damaged) -> None:
         assert problem.subject == str(damaged.directories["web"])
         assert problem.what == "its record is damaged: checksum does not match"
         assert "doctor --fix" in problem.cure
-        assert repair.fix(damaged.root) == [repair.Repair("web", "its record is what it was: one bit had flipped")]
+        assert repair.fix(damaged.root) == [repair.Repair("web", "repaired its record: one bit had flipped")]
         assert damaged.record("web") == record
         assert damaged.problems() == []
 
@@ -116,14 +116,14 @@ def test_truncated_record(damaged: Damaged) -> None:
         "its record is damaged: checksum does not match",
     )
     [done] = repair.fix(damaged.root)
-    assert (done.subject, done.what) == (problem.subject, f"{problem.what}: it is in the quarantine now")
+    assert (done.subject, done.what) == (problem.subject, f"{problem.what}: moved to the quarantine")
     number = damaged.directories["base"].name
     assert damaged.quarantine() == [number]
     assert os.listdir(damaged.root / "quarantine" / number / "layer") == ["base-"]
     assert damaged.names() == ["top", "v", "web"]
     assert damaged.content("web") == ["base-", "web"]
     [left] = damaged.problems()
-    assert (left.subject, left.what) == (f"{damaged.root}/quarantine/{number}", "no record accounts for it")
+    assert (left.subject, left.what) == (f"{damaged.root}/quarantine/{number}", "it belongs to no snapshot")
     assert "snapshotter purge" in left.cure
 
 
@@ -135,7 +135,7 @@ def test_missing_record(damaged: Damaged) -> None:
     [problem] = damaged.problems()
     assert (problem.subject, problem.what) == (str(damaged.directories["web"]), "it has no record")
     assert "doctor --fix" in problem.cure
-    assert [done.what for done in repair.fix(damaged.root)] == ["it has no record: it is in the quarantine now"]
+    assert [done.what for done in repair.fix(damaged.root)] == ["it has no record: moved to the quarantine"]
     assert damaged.names() == ["base", "top", "v"]
     assert damaged.quarantine() == [damaged.directories["web"].name]
 
@@ -158,33 +158,31 @@ def test_swapped_records(damaged: Damaged, one: str, other: str) -> None:
     assert all("its record is damaged: record of snapshot" in problem.what for problem in problems)
     done = repair.fix(damaged.root)
     assert {each.subject for each in done} == {one, other}
-    assert {each.what for each in done} == {"its record is its own again: it was in another's directory"}
+    assert {each.what for each in done} == {"moved its record back from the directory of another snapshot"}
     assert {key: damaged.record(key) for key in WHOLE} == before
     assert damaged.problems() == []
 
 
-def test_swapped_records_alike(damaged: Damaged, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swapped_records_alike(damaged: Damaged) -> None:
     """
     Where two snapshots are so alike that it cannot be known whose a record is, both are moved away.
     """
-    monkeypatch.setattr(repair, "_TELLING", HOUR)
     swap(damaged, "base", "top")
-    assert [each.what for each in repair.fix(damaged.root)] == [
+    assert [each.what for each in repair.fix(damaged.root, margin=HOUR)] == [
         f"its record is damaged: record of snapshot {damaged.directories[other].name} "
-        f"in the directory of {damaged.directories[key].name}: it is in the quarantine now"
+        f"in the directory of {damaged.directories[key].name}: moved to the quarantine"
         for key, other in (("base", "top"), ("top", "base"))
     ]
     assert damaged.names() == ["v", "web"]
 
 
-def test_swapped_by_age(damaged: Damaged, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swapped_by_age(damaged: Damaged) -> None:
     """
     Of two of a kind, the times tell whose a record is.
     """
-    monkeypatch.setattr(repair, "_TELLING", 1)
     swap(damaged, "base", "top")
-    assert {each.what for each in repair.fix(damaged.root)} == {
-        "its record is its own again: it was in another's directory"
+    assert {each.what for each in repair.fix(damaged.root, margin=1)} == {
+        "moved its record back from the directory of another snapshot"
     }
     assert damaged.problems() == []
 
@@ -200,8 +198,8 @@ def test_swapped_directories(damaged: Damaged) -> None:
     assert {problem.subject for problem in damaged.problems()} == {str(web), str(top)}
     done = repair.fix(damaged.root)
     assert {(each.subject, each.what) for each in done} == {
-        ("web", f"its directory has its name again, which was '{top.name}'"),
-        ("top", f"its directory has its name again, which was '{web.name}'"),
+        ("web", f"renamed its directory back from '{top.name}'"),
+        ("top", f"renamed its directory back from '{web.name}'"),
     }
     assert damaged.problems() == []
     assert damaged.content("web") == ["base-", "web"]
@@ -251,7 +249,7 @@ def test_renamed_subvolume(damaged: Damaged, key: str, name: str) -> None:
     assert (problem.subject, problem.what) == (key, "its subvolume is missing: was it renamed to 'away'?")
     assert "doctor --fix" in problem.cure
     [done] = repair.fix(damaged.root)
-    assert (done.subject, done.what) == (key, "its subvolume has its name again, which was 'away'")
+    assert (done.subject, done.what) == (key, "renamed its subvolume back from 'away'")
     assert damaged.problems() == []
     assert damaged.content(key) == ["base-", "top-" if key == "top" else key]
 
@@ -304,7 +302,7 @@ def test_symlink(damaged: Damaged, btrfs: Path, key: str, name: str) -> None:
     [done] = repair.fix(damaged.root)
     assert (done.subject, done.what) == (
         str(directory / name),
-        "it is no subvolume of a snapshot: it is in the quarantine now",
+        "it is not a subvolume of the snapshot: moved to the quarantine",
     )
     assert damaged.quarantine() == [f"{directory.name}-{name}"]
     with Snapshotter(damaged.root) as store:
@@ -324,7 +322,7 @@ def test_writable_layer(damaged: Damaged) -> None:
     assert (problem.subject, problem.what) == ("top", "its layer is writable, and may not be what was committed")
     assert "doctor --fix" in problem.cure
     [done] = repair.fix(damaged.root)
-    assert (done.subject, done.what) == ("top", "its layer is read-only again: nothing had changed in it")
+    assert (done.subject, done.what) == ("top", "made its layer read-only again: its content had not changed")
     assert subvolume.get_read_only(layer)
     assert damaged.problems() == []
     subvolume.set_read_only(layer, False)
@@ -380,7 +378,10 @@ def test_store_record(damaged: Damaged, damage: str) -> None:
     [done] = repair.fix(damaged.root)
     assert done.subject == str(damaged.root)
     if damage == "flipped":
+        assert done.what == "repaired the record of the store: one bit had flipped"
         assert os.getxattr(path, XATTR) == record
+    else:
+        assert done.what.startswith("replaced the record of the store: ")
     assert damaged.problems() == []
     assert damaged.names() == sorted([*WHOLE, "last"])
     with Snapshotter(damaged.root, client="somebody" if damage != "flipped" else "local") as store:
@@ -433,7 +434,8 @@ def test_empty(damaged: Damaged, damage: str) -> None:
     [problem] = damaged.problems()
     assert problem.subject == str(empty)
     assert "doctor --fix" in problem.cure
-    assert [done.subject for done in repair.fix(damaged.root)] == [str(empty)]
+    moved = "" if damage == "missing" else ": its predecessor was moved to the quarantine"
+    assert repair.fix(damaged.root) == [repair.Repair(str(empty), f"recreated the empty, read-only subvolume{moved}")]
     assert [left for left in damaged.problems() if "quarantine" not in left.subject] == []
     assert damaged.quarantine() == ([] if damage == "missing" else ["empty"])
     with Snapshotter(damaged.root) as store, mounted(store.view("nothing")) as path:
@@ -514,7 +516,7 @@ class TestCommands:
         fixed = run("doctor", "--fix")
         assert fixed.code == 5
         assert "web: " not in fixed.out
-        assert f"{damaged.directories['web']}: it has no record: it is in the quarantine now\n" in fixed.out
+        assert f"{damaged.directories['web']}: it has no record: moved to the quarantine\n" in fixed.out
         return damaged
 
     def test_json(self, damaged: Damaged, run: Run) -> None:
