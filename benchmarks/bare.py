@@ -5,7 +5,6 @@ Programs that a benchmark has beside it, which do and time what they are told.
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -35,7 +34,8 @@ class Program:
         """
         Run one command, and return the nanoseconds of each operation, or what it answers.
         """
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         print(verb, os.fspath(directory), first, count, *extra, sep="\t", file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
@@ -66,9 +66,8 @@ def libbtrfsutil() -> Program | None:
     """
     libbtrfsutil's own binding, if the system's Python has it; the commands are in ``libbtrfsutil.py``.
     """
-    asked: Sequence[str] = (_SYSTEM_PYTHON, "-Ic", "import btrfsutil")
     try:
-        subprocess.run(asked, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run((_SYSTEM_PYTHON, "-Ic", "import btrfsutil"), check=True, stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
         return None
     return Program(_SYSTEM_PYTHON, "-m", "benchmarks.libbtrfsutil")

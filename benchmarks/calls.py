@@ -101,7 +101,7 @@ class _Calls:
         def pybtrfs() -> Round:
             fd = os.open(directory, os.O_RDONLY)
             with subvolume.Subvolume(self._source) as opened:
-                round = {
+                measured = {
                     "create": [timed(subvolume.create, (fd, f"a{n}")) for n in range(count)],
                     "snapshot": [timed(subvolume.snapshot, opened, (fd, f"b{n}")) for n in range(count)],
                     "delete": [timed(subvolume.delete, (fd, f"{letter}{n}")) for letter in "ab" for n in range(count)],
@@ -109,7 +109,7 @@ class _Calls:
                     "raw delete": [timed(ioctl.snap_destroy, fd, b"%d" % n) for n in range(count)],
                 }
             os.close(fd)
-            return round
+            return measured
 
         def program(call: Program) -> Round:
             return {
@@ -216,7 +216,7 @@ class _Calls:
             fd = os.open(directory, os.O_RDONLY)
             names = [f"{n}" for n in range(count)]
             with subvolume.Subvolume(self._source) as opened:
-                round = {
+                measured = {
                     _paused("create"): _pause(subvolume.create, [((fd, name),) for name in names]),
                     _paused("delete"): _pause(subvolume.delete, [((fd, name),) for name in names]),
                     _paused("snapshot"): _pause(subvolume.snapshot, [(opened, (fd, name)) for name in names]),
@@ -224,18 +224,18 @@ class _Calls:
             for name in names:
                 subvolume.delete((fd, name))
             os.close(fd)
-            return round
+            return measured
 
         def program(call: Program) -> Round:
             if call is self._bare:
                 return {}
-            round = {
+            measured = {
                 _paused("create"): call("pause create", directory, 0, count),
                 _paused("delete"): call("pause delete", directory, 0, count),
                 _paused("snapshot"): call("pause snapshot", directory, 0, count, self._source),
             }
             call("delete", directory, 0, count)
-            return round
+            return measured
 
         yield from _rows(self._compare(pybtrfs, program))
 

@@ -4,6 +4,7 @@ How long another thread stands still.
 
 import threading
 import time
+from typing import Self
 
 _INTERVAL = 0.0002  # seconds
 
@@ -29,7 +30,7 @@ class Pause:
             last = now
             self._begun.set()
 
-    def __enter__(self) -> "Pause":
+    def __enter__(self) -> Self:
         self._thread.start()
         self._begun.wait()
         self.longest = 0

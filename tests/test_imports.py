@@ -190,9 +190,7 @@ def violations(module: str, source: str) -> list[str]:
                 found.append(f"{module} imports {name}, which is not below it")
         if module in PURE and (name not in PURE and name not in OURS if root in OURS else root in IO):
             found.append(f"{module} is pure but imports {name}")
-        for only in {name, root} & ONLY.keys():
-            if module not in ONLY[only]:
-                found.append(f"{module} imports {name}")
+        found += [f"{module} imports {name}" for only in {name, root} & ONLY.keys() if module not in ONLY[only]]
     return found
 
 

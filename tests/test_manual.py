@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -119,7 +120,7 @@ class Shell:
         self._shown = self._shown[found.end() :]
         return found
 
-    def __enter__(self) -> "Shell":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -158,7 +158,8 @@ class Driven:
         return [float(word) for word in self._ask(verb, *words)]
 
     def _ask(self, *words: object) -> list[str]:
-        assert self._client.stdin and self._client.stdout
+        assert self._client.stdin
+        assert self._client.stdout
         try:
             print(*words, sep="\t", file=self._client.stdin, flush=True)
             answer = self._client.stdout.readline()

@@ -69,7 +69,7 @@ def served() -> Iterator[Registry]:
             self.end_headers()
             return body
 
-        def log_message(self, format: str, *args: Any) -> None:
+        def log_message(self, *args: Any) -> None:
             pass
 
     class Server(ThreadingHTTPServer):

@@ -61,7 +61,8 @@ def test_two_builders(program: Path, capsys: pytest.CaptureFixture[str]) -> None
         builder.start()
     for builder in builders:
         builder.join()
-    assert len(built) == 4 and len(set(built)) == 1
+    assert len(built) == 4
+    assert len(set(built)) == 1
     assert capsys.readouterr().out.count("building program") == 1
 
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from pybtrfs import image
 
@@ -44,7 +45,7 @@ class Disk:
         self._mark = os.open(f"{self.directory}/fuse/mark", os.O_WRONLY | os.O_CLOEXEC)
         self._control = os.open(f"{self.directory}/fuse/control", os.O_WRONLY | os.O_CLOEXEC)
 
-    def __enter__(self) -> "Disk":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -246,12 +246,16 @@ def test_nothing_is_left(base: str) -> None:
 
 def test_nothing_is_left_of_a_disk_in_use(base: str) -> None:
     """
-    A file that is open on the disk keeps nothing of it alive.
+    An open file on the disk keeps neither the mount nor the device alive.
     """
+
+    def leave_open(mount: str) -> int:
+        fd = os.open(os.path.join(mount, "file"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+        os.write(fd, b"data")
+        return fd
+
     with pytest.raises(OSError, match="busy"), Disk(base) as disk, disk.mounted() as mount:
-        file = open(os.path.join(mount, "file"), "wb")  # noqa: SIM115 - open until after the disk is gone
-        file.write(b"data")
-        file.flush()
-    file.close()
+        fd = leave_open(mount)
+    os.close(fd)
     assert not os.path.exists(disk.directory)
     assert disk.directory not in Path("/proc/self/mountinfo").read_text()

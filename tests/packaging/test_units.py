@@ -160,7 +160,8 @@ def elsewhere(mounts: tuple[Mount, ...], path: Path) -> Iterator[None]:
         stdout=subprocess.PIPE,
     ) as holder:
         try:
-            assert holder.stdout and holder.stdin
+            assert holder.stdout
+            assert holder.stdin
             assert holder.stdout.readline() == b"mounted\n"
             yield
         finally:
@@ -205,7 +206,8 @@ def use(daemon: Sandboxed, client: Client, directory: Path) -> None:
         client.remove("there")
         client.cleanup()
         held = [entry for entry in daemon.log() if entry["event"] == "held"]
-        assert len(held) == 2 and all("Device or resource busy" in entry["error"] for entry in held)
+        assert len(held) == 2
+        assert all("Device or resource busy" in entry["error"] for entry in held)
         assert len(daemon.ids()) == 4
     client.cleanup()
     for key in ("look", "base"):

@@ -29,8 +29,8 @@ def interpreters() -> dict[str, Path]:
     """
     found = {f"3.{sys.version_info.minor}": Path(sys.executable)}
     pyenv = os.environ.get("PYENV_ROOT", "/nonexistent")
-    for bin in [f"{pyenv}/versions/3.1[1-9].*[0-9]/bin", "/usr/bin"]:
-        for python in sorted(glob(f"{bin}/python3.1[1-9]")):
+    for directory in [f"{pyenv}/versions/3.1[1-9].*[0-9]/bin", "/usr/bin"]:
+        for python in sorted(glob(f"{directory}/python3.1[1-9]")):
             found.setdefault(python.rpartition("python")[2], Path(python))
     return found
 
