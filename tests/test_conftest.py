@@ -1,10 +1,13 @@
 """
-What every test relies on can fail.
+Checks and summaries of conftest.py.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from tests.containerd import conftest as containerd
 
 CONFTEST = Path(__file__).with_name("conftest.py").read_text()
 
@@ -91,3 +94,12 @@ def test_skips_are_told(pytester: pytest.Pytester) -> None:
             "everything runs with `make test` as root on a kernel with btrfs",
         ]
     )
+
+
+def test_a_failed_collection_is_summarised(pytestconfig: pytest.Config) -> None:
+    """
+    The table of containerd's releases leaves out a module that cannot be collected.
+    """
+    failed = pytest.CollectReport("tests/containerd/test_ctr.py", "failed", "SyntaxError", [])
+    terminal = SimpleNamespace(stats={"error": [failed]})
+    containerd.pytest_terminal_summary(terminal, pytestconfig)

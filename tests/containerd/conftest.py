@@ -59,7 +59,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     results: dict[str, dict[str, str]] = {}
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
-            properties = dict(report.user_properties)
+            properties = dict(getattr(report, "user_properties", ()))  # the report of a failed collection has none
             if "release" in properties:
                 results.setdefault(properties["scenario"], {})[properties["release"]] = outcome
     if len(chosen) > 1 and results:
