@@ -2,6 +2,7 @@
 One wheel and one source distribution that install and work by themselves.
 """
 
+import email
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from glob import glob
 from pathlib import Path
 
 import pytest
+from trove_classifiers import classifiers
 
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
@@ -114,6 +116,18 @@ def test_wheel_contents(wheel: Path) -> None:
         "snapshotter/setup/units/btrfs-snapshotter.socket",
     }
     assert not [name for name in names if name.endswith(".c")]
+
+
+def test_wheel_metadata(wheel: Path) -> None:
+    """
+    The wheel has keywords, and classifiers that the package index knows.
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+    assert "btrfs" in metadata["Keywords"].split(",")
+    found = set(metadata.get_all("Classifier", []))
+    assert {"Typing :: Typed", "Topic :: System :: Filesystems"} <= found <= classifiers
 
 
 def test_sdist_contents(sdist: Path) -> None:
