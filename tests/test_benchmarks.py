@@ -5,9 +5,6 @@ The benchmarks run. What they measure decides nothing here.
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 from benchmarks.__main__ import run
 from benchmarks.measure import Effort, Figure, Row, Target, compare, rows
 from benchmarks.pause import Pause
+from tests.interruption import interrupt
 
 TINY = Effort(
     rounds=2,
@@ -95,15 +93,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     """
     Ctrl-C ends a run with status 130, and its image is gone.
     """
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--directory", os.fspath(tmp_path)]
-    root = Path(__file__).parent.parent
-    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        process.stderr.readline()  # it is measuring
-        process.send_signal(signal.SIGINT)
-        process.stderr.read()
-    assert process.returncode == 130
-    assert os.listdir(tmp_path) == []
+    interrupt("benchmarks", tmp_path)
 
 
 def test_contenders_take_turns() -> None:

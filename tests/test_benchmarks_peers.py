@@ -5,9 +5,6 @@ The benchmarks beside containerd's snapshotters run. What they measure decides n
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 from benchmarks.peers.__main__ import run
 from benchmarks.peers.contestants import ALL, GO, LIBRARY
 from benchmarks.peers.operations import Scale, cpu_time
+from tests.interruption import interrupt
 
 TINY = Scale(
     rounds=2,
@@ -92,15 +90,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     """
     Ctrl-C ends a run with status 130; its images and its processes are gone.
     """
-    command = [sys.executable, "-m", "benchmarks.peers", "--quick", "--directory", os.fspath(tmp_path)]
-    root = Path(__file__).parent.parent
-    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        process.stderr.readline()  # it is starting the contestants
-        process.send_signal(signal.SIGINT)
-        process.stderr.read()
-    assert process.returncode == 130
-    assert os.listdir(tmp_path) == []
+    interrupt("benchmarks.peers", tmp_path)
     assert [pid for pid in os.listdir("/proc") if pid.isdigit() and os.fsencode(tmp_path) in _command(pid)] == []
 
 

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.bare import Bare
@@ -70,13 +70,12 @@ FULL = Scale(
     snapshots=10000,
     starts=5,
 )
-QUICK = Scale(
+QUICK = replace(
+    FULL,
     rounds=3,
-    operations=20,
     storms=1,
     seconds=3,
     layers=1,
-    files=20000,
     polled=((1000, 50, 1 / 3), (40, 2000, 1 / 20)),
     polls=1,
     snapshots=2000,

@@ -20,18 +20,7 @@ from .workload import STORE, digest
 
 pytestmark = pytest.mark.btrfs
 
-SIZE = 256 << 20
 MEBIBYTE = bytes(1 << 20)
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> str:
-    """
-    An image with an empty btrfs.
-    """
-    path = str(tmp_path / "base")
-    image.create(path, SIZE, sparse=True)
-    return path
 
 
 @pytest.fixture
@@ -197,7 +186,7 @@ def test_full_host(tmp_path: Path) -> None:
     target.mkdir()
     syscall.mount("tmpfs", host, "tmpfs", 0, "size=32m")
     try:
-        image.create(host / "image", SIZE, sparse=True)
+        image.create(host / "image", 256 << 20, sparse=True)
         with (
             image.mount(host / "image", target),
             Snapshotter.create(target / STORE, mount_mode="bind") as snapshotter,

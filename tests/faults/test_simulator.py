@@ -22,18 +22,7 @@ from .power import MODES, Replay, sweep
 
 pytestmark = pytest.mark.btrfs
 
-SIZE = 128 << 20
 BLOCK = 4096
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> str:
-    """
-    An image with an empty btrfs.
-    """
-    path = str(tmp_path / "base")
-    image.create(path, SIZE, sparse=True)
-    return path
 
 
 @contextlib.contextmanager
