@@ -1,4 +1,4 @@
-# `make setup` makes .venv with everything; the other targets call it first, so each is one command on a fresh clone.
+# Each target first runs `make setup`, which makes .venv, so that each is one command on a fresh clone.
 
 PYTHON ?= python3
 BIN := .venv/bin

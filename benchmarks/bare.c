@@ -1,6 +1,7 @@
 /*
- * The bare system calls, for benchmarks to compare with. Reads commands from stdin, one a line, words separated by tabs;
- * answers each with one line: nanoseconds of each operation, or what the command says. Any error ends the process.
+ * The bare system calls, for benchmarks to compare with. Reads a command from each line of stdin, its words separated
+ * by tabs, and answers with a line: the nanoseconds of each operation, or the numbers that the command's comment names.
+ * Any error ends the process.
  */
 
 #define _GNU_SOURCE
@@ -26,10 +27,10 @@
 static char record[MAX_RECORD];
 static int record_size;
 
-static void check(int failed, const char *what)
+static void check(int failed, const char *call)
 {
     if (failed) {
-        fprintf(stderr, "bare: %s: %s\n", what, strerror(errno));
+        fprintf(stderr, "bare: %s: %s\n", call, strerror(errno));
         exit(1);
     }
 }
@@ -89,7 +90,7 @@ static uint64_t get_flags(int fd)
     return flags;
 }
 
-/* Every subvolume's item and where it is, in one sweep. */
+/* Find the item and the place of every subvolume in one search. */
 static int list(int fd)
 {
     static char buffer[sizeof(struct btrfs_ioctl_search_args_v2) + 65536];
@@ -297,7 +298,7 @@ static uint64_t in_threads(void *(*function)(void *), struct job job, int *pairs
     return now() - begin;
 }
 
-/* One command: its words are a verb, a directory, the first number and a count, then what the verb needs. */
+/* Run a command: its words are a verb, a directory, the first number, a count, and the arguments of the verb. */
 static void run(char **word)
 {
     const char *verb = word[0], *extra = word[4], *also = word[5];

@@ -1,5 +1,5 @@
 """
-Programs that a benchmark has beside it, which do and time what they are told.
+Helper processes of a benchmark, which run and time operations on command.
 """
 
 import os
@@ -14,11 +14,11 @@ _SYSTEM_PYTHON = "/usr/bin/python3"  # has Debian's modules
 
 class Program:
     """
-    A running program that reads commands from stdin, one a line, and answers each with one.
+    A running program that answers each line on stdin, a command, with a line of numbers.
     """
 
     def __init__(self, *command: str) -> None:
-        # Its own session: Ctrl-C is for us to handle.
+        # A session of its own, because Ctrl-C is handled here alone.
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -32,7 +32,7 @@ class Program:
         self, verb: str, directory: str | os.PathLike[str], first: int, count: int, *extra: object
     ) -> list[float]:
         """
-        Run one command, and return the nanoseconds of each operation, or what it answers.
+        Run a command, and return its answer: the nanoseconds of each operation, unless ``bare.c`` says otherwise.
         """
         assert self._process.stdin
         assert self._process.stdout
@@ -52,7 +52,7 @@ class Program:
 
 class Bare(Program):
     """
-    The bare system calls in C, compiled for the run; the commands are in ``bare.c``.
+    The bare system calls in C, compiled for the run. ``bare.c`` has the commands.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,9 @@ class Bare(Program):
 
 def libbtrfsutil() -> Program | None:
     """
-    libbtrfsutil's own binding, if the system's Python has it; the commands are in ``libbtrfsutil.py``.
+    Start libbtrfsutil's own binding, or return None if the system's Python lacks it.
+
+    ``libbtrfsutil.py`` has the commands.
     """
     try:
         subprocess.run((_SYSTEM_PYTHON, "-Ic", "import btrfsutil"), check=True, stderr=subprocess.DEVNULL)

@@ -22,7 +22,7 @@ from pybtrfs import filesystem, ioctl, subvolume
 
 GROUP = "pybtrfs"
 THREADS = 64
-_LOOPS = 100  # of what takes about a microsecond, the other programs as well: so few are seldom interrupted
+_LOOPS = 100  # calls of a microsecond each, in every program; so few are seldom interrupted
 
 _C = "C"
 _LIBBTRFSUTIL = "libbtrfsutil"
@@ -43,7 +43,7 @@ def measure(mount: Path, bare: Bare, effort: Effort) -> Iterator[Row]:
 
 def _rows(samples: Samples, targets: Mapping[tuple[Step, Contender], Target] | None = None) -> Iterator[Row]:
     """
-    For each step a row of pybtrfs against each other one that does it.
+    Yield, for each step, a row of pybtrfs against each other contender that does it.
     """
     for step, measured in samples.items():
         ours, *others = measured
@@ -58,9 +58,9 @@ def _run(*words: str | os.PathLike[str]) -> None:
 
 class _Calls:
     """
-    The filesystem, and what is measured on it.
+    The measurements on one filesystem.
 
-    libbtrfsutil's binding and the command are left out where they are not installed.
+    libbtrfsutil's binding and the ``btrfs`` command are left out if they are not installed.
     """
 
     def __init__(self, mount: Path, bare: Bare, binding: Program | None, effort: Effort) -> None:
@@ -80,7 +80,7 @@ class _Calls:
         command: Callable[[], Round] | None = None,
     ) -> Samples:
         """
-        Let pybtrfs take turns with those that have one, and are there.
+        Let pybtrfs take turns with each installed contender that has a turn.
         """
         contenders = {"pybtrfs": pybtrfs}
         if program:
@@ -282,7 +282,7 @@ _fields = attrgetter(*ioctl.SubvolInfo._fields)
 
 def _read(entries: Iterable[subvolume.SubvolumeEntry]) -> list[object]:
     """
-    All that libbtrfsutil's binding gives at once.
+    Read every field, as libbtrfsutil's binding always does.
     """
     return [(path, _fields(info.raw)) for path, info in entries]
 

@@ -27,7 +27,7 @@ def command(
     arguments: Sequence[str] | None,
 ) -> int:
     """
-    Have *run* measure with the effort that the arguments ask for; returns the status to exit with.
+    Measure by *run* with the effort that *arguments* select, and return the exit status.
     """
     parser.add_argument("--quick", action="store_true", help="fewer rounds: two or three minutes, not fifteen")
     parser.add_argument("--directory", default=directory, help="where the images are made (%(default)s)")

@@ -1,6 +1,7 @@
 """
-``python3 -m benchmarks.libbtrfsutil``: libbtrfsutil's own binding, as ``bare.c`` is the bare system calls. The system's
-Python runs it.
+``python3 -m benchmarks.libbtrfsutil``: libbtrfsutil's own binding, with the commands of ``bare.c``.
+
+The system's Python runs it.
 """
 
 import os
@@ -13,7 +14,7 @@ import btrfsutil  # type: ignore[import-not-found] # Debian's python3-btrfsutil
 
 from benchmarks.pause import Pause
 
-_LOOPS = 100  # of what takes about a microsecond
+_LOOPS = 100  # calls of a microsecond each
 
 
 def _timed(call: Callable[[], object]) -> float:
@@ -59,7 +60,7 @@ _INSPECTIONS = {
 
 def _run(verb: str, directory: str, first: int, count: int, *extra: str) -> list[float]:
     """
-    Give the nanoseconds of each operation; with ``pause`` in front of a verb, those that another thread stood still.
+    Return the nanoseconds of each operation, or after ``pause`` the longest pause of another thread.
     """
     if verb in _INSPECTIONS:
         return [_loop(_INSPECTIONS[verb], directory) for _ in range(count)]

@@ -1,5 +1,5 @@
 """
-The looking commands on many snapshots, each from a cold start: ``python -m benchmarks.looking`` runs them alone.
+The read-only commands on many snapshots, each from a cold start: ``python -m benchmarks.looking`` runs only these.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from benchmarks.measure import FULL, QUICK, Effort, Figure, Row, Target, say
 from pybtrfs import image
 from snapshotter import Snapshotter
 
-SHORT = 100  # snapshots of the shorter list
-LAYERS = 10  # of an image
+SHORT = 100  # snapshots of the smaller store
+LAYERS = 10  # layers of an image
 CONTAINERS = 9  # active snapshots for each layer
-WRITTEN = 4  # of how many one has been written to
+WRITTEN = 4  # every fourth active snapshot is written to
 FILE_BYTES = 5000
 SECOND = 1e9
 
@@ -30,14 +30,14 @@ _SNAPSHOTTER = Path(sys.executable).with_name("snapshotter")
 
 def measure(mount: Path, effort: Effort) -> Iterator[Row]:
     """
-    What each command takes on a store of `SHORT` snapshots, and on one of as many as *effort* says.
+    Measure each command on a store of `SHORT` snapshots, and on a store with the snapshots of *effort*.
     """
     short, long = mount / "short", mount / "long"
     say(f"make {SHORT} and {effort.snapshots} snapshots")
     fill(short, SHORT)
     fill(long, effort.snapshots)
     key, layer = "container-0", "layer-0"
-    # As an installed package has it, whatever the caller's environment says of it.
+    # Bytecode as of an installed package, even if the environment forbids to write it.
     bytecode = mount / "bytecode"
     bytecode.mkdir()
     _run(short, bytecode, ["ls"])
@@ -61,7 +61,7 @@ def measure(mount: Path, effort: Effort) -> Iterator[Row]:
 
 def fill(root: Path, count: int) -> None:
     """
-    Make a store of *count* snapshots: images of `LAYERS` layers, and containers on each.
+    Make a store of *count* snapshots: images of `LAYERS` layers, with containers on each layer.
     """
     with Snapshotter.create(root) as store:
         parent = ""
@@ -97,7 +97,7 @@ def _rows(
 
 def _run(root: Path, bytecode: Path, argv: Sequence[str]) -> tuple[float, float, float]:
     """
-    The nanoseconds that a command takes, those of CPU time, and its resident MiB at most.
+    Run a command, and return its nanoseconds, its nanoseconds of CPU time, and its peak memory in MiB.
     """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = os.fspath(bytecode)
@@ -121,7 +121,7 @@ def run(mode: str, effort: Effort, directory: str, results: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.looking", description="The looking commands.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.looking", description="The read-only commands.")
     return command(run, FULL, QUICK, tempfile.gettempdir(), parser, arguments)
 
 

@@ -1,5 +1,5 @@
 """
-Comparing contenders in turns, and what comes of it.
+Comparison of contenders in turns, and the rows of the report.
 """
 
 import statistics
@@ -12,7 +12,7 @@ from typing import Self
 Step = str
 Contender = str
 Round = Mapping[Step, Sequence[float]]
-"""What one contender measured in one round: nanoseconds of each operation, by step."""
+"""The measurements of a contender in a round: nanoseconds of each operation, by step."""
 
 Samples = dict[Step, dict[Contender, list[list[float]]]]
 """The rounds of each contender, by step."""
@@ -21,20 +21,20 @@ Samples = dict[Step, dict[Contender, list[list[float]]]]
 @dataclass(frozen=True)
 class Effort:
     """
-    How much is measured.
+    The amount of measurements.
 
     Attributes:
-        rounds: How often each contender has its turn.
-        operations: Operations in one turn.
-        commands: The same for what starts a process each.
+        rounds: Turns of each contender.
+        operations: Operations in a turn.
+        commands: Operations in a turn if each starts a process.
         listed: Subvolumes in a listing.
         files: Files of a large layer.
-        layers: How many large layers each contender commits.
-        simultaneous: How many prepares at once.
-        storms: How often that is done.
-        seconds: How long prepare and remove are sustained.
+        layers: Large layers that each contender commits.
+        simultaneous: Prepares at once.
+        storms: Repetitions of the prepares at once.
+        seconds: Duration of sustained prepares and removes.
         aged: Written snapshots on an aged store.
-        snapshots: On the store that is looked at.
+        snapshots: Snapshots on the store that the read-only commands read.
     """
 
     rounds: int
@@ -85,7 +85,7 @@ class Figure:
 @dataclass(frozen=True)
 class Target:
     """
-    The most that a figure's median, or the *ratio*, may be.
+    The upper limit of a figure's median, or of the *ratio*.
     """
 
     limit: float
@@ -95,12 +95,12 @@ class Target:
 @dataclass(frozen=True)
 class Row:
     """
-    One line of the report: what *subject* took, what *baseline* took for the same, and their ratio.
+    A line of the report: the figures of *subject* and of *baseline* for the same work, and their ratio.
 
     Attributes:
-        ratio: Of the medians; its extremes are those of the rounds.
-        unit: ``"ns"``, or what is counted.
-        series: What was sampled on the way, if anything.
+        ratio: The ratio of the medians; its extremes are the extreme ratios of a round.
+        unit: ``"ns"``, or the counted unit.
+        series: The samples during the measurement, if any.
     """
 
     group: str
@@ -124,7 +124,7 @@ class Row:
 
 def compare(rounds: int, contenders: Mapping[Contender, Callable[[], Round]]) -> Samples:
     """
-    Let the contenders take turns, each round in the other order.
+    Let the contenders take turns, and reverse their order each round.
     """
     samples: Samples = {}
     turns = list(contenders.items())
@@ -138,7 +138,7 @@ def compare(rounds: int, contenders: Mapping[Contender, Callable[[], Round]]) ->
 
 def rows(group: str, samples: Samples, targets: Mapping[Step, Target] | None = None) -> Iterator[Row]:
     """
-    For each step a row of the first contender against each other one; alone, when there is none.
+    Yield, for each step, a row of the first contender against each other contender, or alone.
     """
     for step, measured in samples.items():
         subject, *others = measured
@@ -171,7 +171,7 @@ def _all(measured: list[list[float]]) -> Figure:
 
 def timed(call: Callable[..., object], *arguments: object) -> float:
     """
-    The nanoseconds that a call takes.
+    Return the duration of a call in nanoseconds.
     """
     begin = time.perf_counter_ns()
     call(*arguments)

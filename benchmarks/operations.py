@@ -21,7 +21,7 @@ FILE_BYTES = 5000
 BASE_FILES = 100
 CHANGED_FILES = 500
 THREADS = 64
-BACKLOG = 1500  # the worker's own limit, and what is in hand
+BACKLOG = 1500  # the worker's own limit, and the snapshots in flight
 MILLISECOND = 1e6
 
 BASE = "base"
@@ -29,7 +29,7 @@ BASE = "base"
 
 class Bench:
     """
-    A store, and beside it a directory where C does the same.
+    A store, and a directory in the same filesystem where C does the same work.
     """
 
     def __init__(self, group: str, mount: Path, store: Snapshotter, bare: Bare, effort: Effort) -> None:
@@ -42,7 +42,7 @@ class Bench:
         self._next_number = 1
         self._snapshots = os.path.join(store.root, "snapshots")
         self._living = self._entries()
-        # Snapshots of one that has many take longer: C copies the store's own.
+        # C copies the store's own layer, because a subvolume with many snapshots is slower to copy.
         self.layer = _layer_path(store.root)
         self.directory.mkdir(exist_ok=True)
         self.fd = os.open(mount, os.O_RDONLY)
@@ -55,7 +55,7 @@ class Bench:
             say(f"{self.group}: {function.__name__[1:]}")
             yield from function()
 
-    # -- what the contenders need
+    # -- keys, numbers and waiting
 
     def keys(self, count: int) -> list[str]:
         first = self.numbers(count)
@@ -63,7 +63,7 @@ class Bench:
 
     def numbers(self, count: int) -> int:
         """
-        The first of *count* numbers that nobody has used.
+        Reserve *count* numbers, and return the first.
         """
         self._next_number += count
         return self._next_number - count
@@ -73,26 +73,26 @@ class Bench:
 
     def backlog(self) -> int:
         """
-        How many removed snapshots are still there; what is prepared at the moment counts as well.
+        Return the number of removed snapshots that are not destroyed, plus the prepares in flight.
         """
         return self._entries() - self._living
 
     def idle(self) -> None:
         """
-        Wait until the worker has destroyed what was removed.
+        Wait until the worker has destroyed all removed snapshots.
         """
         while self.backlog():
             time.sleep(0.001)
 
     def quiet(self) -> None:
         """
-        Wait until the kernel has cleaned as well.
+        Wait until the kernel has cleaned all removed snapshots as well.
         """
         self.idle()
         while subvolume.count_deleted(self.fd):
-            filesystem.sync(self.fd)  # wakes the cleaner, if that was not busy
+            filesystem.sync(self.fd)  # wakes the cleaner, unless it is busy
             time.sleep(0.005)
-        syscall.syncfs(self.fd)  # the cleaner leaves its part of the work to the next commit
+        syscall.syncfs(self.fd)  # the cleaner leaves a part of its work to the next commit
 
     def against_c(
         self, rounds: int, snapshotter: Callable[[], Round], c: Callable[[], Round], **targets: Target
@@ -233,7 +233,7 @@ class Bench:
             times = {commit: [timed(store.commit, layer, key)]}
             with mounted(store.prepare(child, layer)) as path:
                 bare("fill", path, 0, changed, FILE_BYTES, files // changed)
-            store.cleanup()  # what was committed is destroyed beside it otherwise
+            store.cleanup()  # otherwise the destruction of the committed active snapshot would run concurrently
             times[usage] = [timed(store.usage, child)]
             store.remove(child)
             store.cleanup()
@@ -287,7 +287,7 @@ class Bench:
 
     def _churn(self, threads: int, seconds: float) -> tuple[list[float], list[float], list[float], float]:
         """
-        Prepare and remove for *seconds*: times of both, the backlog each second, and the seconds it took.
+        Prepare and remove for *seconds*; return the times of both, the backlog each second, and the duration.
         """
         stop = threading.Event()
 
@@ -315,7 +315,7 @@ class Bench:
 
 def measure(mount: Path, bare: Bare, effort: Effort) -> Iterator[Row]:
     """
-    The same on a fresh store, and on that store aged by snapshots that were written to and kept.
+    Measure on a fresh store, and again after it has aged by snapshots that were written to and kept.
     """
     root = mount / "store"
     with Snapshotter.create(root) as store:
@@ -329,7 +329,7 @@ def measure(mount: Path, bare: Bare, effort: Effort) -> Iterator[Row]:
             yield from bench.measure()
     group = f"store aged by {effort.aged:,} snapshots"
     say(f"{group}: aging")
-    # Mounting each would take longer: with "bind" the snapshotter says where it is.
+    # "bind", because its mount names the subvolume's path, and mounting each snapshot would take longer.
     with Snapshotter(root, mount_mode="bind") as store:
         for number in range(effort.aged):
             (written,) = store.prepare(f"aged-{number}", BASE)
@@ -343,7 +343,7 @@ def measure(mount: Path, bare: Bare, effort: Effort) -> Iterator[Row]:
 
 def _layer_path(root: str) -> str:
     """
-    The layer of the first snapshot of a store, which is the base.
+    Return the path of the layer of the store's first snapshot, the base.
     """
     snapshots = os.path.join(root, "snapshots")
     return os.path.join(snapshots, min(os.listdir(snapshots), key=int), "layer")

@@ -1,5 +1,5 @@
 """
-How long another thread stands still.
+The longest pause of another thread.
 """
 
 import threading
@@ -11,8 +11,10 @@ _INTERVAL = 0.0002  # seconds
 
 class Pause:
     """
-    A thread that wakes up every 0.2 ms while the ``with`` lasts; *longest* is the longest time in nanoseconds that it
-    did not.
+    A thread that wakes up every 0.2 ms inside a ``with``.
+
+    Attributes:
+        longest: The longest time between two wake-ups, in nanoseconds.
     """
 
     def __init__(self) -> None:

@@ -1,5 +1,5 @@
 """
-Rows as a table and as JSON, with the machine they come from.
+Output of rows as a table and as JSON, with a description of the machine.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ _UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "us"), (1, "ns"))
 
 def machine(mount: Path, directory: str, image_bytes: int) -> dict[str, Any]:
     """
-    What the figures depend on.
+    Return the properties of the machine that the figures depend on.
     """
     cpuinfo = Path("/proc/cpuinfo").read_text()
     models = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
@@ -42,7 +42,7 @@ def _first_line(*command: str) -> str:
 
 def _mount(path: str) -> list[str]:
     """
-    The line of ``/proc/self/mounts`` that *path* is below.
+    Return the words of the line in ``/proc/self/mounts`` whose mount contains *path*.
     """
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     return max(
@@ -58,7 +58,7 @@ def _filesystem_of(directory: str) -> str:
 
 def write(path: Path, mode: str, about: dict[str, Any], rows: Sequence[Row]) -> None:
     """
-    Write the run to *path*, as one JSON object.
+    Write the run to *path* as a JSON object.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {
@@ -72,7 +72,7 @@ def write(path: Path, mode: str, about: dict[str, Any], rows: Sequence[Row]) -> 
 
 def table(about: dict[str, Any], rows: Sequence[Row]) -> str:
     """
-    What a person reads.
+    Return the run as a table for people.
     """
     lines = [f"{name}: {value}" for name, value in about.items()]
     group = ""

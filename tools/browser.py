@@ -1,5 +1,5 @@
 """
-A page in headless Chromium, through its debugging pipe: looked at, asked, photographed.
+Control of headless Chromium through its debugging pipe: open a page, evaluate JavaScript, take a screenshot.
 """
 
 import base64
@@ -12,16 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-TALLEST = 8000  # pixels that are shown at once: of a large store the page is a hundred times as tall
+TALLEST = 8000  # pixels of a window, because the page of a large store is a hundred times as tall
 
 
 class Page:
     """
-    The page that is open.
+    The open page.
+
+    Attributes:
+        complaints: The log of the browser, such as violations of the page's content security policy.
     """
 
     def __init__(self, requests: int, answers: int) -> None:
-        self.complaints: list[str] = []  # such as of what the policy of the page forbids
+        self.complaints: list[str] = []
         self._requests = requests
         self._answers = answers
         self._read = b""
@@ -49,7 +52,7 @@ class Page:
 
     def open(self, file: Path, *, width: int, dark: bool = False) -> None:
         """
-        Show the whole of *file* in a window of that width, in pixels.
+        Show all of *file* in a window of *width* pixels.
         """
         self._resize(width, 800)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -68,13 +71,13 @@ class Page:
 
     def ask(self, expression: str) -> Any:
         """
-        What an expression of JavaScript is.
+        Return the value of a JavaScript *expression*.
         """
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def photograph(self) -> bytes:
         """
-        What the window shows, as a PNG.
+        Return a screenshot of the window as a PNG.
         """
         return base64.b64decode(self.call("Page.captureScreenshot")["data"])
 
@@ -95,12 +98,12 @@ class Page:
 @contextmanager
 def opened() -> Iterator[Page]:
     """
-    Chromium, with an empty page.
+    Start Chromium with an empty page, and stop it at the end.
     """
     with tempfile.TemporaryDirectory() as profile:
         to_browser, requests = os.pipe()
         answers, from_browser = os.pipe()
-        # Chromium's ends are 3 and 4; dash could not move what is above 9.
+        # Chromium expects its ends at 3 and 4. bash moves them, because dash cannot redirect descriptors above 9.
         moved = ["bash", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "bash"]
         command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         command += ["--remote-debugging-pipe", f"--user-data-dir={profile}"]

@@ -1,5 +1,5 @@
 """
-What takes long to make and is kept: ``~/.cache/btrfs-snapshotter``, or below ``$XDG_CACHE_HOME``.
+The cache of slow builds: ``~/.cache/btrfs-snapshotter``, or the same below ``$XDG_CACHE_HOME``.
 """
 
 import fcntl
@@ -12,21 +12,21 @@ from pathlib import Path
 
 def place(name: str) -> Path:
     """
-    Where *name* is, or is going to be.
+    Return the path of *name* in the cache, whether it exists or not.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "btrfs-snapshotter" / name
 
 
 def cached(name: str, build: Callable[[Path], None]) -> Path:
     """
-    The directory *name* of the cache, which *build* filled once.
+    Return the directory *name* of the cache, after *build* has filled it if it is new.
     """
     directory, unfinished = place(name), place(f"{name}.unfinished")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with place(f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not directory.exists():
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a build that was interrupted
+            shutil.rmtree(unfinished, ignore_errors=True)  # left by an interrupted build
             unfinished.mkdir()
             started = time.monotonic()
             print(f"building {name}", flush=True)

@@ -1,5 +1,5 @@
 """
-Packages of any suite of Debian, unpacked and not installed, from the mirror that this machine uses.
+Debian packages of any suite, unpacked without installation, from the mirror of this machine.
 """
 
 import os
@@ -20,16 +20,16 @@ TRIPLET = sysconfig.get_config_var("MULTIARCH")
 
 class UnavailableError(Exception):
     """
-    What is asked for cannot be had on this machine; the text says why.
+    A package or program is not available on this machine; the message names the reason.
     """
 
 
 class Suite:
     """
-    A suite such as ``sid``, with lists of packages of its own while it is open.
+    A suite such as ``sid``, with its own package lists while it is open.
 
     Raises:
-        UnavailableError: This machine has no Debian mirror, or the mirror not what is asked for.
+        UnavailableError: This machine has no Debian mirror, or the mirror lacks the package.
     """
 
     def __init__(self, name: str) -> None:
@@ -41,7 +41,7 @@ class Suite:
         try:
             for part in ("lists/partial", "archives/partial"):
                 (self._at / part).mkdir(parents=True)
-            (self._at / "status").touch()  # nothing is installed, so that everything a package needs comes with it
+            (self._at / "status").touch()  # an empty list of installed packages, so that apt downloads every dependency
             (self._at / "sources.list").write_text(f"deb {_mirror()} {self._name} main\n")
             self._apt("apt-get", "update")
         except BaseException:
@@ -54,7 +54,7 @@ class Suite:
 
     def newest(self, pattern: str) -> str:
         """
-        The name of the newest package that *pattern* matches; its numbers decide.
+        Return the name of the newest package that *pattern* matches, by the numbers in its name.
         """
         names = [name for name in self._apt("apt-cache", "pkgnames").split() if re.fullmatch(pattern, name)]
         if not names:
@@ -63,7 +63,7 @@ class Suite:
 
     def unpack(self, *packages: str, tree: Path, dependencies: bool = True) -> None:
         """
-        Unpack *packages*, with all that they need or without, into *tree*.
+        Unpack *packages*, by default with their dependencies, into *tree*.
         """
         archives = self._at / "archives"
         if dependencies:
@@ -91,14 +91,16 @@ class Suite:
 
 def programs(suite: str, packages: tuple[str, ...], paths: tuple[str, ...]) -> Path:
     """
-    A directory with *packages* and all that they need, where the programs at *paths* run with the libraries there.
+    Return a directory with *packages* and their dependencies.
+
+    The programs at *paths* run with the libraries of that directory.
     """
     name = f"{packages[0]}-{suite}"
 
     def build(tree: Path) -> None:
         with Suite(suite) as opened:
             opened.unpack(*packages, tree=tree)
-        # The loader's path is absolute: it is to be where the directory is going to be.
+        # The path of the loader is absolute, so it names the final place of the directory.
         [loader] = [path for path in tree.rglob("ld-linux*.so.*") if not path.is_symlink()]
         loaded_by = "--set-interpreter", place(name) / loader.relative_to(tree)
         for path in paths:
@@ -119,10 +121,10 @@ def _mirror() -> str:
 
 def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
     """
-    What a command prints, which succeeds.
+    Run a command, and return its output.
 
     Raises:
-        UnavailableError: It does not.
+        UnavailableError: The command is missing or fails.
     """
     try:
         done = subprocess.run(command, cwd=cwd, env=os.environ | (env or {}), capture_output=True, text=True)

@@ -1,10 +1,10 @@
 """
 Run the tests of pybtrfs on other kernels: ``python -m tools.kernels [NAME...]``, such as ``6.1``.
 
-Each is Debian's, in a virtual machine that shares this machine's files and keeps what it writes to itself: the same
-Python and tests run there. All is emulated, and works without the processor's help; so Python is some twenty times
-slower, and of the tests only those run that ask the kernel. The table at the end has a line for each kernel; the
-command fails when a test does, or when a kernel cannot be had.
+Each kernel is Debian's and runs in a virtual machine. The machine shares this machine's files, so the same Python and
+tests run there; its writes stay in its memory. The processor is emulated, which makes Python about twenty times slower.
+Therefore only tests that call the kernel run. The table at the end has a line for each kernel. The command fails if a
+test fails or a kernel is not available.
 """
 
 import lzma
@@ -26,13 +26,13 @@ from tools.results import PYTEST, ROOT, TIMEOUT, Row, conclude, unavailable
 
 MEMORY = "2G"
 
-# What asks the kernel, and not much else.
+# The tests that call the kernel and do little else.
 SELECTED = ("-m", "btrfs", *(f"--ignore=tests/pybtrfs/{name}" for name in ("compat", "test_cli.py", "test_testing.py")))
 
 
 class Kernel(NamedTuple):
     """
-    A kernel of Debian: the suite that has it, and its package; from 6.19 on its modules are in another one.
+    A kernel of Debian: its suite and its package. From 6.19 on, the modules have their own package.
     """
 
     suite: str
@@ -49,7 +49,7 @@ KERNELS = {
 
 QEMU, VIRTIOFSD = "usr/bin/qemu-system-x86_64", "usr/lib/qemu/virtiofsd"
 
-# What is asked for by name only, and what the machine is made of; a kernel has some of them built in.
+# First the modules that the kernel requests by name, then the drivers of the machine. A kernel has some built in.
 MODULES = ["crc32c_generic", "crc32c_cryptoapi", "xxhash_generic", "sha256_generic", "blake2b_generic"]
 MODULES += ["virtio_pci", "virtiofs", "overlay", "loop", "btrfs"]
 
@@ -70,7 +70,7 @@ for path in /root/tmp /root/dev/shm; do mount -t tmpfs none $path; done
 exec switch_root /root /bin/sh -c {job}
 """
 
-# What is in chroot(2) gets no user namespace; behind switch_root it does.
+# switch_root and not chroot(2), because a process in a chroot cannot create a user namespace.
 JOB = """
 export HOME=/root LANG=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 uname -rv > /dev/ttyS1
@@ -82,7 +82,7 @@ cat {report} > /dev/ttyS1
 
 def files_of(name: str) -> Path:
     """
-    The directory with a kernel's files.
+    Return the directory with the files of the kernel *name*.
     """
     suite, package = KERNELS[name]
 
@@ -97,19 +97,19 @@ def files_of(name: str) -> Path:
 
 def modules(directory: Path) -> list[bytes]:
     """
-    The contents of MODULES and of what they need, in the order in which they load.
+    Return the contents of MODULES and of their dependencies, in load order.
     """
     files = {path.name.partition(".")[0].replace("-", "_"): path for path in directory.rglob("*.ko*")}
     loaded: dict[str, bytes] = {}
 
     def load(name: str) -> None:
-        if name in files and name not in loaded:  # else it is built in
+        if name in files and name not in loaded:  # otherwise the kernel has it built in
             content = files[name].read_bytes()
             if files[name].suffix == ".xz":
                 content = lzma.decompress(content)
             for needed in re.findall(rb"(?<![a-z])depends=([^\0]+)", content):
-                for one in needed.decode().split(","):
-                    load(one.replace("-", "_"))
+                for dependency in needed.decode().split(","):
+                    load(dependency.replace("-", "_"))
             loaded[name] = content
 
     for name in MODULES:
@@ -119,7 +119,7 @@ def modules(directory: Path) -> list[bytes]:
 
 def initramfs(files: Iterable[tuple[str, int, bytes]]) -> bytes:
     """
-    An archive of files, each with its mode, that a kernel unpacks for its first root.
+    Return a cpio archive of *files*, each with its mode, that a kernel unpacks as its first root.
     """
     parts = []
     for name, mode, content in [*files, ("TRAILER!!!", 0, b"")]:
@@ -132,7 +132,7 @@ def initramfs(files: Iterable[tuple[str, int, bytes]]) -> bytes:
 
 def boot(name: str, arguments: list[str], directory: Path) -> Row:
     """
-    Run the tests on a kernel.
+    Run the tests on the kernel *name*.
     """
     kernel = files_of(name)
     busybox = shutil.which("busybox")
@@ -148,7 +148,7 @@ def boot(name: str, arguments: list[str], directory: Path) -> Row:
     (directory / "initramfs").write_bytes(initramfs(files))
     tools = debian.programs("bookworm", ("qemu-system-x86",), (QEMU, VIRTIOFSD))
     socket = directory / "socket"
-    # Not the default sandbox, which cannot have the root itself.
+    # Not the default sandbox, because it cannot share the root directory.
     options = f"--socket-path={socket}", "-o", "source=/,sandbox=chroot"
     shared = subprocess.Popen([tools / VIRTIOFSD, *options], stderr=subprocess.DEVNULL)
     try:
@@ -184,7 +184,7 @@ def main(arguments: list[str]) -> None:
     for name in names:
         with tempfile.TemporaryDirectory() as directory:
             try:
-                row = boot(name, [one for one in arguments if one not in KERNELS], Path(directory))
+                row = boot(name, [argument for argument in arguments if argument not in KERNELS], Path(directory))
             except (UnavailableError, subprocess.SubprocessError) as error:
                 row = unavailable(name, error)
         rows.append(row)

@@ -1,5 +1,5 @@
 """
-Compile the messages, containerd's and ours, from the .proto files of snapshotter.api.
+Compile the .proto files of snapshotter.api, containerd's and our own.
 
     python tools/make_messages.py DIRECTORY
 """
@@ -17,9 +17,9 @@ SERVICES = [*CONTAINERD, "extension"]
 
 def main(target: Path) -> None:
     """
-    Write what they make below *target*, at the path of their package.
+    Write the generated modules below *target*, at the path of their package.
     """
-    scripts = Path(sys.executable).parent  # where grpclib's plugin is
+    scripts = Path(sys.executable).parent  # has the plugin of grpclib
     environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
     types, services = ([f"snapshotter/api/{name}.proto" for name in names] for names in (TYPES, SERVICES))
     for arguments in (

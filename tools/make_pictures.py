@@ -1,5 +1,5 @@
 """
-Make the pictures of docs/pictures/ with the command, on a store of its own. Needs root, and Chromium.
+Make the pictures of docs/pictures/: output of the command, on a new store. Needs root and Chromium.
 
     python tools/make_pictures.py DIRECTORY
 """
@@ -24,27 +24,27 @@ from snapshotter import Snapshotter
 from snapshotter.mounting import mounted
 from tools import browser
 
-ROOT = "/var/lib/snapshots"  # what the pictures call it
+ROOT = "/var/lib/snapshots"  # stands in the pictures for the temporary path of the store
 COLUMNS = 88
 
-# What each layer adds to its parent, in units of some bytes.
+# Each layer with its parent and its size in units.
 LAYERS = {
     "debian": ("", 28), "python": ("debian", 17), "shop": ("python", 6), "shop-2": ("python", 7),
     "node": ("debian", 21), "web": ("node", 4), "alpine": ("", 3), "redis": ("alpine", 5),
 }  # fmt: skip
 CONTAINERS = {"shop-a": ("shop", 2), "shop-b": ("shop-2", 5), "web-a": ("web", 1), "cache": ("redis", 8)}
-UNIT = 300_000
+UNIT = 300_000  # bytes
 
 COMMANDS = ("tree", "df", "doctor")
 PAGES = {"report-light": (1100, False), "report-dark": (1100, True), "report-phone": (390, False)}
 
-# rich's frame of a terminal asks for fonts from elsewhere.
+# rich's frame of a terminal downloads its fonts, which a picture must not.
 FRAME = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL).replace("Fira Code", "ui-monospace")
 
 
 def main(target: Path) -> None:
     """
-    Write all of them to *target*.
+    Write all pictures to *target*.
     """
     target.mkdir(exist_ok=True)
     with store() as root:
@@ -58,7 +58,7 @@ def main(target: Path) -> None:
 @contextmanager
 def store() -> Iterator[str]:
     """
-    The root of a store with some images and containers, one of them lost.
+    Make a store with images and containers, one of which lost its subvolume, and yield its root.
     """
     with image.temporary(2 << 30) as mount:
         root = str(mount / "store")
@@ -75,7 +75,7 @@ def store() -> Iterator[str]:
             store.cleanup()
         with Snapshotter(root, read_only=True) as store:
             subvolume.delete(store.subvolume("job"))
-        while subvolume.count_deleted(root):  # df names them
+        while subvolume.count_deleted(root):  # df lists deleted subvolumes
             filesystem.sync(root)
         yield root
 
@@ -88,7 +88,7 @@ def _write(path: Path, size: int) -> None:
 
 def printed(root: str, command: str) -> str:
     """
-    What a command prints on a terminal, with its colours.
+    Return the output of *command* on a terminal, with its colours.
     """
     terminal, child = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "SNAPSHOTTER_ROOT": root}
@@ -96,7 +96,7 @@ def printed(root: str, command: str) -> str:
     with subprocess.Popen(run, stdout=child, stderr=child, env=environment):
         os.close(child)
         output = b""
-        with suppress(OSError):  # at the end
+        with suppress(OSError):  # EIO after the command has ended
             while data := os.read(terminal, 1 << 16):
                 output += data
         os.close(terminal)
@@ -109,7 +109,7 @@ def _renamed(text: str, root: str) -> str:
 
 def drawn(command: str, output: str) -> str:
     """
-    A terminal with *output*, as SVG.
+    Return a terminal with *output* as an SVG.
     """
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=COLUMNS, file=nowhere, force_terminal=True)
@@ -120,12 +120,12 @@ def drawn(command: str, output: str) -> str:
 
 class Shown(NamedTuple):
     """
-    A page in a browser.
+    A report in a browser.
 
     Args:
-        width: Of all of it, in pixels.
-        sections: The height of each, in pixels.
-        complaints: What the browser did not like.
+        width: The width of the whole page, in pixels.
+        sections: The height of each section, in pixels.
+        complaints: The log of the browser.
     """
 
     picture: bytes
@@ -136,7 +136,7 @@ class Shown(NamedTuple):
 
 def pages(root: str) -> Iterator[tuple[str, Shown]]:
     """
-    The report, as a browser shows it on each device.
+    Yield the report as a browser shows it on each device.
     """
     with tempfile.TemporaryDirectory() as directory, browser.opened() as page:
         file = Path(directory, "store.html")

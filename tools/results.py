@@ -1,5 +1,5 @@
 """
-The tests of pybtrfs in some surroundings, and a table of what came of them.
+The table of test results of several Pythons or kernels.
 """
 
 import sys
@@ -10,14 +10,14 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
 PYTEST = ["-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider", "--may-skip", "tests/pybtrfs"]
-PYTEST += ["--ignore=tests/pybtrfs/test_docs.py"]  # which compares with other bindings
-TIMEOUT = 3600  # seconds for the tests in one of the surroundings
+PYTEST += ["--ignore=tests/pybtrfs/test_docs.py"]  # compares with other bindings
+TIMEOUT = 3600  # seconds for the tests of a row
 
 
 @dataclass
 class Row:
     """
-    What came of the tests in one of the surroundings.
+    The results of the tests on one Python or kernel.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Row:
 
     def count(self, report: str) -> None:
         """
-        Add what pytest wrote as JUnit's XML; nothing is one failure.
+        Add the results in *report*, which pytest wrote as JUnit XML. An empty report counts as a failure.
         """
         if not report:
             self.failed += 1
@@ -54,15 +54,15 @@ class Row:
 
 def unavailable(name: str, error: Exception) -> Row:
     """
-    A line for what could not be tested.
+    Return the row of a Python or kernel that is not available.
     """
     print(error)
     return Row(name, failed=1, note=str(error).partition("\n")[0])
 
 
-def conclude(what: str, detail: str, rows: list[Row]) -> None:
+def conclude(subject: str, detail: str, rows: list[Row]) -> None:
     """
-    Print the table, and exit as the tests went.
+    Print the table, and exit with status 1 if a test failed or none ran.
     """
-    print(f"\n| {what} | version | {detail} | passed | failed | skipped | seconds | |\n|{'-|' * 8}", *rows, sep="\n")
+    print(f"\n| {subject} | version | {detail} | passed | failed | skipped | seconds | |\n|{'-|' * 8}", *rows, sep="\n")
     sys.exit(any(row.failed or not row.passed for row in rows if row.version or row.failed))

@@ -1,9 +1,9 @@
 """
 Run the tests of pybtrfs on every Python: ``python -m tools.runtimes [COMMAND...]``, such as ``python3.15``.
 
-One wheel is installed on every CPython, without a compiler; PyPy and free-threaded builds, for which it is not, build
-their own from the source distribution, and so does a CPython whose kernel headers are old. The table at the end has a
-line for each. The command fails when a test does, or when an interpreter that Debian has cannot be had.
+Every CPython installs the same wheel, without a compiler. PyPy and free-threaded builds cannot use it, so they build
+from the source distribution; a CPython with old kernel headers does as well. The table at the end has a line for each
+Python. The command fails if a test fails, or if a Python that Debian has is not available.
 """
 
 import glob
@@ -25,14 +25,14 @@ from tools.results import PYTEST, ROOT, TIMEOUT, Row, conclude, unavailable
 @dataclass(frozen=True)
 class Interpreter:
     """
-    A Python that is wanted.
+    A Python to test.
 
     Attributes:
         command: Its name in PATH, and in pyenv's versions.
-        suite: Where Debian has it; empty when nowhere.
-        packages: Its packages there.
-        wheel: Whether the one wheel is for it.
-        headers: Where Debian has the kernel headers that it builds its own with.
+        suite: The Debian suite that has it, or an empty string.
+        packages: Its packages in *suite*.
+        wheel: Whether it installs the wheel, and does not build from the source distribution.
+        headers: The Debian suite of the kernel headers to build with.
     """
 
     name: str
@@ -58,14 +58,14 @@ WANTED = [
 
 def find(interpreter: Interpreter) -> Path | None:
     """
-    The interpreter of pyenv, of this machine or else of Debian, if this machine is one; None when nobody has it.
+    Return the interpreter from pyenv, PATH or Debian, in that order, or None if none has it.
 
     Raises:
-        UnavailableError: Debian has it, and it cannot be had.
+        UnavailableError: Debian has it, but the download fails.
     """
     pyenv = os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv"
     for candidate in [*glob.glob(f"{pyenv}/versions/*/bin/{interpreter.command}"), shutil.which(interpreter.command)]:
-        # What pyenv has in PATH may be a script that only says that the version is not chosen.
+        # Run it, because pyenv puts a script in PATH that fails unless the version is chosen.
         if candidate and subprocess.run([candidate, "-c", "import venv"], capture_output=True).returncode == 0:
             return Path(candidate)
     if not interpreter.suite or shutil.which("apt-get") is None:
@@ -76,7 +76,7 @@ def find(interpreter: Interpreter) -> Path | None:
 
 def headers(suite: str) -> list[str]:
     """
-    The compiler's options for the kernel headers of *suite*, in front of this machine's.
+    Return compiler options that put the kernel headers of *suite* before this machine's.
     """
 
     def build(tree: Path) -> None:
@@ -89,7 +89,7 @@ def headers(suite: str) -> list[str]:
 
 def headers_version(options: list[str]) -> str:
     """
-    The version of the kernel headers that a compiler with *options* reads.
+    Return the version of the kernel headers that a compiler with *options* reads.
     """
     source = "#include <linux/version.h>\nLINUX_VERSION_CODE"
     command = ["cc", "-E", "-P", *options, "-"]
@@ -109,7 +109,7 @@ class Distributions:
 
     def install(self, interpreter: Interpreter, python: Path, venv: Path) -> None:
         """
-        Make *venv*, with what *interpreter* is to be tested with.
+        Make *venv* with the distribution and the test tools for *interpreter*.
         """
         run(python, "-m", "venv", "--without-pip", venv)
         pip = BIN / "python", "-m", "pip", "--python", venv / "bin/python", "install"
@@ -118,17 +118,17 @@ class Distributions:
             run(*pip, "--only-binary=:all:", self.wheel)
         else:
             flags = headers(interpreter.headers) if interpreter.headers else []
-            # What pip built before, it may have built with other headers.
+            # pip's cache may have a wheel that was built with other headers.
             run(*pip, "--no-cache-dir", self.sdist, env={"CFLAGS": shlex.join(flags)})
 
 
 def test(interpreter: Interpreter, distributions: Distributions, directory: Path) -> Row:
     """
-    Run the tests of pybtrfs, and the demo of both packages.
+    Run the tests of pybtrfs, and the demo.
     """
     python = find(interpreter)
     if python is None:
-        return Row(interpreter.name, note="not had: neither in PATH nor with pyenv, nor in Debian")
+        return Row(interpreter.name, note="not available: not in PATH, pyenv or Debian")
     venv = directory / "venv"
     distributions.install(interpreter, python, venv)
     version = run(venv / "bin/python", "-c", "import sys; print(*sys.implementation.version[:3], sep='.')").strip()

@@ -1,6 +1,6 @@
 """
-Benchmarks of the snapshotter beside containerd's own: ``python -m benchmarks.peers``.
+Benchmarks of the snapshotter against containerd's own: ``python -m benchmarks.peers``.
 
-All contestants are measured in one run, in turns, each on a btrfs of its own; the Go program here is all that is not
-Python. Timing decides no test.
+All contestants take turns in one run, each on a btrfs of its own. Only the program in ``main.go`` is not Python. Timing
+decides no test.
 """

@@ -15,9 +15,9 @@ from benchmarks.peers.contestants import IMAGE_BYTES, Program
 from benchmarks.peers.operations import FULL, QUICK, Peers, Scale
 from pybtrfs import image
 
-# What is waited for on a disk is the same for all, and hides what is not.
+# In memory, because waiting for a disk takes all contestants the same time and would hide their differences.
 _DIRECTORY = "/dev/shm"
-_SOCKETS = "/tmp"  # the path of a socket has room for 107 bytes
+_SOCKETS = "/tmp"  # short, because the path of a socket may have 107 bytes
 
 
 def run(mode: str, scale: Scale, directory: str, results: Path) -> Path:
@@ -34,7 +34,7 @@ def run(mode: str, scale: Scale, directory: str, results: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers", description="The snapshotter beside containerd's own."
+        prog="python -m benchmarks.peers", description="The snapshotter against containerd's own."
     )
     return command(run, FULL, QUICK, _DIRECTORY, parser, arguments)
 

@@ -1,5 +1,5 @@
 """
-Who is compared: the daemon and the library, and containerd's snapshotters in Go.
+The contestants: the daemon, the library, and containerd's snapshotters in Go.
 """
 
 import collections
@@ -43,9 +43,9 @@ class Contestant(Protocol):
 
 class Program:
     """
-    The Go program, compiled into *directory*, where the contestants have their sockets and logs as well.
+    The Go program, compiled into *directory*, which also has the sockets and logs of the contestants.
 
-    The Go on the path does it, or the one that comes with the tools of .venv.
+    The compiler is the Go in PATH, or the Go in .venv.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -60,7 +60,7 @@ class Program:
 
     def versions(self) -> dict[str, str]:
         """
-        Of Go, and of containerd's module.
+        Return the versions of Go and of containerd's module.
         """
         text = subprocess.run((self._go, "version", "-m", self.path), check=True, capture_output=True, text=True).stdout
         words = text.split()
@@ -126,13 +126,13 @@ class Library:
 
 class Driven:
     """
-    A snapshotter in the Go program, or behind a socket that the Go program is a client of.
+    A snapshotter in the Go program, or behind a socket whose client is the Go program.
 
     Args:
         program: The Go program.
-        where: What it drives: a kind and a root, or a socket.
-        server: The command that serves the socket, if it is one.
-        log: The path of the file that all of them write their messages to.
+        where: The driven snapshotter: a kind and a root, or ``"socket"`` and an address.
+        server: The command that serves the socket, or an empty tuple.
+        log: The file of the messages of all processes.
     """
 
     def __init__(self, program: Program, where: tuple[str, Path], server: tuple[str | Path, ...], log: Path) -> None:
@@ -146,7 +146,7 @@ class Driven:
     @property
     def pid(self) -> int:
         """
-        The process that does the work.
+        The id of the process that does the work.
         """
         return (self._server or self._client).pid
 
@@ -185,7 +185,7 @@ class Driven:
 def _running(
     command: tuple[str | Path, ...], output: IO[bytes] | int, messages: IO[bytes]
 ) -> Iterator[subprocess.Popen[str]]:
-    # Its own session: Ctrl-C is for us to handle.
+    # A session of its own, because Ctrl-C is handled here alone.
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=output, stderr=messages, text=True, start_new_session=True
     )
@@ -198,7 +198,7 @@ def _running(
 
 class Field:
     """
-    One contestant's own btrfs, where it is started and stopped.
+    A contestant on a btrfs of its own.
     """
 
     def __init__(self, name: str, mount: Path, program: Program) -> None:
@@ -212,14 +212,14 @@ class Field:
 
     def numbers(self, count: int) -> int:
         """
-        The first of *count* numbers that nobody has used.
+        Reserve *count* numbers, and return the first.
         """
         self._next_number += count
         return self._next_number - count
 
     def start(self) -> None:
         """
-        Start the contestant, which was closed; its first answer may take longer.
+        Start the closed contestant again. Its first answer may take longer.
         """
         with _uninterrupted():
             self.contestant = self._start()
@@ -248,17 +248,17 @@ class Field:
 
     def quiet(self) -> None:
         """
-        Wait until all that was removed is gone, in the kernel as well.
+        Wait until the kernel has cleaned all removed snapshots.
         """
         self.contestant("cleanup")
         while subvolume.count_deleted(self.fd):
-            filesystem.sync(self.fd)  # wakes the cleaner, if that was not busy
+            filesystem.sync(self.fd)  # wakes the cleaner, unless it is busy
             time.sleep(0.005)
-        self.sync()  # the cleaner leaves its part of the work to the next commit
+        self.sync()  # the cleaner leaves a part of its work to the next commit
 
     def entries(self) -> int:
         """
-        The directories of snapshots in a store of ours: what is there, and what is not destroyed yet.
+        Return the number of snapshots in our store, with removed ones that are not destroyed.
         """
         return len(os.listdir(self.root / "snapshots"))
 
@@ -266,7 +266,7 @@ class Field:
 @contextlib.contextmanager
 def fields(names: Sequence[str], directory: str, program: Program) -> Iterator[dict[str, Field]]:
     """
-    A fresh btrfs with a running snapshotter for each of *names*.
+    Start a contestant for each of *names*, on a new btrfs.
     """
     with contextlib.ExitStack() as stack:
         opened = {}
@@ -280,7 +280,7 @@ def fields(names: Sequence[str], directory: str, program: Program) -> Iterator[d
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """
-    Let Ctrl-C wait until what is made here is held by whoever undoes it.
+    Defer Ctrl-C to the end of the ``with``, because resources inside have no owner yet that frees them.
     """
     interrupts = []
     before = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))

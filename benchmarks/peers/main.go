@@ -1,19 +1,19 @@
 // containerd's own snapshotters, and its client of any proxy snapshotter, for benchmarks to compare with.
 //
 //	peers serve KIND ROOT ADDRESS   the snapshotter behind containerd's proxy service on a unix socket
-//	peers drive KIND ROOT           the snapshotter in process, commanded
-//	peers drive socket ADDRESS      whatever answers there, commanded
+//	peers drive KIND ROOT           the snapshotter in process, on command
+//	peers drive socket ADDRESS      the snapshotter at a unix socket, on command
 //
-// KIND is btrfs or overlayfs. Commands come on stdin, one a line, words separated by tabs; each is answered with one
-// line, words separated by tabs: nanoseconds of each operation, or what the command says. Any error ends the process.
+// KIND is btrfs or overlayfs. Each line of stdin is a command, its words separated by tabs. The answer is a line of
+// words separated by tabs: the nanoseconds of each operation, unless noted below. Any error ends the process.
 //
 //	prepare, view      CLIENTS PREFIX FIRST COUNT PARENT
 //	commit             CLIENTS PREFIX FIRST COUNT NAME-PREFIX
 //	remove, stat, usage, update
 //	                   CLIENTS PREFIX FIRST COUNT
 //	walk, cleanup
-//	pairs              CLIENTS SECONDS PREFIX PARENT: how many prepares with their remove, and the nanoseconds of all
-//	mounts             KEY: type, source and options of each
+//	pairs              CLIENTS SECONDS PREFIX PARENT: number of prepares with a remove, and nanoseconds of all
+//	mounts             KEY: type, source and options of each mount
 package main
 
 import (
@@ -71,7 +71,7 @@ func open(kind, where string) snapshots.Snapshotter {
 	case "btrfs":
 		opened, err = btrfs.NewSnapshotter(where)
 	case "overlayfs":
-		// As containerd configures it.
+		// The default in containerd's configuration.
 		opened, err = overlay.NewSnapshotter(where, overlay.AsynchronousRemove)
 	case "socket":
 		opened, err = dial(where)
@@ -83,7 +83,7 @@ func open(kind, where string) snapshots.Snapshotter {
 }
 
 func dial(address string) (snapshots.Snapshotter, error) {
-	// gRPC would wait ever longer between its attempts.
+	// Wait for the socket here, because gRPC backs off exponentially between attempts.
 	for begin := time.Now(); ; time.Sleep(time.Millisecond) {
 		connection, err := net.Dial("unix", address)
 		if err == nil {
@@ -184,7 +184,7 @@ func called(snapshotter snapshots.Snapshotter, verb, prefix string, words []stri
 	return nil
 }
 
-// cleanup is nothing to do where everything is destroyed at once.
+// cleanup does nothing for a snapshotter that destroys at once.
 func cleanup(ctx context.Context, snapshotter snapshots.Snapshotter) error {
 	cleaner, ok := snapshotter.(snapshots.Cleaner)
 	if !ok {
@@ -196,7 +196,7 @@ func cleanup(ctx context.Context, snapshotter snapshots.Snapshotter) error {
 	return nil
 }
 
-// each does call for count keys, spread over clients at once.
+// each makes call for count keys, spread over concurrent clients.
 func each(ctx context.Context, clients int, prefix string, first, count int, call operation) []int64 {
 	times := make([]int64, count)
 	var next atomic.Int64

@@ -1,5 +1,5 @@
 """
-What is measured, of all contestants in turns.
+The measurements of all contestants in turns.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from benchmarks.peers.contestants import ALL, DAEMON, GO, LIBRARY, Driven, Field
 from snapshotter.mounting import mounted
 
 CLIENTS = (1, 4, 16, THREADS)
-MAKERS = 16  # clients that make many snapshots
+MAKERS = 16  # clients that prepare many snapshots
 SAMPLE_SECONDS = 0.2
 WRITTEN = 10  # every tenth of the polled snapshots is written to
 MEGABYTE = 1e6
@@ -31,19 +31,19 @@ _PROCESSES = tuple(name for name in ALL if name != LIBRARY)
 @dataclass(frozen=True)
 class Scale:
     """
-    How much is measured.
+    The amount of measurements.
 
     Attributes:
-        rounds: How often each contestant has its turn with what is quick.
-        operations: Operations in one such turn.
+        rounds: Turns of each contestant with quick operations.
+        operations: Operations in a turn.
         storms: Turns with many clients.
-        seconds: How long each of them lasts at the most clients; a third of it with fewer.
+        seconds: Duration of a turn with the most clients; a third of it with fewer.
         layers: Turns with a large layer.
-        files: Its files.
-        polled: Active snapshots that are polled, the files of each, and the part of Go's CPU that the daemon may use.
-        polls: Turns of that.
-        snapshots: How many a store has when it starts; it is listed at half of it.
-        starts: Turns of that.
+        files: Files of a large layer.
+        polled: Active snapshots to poll, the files of each, and the limit of the daemon's CPU as a part of Go's.
+        polls: Turns of polling.
+        snapshots: Snapshots of the store at the start of a contestant; the store is listed at half of them.
+        starts: Turns of starting.
     """
 
     rounds: int
@@ -105,12 +105,12 @@ class Peers:
             yield from self._polling(snapshots, files, limit)
         yield from self._many_snapshots()
 
-    # -- what the contestants need
+    # -- contestants and files
 
     @contextlib.contextmanager
     def _fields(self, group: str, names: Sequence[Contender], base_files: int) -> Iterator[dict[Contender, Field]]:
         """
-        The contestants, each with a base of *base_files*.
+        Start the contestants, each with a base of *base_files* files.
         """
         say(group)
         with fields(names, self._directory, self._program) as opened:
@@ -123,8 +123,9 @@ class Peers:
 
     def _unpack(self, field: Field, key: str, files: int) -> None:
         """
-        Write *files* files as one finds them in an image: a tar has times in whole seconds, by which the Go one decides
-        how to compare.
+        Write *files* files as from an image.
+
+        Their times are whole seconds, as in a tar, because containerd's snapshotters compare such files differently.
         """
         with mounted(field.contestant.mounts(key)) as path:
             self._bare("fill", path, 0, files, FILE_BYTES, 1)
@@ -208,7 +209,7 @@ class Peers:
             ask("prepare", 1, "active", number, 1, "")
             self._unpack(field, f"active-{number}", files)
             times = {commit: ask("commit", 1, "active", number, 1, "layer")}
-            # What ours does a second later otherwise.
+            # Measured here, because the daemon would otherwise measure it a second later.
             times["usage of the committed"] = ask("usage", 1, "layer", number, 1)
             ask("prepare", 1, "child", number, 1, f"layer-{number}")
             for count, step in usage.items():
@@ -320,7 +321,7 @@ def _in_turns(rounds: int, opened: Mapping[Contender, Field], turn: Callable[[Fi
 
 def _rows(group: str, samples: Samples, targets: Mapping[Step, Target], unit: str = "ns") -> Iterator[Row]:
     """
-    For each step a row of each contestant against Go in process; the targets are the daemon's.
+    Yield, for each step, a row of each contestant against Go in process. The targets are the daemon's.
     """
     for step, measured in samples.items():
         for name in measured:
@@ -332,7 +333,7 @@ def _rows(group: str, samples: Samples, targets: Mapping[Step, Target], unit: st
 @contextlib.contextmanager
 def _sampling(count: Callable[[], int], samples: list[float]) -> Iterator[None]:
     """
-    Note by how much *count* exceeds what it is now, again and again.
+    Sample repeatedly by how much *count* exceeds its present value.
     """
     before = count()
     done = threading.Event()
@@ -352,7 +353,7 @@ def _sampling(count: Callable[[], int], samples: list[float]) -> Iterator[None]:
 
 def cpu_time(pid: int) -> float:
     """
-    The nanoseconds of CPU that a process has used, in itself and in the kernel.
+    Return the nanoseconds of CPU that a process has used, in user and kernel mode.
     """
     # As clock_getcpuclockid(3) makes it, which Python only has for threads; /proc counts in hundredths of a second.
     return time.clock_gettime_ns(~pid << 3 | 2)
@@ -360,7 +361,7 @@ def cpu_time(pid: int) -> float:
 
 def _resident(pid: int) -> float:
     """
-    The megabytes of memory that a process has.
+    Return the resident memory of a process in megabytes.
     """
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
