@@ -1,5 +1,5 @@
 """
-Real btrfs for every test that asks, a check that no test leaks, and plain words about what did not run.
+Fixtures of all tests, a check for leaks after each test, and a summary of the skipped tests.
 """
 
 import ctypes
@@ -29,23 +29,23 @@ settings.load_profile("untimed")
 
 NOBODY = 65534
 CLONE_NEWNS = 0x20000
-PATIENCE = 60  # seconds for what the kernel releases later than it answers, such as a loop device
+PATIENCE = 60  # seconds, because the kernel releases a loop device after it has answered
 
 
 WHY_NO_BTRFS = testing.why_no_btrfs()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    # Here and not in tests/containerd, whose conftest.py pytest reads too late when all tests are asked for.
+    # Here and not in tests/containerd/conftest.py, because pytest reads that file too late if all tests run.
     group = parser.getgroup("containerd")
     group.addoption("--containerd", metavar="LIST", default="debian", help="versions of containerd to test with")
-    group.addoption("--buildkit", action="store_true", help="test with BuildKit, too")
-    parser.addoption("--may-skip", action="store_true", help="for kernels and Pythons that lack what some tests need")
+    group.addoption("--buildkit", action="store_true", help="also test with BuildKit")
+    parser.addoption("--may-skip", action="store_true", help="allow skips, for kernels and Pythons that lack a feature")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # All temporary files go below one directory, so that the leak check can tell this process's mounts and
-    # loop devices from others'. Not pytest's own directory: that is closed to unprivileged users.
+    # All temporary files go below one directory, so that the leak check can tell this process's mounts and loop
+    # devices from those of other processes. It is not pytest's own, because unprivileged users cannot enter that.
     worker = getattr(config, "workerinput", {}).get("workerid")
     if worker:
         scope = os.path.join(tempfile.gettempdir(), worker)
@@ -61,7 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _leave_mounts() -> None:
     """
-    Give this process a mount namespace: what another worker's test makes of it would hold our filesystems.
+    Unshare the mount namespace, because a namespace made by another worker's test would copy our mounts.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS):
@@ -118,7 +118,7 @@ def _mounts_below(scope: str) -> list[str]:
 
 def _held() -> set[str]:
     """
-    What a test could leave behind, in words.
+    Return descriptions of the resources that a test can leak.
     """
     scope = tempfile.gettempdir()
     held = {f"thread {thread.name} {thread.ident}" for thread in threading.enumerate()}
@@ -127,7 +127,7 @@ def _held() -> set[str]:
         try:
             held.add(f"fd {fd} {os.readlink(f'/proc/self/fd/{fd}')}")
         except FileNotFoundError:
-            continue  # the one that listed
+            continue  # the fd of the listing itself
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
             path = backing.read_text(errors="surrogateescape").rstrip("\n")
@@ -141,14 +141,14 @@ def _held() -> set[str]:
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
     """
-    Fails a test that leaves an fd, a thread, a mount or a loop device.
+    Fail a test that leaves an fd, a thread, a mount or a loop device.
     """
     before = _held()
     yield
     deadline = time.monotonic() + PATIENCE
     while leaked := _held() - before:
         if sys.implementation.name == "pypy":
-            gc.collect()  # closes what CPython closes with the last reference
+            gc.collect()  # closes files that CPython closes with the last reference
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: {', '.join(sorted(leaked))}")
         time.sleep(0.01)
@@ -156,11 +156,11 @@ def nothing_leaks() -> Iterator[None]:
 
 def in_child(function: Callable[..., Any], *args: Any) -> Any:
     """
-    Call a function in a child process, and return or raise what it did there.
+    Call a function in a child process, and return its result or raise its exception.
     """
     reader, writer = os.pipe()
     with warnings.catch_warnings():
-        # That another thread may hold a lock: what is called here takes none.
+        # Python warns that another thread may hold a lock, but the called functions take no lock.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
@@ -186,13 +186,13 @@ def in_child(function: Callable[..., Any], *args: Any) -> Any:
 def become_nobody() -> None:
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)  # drops every capability, too
+    os.setresuid(NOBODY, NOBODY, NOBODY)  # also drops every capability
 
 
 @pytest.fixture
 def unprivileged() -> Callable[..., Any]:
     """
-    Calls a function in a child process of an ordinary user and gives what it returned or raised.
+    Return a caller of functions in a child process of an ordinary user; it returns or raises as the function does.
     """
 
     def call(function: Callable[..., Any], *args: Any) -> Any:

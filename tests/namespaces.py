@@ -1,5 +1,5 @@
 """
-Mounts that only another process sees.
+Mounts in the mount namespace of another process.
 """
 
 import subprocess
@@ -12,7 +12,7 @@ from typing import Any
 @contextmanager
 def other_namespace(script: str, *arguments: Any) -> Iterator[None]:
     """
-    A process in a mount namespace of its own, that has run *script*.
+    Run *script* in a process with its own mount namespace, which ends with the ``with``.
     """
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", f"{script}; echo ready; read end", "sh"]
     process = subprocess.Popen([*command, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -27,7 +27,7 @@ def other_namespace(script: str, *arguments: Any) -> Iterator[None]:
 
 def source(path: Path) -> str:
     """
-    The device that *path* is on.
+    Return the device of the filesystem at *path*.
     """
     found = [line.split() for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()]
     mount = max((line for line in found if str(path).startswith(line[4])), key=lambda line: len(line[4]))

@@ -1,5 +1,5 @@
 """
-Programs that a test calls.
+External programs of tests.
 """
 
 import os
@@ -10,7 +10,9 @@ import pytest
 
 def needed(*programs: str) -> None:
     """
-    Skip the test where one of them is missing; tests/conftest.py makes that a failure where all can be had.
+    Skip the test if a program is missing.
+
+    tests/conftest.py turns the skip into a failure on machines where nothing is skipped.
     """
     for program in programs:
         if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):

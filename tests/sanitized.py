@@ -1,5 +1,5 @@
 """
-Runs tests with the compiled module built for AddressSanitizer and UndefinedBehaviorSanitizer.
+Run tests with the compiled module built for AddressSanitizer and UndefinedBehaviorSanitizer.
 
 ``python -m tests.sanitized [ARGUMENT OF PYTEST]...``
 """
@@ -16,7 +16,7 @@ FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
 def build(directory: Path) -> dict[str, str]:
     """
-    Compile the module in *directory*, and return the environment in which Python uses that.
+    Compile the module in *directory*, and return the environment in which Python loads it.
     """
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     environment = os.environ | {"CFLAGS": f"{FLAGS} -O1 -g -fno-omit-frame-pointer", "LDFLAGS": FLAGS}
@@ -29,9 +29,9 @@ def build(directory: Path) -> dict[str, str]:
     return os.environ | {
         "LD_PRELOAD": " ".join(libraries),
         "PYTHONPATH": os.pathsep.join([str(directory / "lib"), str(ROOT)]),
-        "PYTHONMALLOC": "malloc",  # Python's own allocator hides what lies between objects
-        # Python, gcc and what else tests start leave memory at their end; LeakSanitizer itself crashes at times. What
-        # grows is seen in tests/packaging/test_sanitized.py.
+        "PYTHONMALLOC": "malloc",  # Python's own allocator hides accesses between objects
+        # No leak detection, because Python, gcc and other programs exit with allocated memory, and LeakSanitizer
+        # itself sometimes crashes. tests/packaging/test_sanitized.py finds memory that grows.
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }

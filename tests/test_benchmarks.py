@@ -1,5 +1,5 @@
 """
-The benchmarks run. What they measure decides nothing here.
+The benchmarks run. Their figures decide no test.
 """
 
 import json
@@ -65,7 +65,7 @@ CALLS_TARGETS = 10
 @pytest.mark.btrfs
 def test_a_run_has_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """
-    A run measures everything on a fresh store and on an aged one, and writes JSON and a table that say the same.
+    A run measures everything on a fresh and on an aged store, and writes the same rows as JSON and as a table.
     """
     path = run("tiny", TINY, os.fspath(tmp_path), tmp_path / "results")
     values = json.loads(path.read_text())
@@ -98,7 +98,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
 
 def test_contenders_take_turns() -> None:
     """
-    Each round has both contenders, in alternating order, and a ratio is that of the medians.
+    Each round has both contenders, in alternating order; the ratio is the ratio of the medians.
     """
     turns = []
 
@@ -116,7 +116,7 @@ def test_contenders_take_turns() -> None:
 
 def test_a_target_may_be_of_the_figure_itself() -> None:
     """
-    A target that is no ratio judges the median.
+    A target without a ratio judges the median.
     """
     assert Row("group", "name", "ours", Figure(5, 1, 9, 3), target=Target(5)).met
     assert Row("group", "name", "ours", Figure(5, 1, 9, 3)).met is None
@@ -124,7 +124,7 @@ def test_a_target_may_be_of_the_figure_itself() -> None:
 
 def test_a_pause_is_seen() -> None:
     """
-    Another thread is seen to stand still while one call holds the GIL.
+    A call that holds the GIL shows as a pause of another thread.
     """
     with Pause() as pause:
         begin = time.perf_counter_ns()

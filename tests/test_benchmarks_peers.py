@@ -1,5 +1,5 @@
 """
-The benchmarks beside containerd's snapshotters run. What they measure decides nothing here.
+The benchmarks against containerd's snapshotters run. Their figures decide no test.
 """
 
 import json
@@ -88,7 +88,7 @@ def test_a_run_has_every_contestant(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.btrfs
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     """
-    Ctrl-C ends a run with status 130; its images and its processes are gone.
+    Ctrl-C ends a run with status 130, and its images and processes are gone.
     """
     interrupt("benchmarks.peers", tmp_path)
     assert [pid for pid in os.listdir("/proc") if pid.isdigit() and os.fsencode(tmp_path) in _command(pid)] == []
@@ -103,7 +103,7 @@ def _command(pid: str) -> bytes:
 
 def test_cpu_time_is_that_of_the_process() -> None:
     """
-    The CPU time read of a process by its number is what the process itself sees.
+    The CPU time of a process, read by its id, equals the time that the process itself reads.
     """
     before = time.process_time_ns()
     assert before <= cpu_time(os.getpid()) <= time.process_time_ns()

@@ -16,7 +16,7 @@ import os, tempfile, threading
 from pathlib import Path
 from pybtrfs import image
 
-def make():  # not in tmp_path, which pytester has outside of the inner run's directory
+def make():  # not in tmp_path, because pytester keeps it outside the inner run's directory
     path = Path(tempfile.mkdtemp(), "image")
     image.create(path, 128 << 20, sparse=True)
     return path
@@ -62,7 +62,7 @@ def run(pytester: pytest.Pytester, tests: str, override: str) -> pytest.RunResul
 @pytest.mark.btrfs
 def test_leaks_are_found(pytester: pytest.Pytester) -> None:
     """
-    A test that leaves an fd, a thread, a mount or a loop device fails, and another one does not.
+    A test that leaves an fd, a thread, a mount or a loop device fails; a test without leaks passes.
     """
     result = run(pytester, LEAKS, "PATIENCE = 0.2")
     result.assert_outcomes(passed=5, errors=4)
@@ -74,7 +74,7 @@ def test_leaks_are_found(pytester: pytest.Pytester) -> None:
 @pytest.mark.btrfs
 def test_skips_fail(pytester: pytest.Pytester) -> None:
     """
-    As root on a kernel with btrfs a skip is a failure that says what was missing.
+    As root on a kernel with btrfs a skip is a failure that names the missing tool.
     """
     result = run(pytester, SKIPS, "")
     result.assert_outcomes(passed=2, failed=1)
@@ -83,7 +83,7 @@ def test_skips_fail(pytester: pytest.Pytester) -> None:
 
 def test_skips_are_told(pytester: pytest.Pytester) -> None:
     """
-    Elsewhere the end of the run says what did not run, why, and what runs it.
+    Elsewhere the end of the run counts the skipped tests by reason, and names the command that runs them.
     """
     result = run(pytester, SKIPS, 'WHY_NO_BTRFS = "needs root"\ntesting.why_no_btrfs = lambda: WHY_NO_BTRFS')
     result.assert_outcomes(skipped=3)

@@ -1,5 +1,5 @@
 """
-What the documentation shows works.
+The examples of the documentation work.
 """
 
 import os
@@ -48,7 +48,7 @@ def test_examples_of_a_client(btrfs: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_every_page_is_in_a_table_of_contents() -> None:
     """
-    From the first page one comes to every other one, and to a page for each area of pybtrfs.
+    The first page leads to every other page, and to a page for each area of pybtrfs.
     """
     found, new = set(), {"index"}
     while new:

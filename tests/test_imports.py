@@ -1,5 +1,5 @@
 """
-What may import what.
+The rules for imports.
 """
 
 import ast
@@ -15,7 +15,7 @@ SRC = Path(__file__).parent.parent / "src"
 OURS = ("pybtrfs", "snapshotter")
 SERVICES = ("snapshots", "containers", "content", "images", "leases", "extension")
 
-# From the bottom up: a module imports modules of lower floors, and those that stand before it in its own package.
+# From the bottom up: a module imports modules of lower floors, and modules before it in its own package.
 FLOORS = (
     {"pybtrfs"},
     {"snapshotter.errors", "snapshotter.events", "snapshotter.text"},
@@ -90,7 +90,7 @@ INSIDE = {
     ),
 }
 
-# Values in, values out: these import no module that does I/O, nor one of ours that may.
+# Values in, values out: these import no module that does I/O, and no module of ours that may.
 PURE = {
     "pybtrfs.items",
     "pybtrfs.qgroup",
@@ -107,7 +107,7 @@ PURE = {
 IO = {"asyncio", "fcntl", "io", "multiprocessing", "os", "pathlib", "select", "shutil", "socket", "tempfile"}
 IO |= {"subprocess", "threading", "time"}
 
-ONLY = {  # these imports are these modules' alone
+ONLY = {  # each key may be imported by these modules alone
     "pybtrfs._btrfs": {"pybtrfs", "pybtrfs.ioctl", "pybtrfs.syscall"},
     "prometheus_client": {"snapshotter.daemon.metrics"},
     "grpclib": {
@@ -202,14 +202,14 @@ def modules() -> Iterator[tuple[str, Path]]:
 @pytest.mark.parametrize(("module", "path"), [pytest.param(*found, id=found[0]) for found in modules()])
 def test_imports(module: str, path: Path) -> None:
     """
-    Imports point downwards, and what touches the kernel, a process or the network stays where it belongs.
+    Imports point downwards, and only the modules in ONLY touch the kernel, a process or the network.
     """
     assert violations(module, path.read_text()) == []
 
 
 def test_start_of_the_command() -> None:
     """
-    What is needed for serving alone is not imported by other commands, which would wait for it.
+    Commands other than serve do not import the modules of the server, because the import is slow.
     """
     ask = (
         "import sys; from snapshotter import cli; print(cli.main(['config', 'default']), *sys.modules, file=sys.stderr)"
@@ -222,7 +222,7 @@ def test_start_of_the_command() -> None:
 
 def test_start_of_every_command() -> None:
     """
-    What every command begins with imports nothing that takes long and can wait.
+    The start of every command imports no slow module that is only needed later.
     """
     ask = "import sys; from snapshotter import cli; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 SHARE = ROOT / "share"
 PAGES = [SHARE / "man/man1/snapshotter.1", SHARE / "man/man1/pybtrfs.1"]
 
-# What a user's shell reads when it starts. The prompt says that it has read it.
+# The start file of each shell. The prompt appears after the shell has read it.
 START = {
     "bash": ("--rcfile {home}/start -i", ". /usr/share/bash-completion/bash_completion; PS1='READY> '"),
     "zsh": (
@@ -33,7 +33,7 @@ START_FILES = {"bash": "start", "zsh": ".zshrc", "fish": "fish/config.fish"}
 
 def test_generated_files_are_up_to_date(tmp_path: Path) -> None:
     """
-    `make manual` makes what is there.
+    `make manual` would not change the files.
     """
     subprocess.run([sys.executable, ROOT / "tools/make_manual.py", tmp_path], check=True)
     made = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
@@ -44,7 +44,7 @@ def test_generated_files_are_up_to_date(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_pages_are_sound(page: Path) -> None:
     """
-    Both programs that show man pages take each without a complaint, but for the date that it does not have.
+    man and mandoc accept each page without a warning, apart from the missing date.
     """
     needed("mandoc", "man")
     checked = subprocess.run(["mandoc", "-Tlint", "-Wwarning", page], capture_output=True, text=True)
@@ -55,7 +55,7 @@ def test_pages_are_sound(page: Path) -> None:
 
 def test_page_shows_the_parser() -> None:
     """
-    What a command says of itself is in the page, to the letter.
+    The page has the help of each command word by word.
     """
     needed("mandoc")
     shown = subprocess.run(["mandoc", "-Tutf8", "-Owidth=1000", PAGES[0]], capture_output=True, text=True, check=True)

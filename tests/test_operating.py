@@ -1,5 +1,5 @@
 """
-docs/operating.md, followed by somebody who has never seen this before, on a machine of their own.
+The commands of docs/operating.md, run on a new machine.
 """
 
 import os
@@ -15,7 +15,7 @@ from tests.programs import needed
 
 DOCS = (Path(__file__).parent.parent / "docs/operating.md").read_text()
 
-# Namespaces of their own hide what this machine has in the places that the page names; all ends with the shell.
+# Own namespaces hide the files of this machine at the paths that the page uses. Everything ends with the shell.
 MACHINE = """\
 set -u
 for place in var/lib run mnt srv; do
@@ -24,13 +24,13 @@ for place in var/lib run mnt srv; do
 done
 . "$2"
 """
-QUIET = ("snapshotter df", "kill", "wait", "btrfs device")  # what they print is left out
+QUIET = ("snapshotter df", "kill", "wait", "btrfs device")  # the page leaves out their output
 ALONE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
 def commands() -> list[tuple[str, str]]:
     """
-    Those of the page, each with what it prints.
+    Return the commands of the page, each with its output there.
     """
     sessions = "".join(re.findall(r"^```console\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL))
     steps = re.split(r"^\$ ", sessions, flags=re.MULTILINE)[1:]
@@ -39,7 +39,7 @@ def commands() -> list[tuple[str, str]]:
 
 def shape(text: str) -> str:
     """
-    *text* without what differs from run to run: numbers, and the places that these take.
+    Return *text* without numbers and the width of columns, which differ from run to run.
     """
     return re.sub(r"[ \t]+", " ", re.sub(r"[0-9.]+( [KMG]?i?B\b)?", "N", text))
 
@@ -47,7 +47,7 @@ def shape(text: str) -> str:
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
     """
-    One for the machine; what its loop devices are on.
+    Return a directory for the machine, and detach its loop devices at the end.
     """
     yield tmp_path
     for file in Path("/sys/block").glob("loop*/loop/backing_file"):
@@ -58,7 +58,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.btrfs
 def test_page(directory: Path) -> None:
     """
-    Every command of the page, one after the other, prints what the page shows; only numbers may differ.
+    Every command of the page prints the output that the page shows, apart from numbers.
     """
     needed("btrfs", "losetup", "findmnt")
     (directory / "steps").write_text("".join(f"echo '$ {command}'\n{command}\n" for command, _ in commands()))

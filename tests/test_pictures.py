@@ -1,5 +1,5 @@
 """
-The pictures in ``docs/pictures/`` are what the command shows, and the report is fit to be seen.
+The pictures in ``docs/pictures/`` are up to date, and the layout of the report is sound.
 """
 
 import html
@@ -16,7 +16,7 @@ from tools import make_pictures
 
 PICTURES = Path(__file__).parent.parent / "docs/pictures"
 
-TOLERANCE = 6  # of 255: fonts are not the same everywhere
+TOLERANCE = 6  # of 255, because fonts differ between machines
 
 pytestmark = pytest.mark.btrfs
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.btrfs
 @pytest.fixture(scope="module")
 def root(btrfs_image: Path) -> Iterator[str]:
     """
-    The store that is in the pictures.
+    Make the store of the pictures.
     """
     with make_pictures.store() as root:
         yield root
@@ -32,7 +32,7 @@ def root(btrfs_image: Path) -> Iterator[str]:
 
 def shape(text: str) -> str:
     """
-    *text* without what differs from run to run: numbers, and the places that these take.
+    Return *text* without numbers and the width of columns, which differ from run to run.
     """
     return re.sub(r"\s+", " ", re.sub(r"[0-9.]+(\s[KMG]?i?B\b)?", "N", text)).strip()
 
@@ -40,7 +40,7 @@ def shape(text: str) -> str:
 @pytest.mark.parametrize("command", make_pictures.COMMANDS)
 def test_terminals(root: str, command: str) -> None:
     """
-    Each picture of a terminal has what the command prints there.
+    Each picture of a terminal has the output of its command.
     """
     made = make_pictures.drawn(command, make_pictures.printed(root, command))
     texts = [
@@ -53,7 +53,7 @@ def test_terminals(root: str, command: str) -> None:
 
 def difference(one: bytes, other: bytes) -> float:
     """
-    How different two pictures look from afar, from 0 to 255.
+    Return the difference of two scaled-down pictures, from 0 to 255.
     """
     small = [Image.open(io.BytesIO(data)).convert("L").resize((60, 150), Image.Resampling.BOX) for data in (one, other)]
     return ImageStat.Stat(ImageChops.difference(*small)).mean[0]
@@ -62,7 +62,7 @@ def difference(one: bytes, other: bytes) -> float:
 @pytest.fixture(scope="module")
 def shown(root: str) -> dict[str, make_pictures.Shown]:
     """
-    The report on each device.
+    Return the report on each device.
     """
     needed("chromium")
     return dict(make_pictures.pages(root))
@@ -71,8 +71,9 @@ def shown(root: str) -> dict[str, make_pictures.Shown]:
 @pytest.mark.parametrize("name", make_pictures.PAGES)
 def test_report(shown: dict[str, make_pictures.Shown], name: str) -> None:
     """
-    On each device the report looks as in its picture; all of it is visible, nothing has to be scrolled sideways, and
-    the browser complains of nothing.
+    The report equals its picture on each device.
+
+    Every section is visible, nothing is wider than the window, and the browser logs no error.
     """
     width, _ = make_pictures.PAGES[name]
     page = shown[name]
@@ -85,7 +86,7 @@ def test_report(shown: dict[str, make_pictures.Shown], name: str) -> None:
 
 def test_difference(shown: dict[str, make_pictures.Shown]) -> None:
     """
-    Pictures of different devices are found different.
+    Pictures of different devices differ by more than the tolerance.
     """
     assert difference(shown["report-light"].picture, shown["report-dark"].picture) > TOLERANCE
     assert difference(shown["report-light"].picture, shown["report-phone"].picture) > TOLERANCE

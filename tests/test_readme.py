@@ -1,5 +1,5 @@
 """
-What README shows works.
+The examples of README work.
 """
 
 import os
@@ -35,7 +35,7 @@ def test_python(code: str, btrfs: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.btrfs
 def test_console(tmp_path: Path) -> None:
     """
-    The console example gives what it shows, but for what it leaves out.
+    The commands of the console example print the output that it shows.
     """
     [session] = blocks("console")
     environment = dict(os.environ)
@@ -58,7 +58,7 @@ def test_console(tmp_path: Path) -> None:
 @pytest.mark.btrfs
 def test_daemon(btrfs: Path, tmp_path: Path) -> None:
     """
-    The daemon of the example serves, and the question beside it is answered.
+    The daemon of the example serves, and answers the ping of the example.
     """
     serve, ping = (
         line.replace("/var/lib/snapshots", str(btrfs / "store")).replace("/run/snapshots", str(tmp_path / "s"))
@@ -82,7 +82,7 @@ def test_daemon(btrfs: Path, tmp_path: Path) -> None:
 
 def test_table() -> None:
     """
-    The table has every command, and docs/cli.md too.
+    The table and docs/cli.md have every command.
     """
     listed = subprocess.run([sys.executable, "-m", "snapshotter", "--help"], capture_output=True, text=True).stdout
     commands = set(re.findall(r"^    ([a-z]+) ", listed, re.MULTILINE))

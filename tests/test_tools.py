@@ -1,5 +1,5 @@
 """
-The tests on other Pythons and kernels: what of it needs neither.
+The parts of the tests on other Pythons and kernels that need neither.
 """
 
 import lzma
@@ -19,7 +19,7 @@ REPORT = """<testsuites><testsuite time="1.4">
 
 def test_counts() -> None:
     """
-    A test is counted once, whatever fails in it, and what was skipped has its reasons.
+    A test with several failures counts once, and skipped tests are counted by reason.
     """
     row = Row("a", "1.0")
     row.count(REPORT)
@@ -39,16 +39,16 @@ def test_counts() -> None:
 )
 def test_exit_code(row: Row, code: int) -> None:
     """
-    It fails when a test does, when none ran, and when something that can be had was not.
+    The status is 1 if a test failed, if none ran, or if an available Python or kernel was not tested.
     """
     with pytest.raises(SystemExit) as caught:
-        conclude("what", "detail", [Row("another", "1.0", passed=1), row])
+        conclude("subject", "detail", [Row("another", "1.0", passed=1), row])
     assert caught.value.code == code
 
 
 def test_modules_load_in_order(tmp_path: Path) -> None:
     """
-    A module comes behind what it needs, once, compressed or not.
+    A module follows its dependencies and appears once, compressed or not.
     """
     (tmp_path / "btrfs.ko").write_bytes(b"\0license=GPL\0depends=xor,raid6-pq,builtin\0btrfs")
     (tmp_path / "xor.ko").write_bytes(b"\0depends=\0xor")
@@ -59,7 +59,7 @@ def test_modules_load_in_order(tmp_path: Path) -> None:
 
 def test_initramfs(tmp_path: Path) -> None:
     """
-    The archive is one that cpio unpacks, with modes.
+    cpio unpacks the archive with the modes of its files.
     """
     archive = kernels.initramfs([("bin", 0o40755, b""), ("bin/a", 0o100755, b"odd"), ("b", 0o100644, b"")])
     subprocess.run(["busybox", "cpio", "-id"], input=archive, cwd=tmp_path, check=True, capture_output=True)

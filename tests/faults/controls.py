@@ -1,6 +1,7 @@
 """
-Volumes that do not always do what they should: those that refuse are the store's to cope with; those that leave out a
-durable step show that a harness can fail.
+Faulty volumes.
+
+The store has to cope with volumes that refuse. Volumes that skip a durable step show that a harness can fail.
 """
 
 import itertools
@@ -14,7 +15,7 @@ from snapshotter.store.layout import FS, LAYER, Directory
 
 class RefusesCommits(BtrfsVolumes):
     """
-    Refuses every fourth commit when its layer is made already, as for a subvolume that came up meanwhile.
+    Refuses every fourth commit after it has made the layer, as if a subvolume had appeared concurrently.
     """
 
     _commits = itertools.count()
@@ -27,7 +28,7 @@ class RefusesCommits(BtrfsVolumes):
 
 class WithoutBarrier(BtrfsVolumes):
     """
-    Leaves out the fsync of the snapshot's directory.
+    Skips the fsync of the snapshot's directory.
     """
 
     def barrier(self, fd: int) -> None:
@@ -36,7 +37,7 @@ class WithoutBarrier(BtrfsVolumes):
 
 class FlagInsteadOfCopy(BtrfsVolumes):
     """
-    Commits by renaming the active one and setting a flag: two steps, and no data is written back.
+    Commits by renaming the active subvolume and setting a flag: two steps, and no data is written back.
     """
 
     def freeze(self, directory: Directory) -> None:

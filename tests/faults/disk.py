@@ -1,5 +1,5 @@
 """
-The parent's side of fuse_disk.py: start it, carry a btrfs on it, mark, break and mend it.
+The client of fuse_disk.py: start the disk, mount a btrfs on it, mark its log, refuse requests.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ PATIENCE = 5  # seconds
 
 class Disk:
     """
-    A disk that starts as the image at *path*, and whose every request is logged and can be refused.
+    A disk that starts as the image at *path*. It logs every request, and can refuse it.
 
-    A context manager; leaving it takes down whatever still uses the disk.
+    At the end of the ``with`` the disk is removed, even if it is in use.
     """
 
     def __init__(self, path: str) -> None:
@@ -35,7 +35,7 @@ class Disk:
         self.target = f"{self.directory}/mount"
         os.mkdir(self.target)
         server = [sys.executable, "-I", "-S", str(Path(__file__).with_name("fuse_disk.py")), self.directory, str(size)]
-        # A session of its own: Ctrl-C must not stop what the mounts depend on.
+        # A session of its own, because the mounts hang if Ctrl-C stops the server.
         self.server = subprocess.Popen(
             server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -55,9 +55,9 @@ class Disk:
         os.close(self._mark)
         os.close(self._control)
         try:
-            self.server.communicate(timeout=PATIENCE)  # the end of its stdin is the server's order to clean up
+            self.server.communicate(timeout=PATIENCE)  # the server cleans up at the end of its stdin
         except subprocess.TimeoutExpired:
-            # Something on the disk is still open, by ourselves perhaps: it gets EIO from now on.
+            # A file on the disk is still open, perhaps in this process. It gets EIO from now on.
             self.server.kill()
             self.server.communicate()
             shutil.rmtree(self.directory)
@@ -65,25 +65,25 @@ class Disk:
     @contextlib.contextmanager
     def mounted(self, options: str = "") -> Iterator[str]:
         """
-        The disk's btrfs, mounted; yields the mount point.
+        Mount the btrfs of the disk, and yield the mount point.
         """
         with image.attach(f"{self.directory}/fuse/disk") as device, mounted(device.path, self.target, options):
             yield self.target
 
     def mark(self, text: str) -> None:
         """
-        Write a marker into the log: everything the disk did so far stands before it.
+        Append a marker to the log, behind everything that the disk has done.
         """
         os.write(self._mark, text.encode())
 
     def refuse(self, *rules: str) -> None:
         """
-        From now on refuse what *rules* name (see Faults.set in fuse_disk.py); none for a healthy disk.
+        Refuse the requests that *rules* name, as in Faults.set of fuse_disk.py. Without rules the disk is healthy.
         """
         os.write(self._control, "\n".join(rules).encode() or b"\n")
 
     def log(self) -> Log:
         """
-        What the disk did until now; usable after the disk is gone.
+        Return the log until now, which stays valid after the disk is removed.
         """
         return Log(Path(self.directory, "log").read_bytes())

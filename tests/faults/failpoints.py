@@ -1,5 +1,5 @@
 """
-Stop before and after each call by which a store changes the disk: by SIGKILL, or by an error.
+Stops before and after each call by which a store changes the disk, by SIGKILL or by an error.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ CALLS: list[tuple[Any, str]] = [
     *((syscall, name) for name in ("make_directory", "syncfs")),
     *((os, name) for name in ("chmod", "fchmod", "fsync", "mkdir", "rename", "rmdir", "setxattr", "unlink")),
 ]
-# What needs space, and goes on failing on a full disk; reading and destroying do not.
+# Calls that need space, and keep failing on a full disk. Reading and destroying need none.
 FILLING = {
     *("BTRFS_IOC_SUBVOL_CREATE_V2", "BTRFS_IOC_SNAP_CREATE_V2", "BTRFS_IOC_SUBVOL_SETFLAGS", "syncfs"),
     *("chmod", "fchmod", "fsync", "make_directory", "mkdir", "rename", "setxattr"),
@@ -31,9 +31,12 @@ FILLING = {
 @dataclass
 class Points:
     """
-    The points passed so far, two a call; *hit* names the one at which *act* was called first.
+    The points passed so far, two for each call.
 
-    A *sticky* one acts at all later ones too that need space.
+    Attributes:
+        at: The number of the point at which *act* is called.
+        sticky: Whether *act* is also called at every later point that needs space.
+        hit: The name of the point at which *act* was first called.
     """
 
     at: int
@@ -58,11 +61,11 @@ class Points:
     def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            what = str(args[1]) if name.endswith("_ioctl") else name
-            self.reached(f"before {what}")
+            called = str(args[1]) if name.endswith("_ioctl") else name
+            self.reached(f"before {called}")
             result = call(*args, **kwargs)
             try:
-                self.reached(f"after {what}")
+                self.reached(f"after {called}")
             except OSError:
                 if name == "make_directory":
                     os.close(result)
@@ -76,7 +79,7 @@ def snap_create_v2_in(
     source_dirfd: int, source: bytes, dirfd: int, directory: bytes, mode: int, xattr: bytes, value: bytes, name: bytes
 ) -> None:
     """
-    What the function of that name does in one call, in several.
+    Make the calls that ``ioctl.snap_create_v2_in`` makes in C, in Python.
     """
     source_fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=source_dirfd)
     try:
@@ -96,7 +99,7 @@ def snap_create_v2_in(
 @contextlib.contextmanager
 def stopped(points: Points) -> Iterator[Points]:
     """
-    Do what *points* say, in all threads, within a ``with``.
+    Act at *points* in all threads while the ``with`` lasts.
     """
     with contextlib.ExitStack() as stack:
         for owner, name in CALLS:
@@ -114,7 +117,7 @@ def kill() -> None:
 
 def fail(name: str) -> Callable[[], None]:
     """
-    Raise the OSError of that errno.
+    Return a function that raises the OSError of the errno *name*.
     """
     number = getattr(errno, name)
 
@@ -126,7 +129,9 @@ def fail(name: str) -> Callable[[], None]:
 
 def in_child(at: int, call: Callable[[Callable[[], object]], None]) -> tuple[bool, bool]:
     """
-    Make *call* in a process that is killed at point *at*; whether it was, and whether *call* had acknowledged before.
+    Make *call* in a child process, and kill it at point *at*.
+
+    Return whether the child reached the point, and whether *call* had acknowledged before.
     """
     reader, writer = os.pipe()
     child = os.fork()

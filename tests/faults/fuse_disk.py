@@ -1,18 +1,18 @@
 """
-A disk that remembers in which order it was written: a FUSE server with nothing but the standard library.
+A disk that logs the order of its writes: a FUSE server with nothing but the standard library.
 
     python fuse_disk.py DIRECTORY SIZE
 
-The files ``DIRECTORY/fuse/{disk,mark,control}`` appear, and a line on stdout says so. ``disk`` carries a loop device,
-and on it a filesystem; its content lies in ``DIRECTORY/disk``, and what happens to it is appended to ``DIRECTORY/log``
-(read by power.py) before the request is answered. A write(2) to ``mark`` returns when it is in that log: what the disk
-did before the marker stands before it. A write(2) to ``control`` returns when the fault it names is on.
+The server makes the files ``DIRECTORY/fuse/{disk,mark,control}``, and then prints a line. ``disk`` is for a loop
+device with a filesystem. ``DIRECTORY/disk`` has its content. Each change is appended to ``DIRECTORY/log``, which
+power.py reads, before the request is answered. A write(2) to ``mark`` returns after the marker is in the log, behind
+everything that the disk has done. A write(2) to ``control`` returns after its rules are in force.
 
-One thread answers one request at a time, so the log's order is the order in which the disk did things. A write that is
-under way when a flush arrives is wholly before it or wholly after it.
+A single thread answers requests in sequence, so the log has the order of the disk. A write in flight at a flush is
+wholly before or wholly after the flush.
 
-When stdin ends (the parent closed it, or died) the server unmounts and removes everything, the filesystem on the disk
-(``DIRECTORY/mount``) included.
+At the end of stdin, also if the parent died, the server unmounts and removes everything, including the filesystem at
+``DIRECTORY/mount``.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ import struct
 import sys
 import threading
 
-ENTRY = struct.Struct("<cQQ")  # kind, offset, length; behind it the data of a write or a marker
+ENTRY = struct.Struct("<cQQ")  # kind, offset, length; followed by the data of a write or a marker
 WRITE, ZERO, FLUSH, MARK = b"W", b"Z", b"F", b"M"
 
 # include/uapi/linux/fuse.h
@@ -60,13 +60,13 @@ EMPTY = memoryview(b"")
 
 class RefusedError(Exception):
     """
-    The request is answered with this errno.
+    A refusal of a request with an errno.
     """
 
 
 class Faults:
     """
-    Which requests the disk refuses: what was last written to ``control``.
+    The requests that the disk refuses, as last written to ``control``.
     """
 
     def __init__(self, disk: int) -> None:
@@ -75,22 +75,24 @@ class Faults:
 
     def set(self, text: str) -> None:
         """
-        One rule a line, ``WHAT ERRNO [START END]``, no line for a healthy disk. WHAT is ``write``, ``data`` (writes
-        that are neither tree blocks nor superblocks), ``flush`` or ``read``; START and END bound the bytes it is about.
+        Set the rules, each a line ``REQUEST ERRNO [START END]``. Without lines the disk is healthy.
+
+        REQUEST is ``write``, ``data``, ``flush`` or ``read``; START and END bound its bytes. ``data`` are writes other
+        than tree blocks and superblocks.
         """
         rules = []
-        for what, name, *bounds in map(str.split, text.strip().splitlines()):
-            if what not in ("write", "data", "flush", "read") or not hasattr(errno, name):
+        for request, name, *bounds in map(str.split, text.strip().splitlines()):
+            if request not in ("write", "data", "flush", "read") or not hasattr(errno, name):
                 raise RefusedError(errno.EINVAL)
             start, end = map(int, bounds) if bounds else (0, 1 << 63)
-            rules.append((what, int(getattr(errno, name)), start, end))
+            rules.append((request, int(getattr(errno, name)), start, end))
         self.rules = rules
         # Tree blocks and superblocks carry the filesystem's id in bytes 32 to 47.
         self.fsid = os.pread(self.disk, 16, 65536 + 32)
 
-    def check(self, what: str, offset: int = 0, length: int = 1, data: memoryview = EMPTY) -> None:
+    def check(self, request: str, offset: int = 0, length: int = 1, data: memoryview = EMPTY) -> None:
         for kind, number, start, end in self.rules:
-            hit = kind == what or (kind == "data" and what == "write" and data[32:48] != self.fsid)
+            hit = kind == request or (kind == "data" and request == "write" and data[32:48] != self.fsid)
             if hit and offset < end and start < offset + length:
                 raise RefusedError(number)
 
@@ -113,7 +115,10 @@ class Server:
 
     def answer(self, opcode: int, node: int, body: memoryview) -> bytes:
         """
-        What the kernel asks for; RefusedError when it cannot have it.
+        Return the answer to a request of the kernel.
+
+        Raises:
+            RefusedError: The answer is an errno.
         """
         if opcode == READ:
             _, offset, size, *_ = READ_IN.unpack_from(body)
@@ -169,7 +174,7 @@ class Server:
 
     def serve(self, fuse: int) -> None:
         """
-        Answer until the filesystem is unmounted.
+        Answer requests until the filesystem is unmounted.
         """
         buffer = memoryview(bytearray(MAX_WRITE + 4096))
         while True:
@@ -178,7 +183,7 @@ class Server:
             except OSError as error:
                 if error.errno == errno.ENODEV:
                     return
-                if error.errno in (errno.ENOENT, errno.EINTR):  # the request was interrupted before we had it
+                if error.errno in (errno.ENOENT, errno.EINTR):  # the request was interrupted before it was read
                     continue
                 raise
             _, opcode, unique, node, *_ = IN_HEADER.unpack_from(buffer)
@@ -214,23 +219,23 @@ def main() -> None:
     options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0".encode()
     if libc.mount(b"faults", f"{directory}/fuse".encode(), b"fuse", 0, options):
         raise OSError(ctypes.get_errno(), "mount of a FUSE file system")
-    libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0)  # our own memory must never wait for this disk
+    libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0)  # allocations of this process must never wait for its own disk
 
     def clean_up() -> None:
         sys.stdin.buffer.read()
-        # Already unmounted by the parent, unless it died.
+        # The parent has already unmounted it, unless it died.
         libc.umount2(f"{directory}/mount".encode(), MNT_DETACH)
         if libc.umount2(f"{directory}/fuse".encode(), 0):
             libc.umount2(f"{directory}/fuse".encode(), MNT_DETACH)
 
-    # umount2 of the disk's file system needs the other thread to answer: ctypes releases the GIL.
+    # A thread, because umount2 of the disk's filesystem needs answers of this one. ctypes releases the GIL.
     cleaner = threading.Thread(target=clean_up)
     cleaner.start()
     print("ready", flush=True)
     try:
         server.serve(fuse)
     finally:
-        os.close(fuse)  # should we have failed: who waits for an answer gets ENOTCONN instead of waiting for ever
+        os.close(fuse)  # after a failure, pending requests get ENOTCONN and do not hang
         cleaner.join()
         shutil.rmtree(directory)
 

@@ -1,5 +1,5 @@
 """
-Mounts that never stay, whatever happens.
+Mounts that are always unmounted.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ PATIENCE = 60  # seconds
 @contextlib.contextmanager
 def mounted(device: str, target: str, options: str = "") -> Iterator[str]:
     """
-    The btrfs on *device*, mounted at *target*, and let go of by the kernel afterwards.
+    Mount the btrfs on *device* at *target*; at the end unmount it, and wait until the kernel releases *device*.
 
     Raises:
-        OSError: The kernel refuses the mount; or somebody still holds it at the end: then it is detached lazily.
+        OSError: The kernel refuses the mount, or the mount is busy at the end, and is then detached lazily.
     """
     syscall.mount(device, target, "btrfs", 0, options)
     try:
@@ -34,8 +34,8 @@ def mounted(device: str, target: str, options: str = "") -> Iterator[str]:
 
 
 def _wait_until_free(device: str) -> None:
-    # A mount namespace that somebody made meanwhile has a copy of the mount. While that lives, another mount of the
-    # device shows the same filesystem, whatever was written to the device since.
+    # A mount namespace created during the ``with`` has a copy of the mount. While the copy exists, a new mount of the
+    # device shows the same filesystem, even if the device has changed.
     end = time.monotonic() + PATIENCE
     while True:
         try:

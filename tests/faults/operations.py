@@ -1,5 +1,5 @@
 """
-Each operation that changes a store, with a store to do it on.
+The operations that change a store, and a store for each.
 """
 
 import contextlib
@@ -21,7 +21,12 @@ from .workload import STORE, Effect, State, Workload, digest, snapshot
 @dataclass(frozen=True)
 class Operation:
     """
-    What is called, what it changes given what is there, and what it answers when that has happened already.
+    An operation under test.
+
+    Attributes:
+        call: Makes the operation.
+        effect: Returns the changes of the operation to the given snapshots.
+        again: The errors of a second call after a successful one.
     """
 
     call: Callable[[Snapshotter], object]
@@ -73,7 +78,7 @@ OPERATIONS = {
 @contextlib.contextmanager
 def store(mount: str) -> Iterator[list[str]]:
     """
-    A store below *mount* for one operation; yields the markers of what it holds, and deletes it afterwards.
+    Make a store below *mount* for an operation, yield the markers of its content, and delete it at the end.
     """
     root = os.path.join(mount, STORE)
     marks: list[str] = []
@@ -107,7 +112,7 @@ def store(mount: str) -> Iterator[list[str]]:
 
 def wait_settled(root: str) -> None:
     """
-    Wait until no record speaks of an operation under way: what the worker does after the answer is done.
+    Wait until no record has an operation in flight, because the worker has finished.
     """
     deadline = time.monotonic() + 30
     while any(state in (RecordState.PREPARING, RecordState.COMMITTING, RecordState.REMOVED) for state in _states(root)):

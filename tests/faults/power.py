@@ -1,5 +1,5 @@
 """
-The log of fuse_disk.py, the disk as a power failure at some point of it leaves it, and a sweep over many points.
+The log of fuse_disk.py, the images that a power failure can leave, and a sweep over many points of failure.
 """
 
 import bisect
@@ -17,12 +17,12 @@ from .fuse_disk import ENTRY, FLUSH, MARK, WRITE, ZERO, punch
 from .mounts import mounted
 
 MODES = ("prefix", "flushed", "subset", "torn")
-SECTOR = 4096  # what a torn write keeps or loses as one
+SECTOR = 4096  # the unit that a torn write keeps or loses
 
 
 class Entry(NamedTuple):
     """
-    One thing the disk did; *data* of a write or a marker.
+    An action of the disk, with the data of a write or a marker.
     """
 
     kind: bytes
@@ -33,7 +33,7 @@ class Entry(NamedTuple):
 
 class Log:
     """
-    The entries of a log, in the order in which the disk did them.
+    The entries of a log, in the order of the disk.
     """
 
     def __init__(self, log: bytes) -> None:
@@ -51,15 +51,16 @@ class Log:
 
     def marked(self, point: int) -> list[str]:
         """
-        The markers among the first *point* entries.
+        Return the markers among the first *point* entries.
         """
         return [bytes(self.entries[index].data).decode() for index in self.marks if index < point]
 
     def points(self, count: int, rng: random.Random, start: int = 0) -> list[int]:
         """
-        Where to cut the power: *count* numbers of entries, ascending, none below *start*.
+        Return *count* points of power failure: ascending numbers of entries, at least *start*.
 
-        Half of them anywhere, half right after a marker or a flush, where an acknowledgement without its barrier shows.
+        Half of them are anywhere. The other half directly follow a marker or a flush, because an acknowledgement
+        without a barrier shows there.
         """
         after = [index + 1 for index in sorted(self.flushes + self.marks) if index + 1 >= start]
         anywhere = range(start, len(self.entries) + 1)
@@ -68,11 +69,14 @@ class Log:
 
 class Replay:
     """
-    The images a power failure can leave: what was flushed, and of the later writes those that *mode* says.
+    The images that a power failure can leave: all flushed writes, and a selection of the later writes.
 
-    ``prefix`` all of them, ``flushed`` none, ``subset`` each with a probability of one half, ``torn`` each 4 KiB of
-    them with a probability of one half. Points are asked for in ascending order: what is flushed is materialised once
-    and moved forward.
+    - ``prefix``: all later writes.
+    - ``flushed``: no later write.
+    - ``subset``: each later write with a probability of one half.
+    - ``torn``: each 4 KiB of later writes with a probability of one half.
+
+    Points must ascend, because the image of flushed writes is kept and moved forward.
     """
 
     def __init__(self, log: Log, base: str, directory: str) -> None:
@@ -83,7 +87,7 @@ class Replay:
             copy_sparse(source.fileno(), durable.fileno())
             self._durable = os.dup(durable.fileno())
             self._crashed = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            os.ftruncate(self._crashed, os.fstat(self._durable).st_size)  # the loop device takes its size once
+            os.ftruncate(self._crashed, os.fstat(self._durable).st_size)  # the loop device reads its size once
 
     def close(self) -> None:
         os.close(self._durable)
@@ -91,7 +95,7 @@ class Replay:
 
     def cut(self, point: int, mode: str, rng: random.Random) -> str:
         """
-        The image after the first *point* entries and a power failure; the next call overwrites it.
+        Return the image after the first *point* entries and a power failure. The next call overwrites it.
         """
         flushed = bisect.bisect_left(self.log.flushes, point)
         barrier = self.log.flushes[flushed - 1] + 1 if flushed else 0
@@ -109,7 +113,7 @@ class Replay:
 
 def kept(entry: Entry, mode: str, rng: random.Random) -> Iterator[Entry]:
     """
-    What a power failure leaves of one write that was not flushed.
+    Yield the parts of an unflushed write that a power failure leaves.
     """
     if mode == "prefix":
         yield entry
@@ -127,7 +131,7 @@ def kept(entry: Entry, mode: str, rng: random.Random) -> Iterator[Entry]:
 
 def apply(fd: int, entry: Entry) -> None:
     """
-    Do to the file what the disk did.
+    Apply *entry* to the file.
     """
     if entry.kind == WRITE:
         os.pwrite(fd, entry.data, entry.offset)
@@ -137,7 +141,7 @@ def apply(fd: int, entry: Entry) -> None:
 
 class Result(NamedTuple):
     """
-    What a sweep found: per violating crash point its place, its mode and what was wrong.
+    The result of a sweep: each crash point with violations, with its place, its mode and the violations.
     """
 
     points: int
@@ -164,10 +168,10 @@ def sweep(
     options: str = "",
 ) -> Result:
     """
-    Cut the power at *points* places of *log* behind *start*, in all modes; mount each image, and let *verify* look.
+    Cut the power at *points* places of *log* behind *start*, in all modes, and verify each image.
 
-    *verify* gets the mount point and the markers written before, and says what is wrong. So is an image that does not
-    mount.
+    *verify* gets the mount point and the markers before the failure, and returns the violations. An image that does
+    not mount is a violation.
     """
     rng = random.Random(seed)
     violations = []
@@ -195,7 +199,7 @@ def sweep(
 
 def copy_sparse(source: int, target: int) -> None:
     """
-    Make *target* what *source* is, holes and all.
+    Copy *source* to *target* with its holes.
     """
     size = os.fstat(source).st_size
     os.ftruncate(target, 0)
@@ -208,7 +212,7 @@ def copy_sparse(source: int, target: int) -> None:
 
 def segments(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """
-    The parts of a file that are no holes.
+    Yield the start and end of each part of a file that is no hole.
     """
     end = 0
     while end < size:

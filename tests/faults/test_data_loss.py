@@ -1,5 +1,5 @@
 """
-What the disk refused is never committed, and a disk that is broken takes nothing of what was acknowledged.
+Data that the disk refused is never committed, and a broken disk loses no acknowledged snapshot.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def disk(base: str) -> Iterator[Disk]:
 @contextlib.contextmanager
 def opened(disk: Disk) -> Iterator[Snapshotter]:
     """
-    The store on the disk, made the first time.
+    Open the store on the disk, or make it if it is missing.
     """
     with disk.mounted() as mount:
         root = os.path.join(mount, STORE)
@@ -64,7 +64,7 @@ def committed_content(snapshotter: Snapshotter, name: str) -> bytes:
 
 def in_background(path: str) -> None:
     """
-    The kernel has begun to write it back, and nobody has asked how that went.
+    Start writeback of the file, without asking for its result.
     """
     with open(os.path.join(path, "file"), "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -72,7 +72,7 @@ def in_background(path: str) -> None:
 
 def fsynced(path: str) -> None:
     """
-    The writer was told, and commits all the same.
+    Write the file back, and ignore the error that the writer gets.
     """
     with open(os.path.join(path, "file"), "rb") as file, contextlib.suppress(OSError):
         os.fsync(file.fileno())
@@ -80,7 +80,7 @@ def fsynced(path: str) -> None:
 
 def nothing(path: str) -> None:
     """
-    The snapshot is the first to write it back.
+    Leave writeback to the snapshot.
     """
 
 
@@ -88,7 +88,7 @@ def nothing(path: str) -> None:
 @pytest.mark.parametrize("number", ["EIO", "ENOSPC"])
 def test_refused_data_is_not_committed(disk: Disk, number: str, before: Callable[[str], None]) -> None:
     """
-    Commit raises DataLossError and changes nothing; what was active then is never committed, after a restart neither.
+    Commit raises DataLossError and changes nothing. The active snapshot is never committed, not even after a restart.
     """
     with opened(disk) as snapshotter:
         for key in ("victim", "bystander", "healthy"):
@@ -126,7 +126,7 @@ def test_refused_data_is_not_committed(disk: Disk, number: str, before: Callable
 @pytest.mark.parametrize("number", ["EIO", "ENOSPC"])
 def test_power_failure_after_refused_data(disk: Disk, base: str, number: str) -> None:
     """
-    A commit of data that was refused does not happen, wherever the power fails in it or afterwards.
+    A commit of refused data does not happen, wherever the power fails in it or afterwards.
     """
     with opened(disk) as snapshotter:
         snapshotter.prepare("victim")
@@ -152,7 +152,7 @@ def test_power_failure_after_refused_data(disk: Disk, base: str, number: str) ->
 @pytest.mark.parametrize("number", ["EIO", "ENOSPC"])
 def test_kill_after_refused_data(disk: Disk, number: str) -> None:
     """
-    A commit of data that was refused does not happen, wherever in it the process is killed.
+    A commit of refused data does not happen, wherever the process is killed in it.
     """
     killed = True
     at = 0
@@ -179,7 +179,7 @@ def test_kill_after_refused_data(disk: Disk, number: str) -> None:
 
 def test_full_host(tmp_path: Path) -> None:
     """
-    On a sparse image on a host that is full, nothing is committed that is not wholly there.
+    On a sparse image on a full host, only complete data is committed.
     """
     host, target = tmp_path / "host", tmp_path / "mount"
     host.mkdir()
@@ -222,8 +222,9 @@ CHANGES: dict[str, Callable[[Snapshotter], object]] = {
 @pytest.mark.parametrize("rule", ["write EIO", "flush EIO"])
 def test_broken_disk(disk: Disk, rule: str, change: str) -> None:
     """
-    Once the disk refuses metadata no change is acknowledged, what is in memory is still told, and after a repair
-    everything acknowledged before is there.
+    Once the disk refuses metadata, no change is acknowledged, and reads are still answered from memory.
+
+    After a repair of the disk all acknowledged snapshots are there.
     """
     with opened(disk) as snapshotter:
         for key in ("healthy", "active"):

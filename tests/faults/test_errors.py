@@ -1,5 +1,5 @@
 """
-An error before and after every call by which an operation changes the disk, once and from then on.
+An error before and after every call by which an operation changes the disk, once or at all later calls too.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ NUMBER = 1000  # of the operation under test
 
 def attempt(mount: str, operation: Operation, points: Points, marks: list[str]) -> list[str]:
     """
-    Do *operation* with the error that *points* say, then again without; what was found wrong.
+    Do *operation* with the error at *points*, repeat it without, and return the violations.
     """
     root = os.path.join(mount, STORE)
     old, _ = promised(marks)
@@ -60,8 +60,7 @@ def attempt(mount: str, operation: Operation, points: Points, marks: list[str]) 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_error(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str, number: str) -> None:
     """
-    The operation succeeds all the same, or raises one of the contract's errors and has changed nothing; and it can be
-    tried again.
+    The operation succeeds, or raises an error of the contract and changes nothing. It can be tried again.
     """
     monkeypatch.setattr(worker, "TASK_SECONDS", 0.0)
     mount = str(btrfs_mount(directory="/dev/shm"))

@@ -27,7 +27,7 @@ NUMBER = 1000  # of the operation under test
 
 def sweep(mount: str, operation: Operation, volumes: type[Volumes]) -> tuple[int, list[str]]:
     """
-    Kill *operation* at each of its points in turn; how many there were, and what was found wrong.
+    Kill *operation* at each of its points in turn, and return the number of points and the violations.
     """
     root = os.path.join(mount, STORE)
 
@@ -63,7 +63,7 @@ def sweep(mount: str, operation: Operation, volumes: type[Volumes]) -> tuple[int
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_kill(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """
-    An acknowledged operation survives, one that was not has happened whole or not at all, and can be tried again.
+    An acknowledged operation survives. Any other operation has happened whole or not at all, and can be tried again.
     """
     monkeypatch.setattr(worker, "TASK_SECONDS", 0.0)
     points, wrong = sweep(str(btrfs_mount(directory="/dev/shm")), OPERATIONS[name], BtrfsVolumes)
@@ -74,7 +74,7 @@ def test_kill(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
 
 def test_kill_during_recovery(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    What a killed process left behind is finished or undone, also by the opening after one that was killed itself.
+    An opening finishes or rolls back the operations of a killed process, even if an earlier opening was killed.
     """
     mount = str(btrfs_mount(directory="/dev/shm"))
     root = os.path.join(mount, STORE)
@@ -82,7 +82,7 @@ def test_kill_during_recovery(btrfs_mount: Callable[..., Path], monkeypatch: pyt
 
     def leave(marks: list[str]) -> None:
         """
-        Do all of *names* in a process that is killed before its worker does anything.
+        Do the operations *names* in a process that is killed before its worker starts.
         """
         there, _ = promised(marks)
         for number, name in enumerate(names, NUMBER):
@@ -123,7 +123,7 @@ def test_kill_during_recovery(btrfs_mount: Callable[..., Path], monkeypatch: pyt
 
 def test_a_commit_in_two_steps_is_found(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The same test reports a commit that is not one step.
+    The same test reports a commit in two steps.
     """
     monkeypatch.setattr(worker, "TASK_SECONDS", 0.0)
     _, wrong = sweep(str(btrfs_mount(directory="/dev/shm")), OPERATIONS["commit"], FlagInsteadOfCopy)

@@ -1,5 +1,5 @@
 """
-Power failures: what was acknowledged is there, what was not has happened whole or not at all.
+Power failures: acknowledged operations survive, and others have happened whole or not at all.
 """
 
 import functools
@@ -29,11 +29,11 @@ STEPS = 60
 
 def recorded(base: Path, volumes: type[Volumes], seed: int) -> Log:
     """
-    The log of the workload, done on *volumes*, from an empty store on.
+    Run the workload on *volumes*, beginning with an empty store, and return the log of the disk.
     """
     image.create(base, SIZE, sparse=True)
     with Disk(str(base)) as disk:
-        # The kernel's own commits, every 30 s else, are to fall between our steps too.
+        # The kernel's own commits must fall between our steps too, and are 30 s apart by default.
         with disk.mounted("commit=1") as mount:
             root = os.path.join(mount, STORE)
             Snapshotter.create(root).close()
@@ -58,7 +58,7 @@ def crash(base: Path, volumes: type[Volumes], points: int, seed: int) -> Result:
 
 def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
     """
-    At each of 300 crash points the store opens with all that was acknowledged, and with nothing else.
+    At each of 300 crash points the store opens with all acknowledged snapshots, and with no others.
     """
     result = crash(tmp_path / "base", RefusesCommits, points=300, seed=1)
     assert not result.violations
@@ -67,7 +67,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
 @pytest.mark.parametrize("volumes", [WithoutBarrier, FlagInsteadOfCopy])
 def test_a_missing_step_is_found(volumes: type[Volumes], tmp_path: Path) -> None:
     """
-    The same test reports violations when one durable step is left out.
+    The same test reports violations if a durable step is skipped.
     """
     result = crash(tmp_path / "base", volumes, points=60, seed=1)
     assert len(result.violations) >= 10
@@ -75,7 +75,7 @@ def test_a_missing_step_is_found(volumes: type[Volumes], tmp_path: Path) -> None
 
 def test_a_store_is_made_whole(tmp_path: Path) -> None:
     """
-    Wherever the power fails while a store is made, there is a store, or one can be made.
+    Wherever the power fails while a store is made, the store exists or can be made again.
     """
     base = str(tmp_path / "base")
     image.create(base, SIZE, sparse=True)
@@ -105,7 +105,7 @@ def still(marks: list[str], mount: str, _: list[str]) -> list[str]:
 
 def test_recovery_is_interrupted(tmp_path: Path) -> None:
     """
-    The power fails again while the store is opened after a power failure, and nothing acknowledged is lost.
+    A power failure during the recovery from another one loses no acknowledged operation.
     """
     log = recorded(tmp_path / "base", RefusesCommits, seed=2)
     rng = random.Random(2)

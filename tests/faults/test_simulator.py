@@ -1,5 +1,5 @@
 """
-The simulator itself: log and crash images are exact, faults hit what they name, and a missing barrier is found.
+The simulator: log and crash images are exact, faults hit the named requests, and a missing barrier is found.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def opened(path: str, flags: int) -> Iterator[int]:
 
 def test_replay_is_exact(tmp_path: Path) -> None:
     """
-    At every point of a log, each mode gives exactly the bytes that it promises.
+    At every point of a log, each mode leaves exactly its bytes.
     """
     rng = random.Random(1)
     size = 1 << 20
@@ -92,7 +92,7 @@ def test_replay_is_exact(tmp_path: Path) -> None:
 
 def test_points_go_forward(tmp_path: Path) -> None:
     """
-    A point before the flush that the last one went past is refused, not answered with a wrong image.
+    A point before the flush of the last point is refused, because its image would be wrong.
     """
     base = tmp_path / "base"
     base.write_bytes(bytes(1 << 20))
@@ -109,7 +109,7 @@ def test_points_go_forward(tmp_path: Path) -> None:
 
 def test_faults_hit_what_they_name(tmp_path: Path) -> None:
     """
-    A refused write answers its errno, changes nothing and is not in the log; other ranges and later writes are served.
+    A refused write fails with its errno, changes nothing and is not in the log. Other writes succeed.
     """
     base = tmp_path / "base"
     base.write_bytes(bytes(1 << 20))
@@ -167,7 +167,7 @@ def destroy_durably(mount: str, name: str) -> None:
 )
 def test_known_durability(base: str, step: Callable[[str, str], None], durable: bool) -> None:
     """
-    What is known of the kernel's ioctls is found: some are durable alone, some lose what was acknowledged.
+    Known properties of ioctls are found: some are durable by themselves, others lose acknowledged changes.
     """
     count = 20
     with Disk(base) as disk:
@@ -199,7 +199,7 @@ def test_known_durability(base: str, step: Callable[[str, str], None], durable: 
 
 def test_a_copy_of_a_mount_is_waited_for(base: str, tmp_path: Path) -> None:
     """
-    A mount namespace that was made meanwhile holds the filesystem: a mount is over when that is, too.
+    A mount namespace created during a mount holds the filesystem, so the end of the mount waits for its end.
     """
     target = tmp_path / "target"
     target.mkdir()
@@ -224,7 +224,7 @@ def test_a_copy_of_a_mount_is_waited_for(base: str, tmp_path: Path) -> None:
 
 def test_nothing_is_left(base: str) -> None:
     """
-    A failure inside takes down the mount, the loop device, the server and its files.
+    A failure inside the ``with`` removes the mount, the loop device, the server and its files.
     """
     with pytest.raises(ZeroDivisionError), Disk(base) as disk, disk.mounted():
         raise ZeroDivisionError

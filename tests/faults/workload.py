@@ -1,9 +1,8 @@
 """
-Threads that use a store as its clients do and write down what they were promised; and the judge who compares a crashed
-store with that.
+Threads that use a store and log the acknowledged state, and the comparison of a crashed store with that state.
 
-Before each call a marker says what it will change, after it another one that it returned: so at any point of the log
-each operation was acknowledged, or under way, or not begun.
+A marker before each call names its changes, and a marker after it says that the call returned. So at any point of the
+log each operation is acknowledged, in flight, or not begun.
 """
 
 import contextlib
@@ -28,7 +27,7 @@ from snapshotter.store.record_storage import Xattrs
 STORE = "store"
 NOCOW = 0x00800000  # FS_NOCOW_FL
 
-# A snapshot as promised: kind, parent, labels and, where nothing may have changed it since, digest and usage.
+# The promised state of a snapshot: kind, parent, labels and, unless it may have changed since, digest and usage.
 State = dict[str, Any]
 Effect = Mapping[str, State | None]
 
@@ -38,11 +37,11 @@ Effect = Mapping[str, State | None]
 
 def write_something(root: str, rng: random.Random) -> None:
     """
-    Change the tree *root* in one of the ways in which data reaches a disk.
+    Change the tree *root* by a random way in which data reaches a disk.
     """
     path = os.path.join(root, rng.choice("abcdefgh"))
     data = rng.randbytes(rng.choice((0, 100, 5000, 40_000)))
-    with contextlib.suppress(OSError):  # what has the name is missing, or of another type
+    with contextlib.suppress(OSError):  # the name is missing, or of another type
         rng.choice(WRITERS)(path, data, rng)
 
 
@@ -123,7 +122,7 @@ def _opened(path: str, flags: int) -> Iterator[int]:
 
 def digest(root: str) -> str:
     """
-    What stands in the tree *root*: names, types, modes, sizes, xattrs and every byte.
+    Return a digest of the tree *root*: names, types, modes, sizes, xattrs and every byte.
     """
     total = hashlib.sha256()
     for directory, directories, files in os.walk(root):
@@ -147,28 +146,28 @@ def digest(root: str) -> str:
 
 def snapshot(kind: Kind, parent: str, labels: Mapping[str, str], digest: str | None) -> State:
     """
-    A snapshot as it is promised.
+    Return the promised state of a snapshot.
     """
     return {"kind": str(kind), "parent": parent, "labels": dict(labels), "digest": digest}
 
 
 def begun(number: int, effect: Effect) -> str:
     """
-    The marker before an operation.
+    Return the marker before an operation.
     """
     return json.dumps({"begin": number, "effect": effect})
 
 
 def ended(number: int, *, done: bool = True) -> str:
     """
-    The marker after an operation, which was acknowledged or refused.
+    Return the marker after an operation that was acknowledged or refused.
     """
     return json.dumps({"end": number, "done": done})
 
 
 class Workload:
     """
-    Clients of one store, each a thread with snapshots of its own; layers are everybody's.
+    Clients of a store, each a thread with snapshots of its own. All clients share the layers.
     """
 
     def __init__(self, snapshotter: Snapshotter, mark: Callable[[str], object]) -> None:
@@ -181,7 +180,7 @@ class Workload:
 
     def run(self, threads: int, steps: int, seed: int) -> None:
         """
-        Run *threads* clients of *steps* steps each; raises what one of them raised.
+        Run *threads* clients of *steps* steps each, and raise the first exception of a client.
         """
         clients = [
             threading.Thread(target=self._client, args=(number, steps, random.Random(seed * 1000 + number)))
@@ -198,7 +197,7 @@ class Workload:
         """
         Make *call*, which has *effect*, between its two markers.
 
-        False when it raised one of the *refusals*: then everything must be as before.
+        Return False if it raised one of the *refusals*, after which everything must be as before.
         """
         number = next(self._operations)
         self._mark(begun(number, effect))
@@ -237,7 +236,7 @@ class Workload:
 @dataclass
 class _Client:
     """
-    One client: what it owns, and the steps it can take.
+    A client with its snapshots and its steps.
     """
 
     workload: Workload
@@ -245,8 +244,8 @@ class _Client:
     prefix: str
     rng: random.Random
     count: Iterator[int] = field(default_factory=itertools.count)
-    own: dict[str, State] = field(default_factory=dict)  # actives and views
-    free: list[str] = field(default_factory=list)  # keys of removed ones
+    own: dict[str, State] = field(default_factory=dict)  # active snapshots and views
+    free: list[str] = field(default_factory=list)  # keys of removed snapshots
 
     def step(self) -> None:
         steps: list[tuple[Callable[[], None], int]] = [
@@ -256,13 +255,13 @@ class _Client:
         ]
         self.rng.choices([step for step, _ in steps], [weight for _, weight in steps])[0]()
 
-    def new_key(self, what: str) -> str:
+    def new_key(self, word: str) -> str:
         """
-        One that is not taken; now and then one that was.
+        Return a free key, sometimes the key of a removed snapshot.
         """
         if self.free and self.rng.random() < 0.4:
             return self.free.pop()
-        return f"{self.prefix}{what} {next(self.count)}"
+        return f"{self.prefix}{word} {next(self.count)}"
 
     def labels(self) -> dict[str, str]:
         return {self.rng.choice("xyz"): str(self.rng.randrange(100)) for _ in range(self.rng.randrange(3))}
@@ -272,7 +271,7 @@ class _Client:
         return self.rng.choice(keys) if keys else None
 
     def create(self, key: str, state: State, call: Callable[[], Any]) -> None:
-        # The layer may have been removed by another client in the meantime.
+        # Another client may have removed the layer concurrently.
         if self.workload.acknowledged({key: state}, call, NotFoundError):
             self.own[key] = state
 
@@ -309,7 +308,7 @@ class _Client:
 
     def write_to(self, key: str) -> None:
         """
-        From now on nothing is promised of its content.
+        Write to *key*, whose content is not promised from now on.
         """
         state = {**self.own[key], "digest": None}
         self.workload.acknowledged({key: state}, lambda: None)
@@ -330,14 +329,14 @@ class _Client:
                 lambda: self.snapshotter.commit(name, key, labels=labels),
                 FailedPreconditionError,
             )
-            os.write(fd, b"after")  # to what was the active: never into the layer
+            os.write(fd, b"after")  # into the former active snapshot, never into the layer
         if committed:
             del self.own[key]
             self.workload.add_layer(name, state)
 
     def update(self) -> None:
         """
-        Change labels of one of ours, or of a layer, which nobody else can touch meanwhile.
+        Change the labels of an own snapshot, or of a layer that no other client can take concurrently.
         """
         if self.own and self.rng.random() < 0.6:
             key = self.rng.choice(list(self.own))
@@ -366,7 +365,7 @@ class _Client:
 
     def measure(self) -> None:
         """
-        From now on a layer's usage is known, and may not change.
+        Measure a layer, whose usage must not change from now on.
         """
         if layer := self.workload.take_layer(self.rng):
             name, state = layer
@@ -379,12 +378,12 @@ class _Client:
         self.workload.acknowledged({}, self.snapshotter.cleanup)
 
 
-# -- the judge
+# -- verification
 
 
 def promised(marks: list[str]) -> tuple[dict[str, State], list[Effect]]:
     """
-    What the markers say must be there, and the effects of the operations that were under way.
+    Return the state that the markers promise, and the effects of the operations in flight.
     """
     state: dict[str, State] = {}
     under_way: dict[int, Effect] = {}
@@ -408,7 +407,7 @@ def _apply(state: dict[str, State], effect: Effect) -> None:
 
 def verify(mount: str, marks: list[str]) -> list[str]:
     """
-    Open the store that a power failure left below *mount*, and say where it differs from what *marks* promise.
+    Open the store below *mount* after a crash, and return its differences from the promises of *marks*.
     """
     try:
         return _differences(mount, marks)
@@ -444,7 +443,7 @@ def _differences(mount: str, marks: list[str]) -> list[str]:
 
 def compare(there: Mapping[str, Info], expected: Mapping[str, State]) -> list[str]:
     """
-    What is not as promised of what is *there*.
+    Return the differences of the snapshots *there* from the *expected* state.
     """
     return [
         f"{key!r} is {there.get(key)}, promised was {expected.get(key)}"
@@ -461,7 +460,7 @@ def _matches(info: Info | None, state: State | None) -> bool:
 
 def _wrong_on_disk(mount: str, there: Mapping[str, Info], expected: Mapping[str, State]) -> list[str]:
     """
-    What is wrong with the content of snapshots, and which directories and subvolumes belong to none.
+    Return wrong contents of snapshots, and directories and subvolumes without a snapshot.
     """
     wrong = []
     accounted = {STORE, f"{STORE}/empty"}
@@ -497,7 +496,7 @@ def _wrong_on_disk(mount: str, there: Mapping[str, Info], expected: Mapping[str,
 
 def _use(snapshotter: Snapshotter, expected: Mapping[str, State]) -> None:
     """
-    Make a snapshot, on a layer where there is one, and remove it.
+    Make a snapshot, on a layer if there is any, and remove it.
     """
     layers = [key for key, state in expected.items() if state["kind"] == str(Kind.COMMITTED)]
     snapshotter.prepare("judge", layers[0] if layers else "")

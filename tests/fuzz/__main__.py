@@ -1,5 +1,5 @@
 """
-Runs atheris on the targets one after the other, counts the executions, and keeps the inputs that reach something new.
+Run atheris on each target, count the executions, and keep the inputs that reach new code.
 
 ``python -m tests.fuzz [--runs N] [TARGET]...``
 """
@@ -14,12 +14,12 @@ from pathlib import Path
 from tests.fuzz.targets import CORPUS, TARGETS, corpus
 
 MAX_SIZE = 600  # bytes of an input; a root item has 439
-KEPT = 40  # inputs a target, for each run of the tests replays them; more only if they failed once
+KEPT = 40  # inputs of a target, because every run of the tests replays them; failed inputs come on top
 
 
 def fuzz(name: str, runs: int) -> tuple[int, int]:
     """
-    Run a target, and return the executions and the exit status.
+    Run a target, and return the number of executions and the exit status.
     """
     known = list(corpus(name))
     with tempfile.TemporaryDirectory() as directory:

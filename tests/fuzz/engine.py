@@ -1,5 +1,5 @@
 """
-One target under atheris: ``python -m tests.fuzz.engine TARGET [OPTION OF LIBFUZZER | DIRECTORY]...``
+Run a target under atheris: ``python -m tests.fuzz.engine TARGET [OPTION OF LIBFUZZER | DIRECTORY]...``
 """
 
 import sys

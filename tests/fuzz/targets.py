@@ -1,5 +1,5 @@
 """
-What is fuzzed: for each decoder a function that takes any bytes, and raises when the decoder does what it must not.
+The fuzz targets: a function for each decoder that takes any bytes, and raises if the decoder misbehaves.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ from snapshotter.store.records import DamagedError
 
 CORPUS = Path(__file__).with_name("corpus")
 
-_HEADER = struct.Struct("=QQQII")  # of an item that a search found: transid, objectid, offset, type, size
+_HEADER = struct.Struct("=QQQII")  # the header of a search result: transid, objectid, offset, type, size
 
 
 def corpus(name: str) -> Iterator[bytes]:
     """
-    The inputs of a target that are kept, each in a line of its own, in hex.
+    Yield the inputs in the corpus of a target, which has one in hex on each line.
     """
     with (CORPUS / f"{name}.txt").open() as lines:
         yield from map(bytes.fromhex, lines)
@@ -43,7 +43,7 @@ def corpus(name: str) -> Iterator[bytes]:
 
 def _fixed(decoder: Callable[[bytes], object], data: bytes) -> None:
     """
-    It is decoded or a ValueError, and what newer kernels may put behind it changes nothing.
+    Check that *data* is decoded or a ValueError, and that appended fields of newer kernels change nothing.
     """
     with contextlib.suppress(ValueError):
         assert decoder(data) == decoder(data + b"more")
@@ -51,7 +51,7 @@ def _fixed(decoder: Callable[[bytes], object], data: bytes) -> None:
 
 def _sequence(decoder: Callable[[bytes], tuple[Any, ...]], encode: Callable[[Any], bytes], data: bytes) -> None:
     """
-    It is a ValueError, or decoded to the last byte.
+    Check that *data* is a ValueError, or decoded to the last byte.
     """
     with contextlib.suppress(ValueError):
         assert b"".join(map(encode, decoder(data))) == data
@@ -64,7 +64,7 @@ def _dir_entry(entry: items.DirItem) -> bytes:
 
 def root_item(data: bytes) -> None:
     """
-    It is decoded or a ValueError; one that is shorter than today's is of an old kernel.
+    Check that *data* is decoded or a ValueError, and without the newer fields if it is short.
     """
     with contextlib.suppress(ValueError):
         root = items.root_item(data)
@@ -76,7 +76,7 @@ def root_item(data: bytes) -> None:
 
 def extent_data(data: bytes) -> None:
     """
-    It is a ValueError, or all that is behind the head of an inline extent is its content.
+    Check that *data* is a ValueError or decoded, and that an inline extent has all bytes after its header.
     """
     with contextlib.suppress(ValueError):
         extent = items.extent_data(data)
@@ -95,7 +95,7 @@ def _search_result(item: items.Item) -> bytes:
 
 def search_results(data: bytes) -> None:
     """
-    Items are what the buffer has, or an OSError when it has fewer than it says.
+    Check that the items are those of the buffer, or an OSError if the buffer has fewer.
     """
     count, buffer = int.from_bytes(data[:1]), data[1:]
     with contextlib.suppress(OSError):
@@ -106,7 +106,7 @@ def search_results(data: bytes) -> None:
 
 def keep_changed(data: bytes) -> None:
     """
-    What the compiled module keeps of a buffer is what Python would, and nothing beyond its end is touched.
+    Check that the compiled module keeps the same items as Python, and touches nothing beyond the buffer.
     """
     count, transid, buffer = int.from_bytes(data[:1]), int.from_bytes(data[1:9]), data[9:]
     memory = ffi.new("char[]", len(buffer))
@@ -134,7 +134,7 @@ def _is_changed(item: items.Item, transid: int) -> bool:
 
 def read_subvolumes(data: bytes) -> None:
     """
-    What the compiled module reads of subvolumes is in the buffer, and fits where it is put.
+    Check that the compiled module reads the subvolumes of the buffer, and writes within its output.
     """
     count, buffer = int.from_bytes(data[:1]), data[1:]
     items_found = ffi.new("char[]", len(buffer))
@@ -155,7 +155,7 @@ def read_subvolumes(data: bytes) -> None:
 
 def read_info(data: bytes) -> None:
     """
-    What the compiled module reads of the kernel's own description of a subvolume is what Python would.
+    Check that the compiled module reads the kernel's description of a subvolume as Python does.
     """
     info = ffi.new("struct pybtrfs_ioctl_get_subvol_info_args *")
     ffi.buffer(info)[: len(data)] = data[: ffi.sizeof(info[0])]
@@ -207,9 +207,9 @@ def call(data: bytes, fds: list[int], without: tuple[object, ...] = ()) -> None:
 
 def arguments(data: bytes) -> None:
     """
-    Whatever a function of the raw floor gets, it is refused with a ValueError, a TypeError or an OSError.
+    Check that a function of the raw floor refuses any arguments with a ValueError, TypeError or OSError.
     """
-    fds = [os.open("/proc", os.O_RDONLY), *os.pipe()]  # which nobody can change
+    fds = [os.open("/proc", os.O_RDONLY), *os.pipe()]  # nobody can change these files
     try:
         call(data, fds)
     finally:
@@ -217,12 +217,14 @@ def arguments(data: bytes) -> None:
             os.close(fd)
 
 
-# What snapshotter reads
+# Input of snapshotter
 
 
 def record(data: bytes) -> None:
     """
-    A record is damage, of a newer release, or what is written again as it was; as it is, and with a right checksum.
+    Check that a record is damaged, of a newer release, or encoded again to an equal record.
+
+    *data* is tried as it is, and with a valid checksum.
     """
     for sealed in (data, b'{"crc":"%08x",' % zlib.crc32(data) + data):
         with contextlib.suppress(DamagedError, FailedPreconditionError):
@@ -235,7 +237,7 @@ _INFO = Info(Kind.ACTIVE, "name", "parent", {"containerd.io/label": "value", "":
 
 def filter_(data: bytes) -> None:
     """
-    Filters are an InvalidArgumentError, or match or not.
+    Check that filters are an InvalidArgumentError, or match or not.
     """
     with contextlib.suppress(InvalidArgumentError):
         filters.parse(*data.decode(errors="surrogateescape").split("\n")).match(_INFO)
@@ -243,7 +245,7 @@ def filter_(data: bytes) -> None:
 
 def http2(data: bytes) -> None:
     """
-    What a client sends is events, the same however it is cut, or a ProtocolError.
+    Check that *data* from a client gives the same events, or the same ProtocolError, however it is split.
     """
     cut = len(data) // 2
     assert _events([data]) == _events([data[:cut], data[cut:]])
@@ -262,7 +264,7 @@ def _events(pieces: list[bytes]) -> list[Event | str]:
 
 class _Transport(asyncio.Transport):
     """
-    Takes what a server answers.
+    A transport that discards the answers of the server.
     """
 
     def write(self, data: object) -> None:
@@ -286,7 +288,7 @@ _SERVER = Server({"/s/M": Method("M", snapshots_pb2.StatSnapshotRequest, _answer
 
 def rpc(data: bytes) -> None:
     """
-    A call is answered or refused, and no client ends more than its own connection.
+    Check that calls are answered or refused, and that a client ends its own connection at most.
     """
     asyncio.run(_serve(data))
 

@@ -1,5 +1,5 @@
 """
-Every decoder with what the fuzzer found worth keeping, and with what hypothesis makes of that.
+Every decoder on the corpus of the fuzzer, and on hypothesis's mutations of the corpus.
 """
 
 import os
@@ -17,7 +17,7 @@ from tests.fuzz.targets import CORPUS, TARGETS, call, corpus
 @st.composite
 def mutations(draw: st.DrawFn, inputs: list[bytes]) -> bytes:
     """
-    One of *inputs*, with a piece of it replaced.
+    Draw one of *inputs*, and replace a piece of it.
     """
     data = draw(st.sampled_from(inputs))
     start = draw(st.integers(0, len(data)))
@@ -28,7 +28,7 @@ def mutations(draw: st.DrawFn, inputs: list[bytes]) -> bytes:
 @pytest.mark.parametrize("name", TARGETS)
 def test_corpus(name: str) -> None:
     """
-    What was found before is decoded or refused as it has to be.
+    Every input of the corpus passes its target.
     """
     inputs = list(corpus(name))
     assert inputs
@@ -39,7 +39,7 @@ def test_corpus(name: str) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_mutations(name: str) -> None:
     """
-    So is what lies near it, and anything else.
+    Mutations of the corpus and random bytes pass their target.
     """
 
     @settings(max_examples=30)
@@ -53,7 +53,7 @@ def test_mutations(name: str) -> None:
 @pytest.mark.btrfs
 def test_arguments_on_btrfs(btrfs_mount: Callable[..., Path]) -> None:
     """
-    On btrfs the functions of the raw floor do or refuse whatever they are told; those that wait are left out.
+    On btrfs the functions of the raw floor accept or refuse any argument. Functions that wait are left out.
     """
     mount = btrfs_mount()
     subvolume.create(mount / "subvolume")
@@ -74,14 +74,14 @@ def test_arguments_on_btrfs(btrfs_mount: Callable[..., Path]) -> None:
 
 def test_every_corpus_has_a_target() -> None:
     """
-    No corpus is forgotten.
+    Every corpus has a target, and every target a corpus.
     """
     assert {path.stem for path in CORPUS.iterdir()} == TARGETS.keys()
 
 
 def test_targets_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A decoder that believes the length of a name is caught by what is replayed.
+    Replaying the corpus catches a decoder that trusts the length of a name.
     """
     monkeypatch.setattr(items, "_cut", lambda data, offset, length: data[offset : offset + length])
     with pytest.raises(AssertionError):

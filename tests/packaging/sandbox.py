@@ -1,10 +1,10 @@
 """
-Runs a command as systemd would run it for a unit, as far as that can be had without systemd:
+Run a command as systemd would run it for a unit, as far as possible without systemd:
 
     unshare --mount --propagation slave python sandbox.py UNIT ROOT RUNTIME_DIRECTORY SOCKET_FD COMMAND...
 
-The file system is read-only but for the root and the runtime directory, capabilities are those of the unit, and so
-are the system calls; the socket is handed over. Mounts made on the host come in, none goes out.
+The file system is read-only apart from the root and the runtime directory. The process has the capabilities and system
+calls of the unit, and the socket. Mounts propagate from the host, but not to it.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def settings_of(unit: str) -> dict[str, list[str]]:
     """
-    The values of each setting of a unit, in order.
+    Return the values of each setting of a unit, in order.
     """
     found: dict[str, list[str]] = {}
     for line in unit.splitlines():
@@ -42,7 +42,7 @@ def settings_of(unit: str) -> dict[str, list[str]]:
 
 def capabilities() -> dict[str, int]:
     """
-    The number of each capability that the headers know.
+    Return the number of each capability in the kernel headers.
     """
     text = Path(_HEADERS[0]).read_text()
     return {name: int(number) for name, number in re.findall(r"^#define (CAP_[A-Z_]+)\s+(\d+)$", text, re.MULTILINE)}
@@ -50,7 +50,7 @@ def capabilities() -> dict[str, int]:
 
 def allowed_calls(filters: list[str]) -> set[str]:
     """
-    What a list of ``SystemCallFilter=`` leaves.
+    Return the system calls that a list of ``SystemCallFilter=`` allows.
     """
     allowed: set[str] = set()
     for line in filters:
@@ -78,7 +78,7 @@ def _prctl(*arguments: int) -> None:
 
 def protect(writable: list[str]) -> None:
     """
-    Make every mount read-only but for the trees of *writable*.
+    Make every mount read-only, apart from the trees of *writable*.
     """
     for path in writable:
         syscall.mount(path, path, "", _MS_BIND)
@@ -93,7 +93,7 @@ def protect(writable: list[str]) -> None:
 
 def filter_calls(allowed: set[str]) -> None:
     """
-    Have every other system call refused with EPERM.
+    Make every system call fail with EPERM unless it is in *allowed*.
     """
     text = Path(_HEADERS[1]).read_text()
     numbers = {name: int(number) for name, number in re.findall(r"^#define __NR_(\w+) (\d+)$", text, re.MULTILINE)}

@@ -1,5 +1,7 @@
 """
-The compiled module under AddressSanitizer and UndefinedBehaviorSanitizer; `make test-sanitized` runs all of pybtrfs so.
+The compiled module under AddressSanitizer and UndefinedBehaviorSanitizer.
+
+`make test-sanitized` runs all tests of pybtrfs with it.
 """
 
 import subprocess
@@ -40,7 +42,7 @@ lib.pybtrfs_keep_changed(ffi.new("char[]", 40), 80, 2, 0, last, sizes)
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """
-    That of the module with sanitizers.
+    Build the module with sanitizers, and return its environment.
     """
     return sanitized.build(tmp_path_factory.mktemp("sanitized"))
 

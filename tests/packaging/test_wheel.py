@@ -1,5 +1,5 @@
 """
-One wheel and one source distribution that install and work by themselves.
+The wheel and the source distribution install and work by themselves.
 """
 
 import email
@@ -27,7 +27,7 @@ def run(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess
 
 def interpreters() -> dict[str, Path]:
     """
-    One CPython of each minor version that the wheel is for, as far as they are here: this one, pyenv's and Debian's.
+    Return a CPython of each minor version that the wheel supports: this Python, and those of pyenv and Debian.
     """
     found = {f"3.{sys.version_info.minor}": Path(sys.executable)}
     pyenv = os.environ.get("PYENV_ROOT", "/nonexistent")
@@ -40,7 +40,7 @@ def interpreters() -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
-    The directory with what ``python -m build`` makes.
+    Return the directory with the output of ``python -m build``.
     """
     directory = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--outdir", directory, ROOT)
@@ -61,7 +61,7 @@ def sdist(distributions: Path) -> Path:
 
 def install(distribution: Path, python: Path, venv: Path) -> Path:
     """
-    The interpreter of a clean venv with nothing but *distribution* and what it requires.
+    Return the interpreter of a new venv with nothing but *distribution* and its requirements.
     """
     run(python, "-m", "venv", "--without-pip", venv)
     run(sys.executable, "-m", "pip", "--python", venv / "bin/python", "install", "-q", distribution)
@@ -70,7 +70,7 @@ def install(distribution: Path, python: Path, venv: Path) -> Path:
 
 def works(python: Path) -> None:
     """
-    Both packages come from the venv, and the command runs.
+    Check that both packages come from the venv, and that the command runs.
     """
     program = "import pybtrfs, snapshotter; from pybtrfs import ioctl; print(pybtrfs.__file__, snapshotter.__file__)"
     for file in run(python, "-c", program).stdout.split():
@@ -80,7 +80,7 @@ def works(python: Path) -> None:
 
 def test_wheel_is_abi3(wheel: Path) -> None:
     """
-    There is one wheel for every CPython from 3.11 on, and it uses the stable ABI and nothing else.
+    The same wheel serves every CPython from 3.11 on, because it uses the stable ABI only.
     """
     assert "-cp311-abi3-linux_" in wheel.name
     run(BIN / "abi3audit", "--strict", wheel)
@@ -88,7 +88,7 @@ def test_wheel_is_abi3(wheel: Path) -> None:
 
 def test_wheel_is_manylinux(wheel: Path, tmp_path: Path) -> None:
     """
-    The wheel needs no library but an old C library.
+    The wheel needs an old C library and no other library.
     """
     assert "manylinux" in run(BIN / "auditwheel", "show", wheel).stdout
     run(BIN / "auditwheel", "repair", "--wheel-dir", tmp_path, wheel)
@@ -98,8 +98,9 @@ def test_wheel_is_manylinux(wheel: Path, tmp_path: Path) -> None:
 
 def test_wheel_contents(wheel: Path) -> None:
     """
-    The wheel carries the types of both packages, the compiled module's stub and headers, but no C source, and for both
-    commands man pages and completions, at places where man and the shells look.
+    The wheel carries the types of both packages and the compiled module's stub and headers, but no C source.
+
+    The man pages and completions of both commands are at paths where man and the shells look.
     """
     names = {name.split(".data/data/")[-1] for name in zipfile.ZipFile(wheel).namelist()}
     assert names >= {str(path.relative_to(ROOT)) for path in ROOT.glob("share/**/*") if path.is_file()}
@@ -132,7 +133,7 @@ def test_wheel_metadata(wheel: Path) -> None:
 
 def test_sdist_contents(sdist: Path) -> None:
     """
-    The source distribution carries what the compiled module is built from.
+    The source distribution carries the sources of the compiled module.
     """
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -157,7 +158,7 @@ def test_sdist_installs(sdist: Path, tmp_path: Path) -> None:
 
 def test_version_mismatch(wheel: Path, tmp_path: Path) -> None:
     """
-    Files of two distributions mixed, as pip leaves them when both have a ``pybtrfs``, are an ImportError that says so.
+    Mixed files of two distributions, as pip leaves them if both have a ``pybtrfs``, are an ImportError that names it.
     """
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
