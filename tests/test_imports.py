@@ -83,9 +83,9 @@ INSIDE = {
         "arguments codes display interruption output progress",
         "waiting",
         "commands",
-        "commands.commit commands.demo commands.diff commands.doctor commands.du commands.events commands.info "
-        "commands.label commands.mount commands.prepare commands.report commands.setup commands.tree commands.why",
-        "commands.archive commands.df commands.init commands.ls commands.rm commands.serve",
+        "commands.archive commands.commit commands.demo commands.df commands.diff commands.doctor commands.du "
+        "commands.events commands.info commands.init commands.label commands.ls commands.mount commands.prepare "
+        "commands.report commands.rm commands.serve commands.setup commands.tree commands.why",
         "",
     ),
 }

@@ -55,7 +55,7 @@ function _shtab_snapshotter_using
   test "$_shtab_snapshotter_cmdpath" = "$argv"
 end
 
-set -g _shtab_snapshotter_commands init doctor purge prepare view commit fork label rm cleanup mount umount export import mounts ls tree info usage df frees why diff du report serve config ping events setup 'setup containerd' 'setup systemd' demo
+set -g _shtab_snapshotter_commands init doctor purge prepare view fork commit label rm cleanup mount umount mounts export import ls tree info usage df frees why diff du report serve config ping events setup 'setup containerd' 'setup systemd' demo
 set -g _shtab_snapshotter_opts_with_value --address --check --client --columns --config --config-version --containerd --containerd-config --depth --image --image-file --label --log --log-format --log-level --metrics-address --mount-mode --name --output --root --sort --usage --verify --write -o
 
 complete -c snapshotter -e
@@ -97,16 +97,16 @@ complete -c snapshotter -n '_shtab_snapshotter_using view' -l label -x -d 'may b
 complete -c snapshotter -n '_shtab_snapshotter_using view' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'
 complete -c snapshotter -n '_shtab_snapshotter_using view; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using view; and test $_shtab_snapshotter_npos -eq 1' -ka "(_snapshotter_keys)" -d 'none for empty'
-complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a commit -d 'Freeze an active snapshot under a name.'
-complete -c snapshotter -n '_shtab_snapshotter_using commit' -s h -l help -d 'show this help message and exit'
-complete -c snapshotter -n '_shtab_snapshotter_using commit' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
-complete -c snapshotter -n '_shtab_snapshotter_using commit' -l label -x -d 'may be repeated'
-complete -c snapshotter -n '_shtab_snapshotter_using commit; and test $_shtab_snapshotter_npos -eq 1' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a fork -d 'Copy an active snapshot while it runs, and print how to mount the copy.'
 complete -c snapshotter -n '_shtab_snapshotter_using fork' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using fork' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
 complete -c snapshotter -n '_shtab_snapshotter_using fork' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'
 complete -c snapshotter -n '_shtab_snapshotter_using fork; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a commit -d 'Freeze an active snapshot under a name.'
+complete -c snapshotter -n '_shtab_snapshotter_using commit' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using commit' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using commit' -l label -x -d 'may be repeated'
+complete -c snapshotter -n '_shtab_snapshotter_using commit; and test $_shtab_snapshotter_npos -eq 1' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a label -d 'Show the labels of a snapshot, or change some.'
 complete -c snapshotter -n '_shtab_snapshotter_using label' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using label' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
@@ -131,6 +131,12 @@ complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshott
 complete -c snapshotter -n '_shtab_snapshotter_using umount' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using umount' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
 complete -c snapshotter -n '_shtab_snapshotter_using umount; and test $_shtab_snapshotter_npos -eq 0' -ka "(__fish_complete_directories)" -d 'where a snapshot of this store is mounted'
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a mounts -d 'Print how to mount an active snapshot or a view.'
+complete -c snapshotter -n '_shtab_snapshotter_using mounts' -s h -l help -d 'show this help message and exit'
+complete -c snapshotter -n '_shtab_snapshotter_using mounts' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
+complete -c snapshotter -n '_shtab_snapshotter_using mounts' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'
+complete -c snapshotter -n '_shtab_snapshotter_using mounts; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
+complete -c snapshotter -n '_shtab_snapshotter_using mounts; and test $_shtab_snapshotter_npos -eq 1' -ka "(__fish_complete_directories)" -d where
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a export -d 'Write what a snapshot holds as a tar.'
 complete -c snapshotter -n '_shtab_snapshotter_using export' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using export' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
@@ -143,12 +149,6 @@ complete -c snapshotter -n '_shtab_snapshotter_using import' -l label -x -d 'may
 complete -c snapshotter -n '_shtab_snapshotter_using import; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using import; and test $_shtab_snapshotter_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d '- for standard input'
 complete -c snapshotter -n '_shtab_snapshotter_using import; and test $_shtab_snapshotter_npos -eq 2' -ka "(_snapshotter_keys)" -d 'what it is put on top of'
-complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a mounts -d 'Print how to mount an active snapshot or a view.'
-complete -c snapshotter -n '_shtab_snapshotter_using mounts' -s h -l help -d 'show this help message and exit'
-complete -c snapshotter -n '_shtab_snapshotter_using mounts' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
-complete -c snapshotter -n '_shtab_snapshotter_using mounts' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'
-complete -c snapshotter -n '_shtab_snapshotter_using mounts; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
-complete -c snapshotter -n '_shtab_snapshotter_using mounts; and test $_shtab_snapshotter_npos -eq 1' -ka "(__fish_complete_directories)" -d where
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a ls -d 'List snapshots.'
 complete -c snapshotter -n '_shtab_snapshotter_using ls' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using ls' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
@@ -184,7 +184,7 @@ complete -c snapshotter -n '_shtab_snapshotter_using frees' -l root -xka "(__fis
 complete -c snapshotter -n '_shtab_snapshotter_using frees' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'
 complete -c snapshotter -n '_shtab_snapshotter_using frees' -l bytes -d 'print sizes in bytes'
 complete -c snapshotter -n '_shtab_snapshotter_using frees; and test $_shtab_snapshotter_npos -ge 0' -ka "(_snapshotter_keys)" -d KEY
-complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a why -d 'Show what keeps a snapshot: children, mounts in any namespace, processes, and what containerd needs it for.'
+complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a why -d 'Show what keeps a snapshot: children, mounts, processes, and what containerd needs it for.'
 complete -c snapshotter -n '_shtab_snapshotter_using why' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using why' -l root -xka "(__fish_complete_directories)" -d 'the store; by default $SNAPSHOTTER_ROOT'
 complete -c snapshotter -n '_shtab_snapshotter_using why' -l json -d 'print JSON, as docs/cli.md and schema.json describe it'

@@ -5,7 +5,7 @@ The arguments that commands share, and how a command is declared.
 import argparse
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pybtrfs.size import parse
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from snapshotter.daemon.config import Loaded
 
 Run = Callable[[argparse.Namespace], int | None]
-Parent = argparse.ArgumentParser | Callable[[], argparse.ArgumentParser]
-"""A parser whose arguments another one takes, too, or what makes it when that is looked into."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,59 +39,35 @@ class Parser(argparse.ArgumentParser):
         return values
 
 
-class _Command(Parser):
-    """
-    One that calls *run*, made once it is looked into: to make those of all commands takes longer than to run most.
-    """
-
-    def __init__(self, run: Run | None, **options: Any) -> None:
-        self._declared: list[tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]]] = [
-            (self._make, (), options),
-            (self.set_defaults, (), {"run": run}),
-        ]
-
-    def _make(self, *, parents: Sequence[Parent], **options: Any) -> None:
-        made = [parent if isinstance(parent, argparse.ArgumentParser) else parent() for parent in parents]
-        super().__init__(parents=made, **options)
-
-    def add_argument(self, *flags: Any, **options: Any) -> Any:
-        add = super().add_argument
-        return self._declared.append((add, flags, options)) if "_declared" in vars(self) else add(*flags, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        for method, flags, options in vars(self).pop("_declared", ()):
-            method(*flags, **options)
-        return object.__getattribute__(self, name)
-
-
 class Commands:
     """
     The commands of *parser*, or those below one of its commands.
+
+    Args:
+        lines: A line of help for each command, by its name.
     """
 
-    def __init__(self, parser: argparse.ArgumentParser, metavar: str = "COMMAND") -> None:
-        kind: type[argparse.ArgumentParser] = _Command
-        parsers = parser.add_subparsers(metavar=metavar, required=True, parser_class=kind)
-        self._add: Callable[..., argparse.ArgumentParser] = parsers.add_parser
+    def __init__(self, parser: argparse.ArgumentParser, lines: Mapping[str, str], metavar: str = "COMMAND") -> None:
+        self._lines = lines
+        self._parsers = parser.add_subparsers(metavar=metavar, required=True, parser_class=Parser)
 
-    def add(
-        self, name: str, run: Run | None, text: str, *parents: Parent, example: str = ""
-    ) -> argparse.ArgumentParser:
+    def add(self, name: str, run: Run | None, *parents: Parser, example: str = "") -> Parser:
         """
         Declare a command that calls *run*; None is for one with commands below it.
 
         Args:
-            text: What it does, in one line.
             parents: Parsers whose arguments it takes, besides ``--root``.
         """
-        return self._add(
+        text = self._lines[name]
+        parser = self._parsers.add_parser(
             name,
-            run=run,
             help=text,
-            description=text[0].upper() + text[1:] + ".",
+            description=f"{text[0].upper()}{text[1:]}.",
             epilog=f"example: {example}" if example else None,
             parents=[ROOT, *parents],
         )
+        parser.set_defaults(run=run)
+        return parser
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -210,8 +184,34 @@ def _open(arguments: argparse.Namespace) -> tuple["Snapshotter | Client", str]:
         return Client(error.socket, snapshotter=client), client
 
 
-def _settings(parsed: argparse.Namespace) -> "Loaded":
+def daemon_place() -> Parser:
+    """
+    Return the flags that say where a daemon is.
+    """
+    parser = Parser(add_help=False)
+    parser.add_argument("--config", metavar="FILE", help="the daemon's configuration; by default $SNAPSHOTTER_CONFIG")
+    parser.add_argument("--address", metavar="SOCKET", help="the daemon's socket")
+    return parser
+
+
+def daemon_settings() -> Parser:
+    """
+    Return the flags of all settings of the daemon.
+    """
     from snapshotter.daemon import config
 
-    flags = {name: text for name in config.SETTINGS if (text := getattr(parsed, name, None)) is not None}
-    return config.load(parsed.config or os.environ.get("SNAPSHOTTER_CONFIG"), os.environ, flags)
+    parser = Parser(add_help=False, parents=[daemon_place()])
+    for name, setting in config.SETTINGS.items():
+        if name not in ("root", "address"):
+            parser.add_argument(config.flag(name), metavar="VALUE", dest=name, help=setting.metadata["expected"])
+    return parser
+
+
+def load_settings(arguments: argparse.Namespace) -> "Loaded":
+    """
+    Return the settings of the daemon from its configuration file, the environment and the flags.
+    """
+    from snapshotter.daemon import config
+
+    flags = {name: text for name in config.SETTINGS if (text := getattr(arguments, name, None)) is not None}
+    return config.load(arguments.config or os.environ.get("SNAPSHOTTER_CONFIG"), os.environ, flags)

@@ -1,5 +1,5 @@
 """
-The commands about what is in a snapshot.
+``snapshotter export`` and ``import``.
 """
 
 import argparse
@@ -8,34 +8,17 @@ import os
 from collections.abc import Iterator
 from typing import IO, cast
 
+from snapshotter.archive import tar
 from snapshotter.cli import arguments, interruption, output
-from snapshotter.cli.commands.mount import _mount, _umount
 from snapshotter.cli.progress import Report, progress, visible
 from snapshotter.errors import InvalidArgumentError
 
 
 def add(commands: arguments.Commands) -> None:
-    mount = commands.add(
-        "mount", _mount, "mount an active snapshot or a view", arguments.KEY, example="snapshotter mount web /mnt"
-    )
-    mount.add_argument("target", metavar="DIR", help="empty")
-    umount = commands.add("umount", _umount, "unmount a snapshot", example="snapshotter umount /mnt")
-    umount.add_argument("target", metavar="DIR", help="where a snapshot of this store is mounted")
-    export = commands.add(
-        "export",
-        _export,
-        "write what a snapshot holds as a tar",
-        arguments.KEY,
-        example="snapshotter export base - | gzip > base.tgz",
-    )
+    export = commands.add("export", _export, arguments.KEY, example="snapshotter export base - | gzip > base.tgz")
     export.add_argument("file", metavar="FILE", help="- for standard output")
     import_ = commands.add(
-        "import",
-        _import,
-        "make a committed snapshot of a tar, which may be compressed",
-        arguments.KEY,
-        arguments.LABELS,
-        example="snapshotter import base base.tgz",
+        "import", _import, arguments.KEY, arguments.LABELS, example="snapshotter import base base.tgz"
     )
     import_.add_argument("file", metavar="FILE", help="- for standard input")
     import_.add_argument(
@@ -44,8 +27,6 @@ def add(commands: arguments.Commands) -> None:
 
 
 def _export(parsed: argparse.Namespace) -> None:
-    from snapshotter.archive import tar
-
     with arguments.reading(parsed) as store, interruption.deferred() as interrupted:
         total = tar.estimate_size(store, parsed.key) if visible() else 0
         with _written(parsed.file) as file, progress("export", total) as report:
@@ -53,8 +34,6 @@ def _export(parsed: argparse.Namespace) -> None:
 
 
 def _import(parsed: argparse.Namespace) -> None:
-    from snapshotter.archive import tar
-
     with (
         arguments.making(parsed) as store,
         interruption.deferred() as interrupted,

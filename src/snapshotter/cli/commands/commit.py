@@ -7,6 +7,14 @@ import argparse
 from snapshotter.cli import arguments
 
 
+def add(commands: arguments.Commands) -> None:
+    commit = commands.add(
+        "commit", _commit, arguments.LABELS, example="snapshotter commit release web --label owner=me"
+    )
+    commit.add_argument("name", metavar="NAME", type=arguments.key)
+    commit.add_argument("key", metavar="KEY", type=arguments.key)
+
+
 def _commit(parsed: argparse.Namespace) -> None:
     with arguments.making(parsed) as store:
         store.commit(parsed.name, parsed.key, dict(parsed.label))

@@ -5,6 +5,7 @@ It believes nothing it can compare: what a snapshot shows is read back, and the 
 of its source.
 """
 
+import argparse
 import contextlib
 import errno
 import hashlib
@@ -22,7 +23,7 @@ from pathlib import Path
 import snapshotter
 from pybtrfs import image, space
 from snapshotter.analysis import family
-from snapshotter.cli import display, interruption
+from snapshotter.cli import arguments, display, interruption
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, FailedPreconditionError
 from snapshotter.model import Mount, Usage
@@ -44,7 +45,11 @@ What a tree holds: by path, the type, mode and content of what is there.
 """
 
 
-def run() -> None:
+def add(commands: arguments.Commands) -> None:
+    commands.add("demo", _demo, example="snapshotter demo")
+
+
+def _demo(parsed: argparse.Namespace) -> None:
     """
     Show it on a btrfs in a temporary directory; both are gone afterwards, also after Ctrl-C. Needs root.
 

@@ -4,12 +4,17 @@
 
 import argparse
 
+from snapshotter.analysis import difference
 from snapshotter.cli import arguments, display, output
 
 
-def _diff(parsed: argparse.Namespace) -> None:
-    from snapshotter.analysis import difference
+def add(commands: arguments.Commands) -> None:
+    diff = commands.add("diff", _diff, arguments.JSON, arguments.BYTES, example="snapshotter diff base web")
+    diff.add_argument("key", metavar="KEY", help="what it was; or, alone, what is compared with its parent")
+    diff.add_argument("other", metavar="OTHER", nargs="?", help="what became of it")
 
+
+def _diff(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store:
         if parsed.other is None:
             changes = difference.from_parent(store, parsed.key)

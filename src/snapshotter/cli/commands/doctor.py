@@ -5,21 +5,29 @@
 import argparse
 import sys
 
+from snapshotter.analysis import inventory, space
 from snapshotter.cli import arguments, output, waiting
 from snapshotter.cli.codes import DONE, INCONSISTENT
 from snapshotter.errors import InvalidArgumentError
+from snapshotter.maintenance import doctor, quarantine, repair
 from snapshotter.store.layout import QUARANTINE
 from snapshotter.text import printable
 
 
-def _doctor(parsed: argparse.Namespace) -> int:
-    from snapshotter.maintenance import doctor
+def add(commands: arguments.Commands) -> None:
+    examine = commands.add("doctor", _doctor, arguments.JSON, example="snapshotter doctor")
+    examine.add_argument(
+        "--fix", action="store_true", help="mend what can be known, and move away the rest; deletes nothing"
+    )
+    purge = commands.add("purge", _purge, arguments.BYTES, example="snapshotter purge --dry-run")
+    purge.add_argument("--yes", action="store_true", help="do not ask")
+    purge.add_argument("--dry-run", action="store_true", help="only say what there is")
 
+
+def _doctor(parsed: argparse.Namespace) -> int:
     root = arguments.root(parsed)
     repairs = []
     if parsed.fix:
-        from snapshotter.maintenance import repair
-
         with arguments.alone("doctor --fix"):
             repairs = repair.fix(root)
     problems = doctor.examine(root)
@@ -40,9 +48,6 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
 
 def _purge(parsed: argparse.Namespace) -> None:
-    from snapshotter.analysis import inventory, space
-    from snapshotter.maintenance import quarantine
-
     with arguments.reading(parsed) as store:
         paths = quarantine.quarantined(store.root)
         for path in paths:

@@ -4,13 +4,17 @@
 
 import argparse
 
+from snapshotter.analysis import directories
 from snapshotter.cli import arguments, display, output
 from snapshotter.cli.progress import with_progress
 
 
-def _du(parsed: argparse.Namespace) -> None:
-    from snapshotter.analysis import directories
+def add(commands: arguments.Commands) -> None:
+    du = commands.add("du", _du, arguments.KEY, arguments.JSON, arguments.BYTES, example="snapshotter du web --depth 2")
+    du.add_argument("--depth", metavar="N", type=int, default=1, help="how far below the root (%(default)s)")
 
+
+def _du(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store:
         found = directories.measure(store, parsed.key, parsed.depth, with_progress)
     found.sort(key=lambda directory: (-directory.exclusive - directory.shared, directory.path))

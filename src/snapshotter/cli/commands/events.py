@@ -7,13 +7,22 @@ import gc
 import json
 import os
 
+from snapshotter.cli import arguments
+from snapshotter.daemon import log
 from snapshotter.errors import InvalidArgumentError
 from snapshotter.text import printable
 
 
-def _events(parsed: argparse.Namespace) -> None:
-    from snapshotter.daemon import log
+def add(commands: arguments.Commands) -> None:
+    events = commands.add(
+        "events", _events, arguments.JSON, example="snapshotter events web --log /var/log/snapshots.log"
+    )
+    events.add_argument("key", metavar="KEY", nargs="?", help="one that it has, or had before it was committed")
+    events.add_argument("--log", metavar="FILE", help="the log; by default what is piped in, as by journalctl")
+    events.add_argument("--follow", action="store_true", help="go on with what is written to the file from now on")
 
+
+def _events(parsed: argparse.Namespace) -> None:
     if parsed.log is None and os.isatty(0):
         raise InvalidArgumentError("no log is given: use --log FILE, or pipe one in, as in `journalctl -u UNIT |`")
     gc.enable()

@@ -9,6 +9,12 @@ from snapshotter.cli import arguments, display, output
 from snapshotter.errors import DataLossError, NotFoundError, quoted
 
 
+def add(commands: arguments.Commands) -> None:
+    shared = arguments.JSON, arguments.BYTES
+    commands.add("info", _info, arguments.KEY, *shared, example="snapshotter info web")
+    commands.add("usage", _usage, arguments.KEYS, *shared, example="snapshotter usage web base")
+
+
 def _info(parsed: argparse.Namespace) -> None:
     from snapshotter.analysis import inventory
 

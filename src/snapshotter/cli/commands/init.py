@@ -1,11 +1,10 @@
 """
-The commands about a store as a whole.
+``snapshotter init``.
 """
 
 import argparse
 
 from snapshotter.cli import arguments, interruption
-from snapshotter.cli.commands.doctor import _doctor, _purge
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import AlreadyExistsError, InvalidArgumentError
 from snapshotter.model import LOCAL
@@ -14,12 +13,7 @@ from snapshotter.text import printable
 
 
 def add(commands: arguments.Commands) -> None:
-    init = commands.add(
-        "init",
-        _init,
-        "make a store, on a btrfs or in an image file",
-        example="snapshotter init --root /var/lib/snapshots --image 20G",
-    )
+    init = commands.add("init", _init, example="snapshotter init --root /var/lib/snapshots --image 20G")
     init.add_argument("--image", metavar="SIZE", type=arguments.size, help="make a btrfs of this size, as in 20G")
     init.add_argument("--image-file", metavar="FILE", help="in that file; by default the root with .img behind it")
     init.add_argument("--sparse", action="store_true", help="do not reserve its space: a full disk loses data then")
@@ -27,22 +21,6 @@ def add(commands: arguments.Commands) -> None:
     init.add_argument(
         "--client", metavar="NAME", help=f"whose its snapshots are; {LOCAL} is this command. Also of a store there is"
     )
-    commands.add(
-        "doctor",
-        _doctor,
-        "look for what is wrong with a store, and say how to mend it; 5 if something is",
-        arguments.JSON,
-        example="snapshotter doctor",
-    ).add_argument("--fix", action="store_true", help="mend what can be known, and move away the rest; deletes nothing")
-    purge = commands.add(
-        "purge",
-        _purge,
-        "delete what `doctor --fix` moved to the quarantine",
-        arguments.BYTES,
-        example="snapshotter purge --dry-run",
-    )
-    purge.add_argument("--yes", action="store_true", help="do not ask")
-    purge.add_argument("--dry-run", action="store_true", help="only say what there is")
 
 
 def _init(parsed: argparse.Namespace) -> None:

@@ -9,6 +9,13 @@ from snapshotter.model import Info, Kind
 from snapshotter.text import printable
 
 
+def add(commands: arguments.Commands) -> None:
+    label = commands.add(
+        "label", _label, arguments.KEY, arguments.JSON, example="snapshotter label web owner=me draft-"
+    )
+    label.add_argument("changes", metavar="K=V|K-", nargs="*", type=_change, help="set one, or take it away")
+
+
 def _change(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if equals:

@@ -1,5 +1,5 @@
 """
-The commands that show what there is; they change nothing, need no lock, and work beside whoever has the store.
+``snapshotter ls``.
 """
 
 import argparse
@@ -7,9 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snapshotter.cli import arguments, display, output
-from snapshotter.cli.commands.info import _info, _usage
-from snapshotter.cli.commands.mount import _mounts
-from snapshotter.cli.commands.tree import _tree
 from snapshotter.model import Info
 
 if TYPE_CHECKING:
@@ -48,19 +45,9 @@ _SHOWN = ["key", "kind", "parent", "created"]
 
 
 def add(commands: arguments.Commands) -> None:
-    mounts = commands.add(
-        "mounts",
-        _mounts,
-        "print how to mount an active snapshot or a view",
-        arguments.KEY,
-        arguments.JSON,
-        example="snapshotter mounts web /mnt | sh",
-    )
-    mounts.add_argument("target", metavar="TARGET", nargs="?", default="TARGET", help="where")
     ls = commands.add(
         "ls",
         _ls,
-        "list snapshots",
         arguments.JSON,
         arguments.BYTES,
         example="snapshotter ls 'kind==active,labels.owner==me' 'parent==base' --columns=key,size --sort=-size",
@@ -75,32 +62,6 @@ def add(commands: arguments.Commands) -> None:
     )
     ls.add_argument(
         "--sort", metavar="COLUMN", type=_sort, default="key", help="or --sort=-COLUMN, for the largest first"
-    )
-    commands.add(
-        "tree",
-        _tree,
-        "show snapshots below their parents, with what each added and all that rests on it did",
-        arguments.JSON,
-        arguments.BYTES,
-        example="snapshotter tree --bytes",
-    )
-    commands.add(
-        "info",
-        _info,
-        "describe one snapshot",
-        arguments.KEY,
-        arguments.JSON,
-        arguments.BYTES,
-        example="snapshotter info web",
-    )
-    commands.add(
-        "usage",
-        _usage,
-        "measure what snapshots add to their parents",
-        arguments.KEYS,
-        arguments.JSON,
-        arguments.BYTES,
-        example="snapshotter usage web base",
     )
 
 

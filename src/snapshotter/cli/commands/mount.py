@@ -9,6 +9,15 @@ from snapshotter.cli import arguments, output
 from snapshotter.store.layout import real_path
 
 
+def add(commands: arguments.Commands) -> None:
+    mount = commands.add("mount", _mount, arguments.KEY, example="snapshotter mount web /mnt")
+    mount.add_argument("target", metavar="DIR", help="empty")
+    umount = commands.add("umount", _umount, example="snapshotter umount /mnt")
+    umount.add_argument("target", metavar="DIR", help="where a snapshot of this store is mounted")
+    mounts = commands.add("mounts", _mounts, arguments.KEY, arguments.JSON, example="snapshotter mounts web /mnt | sh")
+    mounts.add_argument("target", metavar="TARGET", nargs="?", default="TARGET", help="where")
+
+
 def _mounts(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store:
         output.print_mounts(parsed, store.mounts(parsed.key))

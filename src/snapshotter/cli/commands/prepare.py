@@ -7,6 +7,23 @@ import argparse
 from snapshotter.cli import arguments, output
 
 
+def add(commands: arguments.Commands) -> None:
+    for name, run in ("prepare", _prepare), ("view", _view):
+        new = commands.add(
+            name,
+            run,
+            arguments.KEY,
+            arguments.LABELS,
+            arguments.JSON,
+            example=f"snapshotter {name} new base --label owner=me",
+        )
+        new.add_argument(
+            "parent", metavar="PARENT", type=arguments.parent, nargs="?", default="", help="none for empty"
+        )
+    fork = commands.add("fork", _fork, arguments.KEY, arguments.JSON, example="snapshotter fork web copy")
+    fork.add_argument("new", metavar="NEW", type=arguments.key)
+
+
 def _prepare(parsed: argparse.Namespace) -> None:
     with arguments.making(parsed) as store:
         output.print_mounts(parsed, store.prepare(parsed.key, parsed.parent, dict(parsed.label)))

@@ -1,27 +1,21 @@
 """
-The command that shows a store as a page.
+``snapshotter report``.
 """
 
 import argparse
 from datetime import UTC, datetime
 
+from snapshotter.analysis import inventory, report, space
 from snapshotter.cli import arguments, output
+from snapshotter.maintenance import doctor
 
 
 def add(commands: arguments.Commands) -> None:
-    report = commands.add(
-        "report",
-        _report,
-        "write a page of HTML that shows what is in a store, what takes its space, and what is wrong",
-        example="snapshotter report -o store.html",
-    )
-    report.add_argument("-o", "--output", metavar="FILE", help="by default standard output")
+    write = commands.add("report", _report, example="snapshotter report -o store.html")
+    write.add_argument("-o", "--output", metavar="FILE", help="by default standard output")
 
 
 def _report(parsed: argparse.Namespace) -> None:
-    from snapshotter.analysis import inventory, report, space
-    from snapshotter.maintenance import doctor
-
     with arguments.reading(parsed) as store:
         taken = inventory.take(store)
         seen = report.Report(

@@ -8,15 +8,54 @@ import shlex
 import sys
 from collections.abc import Iterable
 
-from snapshotter.cli.arguments import _settings
+from snapshotter.cli import arguments
 from snapshotter.cli.codes import DONE, FAILED
+from snapshotter.setup import containerd, unit_files
 from snapshotter.text import printable
+
+_LINES = {
+    "containerd": "print or write a file for containerd's configuration, or check what is in force",
+    "systemd": "print or write the units of the daemon",
+}
+
+
+def add(commands: arguments.Commands) -> None:
+    place = arguments.daemon_place()
+    targets = arguments.Commands(commands.add("setup", None), _LINES, "WHAT")
+    to_containerd = targets.add(
+        "containerd",
+        _setup_containerd,
+        place,
+        example="snapshotter setup containerd --cri",
+    )
+    to_containerd.add_argument("--name", default="btrfs-snapshotter", help="what containerd calls it (%(default)s)")
+    to_containerd.add_argument("--cri", action="store_true", help="make it the snapshotter of Kubernetes")
+    to_containerd.add_argument("--containerd", metavar="PATH", default="containerd", help="the program to ask")
+    to_containerd.add_argument(
+        "--containerd-config", metavar="FILE", default="/etc/containerd/config.toml", help="by default %(default)s"
+    )
+    to_containerd.add_argument(
+        "--config-version", type=int, choices=(2, 3, 4), help="of containerd's configuration, instead of asking it"
+    )
+    to_containerd.add_argument("--write", metavar="FILE", help="write the file instead of printing it")
+    to_containerd.add_argument(
+        "--check",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="name what a `containerd config dump` lacks, a FILE or - or of the program; 1 if anything",
+    )
+    to_systemd = targets.add(
+        "systemd",
+        _setup_systemd,
+        place,
+        example="snapshotter setup systemd --root /var/lib/snapshots",
+    )
+    to_systemd.add_argument("--write", metavar="DIR", help="write them there, instead of printing them")
 
 
 def _setup_containerd(parsed: argparse.Namespace) -> int:
-    from snapshotter.setup import containerd
-
-    settings = _settings(parsed).config
+    settings = arguments.load_settings(parsed).config
     plugin = containerd.Plugin(parsed.name, settings.root, settings.address, parsed.cri)
     if parsed.check is not None:
         lacks = containerd.missing(plugin, _dump(parsed))
@@ -37,8 +76,6 @@ def _setup_containerd(parsed: argparse.Namespace) -> int:
 
 
 def _dump(parsed: argparse.Namespace) -> str:
-    from snapshotter.setup import containerd
-
     if parsed.check == "":
         return containerd.dumped(parsed.containerd, parsed.containerd_config)
     if parsed.check == "-":
@@ -48,9 +85,7 @@ def _dump(parsed: argparse.Namespace) -> str:
 
 
 def _setup_systemd(parsed: argparse.Namespace) -> None:
-    from snapshotter.setup import unit_files
-
-    settings = _settings(parsed).config
+    settings = arguments.load_settings(parsed).config
     script = os.path.join(os.path.dirname(sys.executable), "snapshotter")
     command = [script] if os.access(script, os.X_OK) else [sys.executable, "-m", "snapshotter"]
     directory = parsed.write or "/etc/systemd/system"

@@ -4,13 +4,15 @@
 
 import argparse
 
-from snapshotter.analysis import family
+from snapshotter.analysis import family, inventory
 from snapshotter.cli import arguments, display, output
 
 
-def _tree(parsed: argparse.Namespace) -> None:
-    from snapshotter.analysis import inventory
+def add(commands: arguments.Commands) -> None:
+    commands.add("tree", _tree, arguments.JSON, arguments.BYTES, example="snapshotter tree --bytes")
 
+
+def _tree(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store:
         entries = inventory.take(store).entries
     lines = list(family.walk(entry.info for entry in entries.values()))

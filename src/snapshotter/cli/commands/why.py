@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from snapshotter.analysis import holders
 from snapshotter.cli import arguments, display, output
 from snapshotter.errors import InvalidArgumentError, UnavailableError
 from snapshotter.text import printable
@@ -13,13 +14,17 @@ from snapshotter.text import printable
 if TYPE_CHECKING:
     from snapshotter.analysis.references import References
 
-
 _CONTAINERD = "/run/containerd/containerd.sock"
 
 
-def _why(parsed: argparse.Namespace) -> None:
-    from snapshotter.analysis import holders
+def add(commands: arguments.Commands) -> None:
+    why = commands.add("why", _why, arguments.KEY, arguments.JSON, example="snapshotter why base")
+    why.add_argument(
+        "--containerd", metavar="SOCKET", default=_CONTAINERD, help="of the containerd to ask, by default %(default)s"
+    )
 
+
+def _why(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store:
         found = holders.find(store, parsed.key)
     references, unasked = _ask_containerd(parsed, store.client)
