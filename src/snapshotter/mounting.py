@@ -58,15 +58,26 @@ def mounted(mounts: Iterable[Mount], target: str | os.PathLike[str] | None = Non
 
 def check_target(root: str, target: str) -> None:
     """
-    Refuse a *target* where a mount would hide something, or the store at *root*; both are real paths.
+    Raise unless a snapshot of the store at *root* can be mounted at *target* without hiding files; both are real paths.
 
     Raises:
-        NotFoundError: It does not exist.
-        FailedPreconditionError: It is in the store, something is mounted at it, or it is not an empty directory.
+        NotFoundError: *target* does not exist.
+        FailedPreconditionError: *target* is in the store, is a mount point, or is not an empty directory.
+    """
+    if target == root or target.startswith(root + "/"):
+        raise FailedPreconditionError(f"{target!r} is in the store: choose a directory elsewhere")
+    check_empty(target)
+
+
+def check_empty(target: str) -> None:
+    """
+    Raise unless the real path *target* is an empty directory and no mount point.
+
+    Raises:
+        NotFoundError: *target* does not exist.
+        FailedPreconditionError: *target* is a mount point, or is not an empty directory.
     """
     try:
-        if target == root or target.startswith(root + "/"):
-            raise FailedPreconditionError(f"{target!r} is in the store: choose a directory elsewhere")
         if os.path.ismount(target):
             raise FailedPreconditionError(f"something is mounted at {target!r} already: choose another directory")
         if names := os.listdir(target):

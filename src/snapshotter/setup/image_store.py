@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pybtrfs import image
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
+from snapshotter.mounting import check_empty
 from snapshotter.store.layout import real_path
 
 _PLAIN = frozenset(string.ascii_letters + string.digits + ":_.")
@@ -43,7 +44,7 @@ def create(root: str, file: str, size: int, *, sparse: bool = False, check: Call
             os.mkdir(root, 0o700)
             undo.callback(os.rmdir, root)
         except FileExistsError:
-            _check_empty(root)
+            check_empty(root)
         except FileNotFoundError as error:
             raise NotFoundError(f"{os.path.dirname(root)!r} does not exist: make it first") from error
         try:
@@ -63,16 +64,6 @@ def create(root: str, file: str, size: int, *, sparse: bool = False, check: Call
         Snapshotter.create(root).close()
         check()
         undo.pop_all()
-
-
-def _check_empty(root: str) -> None:
-    try:
-        if os.path.ismount(root):
-            raise FailedPreconditionError(f"something is mounted at {root!r} already: choose another directory")
-        if names := os.listdir(root):
-            raise FailedPreconditionError(f"{root!r} is not empty: it holds {min(names)!r}")
-    except NotADirectoryError as error:
-        raise FailedPreconditionError(f"{root!r} is not a directory") from error
 
 
 def unmountable(error: OSError) -> FailedPreconditionError:
