@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from pybtrfs import extents, items, subvolume, tree_search
-from pybtrfs.extents import Extent, Track
+from pybtrfs import items, subvolume, tree_search
+from pybtrfs.extent import Extent, Track, has_reference, unshared
 from pybtrfs.items import (
     EXTENT_DATA_KEY,
     FIRST_FREE_OBJECTID,
@@ -83,10 +83,10 @@ def measure(store: Snapshotter, key: str, depth: int = 1, track: Track = iter) -
         unknown = [
             found
             for found in track(list(content.unknown()))
-            if not any(extents.has(fd, relative, found) for relative in relatives)
+            if not any(has_reference(fd, relative, found) for relative in relatives)
         ]
         owners = {subvolid, *(subvolid for volume in taken.pending for subvolid in volume.subvolids)}
-        return list(content.directories(extents.unshared(fd, unknown, owners, track), depth))
+        return list(content.directories(unshared(fd, unknown, owners, track), depth))
 
 
 class _Content:
@@ -129,7 +129,7 @@ class _Content:
         shared: Counter[int] = Counter()
         inodes = Counter(map(self._home, self._inodes))
         for extent in self._extents.values():
-            (exclusive if extent.bytenr in unshared else shared)[self._home(extent.inode)] += extent.size
+            (exclusive if extent.bytenr in unshared else shared)[self._home(extent.inum)] += extent.size
         paths = self._paths()
         for directory in reversed(paths):
             if directory != _ROOT:

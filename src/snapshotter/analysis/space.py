@@ -6,8 +6,8 @@ import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from pybtrfs import device, extents, space, subvolume
-from pybtrfs.extents import Track
+from pybtrfs import device, extent, space, subvolume
+from pybtrfs.extent import Track
 from pybtrfs.path import opened
 from pybtrfs.space import SpaceInfo
 from snapshotter.analysis import inventory
@@ -140,13 +140,13 @@ def _only_theirs(fd: int, volumes: Iterable[Volume], owners: Iterable[Volume], t
     The bytes of what *volumes* added to what they began as, and no subvolume but those of *owners* has.
     """
     found = (
-        extent
+        added
         for volume in volumes
         for subvolid in volume.subvolids
-        for extent in extents.iterate(fd, subvolid, volume.base if subvolid == volume.info.id else None)
+        for added in extent.iterate(fd, subvolid, volume.base if subvolid == volume.info.id else None)
     )
     subvolids = {subvolid for owner in owners for subvolid in owner.subvolids}
-    return sum(extents.unshared(fd, track(found), subvolids, track).values())
+    return sum(extent.unshared(fd, track(found), subvolids, track).values())
 
 
 def of_filesystem(root: str) -> FilesystemSpace:

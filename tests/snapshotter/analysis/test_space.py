@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pybtrfs import extents, filesystem, subvolume
+from pybtrfs import extent, filesystem, subvolume
 from snapshotter import Kind, Mount, Snapshotter
 from snapshotter.analysis import inventory, space
 from snapshotter.analysis.space import Amount
@@ -149,8 +149,8 @@ class TestFrees:
         store.cleanup()
         predicted = space.frees(store, ["web"])
         asked = []
-        ask = extents.get_references
-        monkeypatch.setattr(extents, "get_references", lambda *arguments: asked.append(arguments) or ask(*arguments))
+        ask = extent.get_references
+        monkeypatch.setattr(extent, "get_references", lambda *arguments: asked.append(arguments) or ask(*arguments))
         (mount,) = store.mounts("b")
         with mounted([Mount(mount.type, mount.source, options=(f"subvolid={subvolume.get_id(layer)}", "ro"))]):
             store.remove("web")
