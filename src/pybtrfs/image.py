@@ -1,8 +1,8 @@
 """
-A btrfs in a file, from nothing: made, attached to a loop device, mounted, grown.
+Image files that hold a btrfs: create, attach to a loop device, mount and grow them.
 
-Making one needs no ``mkfs.btrfs``: the live blocks of an empty filesystem
-are some 2 kB when compressed, and only identity and size differ between two.
+No ``mkfs.btrfs`` is needed. The live blocks of an empty filesystem take about 2 kB when compressed, and differ between
+two filesystems only in uuids, size and time.
 """
 
 import base64
@@ -11,7 +11,6 @@ import errno
 import fcntl
 import functools
 import os
-import re
 import struct
 import tempfile
 import time
@@ -22,52 +21,49 @@ from pathlib import Path
 from typing import Self
 
 from pybtrfs import _image_template as template
-from pybtrfs import ioctl, syscall
-from pybtrfs.path import opened
+from pybtrfs import ioctl, mountinfo, syscall
+from pybtrfs.path import opened, owned
 
 MINIMUM_SIZE = 128 << 20
-"""The least size of an image, in bytes."""
+"""The minimum size of an image, in bytes."""
 
 DEFAULT_OPTIONS = "nodiscard,user_subvol_rm_allowed"
-"""How images are mounted; a discard would give back the space that a preallocated one has reserved."""
+"""Mount options of images. Discards would release the space that a preallocated image reserves."""
 
-_MINIMUM_GROWN = 256 << 20  # the kernel resizes to no less
+_MINIMUM_GROWN = 256 << 20  # bytes; BTRFS_IOC_RESIZE refuses a smaller size
 _SECTOR = 4096
-_CHECKSUM = 32  # bytes in front of each block that its checksum may use
+_CHECKSUM = 32  # bytes at the start of each block that are reserved for its checksum
+_READ_WRITE = os.O_RDWR | os.O_CLOEXEC
 
-_PATIENCE = 2  # seconds; udev, for example, can hold a device a moment longer than its last user
+_PATIENCE = 2  # seconds; udev, for example, can keep a device open a moment longer than its last user
 
 _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 def create(path: _Path, size: int, *, sparse: bool = False) -> uuid.UUID:
     """
-    Make the file *path*, mode 0600, that holds an empty btrfs of *size* bytes.
+    Create the image file *path*, mode 0600, with an empty btrfs of *size* bytes, and return its fsid.
 
-    The filesystem has an identity of its own, single metadata, 16 KiB nodes
-    and 4 KiB sectors, and needs Linux 4.5 or later. The file's content is
-    durable when this returns; the file is gone when this raises.
+    The filesystem has uuids of its own, single metadata, 16 KiB nodes and 4 KiB sectors. It needs Linux 4.5. The
+    content of the file is durable when this returns; the file is removed on an error.
 
     Args:
         size: In bytes; rounded down to a multiple of 4096.
-        sparse: Take space from the filesystem below only as data comes.
-            When that is full, btrfs loses data that ``write`` has accepted.
-
-    Returns:
-        The filesystem's fsid.
+        sparse: Do not reserve the space. If the filesystem below fills up, btrfs then loses data that write(2)
+            accepted.
 
     Raises:
         ValueError: *size* is below `MINIMUM_SIZE`.
         FileExistsError: *path* exists.
-        OSError: With ``ENOSPC``, there is no space for *size* bytes.
+        OSError: ENOSPC: the filesystem below has less than *size* bytes free.
     """
     if size < MINIMUM_SIZE:
-        raise ValueError(f"an image of {size} bytes is too small: the least is {MINIMUM_SIZE}")
+        raise ValueError(f"cannot create an image of {size} bytes: the minimum is {MINIMUM_SIZE}")
     size -= size % _SECTOR
     fsid = uuid.uuid4()
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, _READ_WRITE | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        _extend(fd, size, sparse)
+        _extend(fd, size, sparse=sparse)
         for offset, block in _blocks(fsid, size):
             os.pwrite(fd, block, offset)
         os.fsync(fd)
@@ -79,7 +75,7 @@ def create(path: _Path, size: int, *, sparse: bool = False) -> uuid.UUID:
     return fsid
 
 
-def _extend(fd: int, size: int, sparse: bool) -> None:
+def _extend(fd: int, size: int, *, sparse: bool) -> None:
     if sparse:
         os.ftruncate(fd, size)
     else:
@@ -90,7 +86,7 @@ def _extend(fd: int, size: int, sparse: bool) -> None:
 
 def _blocks(fsid: uuid.UUID, size: int) -> Iterator[tuple[int, bytes]]:
     """
-    The offset and bytes of each block of a new filesystem.
+    Yield the blocks of a new filesystem, each with its offset in the image.
     """
     top_level = uuid.uuid4().bytes
     packed = zlib.decompress(base64.b85decode("".join(template.TEMPLATE.split())))
@@ -132,7 +128,7 @@ def _crc32c_table() -> list[int]:
 
 class LoopDevice:
     """
-    A loop device, which the kernel frees once it is neither held here nor mounted.
+    An attached loop device. The kernel frees the device when it is neither open here nor mounted.
     """
 
     def __init__(self, path: str, fd: int) -> None:
@@ -147,7 +143,7 @@ class LoopDevice:
 
     def fileno(self) -> int:
         """
-        The device's fd, open for reading and writing.
+        Return a file descriptor of the device, open for reading and writing.
         """
         if self._fd < 0:
             raise ValueError("the loop device is detached")
@@ -155,7 +151,7 @@ class LoopDevice:
 
     def detach(self) -> None:
         """
-        Let go of the device; again is no error.
+        Close the device; a second call does nothing.
         """
         fd, self._fd = self._fd, -1
         if fd >= 0:
@@ -164,27 +160,26 @@ class LoopDevice:
 
 def attach(path: _Path) -> LoopDevice:
     """
-    Attach the image *path* to a free loop device, without caching its data twice where direct I/O allows.
+    Attach the image *path* to a free loop device, with direct I/O if the filesystem below supports it.
 
-    Issues ``LOOP_CTL_GET_FREE`` and ``LOOP_CONFIGURE``, before Linux 5.8
-    ``LOOP_SET_FD`` and ``LOOP_SET_STATUS64``. The caller must be able to
-    open the loop devices, as root is.
+    Issues ``LOOP_CTL_GET_FREE`` and ``LOOP_CONFIGURE``; before Linux 5.8 ``LOOP_SET_FD`` and ``LOOP_SET_STATUS64``. The
+    caller must be able to open the loop devices, which only root can by default.
 
     Raises:
-        FileNotFoundError: There is no *path*, or no ``/dev/loop-control``.
-        OSError: With ``EBUSY``, *path* is attached already.
+        FileNotFoundError: *path* or ``/dev/loop-control`` does not exist.
+        OSError: EBUSY: *path* is attached already.
     """
-    with _opened(path) as backing, _opened("/dev/loop-control") as control:
+    with owned(os.open(path, _READ_WRITE)) as backing, owned(os.open("/dev/loop-control", _READ_WRITE)) as control:
         deadline = time.monotonic() + _PATIENCE
         _claim(backing, path, deadline)
         while True:
             name = f"/dev/loop{ioctl.loop_ctl_get_free(control)}"
             with contextlib.ExitStack() as undo:
-                device = undo.enter_context(LoopDevice(name, os.open(name, os.O_RDWR | os.O_CLOEXEC)))
+                device = undo.enter_context(LoopDevice(name, os.open(name, _READ_WRITE)))
                 try:
                     _configure(device.fileno(), backing)
                 except OSError as error:
-                    # EBUSY: somebody else was told the same device, and was faster.
+                    # EBUSY: LOOP_CTL_GET_FREE gave the same device to another process, which was faster.
                     if error.errno != errno.EBUSY or time.monotonic() > deadline:
                         raise
                 else:
@@ -194,10 +189,10 @@ def attach(path: _Path) -> LoopDevice:
 
 def _claim(backing: int, path: _Path, deadline: float) -> None:
     """
-    Refuse an image in use: two devices with one filesystem would destroy it.
+    Lock an image, or refuse it if it is attached: two loop devices on one image would destroy the filesystem.
 
-    The lock lasts as long as the kernel has the file *backing* open. Others than `attach` do not take it, but their
-    devices are seen.
+    The lock lasts as long as the kernel has the file *backing* open. Other programs, such as losetup, do not take the
+    lock, so the loop devices are checked as well.
     """
     while True:
         with contextlib.suppress(BlockingIOError):
@@ -205,13 +200,14 @@ def _claim(backing: int, path: _Path, deadline: float) -> None:
             if not any(_devices(path)):
                 return
         if time.monotonic() > deadline:
-            raise OSError(errno.EBUSY, "the image is attached already", path)
+            raise OSError(errno.EBUSY, "the image is already attached to a loop device", path)
         time.sleep(0.01)
 
 
 def _configure(device: int, backing: int) -> None:
     try:
-        # Without direct I/O the kernel caches everything twice; where the file cannot have it, it goes on without.
+        # Without direct I/O the kernel caches all data twice. It ignores the flag if the file does not support direct
+        # I/O.
         ioctl.loop_configure(device, backing, flags=ioctl.LO_FLAGS_AUTOCLEAR | ioctl.LO_FLAGS_DIRECT_IO)
     except OSError as error:
         if error.errno != errno.EINVAL:
@@ -221,18 +217,9 @@ def _configure(device: int, backing: int) -> None:
         ioctl.loop_set_status64(device, ioctl.LO_FLAGS_AUTOCLEAR)
 
 
-@contextlib.contextmanager
-def _opened(path: _Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
 class MountedImage:
     """
-    An image mounted at *target* by its loop *device*, until unmounted.
+    An image that is mounted at *target* through the loop *device*.
     """
 
     def __init__(self, device: str, target: str) -> None:
@@ -249,16 +236,16 @@ class MountedImage:
         except OSError as refusal:
             if error is None:
                 raise
-            error.add_note(f"{self.target!r} stays mounted: {refusal}")
+            error.add_note(f"{self.target!r} is still mounted: {refusal}")
 
     def unmount(self) -> None:
         """
-        Unmount, which frees the loop device; again is no error.
+        Unmount the image and free its loop device; a second call does nothing.
 
         Issues umount2(2), which needs ``CAP_SYS_ADMIN``.
 
         Raises:
-            OSError: With ``EBUSY``, something below *target* is open.
+            OSError: EBUSY: a file below *target* is open.
         """
         if self._mounted:
             syscall.umount2(self.target)
@@ -267,12 +254,12 @@ class MountedImage:
 
 def mount(path: _Path, target: _Path, *, options: str = "") -> MountedImage:
     """
-    Mount the image *path* on the directory *target*, and let the filesystem fill the image if that has grown.
+    Mount the image *path* on the directory *target*. If the image has grown, grow the filesystem to its size.
 
-    Issues what `attach` does, mount(2), which needs ``CAP_SYS_ADMIN``, and ``BTRFS_IOC_RESIZE``.
+    Issues mount(2) and ``BTRFS_IOC_RESIZE``, which need ``CAP_SYS_ADMIN``, after the ioctls of `attach`.
 
     Args:
-        options: btrfs's own, separated by commas; they go behind and override `DEFAULT_OPTIONS`.
+        options: Mount options of btrfs, separated by commas; they follow and override `DEFAULT_OPTIONS`.
     """
     data = f"{DEFAULT_OPTIONS},{options}" if options else DEFAULT_OPTIONS
     with attach(path) as device:
@@ -287,67 +274,58 @@ def mount(path: _Path, target: _Path, *, options: str = "") -> MountedImage:
 
 def _fill(fd: int, device: int) -> None:
     """
-    Let the filesystem of *fd* take all of its *device*.
+    Grow the filesystem of *fd* to the size of its *device*.
     """
     size = os.lseek(device, 0, os.SEEK_END)
-    # Not when it fits already: the kernel may refuse that, for being below 256 MiB.
+    # If the size fits already, skip the ioctl: the kernel refuses sizes below 256 MiB.
     if ioctl.dev_info(fd, 1).total_bytes < size - size % _SECTOR:
         ioctl.resize(fd, b"max")
 
 
 def grow(path: _Path, size: int, *, sparse: bool = False) -> None:
     """
-    Make the image *path*, mounted or not, *size* bytes large.
+    Grow the image *path*, mounted or not, to *size* bytes.
 
-    A filesystem mounted in this mount namespace takes the new space at once,
-    another one with its next `mount`. Not atomic: when an error leaves the
-    file larger than the filesystem, calling this or `mount` completes it.
+    If the image is mounted in this mount namespace, its filesystem grows at once, otherwise at its next `mount`. This
+    is not atomic: if an error leaves the file larger than the filesystem, a second call or `mount` completes the
+    growth.
 
-    Issues ``LOOP_SET_CAPACITY`` and ``BTRFS_IOC_RESIZE`` where the image is
-    attached and mounted; both need ``CAP_SYS_ADMIN``.
+    Issues ``LOOP_SET_CAPACITY`` for an attached image and ``BTRFS_IOC_RESIZE`` for a mounted one; both need
+    ``CAP_SYS_ADMIN``.
 
     Args:
         size: In bytes; rounded down to a multiple of 4096.
         sparse: As in `create`.
 
     Raises:
-        ValueError: *size* is less than the image has, or than the kernel grows a btrfs to.
-        OSError: With ``ENOSPC``, there is no space for *size* bytes.
+        ValueError: *size* is below the size of the image, or below 256 MiB, which the kernel does not grow a btrfs to.
+        OSError: ENOSPC: the filesystem below has too little space.
     """
-    with _opened(path) as fd:
+    with owned(os.open(path, _READ_WRITE)) as fd:
         size -= size % _SECTOR
         least = max(os.fstat(fd).st_size, _MINIMUM_GROWN)
         if size < least:
-            raise ValueError(f"{path!r} cannot grow to {size} bytes: the least is {least}")
-        _extend(fd, size, sparse)
+            raise ValueError(f"cannot grow {path!r} to {size} bytes: the minimum is {least}")
+        _extend(fd, size, sparse=sparse)
         os.fsync(fd)
     for name in _devices(path):
-        with _opened(name) as device:
+        with owned(os.open(name, _READ_WRITE)) as device:
             ioctl.loop_set_capacity(device)
-            for target in _mounts(name):
+            for target in mountinfo.mounted_from(name):
                 with opened(target) as fd:
-                    if ioctl.dev_info(fd, 1).path == name.encode():  # and not what is mounted over it
+                    # If something else is mounted over it, the path leads there.
+                    if ioctl.dev_info(fd, 1).path == name.encode():
                         _fill(fd, device)
 
 
 def _devices(path: _Path) -> Iterator[str]:
     """
-    The loop devices that *path* is attached to.
+    Yield the loop devices that the image *path* is attached to.
     """
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with contextlib.suppress(OSError):  # detached since it was listed, or its file has no name any longer
+        with contextlib.suppress(OSError):  # detached since it was listed, or its file is deleted
             if os.path.samefile(backing.read_bytes().removesuffix(b"\n"), path):
                 yield f"/dev/{backing.parts[3]}"
-
-
-def _mounts(device: str) -> Iterator[bytes]:
-    """
-    Where *device* is mounted.
-    """
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        mount, _, filesystem = line.partition(b" - ")
-        if filesystem.split()[1] == device.encode():
-            yield re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), mount.split()[4])
 
 
 @contextlib.contextmanager
@@ -355,16 +333,15 @@ def temporary(
     size: int, *, sparse: bool = True, directory: str | os.PathLike[str] | None = None, options: str = ""
 ) -> Iterator[Path]:
     """
-    Mount a new image, and yield the mount point; both are gone afterwards, whatever happens.
+    Mount a new image, and yield its mount point; at the end unmount and remove both, also after an exception.
 
-    What is still open then can be used until it is closed, and keeps its
-    space until then.
+    A file that is still open at the end stays usable, and keeps the space of the image, until it is closed.
 
     Args:
         size: In bytes, as in `create`.
-        sparse: As in `create`, but by default: what is temporary may be lost.
-        directory: Where to make the directory, mode 0700, that holds image
-            and mount point; by default where temporary files go.
+        sparse: As in `create`, but true by default, because the data is temporary.
+        directory: The directory for a new directory, mode 0700, with image and mount point. By default it is that of
+            `tempfile`.
         options: As in `mount`.
     """
     with tempfile.TemporaryDirectory(prefix="pybtrfs-", dir=directory) as own:

@@ -1,14 +1,12 @@
 """
-What btrfs does with the data of one file, or of what is made in one directory: compression, and copying on write.
+Compression and copy-on-write of a file, or of the files created in a directory.
 
-New files and directories take both from the directory they are made in, but do not show ``"none"`` as theirs; snapshots
-have those of their source.
+New files and directories inherit both from their directory, except that they do not show an inherited ``"none"``.
+Snapshots keep both from their source.
 """
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from pybtrfs import ioctl, syscall
 from pybtrfs.errors import NotBtrfsError
@@ -19,12 +17,13 @@ _COMPRESSION = "btrfs.compression"
 
 def get_compression(target: Target) -> str | None:
     """
-    Return how new data of *target* is compressed whatever the mount says: ``"zlib"``, ``"lzo"``, ``"zstd"`` or
-    ``"none"``, or None when the mount decides.
+    Return the compression of new data of *target*: ``"zlib"``, ``"lzo"``, ``"zstd"`` or ``"none"``, or None if the
+    mount options decide.
 
-    Issues fgetxattr(2) of ``btrfs.compression``, for which the caller must be able to open *target*.
+    Issues fgetxattr(2) of ``btrfs.compression``. The caller must be able to open *target*.
     """
-    with _opened(target) as fd:
+    with opened(target) as fd:
+        _check_btrfs(fd, target)
         try:
             return os.fsdecode(os.getxattr(fd, _COMPRESSION))
         except OSError as error:
@@ -36,17 +35,21 @@ def get_compression(target: Target) -> str | None:
 
 def set_compression(target: Target, algorithm: str | None) -> None:
     """
-    Let new data of *target* be compressed by ``"zlib"``, ``"lzo"`` or ``"zstd"``, not at all for ``"none"``, or as the
-    mount says for None. Data that is there stays as it is.
+    Set the compression of new data of *target*; existing data stays as it is.
 
-    Issues fsetxattr(2) of ``btrfs.compression``, for None fremovexattr(2) and, where that leaves "not at all" behind,
-    ``FS_IOC_SETFLAGS``. The caller must be able to write to *target*, and in the last case own it.
+    Issues fsetxattr(2) of ``btrfs.compression``, or fremovexattr(2) for None, and ``FS_IOC_SETFLAGS`` if the removal
+    leaves "no compression" set. The caller must be able to write to *target*, and own it for ``FS_IOC_SETFLAGS``.
+
+    Args:
+        algorithm: ``"zlib"``, ``"lzo"``, ``"zstd"``, ``"none"`` for no compression, or None to let the mount options
+            decide.
 
     Raises:
-        OSError: EINVAL: the kernel does not know *algorithm*, as Linux 5.10 does not know ``"none"``, or *target* is
-            not copied on write, which Linux 5.10 does not mind. EROFS: its subvolume is read-only.
+        OSError: EINVAL: the kernel does not know *algorithm* (Linux 5.10 does not know ``"none"``), or *target* is
+            nodatacow (Linux 5.10 accepts it). EROFS: the subvolume is read-only.
     """
-    with _opened(target) as fd:
+    with opened(target) as fd:
+        _check_btrfs(fd, target)
         try:
             if algorithm is None:
                 os.removexattr(fd, _COMPRESSION)
@@ -56,7 +59,8 @@ def set_compression(target: Target, algorithm: str | None) -> None:
             if error.errno != errno.ENODATA:
                 error.filename = target
                 raise
-        # What was made in a directory with "none" has no attribute, and to Linux 5.10 removing one means "none".
+        # Files created in a directory with "none" have the flag but no attribute, and on Linux 5.10 removing the
+        # attribute sets the flag.
         flags = ioctl.getflags(fd) if algorithm is None else 0
         if flags & ioctl.FS_NOCOMP_FL:
             ioctl.setflags(fd, flags & ~ioctl.FS_NOCOMP_FL)
@@ -64,35 +68,34 @@ def set_compression(target: Target, algorithm: str | None) -> None:
 
 def get_nodatacow(target: Target) -> bool:
     """
-    Return whether the data of *target* is overwritten in place: not copied on write, compressed or checksummed.
+    Return whether the data of *target* is overwritten in place, without copy-on-write, compression and checksums.
 
     Issues ``FS_IOC_GETFLAGS``, which needs no privilege.
     """
-    with _opened(target) as fd:
+    with opened(target) as fd:
+        _check_btrfs(fd, target)
         return bool(ioctl.getflags(fd) & ioctl.FS_NOCOW_FL)
 
 
-def set_nodatacow(target: Target, nodatacow: bool = True) -> None:
+def set_nodatacow(target: Target, *, nodatacow: bool = True) -> None:
     """
-    Let the data of the empty file *target*, or of files yet to be made in the directory *target*, be overwritten in
-    place.
+    Set whether the data of *target* is overwritten in place: an empty file, or a directory for its new files.
 
     Issues ``FS_IOC_SETFLAGS``. The caller must own *target* or have ``CAP_FOWNER``.
 
     Raises:
-        OSError: EINVAL: *target* is a file with data, or compressed. EROFS: its subvolume is read-only.
+        OSError: EINVAL: *target* is a file with data, or compressed. EROFS: the subvolume is read-only.
     """
-    with _opened(target) as fd:
+    with opened(target) as fd:
+        _check_btrfs(fd, target)
         flags = ioctl.getflags(fd)
         ioctl.setflags(fd, flags | ioctl.FS_NOCOW_FL if nodatacow else flags & ~ioctl.FS_NOCOW_FL)
-        # Of a file with data the kernel ignores it.
+        # The kernel ignores the change for a file with data.
         if bool(ioctl.getflags(fd) & ioctl.FS_NOCOW_FL) != nodatacow:
-            raise OSError(errno.EINVAL, "a file with data keeps how it is written", target)
+            raise OSError(errno.EINVAL, "cannot change nodatacow of a file with data", target)
 
 
-@contextmanager
-def _opened(target: Target) -> Iterator[int]:
-    with opened(target) as fd:
-        if syscall.fstatfs_type(fd) != syscall.BTRFS_SUPER_MAGIC:
-            raise NotBtrfsError(errno.ENOTTY, "not a btrfs filesystem", target)
-        yield fd
+def _check_btrfs(fd: int, target: Target) -> None:
+    # Other filesystems implement FS_IOC_GETFLAGS and xattrs too, so no ENOTTY would tell.
+    if syscall.fstatfs_type(fd) != syscall.BTRFS_SUPER_MAGIC:
+        raise NotBtrfsError(errno.ENOTTY, "not a btrfs filesystem", target)

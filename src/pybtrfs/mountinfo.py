@@ -1,5 +1,5 @@
 """
-Which subvolumes are mounted, and where: ``/proc/PID/mountinfo`` of every mount namespace that can be seen.
+Mounts of btrfs subvolumes, read from ``/proc/PID/mountinfo`` of every mount namespace that the caller can see.
 """
 
 import errno
@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from pybtrfs import syscall
 
-_OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-# What statvfs(2) answers with. `os` has it, but PyPy's has not all.
+_OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+# Flags of statvfs(2). `os` has them as well, but not all of them on PyPy.
 _INHERITED = {syscall.MS_NOSUID: "nosuid", syscall.MS_NODEV: "nodev", syscall.MS_NOEXEC: "noexec"}
 _SUBVOLID = re.compile(rb"(?:^|,)subvolid=(\d+)")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
@@ -19,11 +19,11 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 class MountTable(NamedTuple):
     """
-    What was mounted at one moment.
+    The mounts of one filesystem at one moment.
 
     Attributes:
-        subvolids: Those of one filesystem, in any namespace.
-        points: The mount points below a store, in this namespace.
+        subvolids: The mounted subvolumes, in any mount namespace.
+        points: The mount points below a directory, in this mount namespace.
     """
 
     subvolids: frozenset[int] = frozenset()
@@ -31,18 +31,18 @@ class MountTable(NamedTuple):
 
     def has_mount_below(self, path: str) -> bool:
         """
-        Whether something is mounted at *path* or inside.
+        Return whether something is mounted at *path* or below it.
         """
         return any(point == path or point.startswith(path + "/") for point in self.points)
 
 
 class MountPoint(NamedTuple):
     """
-    One mount of a subvolume, or of a directory in it.
+    A mount of a subvolume, or of a directory in it.
 
     Attributes:
-        path: Where, as the processes of its namespace see it.
-        pid: Of a process that sees it.
+        path: The mount point, as the processes of its mount namespace see it.
+        pid: A process in that namespace.
     """
 
     subvolid: int
@@ -53,9 +53,9 @@ class MountPoint(NamedTuple):
 
 def device_of(fd: int) -> bytes | None:
     """
-    ``major:minor`` of the filesystem *fd* is on, as mountinfo shows it, or None when its mount cannot be seen.
+    Return ``major:minor`` of the filesystem of *fd* as mountinfo shows it, or None if its mount is not visible.
 
-    The number that stat(2) gives is the subvolume's own, not the filesystem's.
+    It differs from st_dev of stat(2), which is the number of the subvolume.
     """
     with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
         mount_id = next(line.split()[1] for line in file if line.startswith(b"mnt_id:"))
@@ -69,7 +69,7 @@ def device_of(fd: int) -> bytes | None:
 
 def inherited(path: str) -> list[str]:
     """
-    The options of the mount that *path* is on which a bind mount of it has too, and a container cannot do with.
+    Return the mount options of *path* that a bind mount inherits and that break containers: nosuid, nodev, noexec.
     """
     flags = os.statvfs(path).f_flag
     return [name for flag, name in _INHERITED.items() if flags & flag]
@@ -77,8 +77,12 @@ def inherited(path: str) -> list[str]:
 
 def read(device: bytes | None, root: str) -> MountTable:
     """
-    The mounts of the btrfs *device*, of every btrfs when it is None, which may only find too many; and those below
-    the path *root*.
+    Return the mounts of the filesystem *device* in every mount namespace, and the mount points below *root* in this
+    one.
+
+    Args:
+        device: As `device_of` returns it. None means every btrfs: the table then has ids of other filesystems too.
+        root: An absolute path.
     """
     subvolids: set[int] = set()
     for _, line in _lines(device):
@@ -90,7 +94,10 @@ def read(device: bytes | None, root: str) -> MountTable:
 
 def mount_points(device: bytes | None) -> Iterator[MountPoint]:
     """
-    The mounts of the btrfs *device*, of every btrfs when it is None, in every mount namespace.
+    Yield the mounts of the filesystem *device* in every mount namespace.
+
+    Args:
+        device: As `device_of` returns it; None means every btrfs.
     """
     for pid, line in _lines(device):
         fields = line.split()
@@ -98,9 +105,20 @@ def mount_points(device: bytes | None) -> Iterator[MountPoint]:
             yield MountPoint(int(subvolid), _unescape(fields[4]), pid, b"ro" in fields[5].split(b","))
 
 
+def mounted_from(source: str) -> Iterator[str]:
+    """
+    Yield the mount points of the block device *source*, such as ``/dev/loop0``, in this mount namespace.
+    """
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            mount, _, filesystem = line.partition(b" - ")
+            if _unescape(filesystem.split()[1]) == source:
+                yield _unescape(mount.split()[4])
+
+
 def _lines(device: bytes | None) -> Iterator[tuple[int, bytes]]:
     """
-    The lines of all tables that may be of the btrfs *device*, or of any, with the process that each is of.
+    Yield the lines that may be mounts of the filesystem *device*, or of any btrfs, each with a process that sees it.
     """
     for pid, data in _tables():
         for line in data.splitlines():
@@ -110,7 +128,7 @@ def _lines(device: bytes | None) -> Iterator[tuple[int, bytes]]:
 
 def _tables() -> Iterator[tuple[int, bytes]]:
     """
-    One mountinfo for each mount namespace, and the process that it is of.
+    Yield the mountinfo of each mount namespace once, with a process of that namespace.
     """
     seen = set()
     for name in os.listdir("/proc"):
@@ -123,9 +141,9 @@ def _tables() -> Iterator[tuple[int, bytes]]:
             with open(f"/proc/{name}/mountinfo", "rb") as file:
                 yield int(name), file.read()
         except OSError as error:
-            if error.errno in _OUT_OF:
-                raise  # what cannot be read now may be mounted
-            continue  # the process ended, or is not ours to look at: the next of its namespace may be
+            if error.errno in _OUT_OF_RESOURCES:
+                raise  # skipping this table could hide a mount
+            continue  # the process ended or is not readable; another process of the same namespace may be
         seen.add(namespace)
 
 

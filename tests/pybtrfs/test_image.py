@@ -1,3 +1,7 @@
+"""
+Images: created, attached, mounted and grown, and checked by btrfs-progs.
+"""
+
 import errno
 import importlib.util
 import os
@@ -27,7 +31,7 @@ MIB = 1 << 20
 
 def progs(command: str, *arguments: str | Path) -> str:
     """
-    What a command of btrfs-progs says; it is the other opinion here, and must not complain.
+    Return the output of a command of btrfs-progs, which must succeed; it is the second opinion here.
     """
     if not (found := shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")):
         pytest.skip("needs btrfs-progs")
@@ -38,7 +42,7 @@ def progs(command: str, *arguments: str | Path) -> str:
 
 def identity(mount: Path | str) -> tuple[bytes, bytes, bytes]:
     """
-    The uuids of the mounted filesystem, its device and its top level.
+    Return the uuids of the mounted filesystem, its device and its top level.
     """
     with opened(mount) as fd:
         return ioctl.fs_info(fd).fsid, ioctl.dev_info(fd, 1).uuid, ioctl.get_subvol_info(fd).uuid
@@ -64,7 +68,7 @@ def target(tmp_path: Path) -> Path:
 @pytest.fixture
 def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """
-    Lets an ioctl fail a number of times, as a kernel would.
+    A function that lets an ioctl fail a number of times.
     """
     real = ioctl._ioctl
 
@@ -85,7 +89,7 @@ class TestCreate:
     @pytest.mark.parametrize("size", [SIZE, SIZE + 5000, 1 << 30])
     def test_valid(self, path: Path, size: int) -> None:
         """
-        A new image is a valid filesystem of that size, and has the fsid that was returned.
+        A new image is a valid filesystem of its size, with the returned fsid.
         """
         fsid = image.create(path, size, sparse=True)
         assert path.stat().st_size == size // 4096 * 4096
@@ -97,7 +101,7 @@ class TestCreate:
 
     def test_allocation(self, tmp_path: Path) -> None:
         """
-        An image has all its space from the start, unless it is sparse.
+        An image reserves all its space, unless it is sparse.
         """
         image.create(tmp_path / "full", SIZE)
         image.create(tmp_path / "sparse", SIZE, sparse=True)
@@ -106,15 +110,15 @@ class TestCreate:
 
     def test_too_small(self, path: Path) -> None:
         """
-        A size below the least names the least, and makes nothing.
+        A size below the minimum is refused with the minimum, and creates no file.
         """
-        with pytest.raises(ValueError, match=f"the least is {SIZE}"):
+        with pytest.raises(ValueError, match=f"the minimum is {SIZE}"):
             image.create(path, SIZE - 1)
         assert not path.exists()
 
     def test_exists(self, path: Path) -> None:
         """
-        What exists is left alone.
+        An existing file stays as it is.
         """
         path.write_text("precious")
         with pytest.raises(FileExistsError):
@@ -124,7 +128,7 @@ class TestCreate:
     @pytest.mark.btrfs
     def test_no_space(self, target: Path) -> None:
         """
-        Without space for all of the image there is an error and no file.
+        If the space does not suffice, create raises ENOSPC and leaves no file.
         """
         syscall.mount("tmpfs", target, "tmpfs", 0, "size=64m")
         try:
@@ -138,7 +142,7 @@ class TestCreate:
     @pytest.mark.parametrize("kind", [os.fspath, os.fsencode, Path])
     def test_paths(self, path: Path, kind: Callable[[Path], Any]) -> None:
         """
-        A path may be text, bytes or path-like.
+        A path may be str, bytes or PathLike.
         """
         image.create(kind(path), SIZE, sparse=True)
         assert path.exists()
@@ -148,7 +152,7 @@ class TestCreate:
 class TestMount:
     def test_again(self, path: Path, target: Path) -> None:
         """
-        What was written is there when the image is mounted again, and the filesystem stays valid.
+        Written data is there at the next mount, and the filesystem stays valid.
         """
         fsid = image.create(path, SIZE, sparse=True)
         with image.mount(path, target) as mounted:
@@ -161,7 +165,7 @@ class TestMount:
 
     def test_options(self, path: Path, target: Path) -> None:
         """
-        No discard gives preallocated space back, users may delete their subvolumes, and options override that.
+        By default, no discard releases reserved space and users may delete their subvolumes; options override both.
         """
         image.create(path, SIZE, sparse=True)
         with image.mount(path, target):
@@ -173,7 +177,7 @@ class TestMount:
 
     def test_unmount(self, path: Path, target: Path) -> None:
         """
-        Unmounting frees the device; while a file is open it is refused, and unmounting twice is no error.
+        Unmounting frees the device. An open file makes it EBUSY, and a second call does nothing.
         """
         image.create(path, SIZE, sparse=True)
         mounted = image.mount(path, target)
@@ -186,26 +190,26 @@ class TestMount:
 
     def test_exception_is_kept(self, path: Path, target: Path) -> None:
         """
-        When it cannot be unmounted after an exception, that exception is the one raised, and says so.
+        If unmounting fails after an exception, the exception propagates, with a note.
         """
         image.create(path, SIZE, sparse=True)
         with pytest.raises(RuntimeError, match="the first") as caught, image.mount(path, target) as mounted:
             file = (target / "file").open("w")
             raise RuntimeError("the first")
-        assert "stays mounted" in caught.value.__notes__[0]
+        assert "is still mounted" in caught.value.__notes__[0]
         file.close()
         mounted.unmount()
 
     def test_three(self, btrfs_mount: Callable[..., Path]) -> None:
         """
-        Three images are mounted at once, and have no uuid in common.
+        Three images can be mounted together, because they share no uuid.
         """
         found = [uuid for _ in range(3) for uuid in identity(btrfs_mount())]
         assert len(set(found)) == 9
 
     def test_uuid_tree(self, path: Path) -> None:
         """
-        The tree of uuids has the top level's own.
+        The uuid tree has the uuid of the top level.
         """
         image.create(path, SIZE, sparse=True)
         roots = progs("btrfs", "inspect-internal", "dump-tree", "-t", "root", path)
@@ -217,7 +221,7 @@ class TestMount:
     @pytest.mark.parametrize("bad", [{"options": "nonsense"}, {"target": "/nonexistent"}])
     def test_refused(self, path: Path, target: Path, bad: dict[str, str]) -> None:
         """
-        When the mount is refused nothing stays attached.
+        If the mount is refused, the image is detached.
         """
         image.create(path, SIZE, sparse=True)
         with pytest.raises(OSError, match=r"Invalid argument|No such file"):
@@ -225,7 +229,7 @@ class TestMount:
 
     def test_resize_refused(self, path: Path, target: Path, refuse: Callable[..., None]) -> None:
         """
-        When the filesystem cannot take all of its image nothing stays mounted.
+        If the filesystem cannot grow to the size of its image, the image is unmounted.
         """
         image.create(path, SIZE, sparse=True)
         os.truncate(path, 2 * SIZE)
@@ -239,7 +243,7 @@ class TestMount:
 class TestAttach:
     def test_detach(self, path: Path) -> None:
         """
-        The device shows the image, and is gone once detached; detaching twice is no error.
+        An attached device has the image as its backing file, until detached; a second detach does nothing.
         """
         image.create(path, SIZE, sparse=True)
         with image.attach(path) as device:
@@ -252,18 +256,18 @@ class TestAttach:
     @pytest.mark.parametrize("blind", ["fcntl.flock", "_devices"])
     def test_twice(self, path: Path, target: Path, monkeypatch: pytest.MonkeyPatch, blind: str) -> None:
         """
-        An image in use is refused, by its lock and by its device alike: two of them would destroy the filesystem.
+        An attached image is refused, by its lock and by its device: two devices would destroy the filesystem.
         """
         monkeypatch.setattr(image, "_PATIENCE", 0)
         monkeypatch.setattr(f"pybtrfs.image.{blind}", lambda *arguments: ())
         image.create(path, SIZE, sparse=True)
-        with image.mount(path, target), pytest.raises(OSError, match="attached already") as caught:
+        with image.mount(path, target), pytest.raises(OSError, match="already attached to a loop device") as caught:
             image.attach(path)
         assert (caught.value.errno, caught.value.filename) == (errno.EBUSY, path)
 
     def test_given_back_late(self, path: Path) -> None:
         """
-        A device that somebody holds a moment longer than its user is waited for.
+        Attaching waits for another process that keeps the old device open for a moment.
         """
         image.create(path, SIZE, sparse=True)
         device = image.attach(path)
@@ -276,14 +280,14 @@ class TestAttach:
 
     def test_missing(self, path: Path) -> None:
         """
-        A missing image is named.
+        The error for a missing image has its name.
         """
         with pytest.raises(FileNotFoundError, match="image"):
             image.attach(path)
 
     def test_taken(self, path: Path, refuse: Callable[..., None]) -> None:
         """
-        When others take the free device first, another one is asked for.
+        If another process takes the free device first, the next free device is used.
         """
         image.create(path, SIZE, sparse=True)
         refuse("LOOP_CONFIGURE", errno.EBUSY, 3)
@@ -291,7 +295,7 @@ class TestAttach:
 
     def test_at_once(self) -> None:
         """
-        Many threads get a device each.
+        Concurrent threads get a device each.
         """
 
         def use(_: int) -> bytes:
@@ -303,7 +307,7 @@ class TestAttach:
 
     def test_old_kernel(self, path: Path, target: Path, refuse: Callable[..., None]) -> None:
         """
-        Without LOOP_CONFIGURE an image is attached in two steps, and still freed by itself.
+        Without LOOP_CONFIGURE an image is attached in two steps, and the kernel still frees the device.
         """
         image.create(path, SIZE, sparse=True)
         refuse("LOOP_CONFIGURE", errno.EINVAL, 1)
@@ -312,7 +316,7 @@ class TestAttach:
 
     def test_unprivileged(self, btrfs: Path, unprivileged: Callable[..., Any]) -> None:
         """
-        Who cannot open the loop devices is told so.
+        A caller who cannot open the loop devices gets their names.
         """
         image.create(btrfs / "image", SIZE, sparse=True)
         (btrfs / "image").chmod(0o666)
@@ -324,7 +328,7 @@ class TestAttach:
 class TestGrow:
     def test_mounted(self, path: Path, target: Path) -> None:
         """
-        A mounted filesystem takes the new space at once, also below a mount point with an odd name.
+        A mounted filesystem grows at once, also at a mount point whose name mountinfo escapes.
         """
         odd = target / "with space\n\\and \udcff"
         odd.mkdir()
@@ -338,7 +342,7 @@ class TestGrow:
 
     def test_attached(self, path: Path) -> None:
         """
-        A device without a mount takes the new size.
+        A device that is not mounted gets the new size.
         """
         image.create(path, SIZE, sparse=True)
         with image.attach(path) as device:
@@ -347,7 +351,7 @@ class TestGrow:
 
     def test_offline(self, path: Path, target: Path) -> None:
         """
-        A filesystem whose image grew while it was not mounted takes the space with its next mount.
+        If the image grew while unmounted, the filesystem grows at the next mount.
         """
         image.create(path, SIZE, sparse=True)
         image.grow(path, 3 * SIZE, sparse=True)
@@ -356,14 +360,14 @@ class TestGrow:
         progs("btrfs", "check", "--readonly", path)
 
     @pytest.mark.parametrize(
-        ("size", "wanted", "least"), [(SIZE, 2 * SIZE - 1, 2 * SIZE), (3 * SIZE, 2 * SIZE, 3 * SIZE)]
+        ("size", "wanted", "minimum"), [(SIZE, 2 * SIZE - 1, 2 * SIZE), (3 * SIZE, 2 * SIZE, 3 * SIZE)]
     )
-    def test_too_small(self, path: Path, size: int, wanted: int, least: int) -> None:
+    def test_too_small(self, path: Path, size: int, wanted: int, minimum: int) -> None:
         """
-        An image never becomes smaller, nor a size that the kernel does not grow a filesystem to.
+        An image never shrinks, and never gets a size that the kernel does not grow a filesystem to.
         """
         image.create(path, size, sparse=True)
-        with pytest.raises(ValueError, match=f"the least is {least}"):
+        with pytest.raises(ValueError, match=f"the minimum is {minimum}"):
             image.grow(path, wanted)
         assert path.stat().st_size == size
 
@@ -373,7 +377,7 @@ class TestTemporary:
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
     def test_exception(self, tmp_path: Path, error: type[BaseException]) -> None:
         """
-        Nothing is left after an exception, not even when a file is still open.
+        After an exception nothing is left, even if a file is still open.
         """
         with pytest.raises(error), image.temporary(SIZE, directory=tmp_path) as mount:
             file = (mount / "file").open("w")
@@ -383,7 +387,7 @@ class TestTemporary:
 
     def test_sparse(self, tmp_path: Path) -> None:
         """
-        A temporary image takes no space in advance, unless told to.
+        A temporary image reserves no space by default.
         """
         for sparse, least in [(True, 0), (False, SIZE)]:
             with image.temporary(SIZE, sparse=sparse, directory=tmp_path) as mount:
@@ -399,7 +403,7 @@ def mount_options(target: Path) -> set[str]:
 class TestTemplate:
     def test_regenerated(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """
-        The script makes the template again: the same trees, features and placeholders, and valid.
+        The script reproduces the template: a valid filesystem with the same trees, features and placeholders.
         """
         progs("mkfs.btrfs", "--version")
         tool = load(ROOT / "tools/make_image_template.py")
@@ -418,7 +422,7 @@ class TestTemplate:
 
 def structure(text: str) -> list[tuple[Any, ...]]:
     """
-    Each block of a template by what it is: a superblock and its features, or a tree's root.
+    Return the kind of each block of a template: a superblock with its features, or the root of a tree.
     """
     return sorted(
         ("superblock", offset, *struct.unpack_from("<3Q", block, 172))

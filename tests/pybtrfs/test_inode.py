@@ -1,5 +1,5 @@
 """
-Properties of files and directories on real btrfs.
+Compression and copy-on-write of files and directories, on real btrfs.
 """
 
 import errno
@@ -13,12 +13,13 @@ import pytest
 
 from pybtrfs import inode, ioctl, subvolume
 from pybtrfs.errors import NotBtrfsError
+from pybtrfs.path import opened
 
 pytestmark = pytest.mark.btrfs
 
 NOBODY = 65534
 
-# By its number, for what the kernels after it refuse or take is what is tested; of those 6.1 is the next one tried.
+# The version decides here, because the tests are about the rules of newer kernels; 6.1 is the next tested version.
 LINUX = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
 not_on_5_10 = pytest.mark.skipif(LINUX < (6, 1), reason="Linux 5.10 has other rules for compression")
 
@@ -26,7 +27,7 @@ not_on_5_10 = pytest.mark.skipif(LINUX < (6, 1), reason="Linux 5.10 has other ru
 @pytest.mark.parametrize("algorithm", ["zlib", "lzo", "zstd", pytest.param("none", marks=not_on_5_10)])
 def test_compression(btrfs: Path, algorithm: str) -> None:
     """
-    A directory's compression is set, taken by what is made in it and by snapshots, and left to the mount again.
+    New files and snapshots inherit the compression of a directory, until None leaves it to the mount options.
     """
     subvolume.create(btrfs / "base")
     assert inode.get_compression(btrfs / "base") is None
@@ -43,19 +44,19 @@ def test_compression(btrfs: Path, algorithm: str) -> None:
     for path in (btrfs / "base", btrfs / "base/file"):
         inode.set_compression(path, None)
         assert inode.get_compression(path) is None
-        with inode._opened(path) as fd:
+        with opened(path) as fd:
             assert not ioctl.getflags(fd) & ioctl.FS_NOCOMP_FL
 
 
 def test_compression_in_any_form(btrfs: Path) -> None:
     """
-    The file may be a path in any form, or open.
+    The target may be a path in any form, or an open file.
     """
     with open(btrfs / "file", "wb") as file:
         for target in (btrfs / "file", str(btrfs / "file"), os.fsencode(btrfs / "file"), file, file.fileno()):
             inode.set_compression(target, "zstd")
             assert inode.get_compression(target) == "zstd"
-            inode.set_nodatacow(target, False)
+            inode.set_nodatacow(target, nodatacow=False)
             assert inode.get_nodatacow(target) is False
 
 
@@ -71,7 +72,7 @@ def test_compression_that_the_kernel_does_not_know(btrfs: Path) -> None:
 
 def test_overwriting_of_what_is_compressed(btrfs: Path) -> None:
     """
-    What is compressed is not overwritten in place.
+    A compressed file cannot become nodatacow.
     """
     (btrfs / "file").touch()
     inode.set_compression(btrfs / "file", "zstd")
@@ -83,7 +84,7 @@ def test_overwriting_of_what_is_compressed(btrfs: Path) -> None:
 @not_on_5_10
 def test_compression_of_what_is_not_copied_on_write(btrfs: Path) -> None:
     """
-    What is overwritten in place is not compressed.
+    A nodatacow file cannot become compressed.
     """
     (btrfs / "other").touch()
     inode.set_nodatacow(btrfs / "other")
@@ -94,7 +95,7 @@ def test_compression_of_what_is_not_copied_on_write(btrfs: Path) -> None:
 
 def test_nodatacow(btrfs: Path) -> None:
     """
-    A directory's files are not copied on write once it says so; a file with data stays as it is.
+    New files inherit nodatacow from their directory; a file with data cannot change it.
     """
     (btrfs / "old").write_text("content")
     assert not inode.get_nodatacow(btrfs)
@@ -102,20 +103,20 @@ def test_nodatacow(btrfs: Path) -> None:
     assert inode.get_nodatacow(btrfs)
     (btrfs / "new").touch()
     assert inode.get_nodatacow(btrfs / "new")
-    with pytest.raises(OSError, match="a file with data") as caught:
+    with pytest.raises(OSError, match="cannot change nodatacow of a file with data") as caught:
         inode.set_nodatacow(btrfs / "old")
     assert caught.value.errno == errno.EINVAL
     (btrfs / "new").write_text("content")
-    with pytest.raises(OSError, match="a file with data"):
-        inode.set_nodatacow(btrfs / "new", False)
-    inode.set_nodatacow(btrfs, False)
+    with pytest.raises(OSError, match="cannot change nodatacow of a file with data"):
+        inode.set_nodatacow(btrfs / "new", nodatacow=False)
+    inode.set_nodatacow(btrfs, nodatacow=False)
     (btrfs / "newer").touch()
     assert not inode.get_nodatacow(btrfs / "newer")
 
 
 def test_of_a_read_only_subvolume(btrfs: Path) -> None:
     """
-    In a read-only subvolume they are read, and not set.
+    In a read-only subvolume both can be read but not set.
     """
     subvolume.create(btrfs / "base")
     subvolume.set_read_only(btrfs / "base")
@@ -129,7 +130,7 @@ def test_of_a_read_only_subvolume(btrfs: Path) -> None:
 
 def test_unprivileged(btrfs: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    An ordinary user reads them, and sets those of his own files.
+    An unprivileged user reads both, and sets both for files he owns.
     """
     (btrfs / "file").touch()
     assert unprivileged(inode.get_compression, btrfs / "file") is None
@@ -149,7 +150,7 @@ def test_unprivileged(btrfs: Path, unprivileged: Callable[..., Any]) -> None:
 
 def test_elsewhere(tmp_path: Path) -> None:
     """
-    What is not on btrfs has none of them.
+    On another filesystem every call raises NotBtrfsError.
     """
     for call in (
         lambda: inode.get_compression(tmp_path),

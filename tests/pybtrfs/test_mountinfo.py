@@ -1,5 +1,5 @@
 """
-What is mounted, in any mount namespace, is seen before it is destroyed.
+Mounts of subvolumes in any mount namespace.
 """
 
 import errno
@@ -30,7 +30,7 @@ FIXTURE = rb"""
 @pytest.fixture
 def proc(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    /proc with the fixture's table, in this namespace and the only one.
+    Let every process have FIXTURE as its mountinfo.
     """
 
     def open_(path: str, mode: str) -> io.BytesIO:
@@ -42,7 +42,7 @@ def proc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_subvolids(proc: None) -> None:
     """
-    The mounted subvolumes are those of the device, whatever the optional fields and names say.
+    Only subvolumes of the device count, whatever optional fields and names contain.
     """
     assert read(b"0:44", "/").subvolids == {5, 258, 2**64 - 1}
     assert read(b"0:50", "/").subvolids == {300}
@@ -51,14 +51,14 @@ def test_subvolids(proc: None) -> None:
 
 def test_unknown_device(proc: None) -> None:
     """
-    Where the device is not known, every btrfs counts: too many wait, none is lost.
+    If the device is unknown, every btrfs counts, so that no mount is missed.
     """
     assert read(None, "/").subvolids == {5, 258, 300, 2**64 - 1}
 
 
 def test_mount_points(proc: None) -> None:
     """
-    Each mount of the device has its path, a process that sees it, and whether it is read-only.
+    Each mount of the device is listed with its path, a process that sees it, and whether it is read-only.
     """
     found = {(point.subvolid, point.path, point.read_only) for point in mountinfo.mount_points(b"0:44")}
     assert found == {
@@ -71,7 +71,7 @@ def test_mount_points(proc: None) -> None:
 
 def test_points(proc: None) -> None:
     """
-    Mount points are those below the root, as they are named; spaces, tabs and bytes that are no UTF-8 included.
+    Only mount points below the root are listed; spaces, tabs and bytes that are not UTF-8 are unescaped.
     """
     assert read(b"0:44", "/mnt").points == (
         "/mnt/with space\ttab\\back\nline",
@@ -82,6 +82,19 @@ def test_points(proc: None) -> None:
     )
     assert read(b"0:44", "/srv").points == (os.fsdecode("/srv/é".encode() + b"\xff"),)
     assert read(b"0:44", "/mn").points == ()
+
+
+def test_mounted_from(proc: None) -> None:
+    """
+    A device node leads to its mount points in this namespace, unescaped.
+    """
+    assert list(mountinfo.mounted_from("/dev/loop1")) == [
+        "/mnt",
+        "/mnt/with space\ttab\\back\nline",
+        "/mnt/last",
+        "/mnt/nosubvolid",
+    ]
+    assert list(mountinfo.mounted_from("/dev/loop")) == []
 
 
 @pytest.mark.parametrize(
@@ -98,7 +111,7 @@ def test_points(proc: None) -> None:
 )
 def test_has_mount_below(path: str, below: bool) -> None:
     """
-    A path is compared by whole names.
+    Paths are compared by whole components.
     """
     assert MountTable(points=("/r/3/fs/proc", "/elsewhere")).has_mount_below(path) is below
 
@@ -106,7 +119,7 @@ def test_has_mount_below(path: str, below: bool) -> None:
 @pytest.fixture
 def mounts(btrfs: Path) -> Callable[[], MountTable]:
     """
-    A function that reads the table of the btrfs.
+    A function that reads the mounts of the btrfs.
     """
     fd = os.open(btrfs, os.O_RDONLY)
     device = device_of(fd)
@@ -118,7 +131,7 @@ def mounts(btrfs: Path) -> Callable[[], MountTable]:
 @pytest.mark.btrfs
 def test_seen_in_any_namespace(btrfs: Path, mounts: Callable[[], MountTable]) -> None:
     """
-    A subvolume is seen where it is mounted, here or in another namespace, until it is unmounted.
+    A mounted subvolume is found in this and in another mount namespace, until it is unmounted.
     """
     here, there = btrfs / "here", btrfs / "there"
     for path in (here, there):
@@ -144,7 +157,7 @@ def test_seen_in_any_namespace(btrfs: Path, mounts: Callable[[], MountTable]) ->
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_nothing_is_overlooked(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Where a table cannot be read for want of descriptors or memory, nothing is said about mounts at all.
+    If file descriptors or memory run out, reading fails instead of missing a mount.
     """
     with other_namespace("true"):
 
@@ -160,7 +173,7 @@ def test_nothing_is_overlooked(number: int, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_processes_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A process that ended, or that is not ours to look at, is passed over.
+    A process that ended or is not readable is skipped.
     """
     errors = iter([errno.ENOENT, errno.ESRCH, errno.EINVAL, errno.EACCES, errno.EPERM])
 
@@ -177,7 +190,7 @@ def test_processes_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_device_without_a_mount() -> None:
     """
-    What is on no mount that can be seen has no device.
+    A file whose mount is not visible has no device.
     """
     reader, writer = os.pipe()
     try:
