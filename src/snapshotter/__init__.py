@@ -1,5 +1,5 @@
 """
-containerd's snapshotter semantics on btrfs.
+A snapshotter for containerd on btrfs.
 """
 
 from snapshotter.contract import Snapshotter

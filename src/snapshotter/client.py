@@ -1,5 +1,5 @@
 """
-A store in another process, through containerd's RPCs and our own.
+A client of a store that another process serves, through containerd's API and our extension of it.
 """
 
 import asyncio
@@ -32,14 +32,15 @@ T = TypeVar("T")
 
 class Client:
     """
-    The methods of `snapshotter.Snapshotter` that there are RPCs for, with the same arguments, results and errors.
+    A client of a snapshotter service.
 
-    They may be called from any thread. UnavailableError also means that nobody answers at *address*.
+    The methods have the arguments, results and errors of `snapshotter.Snapshotter`, and may be called from any thread.
+    UnavailableError also means that no service answers at *address*.
 
     Args:
         address: The path of the service's socket.
         snapshotter: The name of this client; see *client* of `Snapshotter`.
-        timeout: How long a call may take, in seconds; None is as long as the service lets it.
+        timeout: The time limit of each call, in seconds; None leaves the limit to the service.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Client:
 
     def close(self) -> None:
         """
-        End the connection. Closing twice is fine.
+        Close the connection. Closing again does nothing.
         """
         if self._loop.is_closed():
             return
@@ -72,7 +73,7 @@ class Client:
 
     async def _disconnect(self) -> None:
         self._channel.close()
-        await asyncio.sleep(0)  # the transport closes its socket in the loop's next turn
+        await asyncio.sleep(0)  # the transport closes its socket in the loop's next iteration
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +83,7 @@ class Client:
 
     def serving(self) -> bool:
         """
-        Whether the service has its store open.
+        Return whether the service has its store open.
         """
         reply = self._wait(self._health.Check(HealthCheckRequest(), timeout=self._timeout))
         return reply.status == HealthCheckResponse.SERVING
@@ -163,7 +164,7 @@ class Client:
 @contextlib.contextmanager
 def _checking() -> Iterator[None]:
     """
-    Around the making of a request: what no message can hold is no argument either.
+    Raise InvalidArgumentError for a value that a message cannot hold, while a request is built in the ``with``.
     """
     try:
         yield

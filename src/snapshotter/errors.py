@@ -1,8 +1,8 @@
 """
-What the snapshotter raises: containerd's error kinds, by their names.
+The snapshotter's errors, named after containerd's error kinds.
 
-The kind tells a caller what to do, the text tells a person what happened. An
-OSError behind an error is its ``__cause__``.
+The class tells a program how to react, the message tells a person what happened. If an OSError caused an error, it is
+the error's ``__cause__``.
 """
 
 import contextlib
@@ -21,29 +21,32 @@ __all__ = [
     "StoreHeldError",
     "UnavailableError",
     "quoted",
+    "translated",
+    "translating",
 ]
 
 QUOTED_SIZE = 160  # characters; containerd's own keys have about a hundred
 
+EXHAUSTED_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+DEAD_ERRNOS = {errno.EIO, errno.EROFS}  # signs of a filesystem that the kernel has aborted
 
-def quoted(value: object) -> str:
-    """
-    *value* as an error repeats it, of a long text the beginning: errors travel in headers.
-    """
-    if isinstance(value, str) and len(value) > QUOTED_SIZE:
-        return f"{value[:QUOTED_SIZE]!r}..."
-    return repr(value)
+CURES = {
+    errno.ETXTBSY: ": a swap file in the subvolume is in use: swapoff first",
+    errno.EXDEV: ": something is mounted inside the subvolume: unmount it first",
+    errno.EBUSY: ": the subvolume is mounted: unmount it first",
+    errno.EPERM: ": CAP_SYS_ADMIN is missing, or the subvolume is being sent or is the default subvolume",
+}
 
 
 class Error(Exception):
     """
-    The base of everything below.
+    The base class of all errors of the snapshotter.
     """
 
 
 class NotFoundError(Error):
     """
-    No snapshot has that key.
+    No snapshot has the given key.
     """
 
 
@@ -55,13 +58,13 @@ class AlreadyExistsError(Error):
 
 class InvalidArgumentError(Error):
     """
-    The arguments are wrong whatever the state of the store.
+    The arguments are wrong in every state of the store.
     """
 
 
 class FailedPreconditionError(Error):
     """
-    The arguments are right, and the state of the snapshot forbids the call.
+    The arguments are valid, but the state of the snapshot or the store forbids the call.
     """
 
 
@@ -73,7 +76,7 @@ class ResourceExhaustedError(Error):
 
 class UnavailableError(Error):
     """
-    The store cannot serve this now; the same call may succeed later.
+    The store cannot serve the call now; the same call may succeed later.
     """
 
 
@@ -82,8 +85,8 @@ class StoreHeldError(UnavailableError):
     Another process has the store open for writing.
 
     Attributes:
-        socket: Where it serves the store; empty where it does not.
-        client: Whose snapshots the store has; empty while nobody's.
+        socket: The address at which that process serves the store; empty if it does not serve.
+        client: The client to which the store is bound; empty if it has never had a snapshot.
     """
 
     def __init__(self, text: str, socket: str = "", client: str = "") -> None:
@@ -100,39 +103,41 @@ class DataLossError(Error):
 
 class NotSupportedError(Error):
     """
-    This installation, kernel or filesystem cannot do that (containerd's Unimplemented).
+    This installation, kernel or filesystem does not support the call (containerd's Unimplemented).
     """
 
 
-_EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
-_DEAD = {errno.EIO, errno.EROFS}
-_CURES = {
-    errno.ETXTBSY: ": a swap file in it is in use: swapoff first",
-    errno.EXDEV: ": something is mounted in it: unmount that first",
-    errno.EBUSY: ": it is mounted: unmount it first",
-    errno.EPERM: ": CAP_SYS_ADMIN is missing, or it is being sent or is the default subvolume",
-}
+def quoted(value: object) -> str:
+    """
+    Return the repr of *value* for a message. A long text is cut, because gRPC sends messages in a header.
+    """
+    if isinstance(value, str) and len(value) > QUOTED_SIZE:
+        return f"{value[:QUOTED_SIZE]!r}..."
+    return repr(value)
 
 
 @contextlib.contextmanager
 def translating(doing: str) -> Iterator[None]:
     """
-    Raise what the contract calls the kernel's refusal of *doing*. That somebody closed a pipe is none.
+    Translate an OSError raised in the ``with`` by `translated`. BrokenPipeError passes through unchanged.
     """
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise _translated(doing, error) from error
+        raise translated(doing, error) from error
 
 
-def _translated(doing: str, error: OSError) -> Error:
+def translated(doing: str, error: OSError) -> Error:
+    """
+    Return the snapshotter's error for the kernel's refusal of *doing*, with the cure if there is a known one.
+    """
     text = f"cannot {doing}: {error.strerror or error}"
-    if error.errno in _EXHAUSTED:
+    if error.errno in EXHAUSTED_ERRNOS:
         return ResourceExhaustedError(text)
-    if error.errno in _DEAD:
+    if error.errno in DEAD_ERRNOS:
         return UnavailableError(text)
     if error.errno == errno.ENOENT:
         return DataLossError(f"{text}: somebody deleted its subvolume")
-    return FailedPreconditionError(text + _CURES.get(error.errno or 0, ""))
+    return FailedPreconditionError(text + CURES.get(error.errno or 0, ""))

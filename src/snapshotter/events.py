@@ -1,8 +1,8 @@
 """
-What happens to a store and its daemon, told through `logging`: one table of events, and one line for each.
+The events of a store and its daemon, logged through `logging`: a table of all events, and one line for each.
 
-A program that uses the library hears nothing unless it listens: `logging.getLogger("snapshotter")` has the events, with
-the attributes ``event`` and ``fields`` on each record. No label is ever told: what is in one is its owner's.
+The logger ``snapshotter`` is silent unless the program sets up `logging`. Each log record has the attributes
+``event`` and ``fields``. Labels are never logged, because they may hold secrets.
 """
 
 import enum
@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 if TYPE_CHECKING:
     import logging
@@ -21,68 +21,68 @@ __all__ = ["Event", "Fields", "LogFormat", "LogLevel", "format_event"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-_DEBUG, _INFO, _WARNING, _ERROR = 10, 20, 30, 40  # those of `logging`
+_DEBUG, _INFO, _WARNING, _ERROR = 10, 20, 30, 40  # the levels of `logging`
 _PLAIN = re.compile(r"[\w./:@+,-]+", re.ASCII)
 
 
 class Fields(TypedDict, total=False):
     """
-    What an event may say beside its name.
+    The fields that an event may have.
     """
 
     op: str  # the method called
-    code: str  # of gRPC, that answered it
-    key: str  # of the snapshot, as it is known from now on
-    id: int  # of the snapshot: the name of its directory
-    source: str  # the key it had, or that it is a copy of
+    code: str  # the gRPC code of the answer
+    key: str  # the snapshot's key from now on
+    id: int  # the snapshot's id: the name of its directory
+    source: str  # the snapshot's former key, or the key of the snapshot that was copied
     parent: str
-    subvolume: str  # the one concerned, when it is not all of the snapshot's
-    root: str  # of the store
+    subvolume: str  # the name of the subvolume, if not all of the snapshot's are concerned
+    root: str  # the path of the store
     path: str
-    address: str  # of a socket
-    snapshots: int
-    seconds: float  # that it took
+    address: str  # the path of a socket
+    snapshots: int  # the number of snapshots
+    seconds: float  # the duration
     error: str
 
 
 class Event(enum.StrEnum):
     """
-    Everything that is told: its name, its level, and its meaning.
+    All events, each with its name, level and meaning.
     """
 
     level: int
     meaning: str
 
-    OPENED = "opened", _INFO, "the store is open, and settled after a crash; `error` says why only for reading"
-    CLOSED = "closed", _INFO, "the store is released"
-    PREPARED = "prepared", _INFO, "an active snapshot was made"
-    VIEWED = "viewed", _INFO, "a view was made"
+    OPENED = "opened", _INFO, "the store is open and recovered; `error` says why it is read-only"
+    CLOSED = "closed", _INFO, "the store is closed and its lock released"
+    PREPARED = "prepared", _INFO, "an active snapshot was created"
+    VIEWED = "viewed", _INFO, "a view was created"
     FORKED = "forked", _INFO, "the active snapshot `source` was copied as `key`"
-    COMMITTED = "committed", _INFO, "the active snapshot `source` became the committed `key`"
+    COMMITTED = "committed", _INFO, "the active snapshot `source` was committed as `key`"
     UPDATED = "updated", _INFO, "labels were changed"
     REMOVED = "removed", _INFO, "a snapshot was removed; its subvolumes are destroyed in the background"
-    DESTROYED = "destroyed", _INFO, "the subvolumes of a removed snapshot, or the former one of a committed, are gone"
-    HELD = "held", _INFO, "destroying is tried again later; `error` says `busy` while it is mounted somewhere"
-    RECOVERED = "recovered", _INFO, "at opening: a call that a crash interrupted had happened, and was finished"
-    UNDONE = "undone", _INFO, "at opening: a call that a crash interrupted had not happened, and was undone"
-    QUARANTINED = "quarantined", _WARNING, "at opening: a snapshot lost its subvolume, and can only be removed"
-    UNKNOWN = "unknown", _WARNING, "at opening: something in the store that no record accounts for, and is left alone"
-    UNSETTLED = "unsettled", _INFO, "a record was not brought up to date in the background; the next opening does it"
-    DATA_REFUSED = "data-refused", _ERROR, "the disk lost data: no snapshot active by then can be committed any more"
+    DESTROYED = "destroyed", _INFO, "the subvolumes of a removed snapshot, or one replaced by a commit, are destroyed"
+    HELD = "held", _INFO, "a destroy failed and is retried later; `error` says `busy` while the subvolume is mounted"
+    RECOVERED = "recovered", _INFO, "at open: a call interrupted by a crash had taken effect, and was completed"
+    UNDONE = "undone", _INFO, "at open: a call interrupted by a crash had not taken effect, and was rolled back"
+    QUARANTINED = "quarantined", _WARNING, "at open: a snapshot lost its subvolume, and can only be removed"
+    UNKNOWN = "unknown", _WARNING, "at open: an entry of the store belongs to no snapshot, and is left alone"
+    UNSETTLED = "unsettled", _INFO, "a record could not be updated in the background; the next open updates it"
+    DATA_REFUSED = "data-refused", _ERROR, "the disk lost data: snapshots active at the time can no longer be committed"
     FILESYSTEM_FAILED = "filesystem-failed", _ERROR, "the filesystem is dead: mount it again, then reopen the store"
-    NO_THREAD = "no-thread", _WARNING, "no thread could be started: destroying waits until one can"
-    DEFECT = "defect", _ERROR, "a mistake of ours in the background; what was in hand is tried at the next opening"
+    NO_THREAD = "no-thread", _WARNING, "no thread could be started; subvolumes are destroyed once one can"
+    DEFECT = "defect", _ERROR, "a bug made background work fail; the next open retries it"
     READY = "ready", _INFO, "the daemon answers calls at `address`"
-    STOPPING = "stopping", _INFO, "the daemon takes no new calls, and ends when those under way have"
-    CUT_OFF = "cut-off", _ERROR, "the daemon ended before calls under way had: `seconds` were not enough for them"
-    TIGHTENED = "tightened", _WARNING, "others could enter the root, or its mode was odd: it is 0700 now"
-    UNANSWERED = "unanswered", _ERROR, "the daemon does not answer itself, so the watchdog hears nothing"
-    REFUSED = "refused", _DEBUG, "a call was answered by an error that its caller has to expect, such as NotFound"
-    FAILED = "failed", _ERROR, "a call could not be done: a defect, or the machine's fault"
-    HUNG_UP = "hung-up", _INFO, "a client does not speak HTTP/2 as it has to, and was hung up on"
+    STOPPING = "stopping", _INFO, "the daemon refuses new calls, and ends when the calls in flight have ended"
+    CUT_OFF = "cut-off", _ERROR, "the daemon ended before the calls in flight: `seconds` were not enough for them"
+    TIGHTENED = "tightened", _WARNING, "other users could enter the root, or its mode was unusual; its mode is 0700 now"
+    UNANSWERED = "unanswered", _ERROR, "the daemon did not answer its own call, so the watchdog was not fed"
+    REFUSED = "refused", _DEBUG, "a call was answered with an error that its caller has to expect, such as NotFound"
+    FAILED = "failed", _ERROR, "a call failed because of a bug, the disk or exhausted resources"
+    HUNG_UP = "hung-up", _INFO, "a client broke HTTP/2, and its connection was closed"
     BAD_PATTERN = "bad-pattern", _WARNING, "a filter's regular expression does not compile, and matches nothing"
 
-    def __new__(cls, value: str, level: int, meaning: str) -> "Event":
+    def __new__(cls, value: str, level: int, meaning: str) -> Self:
         member = str.__new__(cls, value)
         member._value_ = value
         member.level = level
@@ -91,13 +91,13 @@ class Event(enum.StrEnum):
 
     def emit(self, *, traceback: Exception | None = None, **fields: Unpack[Fields]) -> None:
         """
-        Tell whoever listens, but for fields that are empty; with the traceback of *traceback*.
+        Log the event with its non-empty *fields*, and with the traceback of the exception *traceback*.
         """
-        # Who listens has imported it, and others are spared the time.
+        # A program that listens has imported `logging`; other programs are spared the time of the import.
         if "logging" in sys.modules and (log := _logger()).isEnabledFor(self.level):
-            said = {name: value for name, value in fields.items() if value != ""}
-            extra = {"event": self, "fields": said}
-            log.log(self.level, _Message(self, said), exc_info=traceback, extra=extra)
+            filled = {name: value for name, value in fields.items() if value != ""}
+            extra = {"event": self, "fields": filled}
+            log.log(self.level, _Message(self, filled), exc_info=traceback, extra=extra)
 
 
 @cache
@@ -111,7 +111,7 @@ def _logger() -> "logging.Logger":
 
 class _Message:
     """
-    What is `format_event` of an event, made when somebody reads it.
+    The text of an event, formatted only if a handler needs it.
     """
 
     __slots__ = ("_event", "_fields")
@@ -126,14 +126,14 @@ class _Message:
 
 def format_event(event: str, fields: Mapping[str, Any]) -> str:
     """
-    ``EVENT FIELD=VALUE ...``: a value that is not one plain word is a JSON string.
+    Return the event as ``EVENT FIELD=VALUE ...``; a value that is not one plain word is a JSON string.
     """
     return " ".join([event, *(f"{name}={_text(value)}" for name, value in fields.items())])
 
 
 def _text(value: object) -> str:
     """
-    *value* as one word, whatever is in it: keys come from anywhere.
+    Return *value* as one word of printable ASCII.
     """
     if isinstance(value, float):
         return f"{value:.6f}"

@@ -1,5 +1,8 @@
 """
-What is said about a snapshot: its kind, its description, its size, and how to mount it.
+The values that the contract takes and returns, in containerd's terms.
+
+An *active* snapshot is writable; `commit` makes it *committed*, and so a possible *parent* of other snapshots. A *view*
+is a read-only look at a parent. A *key* names an active snapshot or a view, a *name* a committed snapshot.
 """
 
 import enum
@@ -8,14 +11,30 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-__all__ = ["Info", "Kind", "Measured", "Mount", "Usage"]
+__all__ = [
+    "EPOCH",
+    "LOCAL",
+    "Info",
+    "Kind",
+    "Located",
+    "Measured",
+    "Mount",
+    "Problem",
+    "Status",
+    "Usage",
+    "UsageDefinition",
+]
 
 EPOCH = datetime.fromtimestamp(0, UTC)
+
+LOCAL = "local"  # the client name of the library and the command
+
+UsageDefinition = Literal["added", "containerd"]
 
 
 class Kind(enum.StrEnum):
     """
-    What a snapshot is; ``str()`` and JSON give containerd's spelling.
+    The kind of a snapshot; ``str()`` and JSON give containerd's spelling.
     """
 
     VIEW = "View"
@@ -25,14 +44,14 @@ class Kind(enum.StrEnum):
 
 class Info(NamedTuple):
     """
-    The description of one snapshot.
+    The metadata of a snapshot.
 
     Args:
-        name: The key of an active snapshot or a view, the name of a committed one.
-        parent: The name of a committed snapshot; ``""`` for none.
-        labels: None of the values is empty.
-        created: When the snapshot was prepared, viewed or committed, in UTC.
-        updated: When its labels last changed, in UTC; *created* at birth.
+        name: The key of an active snapshot or a view, the name of a committed snapshot.
+        parent: The name of a committed snapshot; ``""`` without a parent.
+        labels: No value is empty.
+        created: The time of prepare, view or commit, in UTC.
+        updated: The time of the last change of labels, in UTC; first equal to *created*.
     """
 
     kind: Kind
@@ -43,38 +62,9 @@ class Info(NamedTuple):
     updated: datetime = EPOCH
 
 
-class Usage(NamedTuple):
-    """
-    What a snapshot takes on disk, without its parents.
-
-    Args:
-        size: In bytes.
-        inodes: Files, directories and everything else that has an inode.
-    """
-
-    size: int = 0
-    inodes: int = 0
-
-    def __add__(self, other: "Usage") -> "Usage":  # type: ignore[override]  # numbers, where a tuple's is for any length
-        return Usage(self.size + other.size, self.inodes + other.inodes)
-
-
-class Measured(NamedTuple):
-    """
-    The usage of a snapshot by both definitions.
-
-    Args:
-        added: Bytes that it added on disk, and inodes that it made or changed.
-        containerd: What containerd's own snapshotters say: the whole size of every file that differs.
-    """
-
-    added: Usage
-    containerd: Usage
-
-
 class Mount(NamedTuple):
     """
-    One mount(2) to be made by the caller.
+    One mount(2) for the caller to make.
 
     Args:
         type: The filesystem type, or ``"bind"``.
@@ -89,17 +79,43 @@ class Mount(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-UsageDefinition = Literal["added", "containerd"]
+class Usage(NamedTuple):
+    """
+    The disk usage of a snapshot, without its parents.
 
-LOCAL = "local"  # the client of library and command
+    Args:
+        size: In bytes.
+        inodes: The number of files, directories and all other inodes.
+    """
+
+    size: int = 0
+    inodes: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":  # type: ignore[override]  # a tuple's concatenates
+        return Usage(self.size + other.size, self.inodes + other.inodes)
+
+
+class Measured(NamedTuple):
+    """
+    The usage of a snapshot by both definitions.
+
+    Args:
+        added: The bytes that the snapshot added on disk, and the inodes that it created or changed.
+        containerd: The number that containerd's own snapshotters report: the whole size of every changed file.
+    """
+
+    added: Usage
+    containerd: Usage
 
 
 class Problem(NamedTuple):
     """
-    Something wrong with a store.
+    An inconsistency of a store.
 
     Args:
-        subject: A key, or the path of what has none.
+        subject: The key of the snapshot concerned, or a path if no snapshot is.
+        what: The inconsistency.
+        cure: The command, or the manual step, that resolves it.
     """
 
     subject: str
@@ -109,11 +125,12 @@ class Problem(NamedTuple):
 
 class Status(NamedTuple):
     """
-    A store in numbers.
+    The state of an open store, in numbers.
 
     Args:
-        pending: Removed snapshots, and former subvolumes of committed ones, that are not destroyed yet.
-        problems: As many as `Snapshotter.problems` has.
+        snapshots: The number of snapshots of each kind.
+        pending: The number of removed snapshots, and of subvolumes replaced by a commit, that await destruction.
+        problems: The number of `Snapshotter.problems`.
     """
 
     snapshots: Mapping[Kind, int]
@@ -123,12 +140,13 @@ class Status(NamedTuple):
 
 class Located(NamedTuple):
     """
-    A snapshot, and where what it holds is.
+    A snapshot and the place of its content.
 
     Args:
-        path: Of its subvolume, from the root; of a view its parent's, or an empty one. Empty when that is lost.
-        usage: What it adds to its parent, where no system call is needed to know.
-        problem: Why it cannot be used; empty when it can.
+        path: The path of its subvolume, relative to the root. A view has its parent's, or that of the empty subvolume.
+            ``""`` if the subvolume is lost.
+        usage: Its usage if no system call is needed to know it, else None.
+        problem: The reason why the snapshot cannot be used; ``""`` if it can.
     """
 
     info: Info

@@ -1,5 +1,5 @@
 """
-Text of values for people.
+Values as text for people.
 """
 
 from pybtrfs.size import UNITS
@@ -7,12 +7,12 @@ from pybtrfs.size import UNITS
 
 def format_size(count: int) -> str:
     """
-    A number of bytes in three or four digits and a unit.
+    Return *count* bytes with three or four digits and a unit.
     """
     if count < 1024:
         return f"{count} B"
     value, unit = count / 1024, 1
-    # What would be rounded to 1024.0 is 1.0 of the next.
+    # A value that would be rounded to 1024.0 is 1.0 of the next unit.
     while value >= 1023.95 and unit < len(UNITS) - 1:
         value, unit = value / 1024, unit + 1
     return f"{value:.1f} {UNITS[unit]}"
@@ -20,7 +20,7 @@ def format_size(count: int) -> str:
 
 def printable(text: str) -> str:
     """
-    *text* with what a terminal would obey, or could not show, written as escapes; keys come from anywhere.
+    Return *text* with unprintable characters as escapes, because a key may hold control sequences of a terminal.
     """
     if text.isprintable():
         return text

@@ -1,3 +1,3 @@
 """
-containerd's messages; all but this file and the .proto files is made from those by ``make proto``.
+containerd's messages and our own; ``make proto`` generates the code from the .proto files.
 """

@@ -1,5 +1,5 @@
 """
-The contract's values as containerd's messages, and back.
+Conversion between the contract's values and containerd's messages.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ __all__ = [
     "usage_to",
 ]
 
-# By the names of gRPC's status codes. What containerd knows and we never raise reads as the base class.
+# The gRPC status code of each error, by name. A client raises the base class for a code that is not listed.
 CODES: dict[type[errors.Error], str] = {
     errors.NotFoundError: "NOT_FOUND",
     errors.AlreadyExistsError: "ALREADY_EXISTS",
@@ -46,7 +46,7 @@ _KINDS_FROM = {number: kind for kind, number in _KINDS.items()}
 
 def code_of(error: errors.Error) -> str:
     """
-    The name of the status code for *error*.
+    Return the name of the status code for *error*.
     """
     return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
 
@@ -63,14 +63,14 @@ def info_to(info: Info) -> snapshots_pb2.Info:
 
 
 def info_from(message: snapshots_pb2.Info) -> Info:
-    # containerd reads a kind that it does not know as committed.
+    # Like containerd, read an unknown kind as committed.
     return Info(
         kind=_KINDS_FROM.get(message.kind, Kind.COMMITTED),
         name=message.name,
         parent=message.parent,
         labels=dict(message.labels),
-        created=_moment(message.created_at),
-        updated=_moment(message.updated_at),
+        created=message.created_at.ToDatetime(UTC),
+        updated=message.updated_at.ToDatetime(UTC),
     )
 
 
@@ -94,9 +94,6 @@ def usage_from(message: snapshots_pb2.UsageResponse) -> Usage:
 
 
 def _timestamp(moment: datetime) -> Timestamp:
+    # Timestamp.FromDatetime is slower, and a list converts thousands of times.
     since = moment - EPOCH
     return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
-
-
-def _moment(message: Timestamp) -> datetime:
-    return message.ToDatetime(UTC)

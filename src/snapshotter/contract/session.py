@@ -8,10 +8,10 @@ import threading
 from collections.abc import Iterator
 
 from snapshotter.errors import (
-    _DEAD,
+    DEAD_ERRNOS,
     FailedPreconditionError,
     UnavailableError,
-    _translated,
+    translated,
     translating,
 )
 from snapshotter.events import Event
@@ -72,10 +72,10 @@ class Session:
             try:
                 yield
             except OSError as error:
-                if error.errno in _DEAD:
+                if error.errno in DEAD_ERRNOS:
                     self.failure = f"the filesystem of {self._root!r} failed, {error.strerror}: mount it and reopen"
                     Event.FILESYSTEM_FAILED.emit(root=self._root, error=str(error))
-                raise _translated(doing, error) from error
+                raise translated(doing, error) from error
 
     @contextlib.contextmanager
     def _using(self) -> Iterator[None]:

@@ -1,3 +1,3 @@
 """
-The server.
+The daemon that serves a store to containerd.
 """

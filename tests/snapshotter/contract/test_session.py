@@ -37,8 +37,8 @@ MEANINGS = {
     errno.EIO: (UnavailableError, "Input/output error"),
     errno.EROFS: (UnavailableError, "Read-only file system"),
     errno.ENOENT: (DataLossError, "No such file or directory: somebody deleted its subvolume"),
-    errno.ETXTBSY: (FailedPreconditionError, "Text file busy: a swap file in it is in use: swapoff first"),
-    errno.EBUSY: (FailedPreconditionError, "Device or resource busy: it is mounted: unmount it first"),
+    errno.ETXTBSY: (FailedPreconditionError, "Text file busy: a swap file in the subvolume is in use: swapoff first"),
+    errno.EBUSY: (FailedPreconditionError, "Device or resource busy: the subvolume is mounted: unmount it first"),
     errno.EPERM: (FailedPreconditionError, "Operation not permitted: CAP_SYS_ADMIN is missing, or"),
     errno.ENOTTY: (FailedPreconditionError, "Inappropriate ioctl for device"),
 }

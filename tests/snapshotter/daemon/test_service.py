@@ -210,9 +210,7 @@ def test_every_kind_is_tried() -> None:
     """
     The table above has all there are.
     """
-    assert set(KINDS) == {
-        value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.Error)
-    }
+    assert set(KINDS) == {kind for name in errors.__all__ if isinstance(kind := getattr(errors, name), type)}
 
 
 @pytest.mark.parametrize("kind", KINDS)

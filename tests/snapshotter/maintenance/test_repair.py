@@ -583,7 +583,7 @@ class TestCommands:
         fs = quarantined.root / "quarantine" / number / "fs"
         syscall.mount(str(fs), tmp_path, "", syscall.MS_BIND)
         try:
-            assert "it is mounted: unmount it first" in run("purge", "--yes").err
+            assert "the subvolume is mounted: unmount it first" in run("purge", "--yes").err
             assert sorted(os.listdir(fs)) == ["base-", "web"]
         finally:
             syscall.umount2(tmp_path)
