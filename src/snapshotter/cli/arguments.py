@@ -203,7 +203,7 @@ def daemon_settings() -> Parser:
     parser = Parser(add_help=False, parents=[daemon_place()])
     for name, setting in config.SETTINGS.items():
         if name not in ("root", "address"):
-            parser.add_argument(config.flag(name), metavar="VALUE", dest=name, help=setting.metadata["expected"])
+            parser.add_argument(config.flag(name), metavar="VALUE", dest=name, help=setting.expected)
     return parser
 
 

@@ -1,5 +1,5 @@
 """
-What the daemon is told: by a TOML file, by the environment over it, and by flags over both.
+The daemon's configuration: a TOML file, overridden by environment variables, overridden by flags.
 """
 
 import json
@@ -7,7 +7,7 @@ import os
 import re
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 from snapshotter.errors import InvalidArgumentError
@@ -18,18 +18,141 @@ from snapshotter.text import printable
 
 VERSION = 1
 PREFIX = "SNAPSHOTTER_"
-ADDRESS_SIZE = 107  # bytes of a socket's path: the kernel has no room for more
+ADDRESS_SIZE = 107  # bytes: the kernel's limit for the path of a socket
 
 
-def _setting(text: str, expected: str, valid: Callable[[Any], bool]) -> dict[str, Any]:
-    return {"text": text, "expected": expected, "valid": valid}
+@dataclass(frozen=True, slots=True)
+class Config:
+    """
+    The values of all settings; `SETTINGS` describes each.
+    """
+
+    root: str = "/var/lib/btrfs-snapshotter"
+    address: str = "/run/btrfs-snapshotter/snapshotter.sock"
+    usage: UsageDefinition = "added"
+    mount_mode: MountMode = "btrfs"
+    verify: bool = True
+    log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
+    metrics_address: str = ""
 
 
-def _choice(text: str, *choices: Any) -> dict[str, Any]:
-    def valid(value: Any) -> bool:
-        return any(value == choice and type(value) is type(choice) for choice in choices)  # 1 equals true
+class Setting(NamedTuple):
+    """
+    A setting: a key of the file, an environment variable and a flag.
 
-    return _setting(text, " or ".join(map(toml, choices)), valid)
+    Args:
+        text: The meaning of the setting.
+        expected: The valid values, in words.
+        valid: Returns whether a value is valid.
+        parse: Returns the value for the text of a variable or a flag; the text itself if it has none.
+    """
+
+    text: str
+    expected: str
+    valid: Callable[[Any], bool]
+    parse: Callable[[str], Any] = str
+
+
+class Loaded(NamedTuple):
+    """
+    A configuration, and the origin of each of its settings: a file, a variable, a flag or ``"default"``.
+    """
+
+    config: Config
+    origins: Mapping[str, str]
+
+
+def load(file: str | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded:
+    """
+    Return the configuration of the TOML *file*, if any, overridden by *environ* and then by *flags*.
+
+    *flags* has a text for each setting given, by name. An empty environment variable counts as unset.
+
+    Raises:
+        InvalidArgumentError: The file cannot be read, or has another version or an unknown key; a value is invalid.
+    """
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(SETTINGS, "default")
+
+    def put(name: str, value: Any, origin: str) -> None:
+        setting = SETTINGS[name]
+        if not setting.valid(value):
+            raise InvalidArgumentError(f"{origin}: {name} is {value!r}, but must be {setting.expected}")
+        values[name], origins[name] = value, origin
+
+    if file is not None:
+        for name, value in _read(file).items():
+            put(name, value, file)
+    for name, setting in SETTINGS.items():
+        variable = PREFIX + name.upper()
+        if text := environ.get(variable):
+            put(name, setting.parse(text), variable)
+    for name, text in flags.items():
+        put(name, SETTINGS[name].parse(text), flag(name))
+    return Loaded(Config(**values), origins)
+
+
+def _read(file: str) -> dict[str, Any]:
+    import tomllib  # here, and difflib below, because most starts read no file
+
+    try:
+        with open(file, "rb") as opened:
+            values = tomllib.load(opened)
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot read the configuration {file!r}: {error.strerror}") from error
+    except ValueError as error:  # invalid TOML or UTF-8
+        raise InvalidArgumentError(f"{file}: {error}") from error
+    version = values.pop("version", None)
+    if type(version) is not int or version != VERSION:
+        found = "is missing" if version is None else f"is {version!r}"
+        raise InvalidArgumentError(f"{file}: version {found}: this release reads `version = {VERSION}`")
+    for name in values:
+        if name not in SETTINGS:
+            import difflib
+
+            [nearest] = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.0)
+            raise InvalidArgumentError(f"{file}: unknown setting {name!r}: did you mean {nearest!r}?")
+    return values
+
+
+def flag(name: str) -> str:
+    """
+    Return the flag of the setting *name*.
+    """
+    return "--" + name.replace("_", "-")
+
+
+def default() -> str:
+    """
+    Return a file with the default of each setting, below a comment that explains it.
+    """
+    parts = [f"version = {VERSION}\n"]
+    for name, setting in SETTINGS.items():
+        comment = textwrap.fill(setting.text, 100, initial_indent="# ", subsequent_indent="# ")
+        parts.append(f"{comment}\n# Valid: {setting.expected}.\n{name} = {toml(getattr(DEFAULTS, name))}\n")
+    return "\n".join(parts)
+
+
+def dump(loaded: Loaded) -> str:
+    """
+    Return a file with the value of each setting in force, and its origin in a comment.
+    """
+    lines = [
+        f"{name} = {toml(getattr(loaded.config, name))}  # {printable(origin)}"
+        for name, origin in loaded.origins.items()
+    ]
+    return "\n".join([f"version = {VERSION}", *lines, ""])
+
+
+def toml(value: Any) -> str:
+    """
+    Return a string or a boolean as TOML, which differs from JSON in one character.
+    """
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+# -- the settings
 
 
 def _is_path(value: Any) -> bool:
@@ -44,167 +167,57 @@ def _is_listener(value: Any) -> bool:
     return value == "" or _is_address(value) or (isinstance(value, str) and bool(re.fullmatch(r".+:[0-9]{1,5}", value)))
 
 
-def toml(value: Any) -> str:
-    """
-    A string or a boolean as TOML writes it, which is as JSON does but for one character.
-    """
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
-    """
-    The settings of the daemon; each is a key of the file, an environment variable and a flag.
-    """
-
-    root: str = field(
-        default="/var/lib/btrfs-snapshotter",
-        metadata=_setting(
-            "The store: a directory on btrfs. Where it is missing or empty, a store is made.",
-            "an absolute path",
-            _is_path,
-        ),
-    )
-    address: str = field(
-        default="/run/btrfs-snapshotter/snapshotter.sock",
-        metadata=_setting(
-            "The unix socket to serve at. One that systemd hands over takes its place.",
-            f"an absolute path of at most {ADDRESS_SIZE} bytes",
-            _is_address,
-        ),
-    )
-    usage: UsageDefinition = field(
-        default="added",
-        metadata=_choice(
-            'What Usage answers: "added", the bytes that a snapshot added on disk, or "containerd", the whole size of '
-            "each file that differs from the parent's.",
-            *get_args(UsageDefinition),
-        ),
-    )
-    mount_mode: MountMode = field(
-        default="btrfs",
-        metadata=_choice(
-            'How snapshots are mounted: "btrfs", the device by subvolid, or "bind", the path of the subvolume.',
-            *get_args(MountMode),
-        ),
-    )
-    verify: bool = field(
-        default=True,
-        metadata=_choice("Whether Commit finds out if the disk took the data.", True, False),
-    )
-    log_level: LogLevel = field(
-        default="info",
-        metadata=_choice("What is logged, with all that is worse.", *get_args(LogLevel)),
-    )
-    log_format: LogFormat = field(
-        default="text",
-        metadata=_choice("What a line of the log looks like.", *get_args(LogFormat)),
-    )
-    metrics_address: str = field(
-        default="",
-        metadata=_setting(
-            "Where Prometheus reads metrics: a unix socket, or HOST:PORT; nowhere when empty.",
-            'an absolute path, "HOST:PORT" or ""',
-            _is_listener,
-        ),
-    )
+def _parse_bool(text: str) -> bool | str:
+    return {"true": True, "false": False}.get(text, text)
 
 
-SETTINGS: dict[str, Field[Any]] = {setting.name: setting for setting in fields(Config)}
+def _choice(text: str, choices: tuple[str, ...]) -> Setting:
+    return Setting(text, " or ".join(map(toml, choices)), lambda value: value in choices)
 
 
-class Loaded(NamedTuple):
-    """
-    A configuration, and where each of its settings comes from.
-    """
+DEFAULTS = Config()
 
-    config: Config
-    origins: Mapping[str, str]
-
-
-def flag(name: str) -> str:
-    """
-    The flag of the setting *name*.
-    """
-    return "--" + name.replace("_", "-")
-
-
-def load(file: str | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded:
-    """
-    Read the TOML *file*, if there is one, and put *environ* and *flags*, as text by the setting's name, over it.
-
-    An empty environment variable is one that is not set.
-
-    Raises:
-        InvalidArgumentError: The file cannot be read, has another version or an unknown key; a value is wrong.
-    """
-    values: dict[str, Any] = {}
-    origins = dict.fromkeys(SETTINGS, "default")
-
-    def put(name: str, value: Any, origin: str) -> None:
-        metadata = SETTINGS[name].metadata
-        if not metadata["valid"](value):
-            raise InvalidArgumentError(f"{origin}: {name} is {value!r}, and has to be {metadata['expected']}")
-        values[name], origins[name] = value, origin
-
-    if file is not None:
-        for name, value in _read(file).items():
-            put(name, value, file)
-    for name in SETTINGS:
-        variable = PREFIX + name.upper()
-        if text := environ.get(variable):
-            put(name, _parsed(name, text), variable)
-    for name, text in flags.items():
-        put(name, _parsed(name, text), flag(name))
-    return Loaded(Config(**values), origins)
-
-
-def _parsed(name: str, text: str) -> Any:
-    if isinstance(SETTINGS[name].default, bool):
-        return {"true": True, "false": False}.get(text, text)
-    return text
-
-
-def _read(file: str) -> dict[str, Any]:
-    import tomllib  # here and below: what reads no file shall not wait for it
-
-    try:
-        with open(file, "rb") as opened:
-            values = tomllib.load(opened)
-    except OSError as error:
-        raise InvalidArgumentError(f"cannot read the configuration {file!r}: {error.strerror}") from error
-    except ValueError as error:  # of the TOML, or of its UTF-8
-        raise InvalidArgumentError(f"{file}: {error}") from error
-    version = values.pop("version", None)
-    if type(version) is not int or version != VERSION:
-        found = "is missing" if version is None else f"is {version!r}"
-        raise InvalidArgumentError(f"{file}: version {found}: this release reads `version = {VERSION}`")
-    for name in values:
-        if name not in SETTINGS:
-            import difflib
-
-            [nearest] = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.0)
-            raise InvalidArgumentError(f"{file}: there is no setting {name!r}: the nearest is {nearest!r}")
-    return values
-
-
-def default() -> str:
-    """
-    A file that says what holds without one, with a comment at each setting.
-    """
-    parts = [f"version = {VERSION}\n"]
-    for name, setting in SETTINGS.items():
-        comment = textwrap.fill(setting.metadata["text"], 100, initial_indent="# ", subsequent_indent="# ")
-        parts.append(f"{comment}\n# It has to be {setting.metadata['expected']}.\n{name} = {toml(setting.default)}\n")
-    return "\n".join(parts)
-
-
-def dump(loaded: Loaded) -> str:
-    """
-    A file that says what is in force, and where from.
-    """
-    lines = [
-        f"{name} = {toml(getattr(loaded.config, name))}  # {printable(origin)}"
-        for name, origin in loaded.origins.items()
-    ]
-    return "\n".join([f"version = {VERSION}", *lines, ""])
+SETTINGS = {
+    "root": Setting(
+        "The store: a directory on btrfs. If it is missing or empty, a store is created.",
+        "an absolute path",
+        _is_path,
+    ),
+    "address": Setting(
+        "The unix socket to serve at. A socket from systemd takes its place.",
+        f"an absolute path of at most {ADDRESS_SIZE} bytes",
+        _is_address,
+    ),
+    "usage": _choice(
+        'The answer of Usage: "added", the bytes that a snapshot added on disk, or "containerd", the whole size of '
+        "each file that differs from the parent's.",
+        get_args(UsageDefinition),
+    ),
+    "mount_mode": _choice(
+        'The mounts of snapshots: "btrfs", the device with subvolid, or "bind", the path of the subvolume.',
+        get_args(MountMode),
+    ),
+    "verify": Setting(
+        "Whether Commit checks that the disk took the data.",
+        "true or false",
+        _is_bool,
+        _parse_bool,
+    ),
+    "log_level": _choice(
+        "The lowest level to log.",
+        get_args(LogLevel),
+    ),
+    "log_format": _choice(
+        "The format of the log's lines.",
+        get_args(LogFormat),
+    ),
+    "metrics_address": Setting(
+        "The address at which Prometheus reads metrics: a unix socket, or HOST:PORT; empty for no metrics.",
+        'an absolute path, "HOST:PORT" or ""',
+        _is_listener,
+    ),
+}

@@ -1,5 +1,6 @@
 import re
 import tomllib
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def refusal(file: Path, content: str) -> str:
 class TestLoad:
     def test_nothing(self) -> None:
         """
-        Without anything the defaults hold, and are said to.
+        Without a file, variables and flags, every setting has its default, and says so.
         """
         loaded = config.load(None, {}, {})
         assert loaded.config == Config()
@@ -72,7 +73,7 @@ class TestLoad:
 
     def test_empty_variable(self) -> None:
         """
-        An empty variable is none, as where a unit clears it; an empty flag is a value.
+        An empty variable counts as unset, because a unit clears variables so; an empty flag is a value.
         """
         environ = {"SNAPSHOTTER_ROOT": "", "SNAPSHOTTER_METRICS_ADDRESS": "localhost:1"}
         assert config.load(None, environ, {"metrics_address": ""}).config == Config()
@@ -87,44 +88,42 @@ class TestRefusals:
     )
     def test_unknown_key(self, file: Path, key: str, nearest: str) -> None:
         """
-        A key that is none is refused, and the nearest one named.
+        An unknown key is refused, and the nearest key named.
         """
-        expected = f"FILE: there is no setting '{key}': the nearest is '{nearest}'"
+        expected = f"FILE: unknown setting '{key}': did you mean '{nearest}'?"
         assert refusal(file, f'version = 1\n{key} = "x"\n') == expected
         assert refusal(file, f"version = 1\n[{key}]\n") == expected
 
     @pytest.mark.parametrize(
         ("line", "said"),
         [
-            ("root = 3", "root is 3, and has to be an absolute path"),
-            ('root = "relative"', "root is 'relative', and has to be an absolute path"),
-            ('root = "/a\\u0000b"', "root is '/a\\x00b', and has to be an absolute path"),
-            ('address = "@abstract"', "address is '@abstract', and has to be an absolute path of at most 107 bytes"),
-            ('address = "unix:///run/a"', "address is 'unix:///run/a', and has to be an absolute path"),
-            (f'address = "/{"é" * 54}"', f"address is '/{'é' * 54}', and has to be an absolute path of at most 107"),
-            ('usage = "all"', 'usage is \'all\', and has to be "added" or "containerd"'),
-            ("verify = 1", "verify is 1, and has to be true or false"),
-            ('verify = "true"', "verify is 'true', and has to be true or false"),
-            ("log_level = []", 'log_level is [], and has to be "debug" or'),
-            ('metrics_address = "host"', "metrics_address is 'host', and has to be an absolute path, \"HOST:PORT\" or"),
-            ("metrics_address = 9000", "metrics_address is 9000, and has to be"),
+            ("root = 3", "root is 3, but must be an absolute path"),
+            ('root = "relative"', "root is 'relative', but must be an absolute path"),
+            ('root = "/a\\u0000b"', "root is '/a\\x00b', but must be an absolute path"),
+            ('address = "@abstract"', "address is '@abstract', but must be an absolute path of at most 107 bytes"),
+            ('address = "unix:///run/a"', "address is 'unix:///run/a', but must be an absolute path"),
+            (f'address = "/{"é" * 54}"', f"address is '/{'é' * 54}', but must be an absolute path of at most 107"),
+            ('usage = "all"', 'usage is \'all\', but must be "added" or "containerd"'),
+            ("verify = 1", "verify is 1, but must be true or false"),
+            ('verify = "true"', "verify is 'true', but must be true or false"),
+            ("log_level = []", 'log_level is [], but must be "debug" or'),
+            ('metrics_address = "host"', "metrics_address is 'host', but must be an absolute path, \"HOST:PORT\" or"),
+            ("metrics_address = 9000", "metrics_address is 9000, but must be"),
         ],
     )
     def test_wrong_value(self, file: Path, line: str, said: str) -> None:
         """
-        A value of a wrong type, or out of range, is refused with what was expected.
+        A value of a wrong type, or out of range, is refused with the valid values.
         """
         assert refusal(file, f"version = 1\n{line}\n").startswith(f"FILE: {said}")
 
     def test_wrong_text(self) -> None:
         """
-        So is one in a variable or a flag, by its name.
+        A wrong value in a variable or a flag is refused by the name of the variable or flag.
         """
-        with pytest.raises(
-            InvalidArgumentError, match=r"^SNAPSHOTTER_VERIFY: verify is 'yes', and has to be true or fa"
-        ):
+        with pytest.raises(InvalidArgumentError, match=r"^SNAPSHOTTER_VERIFY: verify is 'yes', but must be true or fa"):
             config.load(None, {"SNAPSHOTTER_VERIFY": "yes"}, {})
-        with pytest.raises(InvalidArgumentError, match=r"^--mount-mode: mount_mode is 'overlay', and has to be"):
+        with pytest.raises(InvalidArgumentError, match=r"^--mount-mode: mount_mode is 'overlay', but must be"):
             config.load(None, {}, {"mount_mode": "overlay"})
 
     @pytest.mark.parametrize(
@@ -138,13 +137,13 @@ class TestRefusals:
     )
     def test_version(self, file: Path, content: str, found: str) -> None:
         """
-        Another version's file is refused for that, whatever is in it.
+        A file of another version is refused for its version, whatever else it has.
         """
         assert refusal(file, content) == f"FILE: version {found}: this release reads `version = 1`"
 
     def test_no_toml(self, file: Path) -> None:
         """
-        A file that is no TOML, or cannot be read, is refused; the line is named.
+        A file that is not TOML, or cannot be read, is refused; the line is named.
         """
         assert (
             refusal(file, "version = 1\nroot /a\n")
@@ -162,10 +161,10 @@ class TestRefusals:
     )
     def test_anything(self, tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
         """
-        Whatever stands in a file, it loads or is refused as wrong.
+        Any file loads, or is refused as invalid.
         """
         path = tmp_path_factory.getbasetemp() / "any.toml"
-        text = "".join(f"{toml(key)} = {config.toml(value)}\n" for key, value in values.items())
+        text = "".join(f"{toml(key)} = {toml(value)}\n" for key, value in values.items())
         path.write_text(text, encoding="utf-8", errors="replace")
         try:
             config.load(str(path), {}, {})
@@ -187,7 +186,7 @@ class TestFiles:
 
     def test_dump(self, file: Path) -> None:
         """
-        A dump loads to what was in force, and says where each value comes from.
+        A dump loads to the configuration in force, and has the origin of each value.
         """
         odd = '/a "quoted" \\ é \x7f\t path'
         file.write_text('version = 1\nusage = "containerd"\n')
@@ -201,13 +200,23 @@ class TestFiles:
         assert config.load(str(file), {}, {}).config == loaded.config
 
 
+def test_settings() -> None:
+    """
+    Each value of a configuration has a setting, in the same order, and its default is valid.
+    """
+    assert list(SETTINGS) == [field.name for field in fields(Config)]
+    for name, value in asdict(Config()).items():
+        assert SETTINGS[name].valid(value)
+        assert SETTINGS[name].parse(toml(value).strip('"')) == value
+
+
 def test_docs() -> None:
     """
     The table in docs/daemon.md has every setting, with its flag, its variable and its default.
     """
     rows = [
-        f"| `{name}` | `--{name.replace('_', '-')}` | `SNAPSHOTTER_{name.upper()}` | `{toml(setting.default)}` |"
-        for name, setting in SETTINGS.items()
+        f"| `{name}` | `--{name.replace('_', '-')}` | `SNAPSHOTTER_{name.upper()}` | `{toml(value)}` |"
+        for name, value in asdict(Config()).items()
     ]
     docs = (Path(__file__).parents[3] / "docs/daemon.md").read_text()
     assert re.findall(r"^\| `\w+` \| `--.*$", docs, re.MULTILINE) == rows

@@ -665,9 +665,9 @@ class TestConfiguration:
         file.write_text('version = 1\nadress = "/run/s.sock"\n')
         assert one.refused("--config", str(file)) == (
             2,
-            f"{file}: there is no setting 'adress': the nearest is 'address'",
+            f"{file}: unknown setting 'adress': did you mean 'address'?",
         )
-        assert one.refused("--verify", "maybe") == (2, "--verify: verify is 'maybe', and has to be true or false")
+        assert one.refused("--verify", "maybe") == (2, "--verify: verify is 'maybe', but must be true or false")
         assert not one.root.exists()
         assert not one.address.parent.exists()
 
@@ -704,7 +704,7 @@ class TestConfiguration:
         assert {'root = "/b"  # --root', "verify = false  # SNAPSHOTTER_VERIFY"} < set(out.splitlines())
         assert f'root = "/a"  # {file}' in config("dump")[1].splitlines()
         file.write_text("version = 1\nroots = 1\n")
-        expected = (2, "", f"snapshotter: {file}: there is no setting 'roots': the nearest is 'root'\n")
+        expected = (2, "", f"snapshotter: {file}: unknown setting 'roots': did you mean 'root'?\n")
         assert config("check") == config("dump") == expected
         code, out, _ = config("default")
         assert (code, out.partition("\n")[0]) == (0, "version = 1")
