@@ -164,7 +164,7 @@ def test_mounted_inside(store: Snapshotter) -> None:
     inside = f"{store.subvolume('a')}/inside"
     syscall.mount("none", inside, "tmpfs")
     try:
-        with pytest.raises(FailedPreconditionError, match="something is mounted in it"):
+        with pytest.raises(FailedPreconditionError, match="something is mounted inside the subvolume"):
             saved(store, "a")
     finally:
         syscall.umount2(inside)
