@@ -1,5 +1,5 @@
 """
-A service on a loop in a thread, for tests that call it from the outside.
+A service on an event loop in a thread, for tests that call it from outside.
 """
 
 import asyncio
@@ -12,27 +12,27 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from snapshotter import Snapshotter
-from snapshotter.daemon.service import Observer, Service
+from snapshotter.daemon.service import LIMITS, Limits, Observer, Service
 
 
 class Serving:
     """
-    A service under way.
+    A running service.
 
     Attributes:
         address: The path of its socket.
     """
 
-    def __init__(self, address: str, observer: Observer | None) -> None:
+    def __init__(self, address: str, observer: Observer | None = None, *, limits: Limits = LIMITS) -> None:
         self.address = address
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="serving")
         self._thread.start()
-        self.service = self.run(self._start(observer))
+        self.service = self.run(self._start(observer, limits))
 
-    async def _start(self, observer: Observer | None) -> Service:
+    async def _start(self, observer: Observer | None, limits: Limits) -> Service:
         self._opened: asyncio.Future[Snapshotter] = self.loop.create_future()
-        service = Service(self._opened, observer)
+        service = Service(self._opened, observer, limits=limits)
         sock = socket.socket(socket.AF_UNIX)
         sock.bind(self.address)
         await service.start(sock)
@@ -40,13 +40,13 @@ class Serving:
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """
-        The result of *coroutine* on the loop.
+        Return the result of *coroutine* on the loop.
         """
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
     def on_loop(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """
-        The result of a function called on the loop.
+        Return the result of a function called on the loop.
         """
 
         async def call() -> Any:
@@ -56,13 +56,13 @@ class Serving:
 
     def open(self, store: Snapshotter) -> None:
         """
-        Let the service have its store.
+        Give the service its store.
         """
         self.on_loop(self._opened.set_result, store)
 
     def fail(self, error: Exception) -> None:
         """
-        Let the service know that there is no store.
+        Give the service the error of opening its store.
         """
         self.on_loop(self._opened.set_exception, error)
 
@@ -75,12 +75,14 @@ class Serving:
 
 
 @contextlib.contextmanager
-def serving(store: Snapshotter | None = None, observer: Observer | None = None) -> Iterator[Serving]:
+def serving(
+    store: Snapshotter | None = None, observer: Observer | None = None, *, limits: Limits = LIMITS
+) -> Iterator[Serving]:
     """
-    Serve *store*, or none until `Serving.open`.
+    Serve *store* or, without one, wait for `Serving.open`.
     """
     with tempfile.TemporaryDirectory() as directory:
-        server = Serving(os.path.join(directory, "socket"), observer)
+        server = Serving(os.path.join(directory, "socket"), observer, limits=limits)
         try:
             if store:
                 server.open(store)

@@ -113,7 +113,7 @@ def test_the_service_comes_back(tmp_path: Path) -> None:
     """
     with Snapshotter.create(tmp_path / "root", volumes=DirectoryVolumes, client="c") as store:
         address = str(tmp_path / "socket")
-        first = Serving(address, None)
+        first = Serving(address)
         first.open(store)
         with Client(address, snapshotter="c") as client:
             client.prepare("k")
@@ -121,7 +121,7 @@ def test_the_service_comes_back(tmp_path: Path) -> None:
             with pytest.raises(UnavailableError):
                 client.stat("k")
             Path(address).unlink()
-            second = Serving(address, None)
+            second = Serving(address)
             second.open(store)
             try:
                 assert client.stat("k").name == "k"

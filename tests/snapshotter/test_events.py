@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from snapshotter import Snapshotter
 from snapshotter.daemon import log
-from snapshotter.daemon.service import _refusal
+from snapshotter.daemon.service import refusal
 from snapshotter.errors import DataLossError, Error, NotFoundError, UnavailableError
 from snapshotter.events import Event, Fields, LogFormat
 from snapshotter.store import records
@@ -322,7 +322,7 @@ def test_calls(caplog: pytest.LogCaptureFixture) -> None:
         (DataLossError("lost"), logging.ERROR, "DATA_LOSS"),
         (ZeroDivisionError("zero"), logging.ERROR, "INTERNAL"),
     ):
-        _refusal("Stat", error)
+        refusal("Stat", error)
         [record] = caplog.records
         assert record.levelno == level
         assert bool(record.exc_info) is isinstance(error, ZeroDivisionError)

@@ -1,8 +1,8 @@
 """
-HTTP/2's frames, on the server's side: bytes to events, and answers to bytes.
+The server's side of HTTP/2, without I/O: from bytes to events, and from answers to bytes.
 
-The h2 library takes three times as long for a call as all the rest of it, for what no client of ours does: pushing,
-priorities, headers and trailers of every kind. Header blocks are read by hpack.
+The h2 library would take three times as long as the rest of a call, for features that no gRPC client uses: pushing,
+priorities, arbitrary headers and trailers. hpack decodes the header blocks.
 """
 
 import struct
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 MAX_WINDOW = (1 << 31) - 1
-FRAME_SIZE = 16_384  # of ours, and the client's to us
+FRAME_SIZE = 16_384  # bytes, the limit in both directions
 MAX_HEADERS_SIZE = 65_536
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -41,7 +41,7 @@ _MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE, _MAX_HEADER_LIST
 _NO_ERROR, _PROTOCOL_ERROR, _FLOW_CONTROL_ERROR, _FRAME_SIZE_ERROR, _REFUSED_STREAM = 0x0, 0x1, 0x3, 0x6, 0x7
 _COMPRESSION_ERROR, _ENHANCE_YOUR_CALM = 0x9, 0xB
 
-_FRAME = struct.Struct(">HBBBI")  # the size in three bytes, type, flags, stream
+_FRAME = struct.Struct(">HBBBI")  # size in three bytes, type, flags, stream
 _NUMBER = struct.Struct(">I")
 _SETTING = struct.Struct(">HI")
 _GOODBYE = struct.Struct(">II")
@@ -49,7 +49,7 @@ _GOODBYE = struct.Struct(">II")
 
 class ProtocolError(Exception):
     """
-    The client broke HTTP/2: what is left to do is to send it what there is, and to hang up.
+    The client broke the protocol. The caller sends the pending data, and closes the connection.
     """
 
     def __init__(self, text: str, code: int = _PROTOCOL_ERROR) -> None:
@@ -69,7 +69,7 @@ class DataReceived(NamedTuple):
 
 class StreamEnded(NamedTuple):
     """
-    The request is whole.
+    The request is complete.
     """
 
     stream_id: int
@@ -77,7 +77,7 @@ class StreamEnded(NamedTuple):
 
 class StreamReset(NamedTuple):
     """
-    The client gave up.
+    The client cancelled the request.
     """
 
     stream_id: int
@@ -85,7 +85,7 @@ class StreamReset(NamedTuple):
 
 class WindowUpdated(NamedTuple):
     """
-    More can be sent: on one stream, or for 0 on all.
+    More data can be sent, on one stream or, with *stream_id* 0, on all.
     """
 
     stream_id: int
@@ -105,12 +105,12 @@ class _Stream:
 
 class Connection:
     """
-    One connection, without its socket.
+    The state of a connection.
 
     Args:
-        max_streams: How many the client may have open.
-        stream_window: How much it may send on each, in bytes, as long as that lives.
-        window: How much it may send before it is acknowledged, in bytes.
+        max_streams: The limit of streams open at the same time.
+        stream_window: The limit of data that the client sends on a stream, in bytes, over its whole life.
+        window: The limit of data that the client sends before `acknowledge`, in bytes.
     """
 
     def __init__(self, max_streams: int, stream_window: int, window: int) -> None:
@@ -142,7 +142,7 @@ class Connection:
 
     def data_to_send(self) -> bytes:
         """
-        What has to go to the client since the last call.
+        Return the bytes to send to the client, and forget them.
         """
         data = bytes(self._to_send)
         self._to_send.clear()
@@ -156,8 +156,8 @@ class Connection:
     def send_headers(self, stream_id: int, block: bytes, *, end_stream: bool = False) -> None:
         """
         Args:
-            block: Of `encode_headers`, or several of them.
-            end_stream: This is the last of the stream; where the client has not ended its request, it need not.
+            block: One or several results of `encode_headers`, joined.
+            end_stream: Ends the stream. If the request is incomplete, the client is told to send no more of it.
         """
         self._add(_HEADERS, _END_HEADERS | (_END_STREAM if end_stream else 0), stream_id, block)
         if end_stream and not self._streams.pop(stream_id).ended:
@@ -165,7 +165,7 @@ class Connection:
 
     def send_window(self, stream_id: int) -> int:
         """
-        How much may be sent on a stream; it can be less than nothing.
+        Return the number of bytes that may be sent on a stream. It can be negative.
         """
         return min(self._send_window, self._streams[stream_id].send_window)
 
@@ -191,7 +191,7 @@ class Connection:
 
     def receive(self, data: bytes) -> Iterator[Event]:
         """
-        Yield what *data* says, each event before what comes after it is read.
+        Yield the events in *data*. The data after an event is parsed after the event is handled.
 
         Raises:
             ProtocolError: The client broke the protocol.
@@ -206,7 +206,7 @@ class Connection:
         at = 0
         if not self._greeted:
             if not data.startswith(_PREFACE[: len(data)]):
-                raise ProtocolError("it does not speak HTTP/2")
+                raise ProtocolError("the client does not speak HTTP/2")
             if len(data) >= len(_PREFACE):
                 self._greeted = True
                 at = len(_PREFACE)
@@ -256,9 +256,9 @@ class Connection:
         if stream:
             stream.receive_window -= size
         if self._receive_window < 0 or (stream and stream.receive_window < 0):
-            raise ProtocolError("it sent more than it may", _FLOW_CONTROL_ERROR)
+            raise ProtocolError("the client exceeded a window", _FLOW_CONTROL_ERROR)
         if stream is None or stream.ended:
-            self.acknowledge(size)  # sent before the client knew of the end
+            self.acknowledge(size)  # sent before the client received the end
             return
         if flags & _PADDED:
             payload = _unpadded(payload)
@@ -271,14 +271,14 @@ class Connection:
             yield from self._on_end(stream_id)
 
     def _on_end(self, stream_id: int) -> Iterator[Event]:
-        if stream := self._streams.get(stream_id):  # answered already, it may have been reset
+        if stream := self._streams.get(stream_id):  # an early answer may have removed it
             stream.ended = True
             yield StreamEnded(stream_id)
 
     def _on_headers(self, kind: int, flags: int, stream_id: int, payload: bytes) -> Iterator[Event]:
         if kind == _CONTINUATION:
             if not self._block or self._block[0] != stream_id:
-                raise ProtocolError("a header block goes on that did not begin")
+                raise ProtocolError("a continuation has no header block")
             _, begun_flags, begun = self._block
             self._block = (stream_id, begun_flags, begun + payload)
         else:
@@ -294,7 +294,7 @@ class Connection:
         headers = self._decode(block)
         if stream_id > self._last_id:
             if not stream_id & 1:
-                raise ProtocolError(f"stream {stream_id} is not a client's")
+                raise ProtocolError(f"stream {stream_id} has the number of a server's stream")
             self._last_id = stream_id
             if len(self._streams) >= self._max_streams:
                 self._add(_RST_STREAM, 0, stream_id, _NUMBER.pack(_REFUSED_STREAM))
@@ -306,7 +306,7 @@ class Connection:
 
     def _decode(self, block: bytes) -> dict[bytes, bytes]:
         """
-        The headers of a block. Clients send the same few again and again, once their table has all of them.
+        Return the headers of a block. Hot path: decoded blocks are cached, because clients repeat a few of them.
         """
         headers = self._known.get(block)
         if headers is None:
@@ -315,9 +315,9 @@ class Connection:
             try:
                 headers = dict(self._decoder.decode(block, raw=True))
             except HPACKError as error:
-                raise ProtocolError(f"a header block cannot be read: {error}", _COMPRESSION_ERROR) from error
+                raise ProtocolError(f"a header block cannot be decoded: {error}", _COMPRESSION_ERROR) from error
             if (len(table), table and table[0]) != before or len(self._known) == _KNOWN_BLOCKS:
-                self._known.clear()  # the same bytes may mean something else now
+                self._known.clear()  # the table changed, so the same bytes may mean other headers
             else:
                 self._known[block] = headers
         return headers
@@ -341,7 +341,7 @@ class Connection:
         for name, value in _SETTING.iter_unpack(payload):
             if name == _INITIAL_WINDOW_SIZE:
                 if value > MAX_WINDOW:
-                    raise ProtocolError(f"a window of {value}", _FLOW_CONTROL_ERROR)
+                    raise ProtocolError(f"a window of {value} exceeds the limit", _FLOW_CONTROL_ERROR)
                 for stream in self._streams.values():
                     stream.send_window += value - self._stream_send_window
                 self._stream_send_window = value
@@ -353,13 +353,13 @@ class Connection:
 
 def _unpadded(payload: bytes) -> bytes:
     if not payload or payload[0] >= len(payload):
-        raise ProtocolError("more padding than frame")
+        raise ProtocolError("the padding exceeds the frame")
     return payload[1 : len(payload) - payload[0]]
 
 
 def encode_headers(headers: Iterable[tuple[str, str]]) -> bytes:
     """
-    A header block that needs no table: every block means the same wherever it is sent.
+    Return a header block that uses no table, so that it is valid on every connection.
     """
     return b"".join(b"\0" + _literal(name) + _literal(value) for name, value in headers)
 

@@ -1,5 +1,5 @@
 """
-The log of a daemon: `snapshotter.events` as text or JSON, and read back, whatever a journal put in front.
+The daemon's log: `snapshotter.events` written as text or JSON, and parsed again, also behind a journal's prefix.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from snapshotter.events import LogFormat, LogLevel, format_event
 
-POLL_SECONDS = 0.2  # between looks at a log that has ended so far
+POLL_SECONDS = 0.2  # between reads at the end of a log that is followed
 
 _VALUE = r'(?:"(?:[^"\\]|\\.)*"|[^\s"]\S*)'
 _TEXT = re.compile(rf"(\d{{4}}-\d\d-\d\dT[\d:.]+Z) (debug|info|warning|error) ([\w-]+)((?: \w+={_VALUE})*)$")
@@ -25,9 +25,9 @@ def write(stream: TextIO, log_format: LogFormat = "text", level: LogLevel = "inf
     """
     Write every event of *level* and above to *stream*, and the warnings of all other libraries.
 
-    For a program, once: it takes the place of whatever `logging` was set up to do before.
+    Replaces the whole setup of `logging`, so only a program may call it, once.
     """
-    # Half of what a line costs is what no line of ours says.
+    # Half the cost of a log line is thread and process fields that our format never prints.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter())
@@ -38,7 +38,7 @@ def write(stream: TextIO, log_format: LogFormat = "text", level: LogLevel = "inf
 class _Formatter(logging.Formatter):
     def described(self, record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
         """
-        The event and the fields of *record*; what is none of ours is a ``log`` with a ``message``.
+        Return the event and the fields of *record*; a record of another library is a ``log`` with a ``message``.
         """
         event = getattr(record, "event", "log")
         fields = dict(record.fields) if hasattr(record, "fields") else {"message": record.getMessage()}
@@ -49,7 +49,7 @@ class _Formatter(logging.Formatter):
 
 class TextFormatter(_Formatter):
     """
-    ``TIME LEVEL EVENT FIELD=VALUE ...``, as `snapshotter.events.format_event` has it.
+    Formats an event as ``TIME LEVEL EVENT FIELD=VALUE ...``; see `snapshotter.events.format_event`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -58,7 +58,7 @@ class TextFormatter(_Formatter):
 
 class JSONFormatter(_Formatter):
     """
-    One JSON object: time, level, event and the fields.
+    Formats an event as one JSON object of time, level, event and the fields.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -70,7 +70,7 @@ class JSONFormatter(_Formatter):
 
 def _time(record: logging.LogRecord) -> str:
     """
-    RFC 3339, in UTC with microseconds.
+    Return the time in RFC 3339, in UTC with microseconds.
     """
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
@@ -78,11 +78,11 @@ def _time(record: logging.LogRecord) -> str:
 @dataclass(frozen=True, slots=True)
 class Line:
     """
-    One event.
+    A parsed line of the log.
 
     Args:
-        time: As it was written: RFC 3339, in UTC.
-        fields: Those of `snapshotter.events.Fields` that it has; of a text, all of them are strings.
+        time: The time as written: RFC 3339, in UTC.
+        fields: Fields of `snapshotter.events.Fields`; in the text format, all values are strings.
     """
 
     time: str
@@ -93,7 +93,7 @@ class Line:
 
 def parse(text: str) -> Line | None:
     """
-    The event that a line tells; None for another line.
+    Return the event of a line, or None if the line has no event.
     """
     if match := _TEXT.search(text):
         fields = {name: json.loads(value) if value[0] == '"' else value for name, value in _FIELD.findall(match[4])}
@@ -107,7 +107,9 @@ def parse(text: str) -> Line | None:
 
 def of_key(lines: Iterable[Line], key: str) -> Iterator[Line]:
     """
-    Those about snapshots that have *key*, or had it: a commit renames one, and its end is told by its id alone.
+    Yield the lines about snapshots that have *key* or had it.
+
+    A snapshot is followed by its id, because a commit changes its key, and ``destroyed`` has no key.
     """
     ids = set()
     for line in lines:
@@ -121,23 +123,23 @@ def of_key(lines: Iterable[Line], key: str) -> Iterator[Line]:
 
 def read(path: str, *, follow: bool = False) -> Iterator[str]:
     """
-    The lines of a log; with *follow* also those to come, for ever, and after it was rotated those of its successor.
+    Yield the lines of a log. With *follow*, wait for more lines forever, also of the next file after a rotation.
     """
     while True:
         with open(path, encoding="utf-8", errors="replace") as file:
-            yield from _lines(file, path, follow)
+            yield from _lines(file, path, follow=follow)
         if not follow:
             return
 
 
-def _lines(file: TextIO, path: str, follow: bool) -> Iterator[str]:
-    begun = ""
+def _lines(file: TextIO, path: str, *, follow: bool) -> Iterator[str]:
+    begun = ""  # a line without its end
     while True:
         for piece in file:
             begun += piece
             if begun.endswith("\n"):
                 yield begun
-                begun = ""
+                begun = ""  # a line without its end
         if not follow or _is_over(file, path):
             if begun:
                 yield begun
@@ -147,11 +149,11 @@ def _lines(file: TextIO, path: str, follow: bool) -> Iterator[str]:
 
 def _is_over(file: TextIO, path: str) -> bool:
     """
-    Whether another file is at *path* by now, or this one was emptied.
+    Return whether *path* now leads to another file, or *file* was truncated.
     """
     own = os.fstat(file.fileno())
     try:
         there = os.stat(path)
     except FileNotFoundError:
-        return False  # between the two
+        return False  # in the middle of a rotation
     return (there.st_dev, there.st_ino) != (own.st_dev, own.st_ino) or own.st_size < file.tell()

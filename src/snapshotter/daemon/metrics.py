@@ -1,5 +1,5 @@
 """
-What Prometheus reads of a daemon: calls, snapshots, and the filesystem below.
+The daemon's metrics for Prometheus: calls, snapshots and the filesystem.
 """
 
 import contextlib
@@ -25,22 +25,22 @@ from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
 
 __all__ = ["Metrics", "serving"]
 
-# A stat takes a fraction of the first, a commit of much data any of the last.
+# In seconds: a stat takes a fraction of the first, a commit of much data may take any of the last.
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-CLIENT_SECONDS = 5.0  # for one that neither asks nor reads
-STOP_SECONDS = 1.0
+CLIENT_SECONDS = 5.0  # for a client that sends or reads nothing
+STOP_SECONDS = 1.0  # for the request in flight, at the end
 
 
 class Metrics:
     """
-    The metrics of one daemon, in a `registry` of their own; an observer of `snapshotter.daemon.service.Service`.
+    The metrics of one daemon, in a `registry` of their own. An observer of `snapshotter.daemon.service.Service`.
 
-    Docs: "Metrics" in docs/containerd.md has the meaning of each.
+    "Metrics" in docs/containerd.md explains each metric.
     """
 
     def __init__(self) -> None:
-        # Else each counter has a second series, of when it began.
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client left it out
+        # Otherwise each counter has a second series, with the time of its creation.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus-client lacks the annotation
         self.registry = CollectorRegistry()
         operations = Counter(
             "snapshotter_operations", "Calls answered, by gRPC code.", ["op", "code"], registry=self.registry
@@ -53,7 +53,7 @@ class Metrics:
             buckets=BUCKETS,
         )
         inflight = Gauge("snapshotter_inflight_operations", "Calls not answered yet.", ["op"], registry=self.registry)
-        # Looking labels up costs several times what counting does.
+        # Hot path: a lookup of labels costs several times as much as counting.
         self._operations = functools.cache(operations.labels)
         self._seconds = functools.cache(seconds.labels)
         self._inflight = functools.cache(inflight.labels)
@@ -63,7 +63,7 @@ class Metrics:
             registry=self.registry,
         )
         Gauge(
-            "snapshotter_build_info", "1; the labels say what runs.", ["version", "python"], registry=self.registry
+            "snapshotter_build_info", "1, with the versions as labels.", ["version", "python"], registry=self.registry
         ).labels(__version__, platform.python_version()).set(1)
         ProcessCollector(registry=self.registry)
 
@@ -77,7 +77,7 @@ class Metrics:
 
     def opened(self, store: Snapshotter, seconds: float) -> None:
         """
-        Measure *store*, which took *seconds* to open, too.
+        Add the metrics of *store*, which took *seconds* to open.
         """
         self._open_seconds.set(seconds)
         self.registry.register(_StoreCollector(store))
@@ -85,17 +85,17 @@ class Metrics:
 
 class _StoreCollector(Collector):
     """
-    What is counted when it is asked for.
+    The metrics that are read from the store and the filesystem at each scrape.
     """
 
     def __init__(self, store: Snapshotter) -> None:
         self._store = store
 
     def describe(self) -> list[GaugeMetricFamily]:
-        return []  # or registering would collect
+        return []  # without this, registering would collect
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        # What is closed, or fails, has nothing to tell, and takes nothing from the rest.
+        # A closed store or a failing filesystem leaves out its own metrics only.
         with contextlib.suppress(FailedPreconditionError):
             yield from self._snapshots()
         with contextlib.suppress(OSError):
@@ -115,7 +115,7 @@ class _StoreCollector(Collector):
     def _filesystem(self) -> Iterator[GaugeMetricFamily]:
         used, total = Tally[str](), Tally[str]()
         for group in space.get(self._store.root):
-            if not group.flags & ioctl.SPACE_INFO_GLOBAL_RSV:  # which is part of metadata
+            if not group.flags & ioctl.SPACE_INFO_GLOBAL_RSV:  # a part of metadata
                 used[group.type] += group.used_bytes
                 total[group.type] += group.total_bytes
         groups = GaugeMetricFamily(
@@ -131,37 +131,39 @@ class _StoreCollector(Collector):
         )
 
 
-class _Handler(MetricsHandler):
-    timeout = CLIENT_SECONDS
-
-
 class _Server(socketserver.TCPServer):
-    timeout = 0.1  # between looks whether to stop
+    timeout = 0.1  # seconds between two checks whether to stop
 
-    def __init__(self, listener: socket.socket, metrics: Metrics) -> None:
-        socketserver.BaseServer.__init__(self, listener.getsockname(), _Handler.factory(metrics.registry))
+    def __init__(self, listener: socket.socket, metrics: Metrics, client_seconds: float) -> None:
+        handler = type("Handler", (MetricsHandler,), {"registry": metrics.registry, "timeout": client_seconds})
+        socketserver.BaseServer.__init__(self, listener.getsockname(), handler)
         self.socket = listener
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # of a client that went away
+        pass  # the client has gone
 
 
 @contextlib.contextmanager
-def serving(metrics: Metrics, address: str) -> Iterator[str]:
+def serving(
+    metrics: Metrics, address: str, *, client_seconds: float = CLIENT_SECONDS, stop_seconds: float = STOP_SECONDS
+) -> Iterator[str]:
     """
-    Answer at *address*, the path of a unix socket or ``HOST:PORT``, for the time of a ``with``, which gets the address
-    with the port that was found for port 0.
+    Serve *metrics* at *address* during the ``with``, and yield the address, with the port in place of port 0.
 
-    One client at a time, in a thread of its own: what hangs there, as a look at a dead filesystem may, holds up no
-    call.
+    One thread serves one client at a time. Reading a dead filesystem can hang this thread, but no call.
+
+    Args:
+        address: The path of a unix socket, or ``HOST:PORT``.
+        client_seconds: The time limit for a client that sends or reads nothing.
+        stop_seconds: The time limit for the request in flight at the end of the ``with``.
 
     Raises:
-        InvalidArgumentError: *address* is neither.
-        FailedPreconditionError: The address cannot be had.
+        InvalidArgumentError: *address* is neither a path nor ``HOST:PORT``.
+        FailedPreconditionError: Listening at *address* failed.
         StoreHeldError: Another process listens at that path.
     """
     with _listening(address) as listener:
-        server = _Server(listener, metrics)
+        server = _Server(listener, metrics, client_seconds)
         stopped = threading.Event()
 
         def run() -> None:
@@ -175,7 +177,7 @@ def serving(metrics: Metrics, address: str) -> Iterator[str]:
             yield name if isinstance(name, str) else f"{address.rpartition(':')[0]}:{name[1]}"
         finally:
             stopped.set()
-            thread.join(STOP_SECONDS)  # one that hangs is left to the end of the process
+            thread.join(stop_seconds)  # a hanging thread ends with the process, because it is a daemon thread
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """
-The life of the daemon: a socket that answers before the store is open, and an end that cuts no call off.
+The daemon's process: its socket, its store, its signals and its end.
 
-It never mounts, and runs no other program.
+The daemon accepts connections before the store is open, and at its end waits for the calls in flight. It never mounts,
+and runs no other program.
 """
 
 import asyncio
@@ -20,40 +21,37 @@ from snapshotter.daemon import sockets
 from snapshotter.daemon.config import Config
 from snapshotter.daemon.service import Service
 from snapshotter.daemon.systemd import Systemd
-from snapshotter.errors import (
-    AlreadyExistsError,
-    Error,
-    FailedPreconditionError,
-    NotFoundError,
-)
+from snapshotter.errors import AlreadyExistsError, Error, FailedPreconditionError, NotFoundError
 from snapshotter.events import Event
 from snapshotter.text import printable
 
 if TYPE_CHECKING:
     from snapshotter.daemon.metrics import Metrics
 
-CALLS_SECONDS = 10.0  # for calls under way to end, after a signal
-CLOSE_SECONDS = 5.0  # for what goes on nevertheless, and the store
-FEEDS = 3  # in the time after which systemd takes a service for hung
-NOBODY = "watchdog"  # the key that is asked for: containerd's have slashes
+CALLS_SECONDS = 10.0  # for the calls in flight, after a signal
+CLOSE_SECONDS = 5.0  # then for hanging calls, and for closing the store
+FEEDS = 3  # of the watchdog, in the time after which systemd assumes that the service hangs
+WATCHDOG_KEY = "watchdog"  # no snapshot has this key, because containerd's keys have slashes
 
 
 def serve(config: Config, systemd: Systemd) -> None:
     """
-    Serve the store until SIGTERM or SIGINT; a second one, or calls that do not end, end the process.
+    Serve the store until SIGTERM or SIGINT, then end when the calls in flight have ended.
+
+    A second signal ends the process at once. Hanging calls end it after a time limit, with code 1.
 
     Raises:
-        StoreHeldError: Another process has the store, or the socket.
-        FailedPreconditionError: The root is not on btrfs, holds something else, or is a copy of a store; something
-            else is in the socket's way; the bind mode and the root's mount do not fit.
-        NotFoundError: The directory that the root, or that of the socket, would be in does not exist.
+        StoreHeldError: Another process holds the store, or listens at the socket.
+        FailedPreconditionError: The root is not on btrfs, holds other files, or is a copy of a store; the address
+            exists and is not a socket; mount_mode is "bind", and the root's mount has options that containers inherit.
+        NotFoundError: The parent directory of the root, or of the socket's directory, does not exist.
     """
     os.umask(0o077)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with contextlib.ExitStack() as stack:
         metrics = None
         if config.metrics_address:
-            from snapshotter.daemon.metrics import Metrics, serving  # its library takes memory and time of every start
+            from snapshotter.daemon.metrics import Metrics, serving  # here, because its library costs time and memory
 
             metrics = Metrics()
             stack.enter_context(serving(metrics, config.metrics_address))
@@ -73,7 +71,7 @@ async def _serve(config: Config, systemd: Systemd, listener: socket.socket, metr
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    pool = ThreadPoolExecutor(2, "snapshotter-life")  # for what is opened or closed, and for the watchdog's call
+    pool = ThreadPoolExecutor(2, "snapshotter-life")  # to open and close the store, and for the watchdog's call
     begun = time.monotonic()
     opened = loop.run_in_executor(pool, _open, config, address)
     service = Service(opened, metrics)
@@ -91,7 +89,7 @@ async def _serve(config: Config, systemd: Systemd, listener: socket.socket, metr
         feeding.cancel()
     if not failed:
         Event.STOPPING.emit(root=config.root, address=address)
-        systemd.notify("STOPPING=1", "STATUS=finishing the calls under way")
+        systemd.notify("STOPPING=1", "STATUS=finishing the calls in flight")
     await service.stop(CALLS_SECONDS)
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
@@ -99,21 +97,21 @@ async def _serve(config: Config, systemd: Systemd, listener: socket.socket, metr
             await loop.run_in_executor(pool, store.close)
     except TimeoutError:
         Event.CUT_OFF.emit(root=config.root, seconds=CALLS_SECONDS + CLOSE_SECONDS)
-        os._exit(1)  # Python would wait for a thread that the kernel holds
+        os._exit(1)  # a normal exit would wait for the thread that hangs in the kernel
 
 
 async def _feed(systemd: Systemd, address: str, pool: ThreadPoolExecutor) -> None:
     """
-    Tell the watchdog that calls are answered, as often as they are.
+    Feed the watchdog as long as the daemon answers calls through its own socket.
     """
     seconds = systemd.watchdog_seconds / FEEDS
     if not seconds:
         return
-    from snapshotter.client import Client  # takes time of the start, and only this needs it
+    from snapshotter.client import Client  # here, because only the watchdog needs it
 
     def call() -> None:
         with Client(address, timeout=seconds) as client, contextlib.suppress(NotFoundError):
-            client.stat(NOBODY)
+            client.stat(WATCHDOG_KEY)
 
     while True:
         await asyncio.sleep(seconds)
@@ -138,9 +136,9 @@ def _open(config: Config, address: str) -> Snapshotter:
         store = Snapshotter.create(config.root, **options)
     except AlreadyExistsError:
         store = Snapshotter(config.root, **options)
-    if why := store.why_read_only:
+    if reason := store.why_read_only:
         store.close()
-        raise FailedPreconditionError(f"store {config.root!r} cannot be served: {why}")
+        raise FailedPreconditionError(f"store {config.root!r} cannot be served: {reason}")
     return store
 
 
@@ -149,8 +147,8 @@ def _check_mount(root: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         if names := ",".join(mountinfo.inherited(path)):
             raise FailedPreconditionError(
-                f"{root!r} is mounted {names}, which containers would inherit: mount it without, or set mount_mode to "
-                '"btrfs"'
+                f"{root!r} is mounted {names}, which containers would inherit: mount it without {names}, or set "
+                'mount_mode to "btrfs"'
             )
 
 
@@ -160,12 +158,12 @@ def _check_mount(root: str) -> None:
 @contextlib.contextmanager
 def listening(address: str, systemd: Systemd) -> Iterator[socket.socket]:
     """
-    The socket that systemd hands over, or one at *address* for root alone, gone after the ``with``.
+    Listen on the socket that systemd hands over or, without one, at *address* during the ``with``.
     """
     handed = systemd.sockets()
     with contextlib.ExitStack() as undo:
-        for one in handed:
-            undo.enter_context(one)
+        for listener in handed:
+            undo.enter_context(listener)
         if handed:
             _check_handed(handed)
             yield handed[0]
@@ -175,11 +173,9 @@ def listening(address: str, systemd: Systemd) -> Iterator[socket.socket]:
 
 def _check_handed(handed: list[socket.socket]) -> None:
     if len(handed) > 1:
-        raise FailedPreconditionError(f"systemd handed over {len(handed)} sockets: the socket unit has to have one")
-    [one] = handed
-    name = one.getsockname()
-    kind = (one.family, one.type, one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        raise FailedPreconditionError(f"systemd handed over {len(handed)} sockets: the socket unit must list only one")
+    [listener] = handed
+    name = listener.getsockname()
+    kind = (listener.family, listener.type, listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     if kind != (socket.AF_UNIX, socket.SOCK_STREAM, 1) or not (isinstance(name, str) and name.startswith("/")):
-        raise FailedPreconditionError(
-            f"systemd handed over {name!r}: it has to be a listening stream socket with a path"
-        )
+        raise FailedPreconditionError(f"systemd handed over {name!r}: it must be a listening stream socket with a path")

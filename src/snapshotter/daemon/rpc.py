@@ -1,8 +1,8 @@
 """
-gRPC's server side, on asyncio.
+A gRPC server on asyncio.
 
-grpclib has one, which spends a task and a dozen awaits on every call and bounds neither messages nor streams; here what
-can be answered at once is answered where its last byte arrived.
+grpclib's server spends a task and a dozen awaits on every call, and limits neither the size of messages nor the number
+of streams. This server answers a call as soon as its last byte has arrived, if the answer is known at once.
 """
 
 import asyncio
@@ -31,16 +31,12 @@ from snapshotter.events import Event
 
 __all__ = ["MAX_REQUEST_SIZE", "Method", "Observer", "RefusedError", "Server"]
 
-# gRPC's own default. No request that the contract accepts comes near.
-MAX_REQUEST_SIZE = 4 << 20
-# Of a connection, for requests that have not come whole.
-RECEIVE_WINDOW = 4 * MAX_REQUEST_SIZE
-# Calls that hang must not keep out the others.
-MAX_CALLS = 10_000
-# The text of an error travels in a header, and clients bound those.
-MAX_TEXT_SIZE = 4_096
+MAX_REQUEST_SIZE = 4 << 20  # bytes: gRPC's own default, and more than any valid request needs
+RECEIVE_WINDOW = 4 * MAX_REQUEST_SIZE  # bytes of incomplete requests, of one connection
+MAX_CALLS = 10_000  # of one connection; so many that hanging calls do not block others
+MAX_TEXT_SIZE = 4_096  # characters of an error, because clients limit the size of headers
 
-_PREFIX_SIZE = 5  # of a message: compressed or not, and its size
+_PREFIX_SIZE = 5  # bytes before a message: a flag for compression, and the size
 
 Answer = Message | asyncio.Future[Message] | Callable[[], Awaitable[Message]] | AsyncGenerator[Message, None]
 
@@ -54,8 +50,8 @@ class Method(NamedTuple):
     A method of a service.
 
     Args:
-        name: What the observer calls it.
-        answer: Gives the reply at once, or a function that has it later, or a generator of the replies of a stream.
+        name: The name for the observer.
+        answer: Returns the reply, its future, a function for a task that awaits it, or the generator of a stream.
     """
 
     name: str
@@ -65,7 +61,7 @@ class Method(NamedTuple):
 
 class RefusedError(Exception):
     """
-    The call ends with this status.
+    A call ends with the given status.
     """
 
     def __init__(self, status: Status, text: str) -> None:
@@ -73,14 +69,14 @@ class RefusedError(Exception):
         self.status = status
 
 
-_UNKNOWN_METHOD = RefusedError(Status.UNIMPLEMENTED, "there is no such method")
+_UNKNOWN_METHOD = RefusedError(Status.UNIMPLEMENTED, "unknown method")
 _STOPPING = RefusedError(Status.UNAVAILABLE, "the snapshotter is stopping")
-_LATE = RefusedError(Status.DEADLINE_EXCEEDED, "the time that the client gives is over")
+_LATE = RefusedError(Status.DEADLINE_EXCEEDED, "the client's deadline is over")
 
 
 class Observer(Protocol):
     """
-    Is told of every call, on the loop.
+    Observes all calls, on the event loop.
     """
 
     def started(self, method: str) -> None: ...
@@ -88,7 +84,8 @@ class Observer(Protocol):
     def ended(self, method: str, code: str, seconds: float) -> None:
         """
         Args:
-            code: The name of the status, such as ``"NOT_FOUND"``; ``"CANCELLED"`` when the client gave up.
+            code: The name of the status, such as ``"NOT_FOUND"``; ``"CANCELLED"`` if the client cancelled the call.
+            seconds: The time from the first header to the answer.
         """
 
 
@@ -105,8 +102,9 @@ class Server:
     Serves methods on listening sockets.
 
     Args:
-        methods: By path.
-        refusal: Makes the status of what ended a call of a method: what it raised, or a RefusedError of our own.
+        methods: The methods, by path.
+        refusal: Returns the status for an error of a method, by name: an exception that it raised, or a RefusedError of
+            the server.
     """
 
     def __init__(
@@ -124,15 +122,15 @@ class Server:
 
     async def start(self, sock: socket.socket) -> None:
         """
-        Serve on *sock*, a unix socket that is bound.
+        Serve on *sock*, a bound unix socket.
         """
         loop = asyncio.get_running_loop()
-        # create_unix_server() would remove the socket at the end, from Python 3.13 on, and it may be systemd's.
+        # create_unix_server() removes the socket at the end since Python 3.13, but the socket may be systemd's.
         self._servers.append(await loop.create_server(lambda: _Connection(self), sock=sock))
 
     async def stop(self, seconds: float) -> None:
         """
-        Take no more calls, end those under way that are not done within *seconds*, and all connections.
+        Refuse new calls, wait up to *seconds* for the calls in flight, then end them and all connections.
         """
         self.stopping = True
         for server in self._servers:
@@ -148,7 +146,7 @@ class Server:
 
 class _Call:
     """
-    One call: what came of its request, and what has yet to go of its replies.
+    A call, with the received part of its request and the unsent part of its replies.
     """
 
     __slots__ = (
@@ -196,7 +194,7 @@ class _Connection(asyncio.Protocol):
             WindowUpdated: self._on_window,
         }
 
-    # -- what asyncio calls
+    # -- callbacks of asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -225,7 +223,7 @@ class _Connection(asyncio.Protocol):
 
     def end(self) -> None:
         """
-        End all calls, and the connection.
+        End all calls and the connection.
         """
         for call in list(self.calls.values()):
             if call.task:
@@ -234,13 +232,13 @@ class _Connection(asyncio.Protocol):
         self._http2.close()
         self._flush()
         if self._transport.get_write_buffer_size():
-            self._transport.abort()  # the client does not read
+            self._transport.abort()  # because the client does not read
         else:
             self._transport.close()
 
     def _close(self) -> None:
         """
-        Close what is at its end already.
+        Close a connection that has ended or is broken.
         """
         for call in list(self.calls.values()):
             self._drop(call)
@@ -251,7 +249,7 @@ class _Connection(asyncio.Protocol):
         if data := self._http2.data_to_send():
             self._transport.write(data)
 
-    # -- what the client does
+    # -- events of the client
 
     def _on_request(self, event: RequestReceived) -> None:
         headers = event.headers
@@ -270,7 +268,7 @@ class _Connection(asyncio.Protocol):
             try:
                 call.deadline = self._loop.time() + decode_timeout(timeout.decode())
             except ValueError:
-                self._fail(call, RefusedError(Status.INTERNAL, f"{timeout!r:.64} is no timeout"))
+                self._fail(call, RefusedError(Status.INTERNAL, f"{timeout!r:.64} is not a timeout"))
 
     def _on_data(self, event: DataReceived) -> None:
         call = self.calls.get(event.stream_id)
@@ -283,12 +281,12 @@ class _Connection(asyncio.Protocol):
             return
         size = int.from_bytes(body[1:_PREFIX_SIZE])
         if body[0]:
-            self._fail(call, RefusedError(Status.UNIMPLEMENTED, "compressed messages are not understood"))
+            self._fail(call, RefusedError(Status.UNIMPLEMENTED, "compressed messages are not supported"))
         elif size > MAX_REQUEST_SIZE:
-            text = f"a request of {size} bytes is larger than {MAX_REQUEST_SIZE}"
+            text = f"a request of {size} bytes exceeds the limit of {MAX_REQUEST_SIZE}"
             self._fail(call, RefusedError(Status.RESOURCE_EXHAUSTED, text))
         elif len(body) > _PREFIX_SIZE + size:
-            self._fail(call, RefusedError(Status.INTERNAL, "there is more than one request"))
+            self._fail(call, RefusedError(Status.INTERNAL, "the call has more than one request"))
 
     def _on_end(self, event: StreamEnded) -> None:
         call = self.calls.get(event.stream_id)
@@ -297,12 +295,12 @@ class _Connection(asyncio.Protocol):
         body = bytes(call.body)
         self._release(call)
         if len(body) < _PREFIX_SIZE or len(body) < _PREFIX_SIZE + int.from_bytes(body[1:_PREFIX_SIZE]):
-            self._fail(call, RefusedError(Status.INTERNAL, "the request is cut short"))
+            self._fail(call, RefusedError(Status.INTERNAL, "the request is incomplete"))
             return
         try:
             answer = call.method.answer(call.method.request.FromString(body[_PREFIX_SIZE:]))
         except DecodeError as error:
-            self._fail(call, RefusedError(Status.INVALID_ARGUMENT, f"the request cannot be read: {error}"))
+            self._fail(call, RefusedError(Status.INVALID_ARGUMENT, f"the request cannot be parsed: {error}"))
         except Exception as error:
             self._fail(call, error)
         else:
@@ -326,16 +324,16 @@ class _Connection(asyncio.Protocol):
             for call in list(self.calls.values()):
                 self._send(call)
 
-    # -- what it is answered
+    # -- answers
 
     def _follow(self, call: _Call, answer: asyncio.Future[Message]) -> None:
         """
-        Reply when there is an *answer*; most calls have no more to wait for, and a task would be a detour.
+        Reply when *answer* is done. Hot path: a callback costs less than a task.
         """
         call.task = answer
         if call.deadline is not None:
             timer = self._loop.call_at(call.deadline, self._on_deadline, call, answer)
-            answer.add_done_callback(lambda answer: timer.cancel())
+            answer.add_done_callback(lambda _: timer.cancel())
         answer.add_done_callback(partial(self._on_answer, call))
 
     def _on_deadline(self, call: _Call, answer: asyncio.Future[Message]) -> None:
@@ -374,7 +372,7 @@ class _Connection(asyncio.Protocol):
 
     async def _room(self, call: _Call) -> None:
         """
-        Wait until the client has taken what it was sent, and let others have their turn.
+        Wait until the client has taken the pending replies, and yield to other calls.
         """
         self._flush()
         if call.pending:
@@ -406,7 +404,7 @@ class _Connection(asyncio.Protocol):
 
     def _send(self, call: _Call) -> None:
         """
-        Send what the windows let.
+        Send as much of the pending replies as the windows allow.
         """
         stream_id, pending = call.stream_id, call.pending
         if pending and not call.answered:
@@ -427,7 +425,7 @@ class _Connection(asyncio.Protocol):
 
     def _drop(self, call: _Call) -> None:
         """
-        Forget a call that its client gave up, or lost.
+        Drop a call that its client cancelled, or whose connection is lost.
         """
         del self.calls[call.stream_id]
         self._release(call)
@@ -439,7 +437,7 @@ class _Connection(asyncio.Protocol):
 
     def _release(self, call: _Call) -> None:
         """
-        Let the client send as much as it did for *call*; only now, so that the windows bound what is not whole.
+        Return the window that the request used. Doing so only at its end bounds the size of incomplete requests.
         """
         if call.body:
             self._http2.acknowledge(len(call.body))

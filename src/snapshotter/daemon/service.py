@@ -1,5 +1,5 @@
 """
-containerd's Snapshots service over a store: messages to calls, calls to threads, errors to statuses.
+containerd's Snapshots service over a store: from messages to calls, from calls to threads, from errors to statuses.
 """
 
 import asyncio
@@ -25,84 +25,106 @@ from snapshotter.errors import Error, InvalidArgumentError, UnavailableError
 from snapshotter.events import Event
 from snapshotter.model import Info, Kind
 
-__all__ = ["Observer", "Service"]
+__all__ = ["LIMITS", "Limits", "Observer", "Service", "refusal"]
 
 CHANGING_THREADS = 64
 READING_THREADS = 8
 LISTING_THREADS = 2
 
-# How long a call may take. What is under way then goes on, what has not begun never does.
-READ_SECONDS = 30.0
-CHANGE_SECONDS = 300.0  # a commit has what was written flushed, and slow disks have gigabytes of it
-# containerd's collection calls one after the other, without a deadline, and holds up everybody else meanwhile.
-COLLECTION_SECONDS = 10.0
-STUCK_COLLECTION_SECONDS = 1.0  # while something goes on that is late already
+LIST_BATCH = 100  # snapshots in a message, as in containerd's own service
+LIST_BATCH_SIZE = 1 << 20  # bytes; with large labels, a full batch would exceed the 16 MiB that clients accept
 
-LIST_BATCH = 100  # as containerd's own
-LIST_BATCH_SIZE = 1 << 20  # in bytes; with large labels a hundred would be more than the 16 MiB that clients take
+MAX_FILTERS_SIZE = 1 << 16  # characters in one call, because each filter is tried on every snapshot
 
-MAX_FILTERS_SIZE = 1 << 16  # in characters, of one call; each is tried on every snapshot
+# containerd's garbage collection stops at any other error of Remove.
+_REMOVE_STATUSES = (Status.NOT_FOUND, Status.FAILED_PRECONDITION)
 
-# Any other answer to a removal ends containerd's whole collection.
-_OF_REMOVE = (Status.NOT_FOUND, Status.FAILED_PRECONDITION)
-
-# Of these a client has to hear, and so has the operator.
+# The operator has to know about these, not only the client.
 _FAILURES = (Status.DATA_LOSS, Status.INTERNAL, Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE)
+
+
+class Limits(NamedTuple):
+    """
+    The time limits of calls, in seconds. A late call that has begun completes unanswered; a queued call is dropped.
+
+    Args:
+        change: A commit flushes the snapshot's data, which can be gigabytes on a slow disk.
+        collection: containerd's garbage collection calls Remove and Cleanup one by one and without a deadline, and
+            blocks all other changes until it ends.
+        stuck_collection: Replaces *collection* while a late call is still running.
+    """
+
+    read: float = 30.0
+    change: float = 300.0
+    collection: float = 10.0
+    stuck_collection: float = 1.0
+
+
+LIMITS = Limits()
 
 
 class Service:
     """
-    Serves a store's snapshots to containerd, what the command asks beside that, and gRPC's health service.
+    Serves a store to containerd, with the command's extension and gRPC's health service.
 
-    Connections are accepted from `start` on, and calls held until the store is open: containerd gives a connection one
-    second, and a store may need longer. What one look at the index tells is answered on the loop, the rest in threads,
-    where changes that hang leave reads alone.
+    Connections are accepted from `start` on, and calls wait until the store is open: containerd gives a connection one
+    second, and opening may take longer. Calls answered from the index run on the event loop; all others run in threads.
+    Reads and changes have separate threads, so hanging changes cannot block reads.
 
     Args:
-        opened: Has the store once it is open, or why it is not. The store is the caller's to close, after `stop`.
-        observer: Is told of every call.
+        opened: Gets the store, or the error of opening it. The caller closes the store, after `stop`.
+        observer: Is called at the start and the end of every call.
+        limits: The time limits of calls.
     """
 
-    def __init__(self, opened: "asyncio.Future[Snapshotter]", observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        opened: "asyncio.Future[Snapshotter]",
+        observer: Observer | None = None,
+        *,
+        limits: Limits = LIMITS,
+    ) -> None:
         self._opened = opened
+        self._limits = limits
         self._pools = {
             "changes": ThreadPoolExecutor(CHANGING_THREADS, "snapshotter-change"),
             "reads": ThreadPoolExecutor(READING_THREADS, "snapshotter-read"),
             "cleanups": ThreadPoolExecutor(1, "snapshotter-cleanup"),
-            # Asks nothing of the disk, but ten thousand snapshots take a while, and more with many filters.
+            # A list reads no disk, but thousands of snapshots and many filters would block the loop.
             "lists": ThreadPoolExecutor(LISTING_THREADS, "snapshotter-list"),
         }
         self._late: set[Future[Message]] = set()
-        self._server = rpc.Server(self._methods(), _refusal, observer)
+        self._server = rpc.Server(self._methods(), refusal, observer)
 
     def _methods(self) -> dict[str, Method]:
         snapshots = pb.DESCRIPTOR.services_by_name["Snapshots"].full_name
         extension = extension_pb2.DESCRIPTOR.services_by_name["Extension"].full_name
         health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         self._names = ("", snapshots)
+        fork = _Operation("Fork", extension_pb2.ForkRequest, "changes", self._limits.change, _fork)
         return {
             **{
                 f"/{snapshots}/{operation.name}": Method(
                     operation.name, operation.request, partial(self._answer, operation)
                 )
-                for operation in _OPERATIONS
+                for operation in _operations(self._limits)
             },
             f"/{snapshots}/List": Method("List", pb.ListSnapshotsRequest, self._list),
-            f"/{extension}/{_FORK.name}": Method(_FORK.name, _FORK.request, partial(self._answer, _FORK)),
+            f"/{extension}/{fork.name}": Method(fork.name, fork.request, partial(self._answer, fork)),
             f"/{health}/Check": Method("Check", health_pb2.HealthCheckRequest, self._check),
         }
 
     async def start(self, sock: socket.socket) -> None:
         """
-        Serve on *sock*, a bound unix socket, which is closed at the end.
+        Serve on *sock*, a bound unix socket, which `stop` closes.
         """
         await self._server.start(sock)
 
     async def stop(self, seconds: float) -> None:
         """
-        Refuse new calls, give those under way *seconds* to end, and end all connections.
+        Refuse new calls, wait up to *seconds* for the calls in flight, and close all connections.
 
-        What hangs goes on in its thread: closing the store waits for it.
+        A hanging call keeps its thread, and closing the store waits for it.
         """
         await self._server.stop(seconds)
         for pool in self._pools.values():
@@ -122,28 +144,28 @@ class Service:
         if not self._opened.done():
             return partial(self._answer_later, operation, request)
         store = self._store()
-        reply = operation.at_once(store, request)
+        reply = operation.at_once and operation.at_once(store, request)
         return self._begin(operation, store, request) if reply is None else reply
 
     async def _answer_later(self, operation: "_Operation", request: Message) -> Message:
         await asyncio.wait([self._opened], timeout=operation.seconds)
         store = self._store()
-        reply = operation.at_once(store, request)
+        reply = operation.at_once and operation.at_once(store, request)
         return await self._begin(operation, store, request) if reply is None else reply
 
     def _begin(self, operation: "_Operation", store: Snapshotter, request: Message) -> asyncio.Future[Message]:
         """
-        The answer of a thread; of a call that is not begun yet, none once nobody waits for it.
+        Run the operation in a thread, and return the future of its answer; cancelling it drops a queued operation.
         """
         seconds = operation.seconds
-        if self._late and seconds == COLLECTION_SECONDS:
-            seconds = STUCK_COLLECTION_SECONDS
+        if self._late and seconds == self._limits.collection:
+            seconds = self._limits.stuck_collection
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Message] = loop.create_future()
         running = self._pools[operation.pool].submit(operation.run, store, request)
 
-        def tell(running: Future[Message]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended before the thread
+        def pass_on(running: Future[Message]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed before the thread ended
                 loop.call_soon_threadsafe(_copy, running, answer)
 
         def give_up() -> None:
@@ -158,7 +180,7 @@ class Service:
             if answer.cancelled():
                 running.cancel()
 
-        running.add_done_callback(tell)
+        running.add_done_callback(pass_on)
         timer = loop.call_later(seconds, give_up)
         answer.add_done_callback(ended)
         return answer
@@ -166,8 +188,8 @@ class Service:
     async def _list(self, request: pb.ListSnapshotsRequest) -> AsyncGenerator[Message, None]:
         size = sum(map(len, request.filters))
         if size > MAX_FILTERS_SIZE:
-            raise InvalidArgumentError(f"filters of {size} characters are more than {MAX_FILTERS_SIZE}")
-        await asyncio.wait([self._opened], timeout=READ_SECONDS)
+            raise InvalidArgumentError(f"filters of {size} characters exceed the limit of {MAX_FILTERS_SIZE}")
+        await asyncio.wait([self._opened], timeout=self._limits.read)
         store, loop, pool = self._store(), asyncio.get_running_loop(), self._pools["lists"]
         batches = await loop.run_in_executor(pool, lambda: _batches(store.walk(*request.filters)))
         while (batch := await loop.run_in_executor(pool, next, batches, None)) is not None:
@@ -195,9 +217,9 @@ def _copy(running: Future[Message], answer: asyncio.Future[Message]) -> None:
         answer.set_result(running.result())
 
 
-def _refusal(method: str, error: Exception) -> RefusedError:
+def refusal(method: str, error: Exception) -> RefusedError:
     """
-    The status that a call of *method* ends with because of *error*.
+    Log *error* of a call of *method*, and return its status. Remove gets NOT_FOUND or FAILED_PRECONDITION only.
     """
     defect = None
     if isinstance(error, RefusedError):
@@ -209,12 +231,12 @@ def _refusal(method: str, error: Exception) -> RefusedError:
         refused = RefusedError(Status.INTERNAL, f"{method} failed: {error!r}")
     event = Event.FAILED if refused.status in _FAILURES else Event.REFUSED
     event.emit(traceback=defect, op=method, code=refused.status.name, error=str(refused))
-    if method == "Remove" and refused.status not in _OF_REMOVE:
+    if method == "Remove" and refused.status not in _REMOVE_STATUSES:
         return RefusedError(Status.FAILED_PRECONDITION, str(refused))
     return refused
 
 
-# -- what is done
+# -- operations
 
 
 def _prepare(store: Snapshotter, request: pb.PrepareSnapshotRequest) -> Message:
@@ -252,7 +274,7 @@ def _stat(store: Snapshotter, request: pb.StatSnapshotRequest) -> Message:
 
 
 def _update(store: Snapshotter, request: pb.UpdateSnapshotRequest) -> Message:
-    # Nothing else of an info can be updated; its times may be garbage.
+    # Only labels can be updated, and the times of the message may be out of range.
     info = Info(Kind.ACTIVE, request.info.name, labels=dict(request.info.labels))
     updated = store.bound_to(request.snapshotter).update(info, *request.update_mask.paths)
     return pb.UpdateSnapshotResponse(info=info_to(updated))
@@ -285,16 +307,14 @@ def _cleanup(store: Snapshotter, request: pb.CleanupRequest) -> Message:
     return Empty()
 
 
-def _nothing(store: Snapshotter, request: Message) -> None:
-    return None
-
-
 class _Operation(NamedTuple):
     """
-    What a method does.
+    The implementation of a method.
 
     Args:
-        at_once: Gives the reply if that takes no system call; else *run* does, in a thread of *pool*.
+        seconds: The time limit.
+        run: Returns the reply, in a thread of *pool*.
+        at_once: Returns the reply if it takes no system call, else None; runs on the event loop before *run*.
     """
 
     name: str
@@ -302,19 +322,18 @@ class _Operation(NamedTuple):
     pool: str
     seconds: float
     run: Callable[[Snapshotter, Any], Message]
-    at_once: Callable[[Snapshotter, Any], Message | None] = _nothing
+    at_once: Callable[[Snapshotter, Any], Message | None] | None = None
 
 
-_OPERATIONS = (
-    _Operation("Prepare", pb.PrepareSnapshotRequest, "changes", CHANGE_SECONDS, _prepare),
-    _Operation("View", pb.ViewSnapshotRequest, "changes", CHANGE_SECONDS, _view),
-    _Operation("Mounts", pb.MountsRequest, "reads", READ_SECONDS, _mounts),
-    _Operation("Commit", pb.CommitSnapshotRequest, "changes", CHANGE_SECONDS, _commit),
-    _Operation("Remove", pb.RemoveSnapshotRequest, "changes", COLLECTION_SECONDS, _remove),
-    _Operation("Stat", pb.StatSnapshotRequest, "reads", READ_SECONDS, _stat, _stat),
-    _Operation("Update", pb.UpdateSnapshotRequest, "changes", CHANGE_SECONDS, _update),
-    _Operation("Usage", pb.UsageRequest, "reads", READ_SECONDS, _usage, _known_usage),
-    _Operation("Cleanup", pb.CleanupRequest, "cleanups", COLLECTION_SECONDS, _cleanup),
-)
-
-_FORK = _Operation("Fork", extension_pb2.ForkRequest, "changes", CHANGE_SECONDS, _fork)
+def _operations(limits: Limits) -> tuple[_Operation, ...]:
+    return (
+        _Operation("Prepare", pb.PrepareSnapshotRequest, "changes", limits.change, _prepare),
+        _Operation("View", pb.ViewSnapshotRequest, "changes", limits.change, _view),
+        _Operation("Mounts", pb.MountsRequest, "reads", limits.read, _mounts),
+        _Operation("Commit", pb.CommitSnapshotRequest, "changes", limits.change, _commit),
+        _Operation("Remove", pb.RemoveSnapshotRequest, "changes", limits.collection, _remove),
+        _Operation("Stat", pb.StatSnapshotRequest, "reads", limits.read, _stat, _stat),
+        _Operation("Update", pb.UpdateSnapshotRequest, "changes", limits.change, _update),
+        _Operation("Usage", pb.UsageRequest, "reads", limits.read, _usage, _known_usage),
+        _Operation("Cleanup", pb.CleanupRequest, "cleanups", limits.collection, _cleanup),
+    )

@@ -1,5 +1,5 @@
 """
-Listening unix sockets, each with a path and for its owner alone.
+Listening unix sockets with a path, accessible to their owner only.
 """
 
 import contextlib
@@ -16,14 +16,15 @@ from snapshotter.errors import FailedPreconditionError, NotFoundError, StoreHeld
 @contextlib.contextmanager
 def listening(address: str) -> Iterator[socket.socket]:
     """
-    A socket that listens at the path *address*, which is gone after the ``with``; the directory it is in is made.
+    Listen at the path *address* during the ``with``, with mode 0600.
 
-    One that a process left behind is replaced.
+    The directory of the path is created with mode 0700 if it is missing, and removed at the end if it was created.
+    A stale socket, left by a process that has ended, is replaced.
 
     Raises:
-        NotFoundError: The directory that its directory would be in does not exist.
-        StoreHeldError: Another process listens there.
-        FailedPreconditionError: Something that is no socket is in the way.
+        NotFoundError: The parent of the directory does not exist.
+        StoreHeldError: Another process listens at *address*.
+        FailedPreconditionError: *address* exists and is not a socket.
     """
     with contextlib.ExitStack() as undo:
         directory = os.path.dirname(address)
@@ -60,19 +61,19 @@ def _bind(listener: socket.socket, address: str) -> None:
 
 def _remove_stale(address: str) -> None:
     """
-    Remove the socket of a process that is gone.
+    Remove the socket of a process that has ended.
     """
     if not stat.S_ISSOCK(os.lstat(address).st_mode):
-        raise FailedPreconditionError(f"{address!r} is in the way, and is no socket: choose another address")
+        raise FailedPreconditionError(f"{address!r} exists and is not a socket: choose another address")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
+        probe.settimeout(0)
         try:
             probe.connect(address)
         except ConnectionRefusedError:
             os.unlink(address)
             return
         except BlockingIOError:
-            who = "a process that is busy"  # so many connections wait there
+            who = "a busy process"  # its backlog is full
         else:
             pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             who = f"process {pid}"
@@ -86,5 +87,5 @@ def _remove_own(address: str, made: os.stat_result) -> None:
 
 
 def _remove_directory(path: str) -> None:
-    with contextlib.suppress(OSError):  # something else is in there now
+    with contextlib.suppress(OSError):  # the directory is in use
         os.rmdir(path)

@@ -1,5 +1,5 @@
 """
-What systemd tells a service through its environment, and what a service tells systemd.
+systemd's protocols for services: notification, watchdog and socket activation.
 """
 
 import contextlib
@@ -8,13 +8,12 @@ import socket
 from collections.abc import Mapping
 
 _FIRST_FD = 3
-# systemd that does not read shall not stop the service.
-_SEND_SECONDS = 1.0
+_SEND_SECONDS = 1.0  # so that a hanging systemd does not stop the service
 
 
 class Systemd:
     """
-    The service manager that started this process, or nobody: then nothing happens.
+    The service manager that started this process. Without one, all methods do nothing.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -22,7 +21,7 @@ class Systemd:
 
     def notify(self, *lines: str) -> None:
         """
-        Tell of this service, as in ``READY=1`` or ``STATUS=...``; a manager that is gone is no error.
+        Send *lines*, such as ``READY=1`` or ``STATUS=...``. Errors are ignored, because the manager may be gone.
         """
         address = self._environ.get("NOTIFY_SOCKET")
         if not address:
@@ -36,22 +35,22 @@ class Systemd:
     @property
     def watchdog_seconds(self) -> float:
         """
-        How often ``WATCHDOG=1`` is expected at least; 0 when it is not.
+        The longest interval between two ``WATCHDOG=1``; 0 without a watchdog.
         """
         for_us = self._number("WATCHDOG_PID") in (0, os.getpid())
         return self._number("WATCHDOG_USEC") / 1e6 if for_us else 0.0
 
     def sockets(self) -> list[socket.socket]:
         """
-        The sockets that were opened for this service; they are the caller's.
+        Return the sockets that systemd opened for this service. The caller owns them.
         """
-        # The variables pass on to children, for which the sockets are not meant.
+        # Children inherit the variables, but not the sockets.
         if self._number("LISTEN_PID") != os.getpid():
             return []
-        found = [socket.socket(fileno=fd) for fd in range(_FIRST_FD, _FIRST_FD + self._number("LISTEN_FDS"))]
-        for one in found:
-            one.set_inheritable(False)
-        return found
+        handed = [socket.socket(fileno=fd) for fd in range(_FIRST_FD, _FIRST_FD + self._number("LISTEN_FDS"))]
+        for listener in handed:
+            listener.set_inheritable(False)
+        return handed
 
     def _number(self, name: str) -> int:
         text = self._environ.get(name, "")

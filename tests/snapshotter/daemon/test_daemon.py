@@ -35,7 +35,9 @@ RUN = "import sys; from snapshotter import cli; sys.exit(cli.main(sys.argv[1:]))
 # Code that a process runs before the daemon; `gate(name)` waits there until the test opens it.
 GATES = """
 import os, sys
-from snapshotter import daemon, recovery, service, volumes
+from snapshotter.daemon import process
+from snapshotter.store import recovery
+from snapshotter.store.btrfs import BtrfsVolumes
 def gate(name):
     open(os.path.join(os.environ["GATES"], name)).close()
 """
@@ -52,12 +54,12 @@ recovery.survey = slow
 SLOW_PREPARE = (
     GATES
     + """
-create = volumes.BtrfsVolumes.create
+create = BtrfsVolumes.create
 def slow(*args):
     print("preparing", flush=True)
     gate("prepare")
     create(*args)
-volumes.BtrfsVolumes.create = slow
+BtrfsVolumes.create = slow
 """
 )
 
@@ -492,7 +494,7 @@ class TestSocket:
             one.address.mkdir()
         before = tree(one.work / "run")
         code, line = one.refused()
-        assert (code, line) == (1, f"'{one.address}' is in the way, and is no socket: choose another address")
+        assert (code, line) == (1, f"'{one.address}' exists and is not a socket: choose another address")
         assert tree(one.work / "run") == before
         assert (one.work / "target").read_text() == "content"
 
@@ -742,7 +744,7 @@ class TestSignals:
         A call that does not end is given up after a while, with a line and code 1.
         """
         one.gate("prepare")
-        one.ready(patch=SLOW_PREPARE + "\ndaemon.CALLS_SECONDS = daemon.CLOSE_SECONDS = 0.1\n")
+        one.ready(patch=SLOW_PREPARE + "\nprocess.CALLS_SECONDS = process.CLOSE_SECONDS = 0.1\n")
         with one.client() as client, ThreadPoolExecutor() as pool:
             call = pool.submit(client.prepare, "a")
             one.printed("preparing")
@@ -756,7 +758,7 @@ class TestSignals:
         A second signal ends it at once.
         """
         one.gate("prepare")
-        one.ready(patch=SLOW_PREPARE + "\ndaemon.CALLS_SECONDS = 1000.0\n")
+        one.ready(patch=SLOW_PREPARE + "\nprocess.CALLS_SECONDS = 1000.0\n")
         with one.client() as client, ThreadPoolExecutor() as pool:
             call = pool.submit(client.prepare, "a")
             one.printed("preparing")

@@ -21,7 +21,8 @@ from snapshotter import Info, Kind, Snapshotter, Usage, errors
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.client import Client
 from snapshotter.daemon import rpc, service
-from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from snapshotter.daemon.service import LIMITS, Limits
+from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from snapshotter.testing import DirectoryVolumes
 from tests.snapshotter.daemon.wire import Wire, framed
 from tests.snapshotter.serving import serving
@@ -104,8 +105,11 @@ def plain(tmp_path: Path) -> Iterator[Snapshotter]:
 
 
 @contextlib.contextmanager
-def wired(store: Any, observer: Any = None) -> Iterator[Wire]:
-    with serving(store, observer) as server, Wire(server.address) as wire:
+def wired(store: Any, observer: Any = None, *, limits: Limits = LIMITS) -> Iterator[Wire]:
+    """
+    Serve *store*, and connect to it.
+    """
+    with serving(store, observer, limits=limits) as server, Wire(server.address) as wire:
         yield wire
 
 
@@ -149,27 +153,14 @@ def test_a_store_that_does_not_open() -> None:
         assert HealthCheckResponse.FromString(wire.call(CHECK, HealthCheckRequest()).messages[0]).status == 2
 
 
-def test_calls_do_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_do_not_wait_for_ever() -> None:
     """
-    When the store is not open in a call's time, it ends.
+    A call fails if the store does not open within the call's time limit.
     """
-    hurry(monkeypatch)
-    with wired(None) as wire:
+    with wired(None, limits=Limits(0, 0, 0, 0)) as wire:
         for name, request in METHODS.items():
             reply = wire.call(name, request(snapshotter="c"))
             assert reply.status == (Status.FAILED_PRECONDITION if name == "Remove" else Status.UNAVAILABLE).value
-
-
-def hurry(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """
-    Give operations, all or those of *names*, no time at all.
-    """
-    monkeypatch.setattr(service, "READ_SECONDS", 0)
-    operations = [
-        operation._replace(seconds=0) if not names or operation.name in names else operation
-        for operation in service._OPERATIONS
-    ]
-    monkeypatch.setattr(service, "_OPERATIONS", operations)
 
 
 # Health
@@ -184,7 +175,9 @@ def test_health(plain: Snapshotter) -> None:
             reply = wire.call(CHECK, HealthCheckRequest(service=name))
             assert HealthCheckResponse.FromString(reply.messages[0]).status == HealthCheckResponse.SERVING
         assert wire.call(CHECK, HealthCheckRequest(service="other")).status == Status.NOT_FOUND.value
-        plain.opened.session.failure = "the disk failed"
+    failed = Fake(raising(UnavailableError("the disk failed")))
+    failed.failure = "the disk failed"
+    with wired(failed) as wire:
         reply = wire.call(CHECK, HealthCheckRequest())
         assert HealthCheckResponse.FromString(reply.messages[0]).status == HealthCheckResponse.NOT_SERVING
 
@@ -227,6 +220,35 @@ def test_error_kinds(kind: type[errors.Error]) -> None:
             if name == "Remove" and kind is not NotFoundError:
                 expected = Status.FAILED_PRECONDITION
             assert (name, reply.status, reply.text) == (name, expected.value, text.replace("\udcff", r"\udcff"))
+
+
+def test_a_removal_is_refused_by_one_code(hanging: Snapshotter) -> None:
+    """
+    Remove fails with FailedPrecondition also where the server itself refuses the call: a broken or a large request,
+    a deadline, a stop.
+    """
+    too_large = b"\0" + (rpc.MAX_REQUEST_SIZE + 1).to_bytes(4, "big")
+    remove = framed(pb.RemoveSnapshotRequest(snapshotter="c", key="new"))
+    with serving(hanging) as server, Wire(server.address) as wire:
+        for body in (b"", remove[:-1], remove * 2, b"\1\0\0\0\0", framed(b"\xff"), too_large):
+            number = wire.begin("Remove")
+            wire.body(number, body)
+            assert wire.end(number).status == Status.FAILED_PRECONDITION.value, body
+        number = wire.begin("Remove", {"grpc-timeout": "soon"})
+        assert wire.end(number).status == Status.FAILED_PRECONDITION.value
+        prepare = wire.begin("Prepare")
+        wire.body(prepare, framed(pb.PrepareSnapshotRequest(snapshotter="c", key="new", parent="base")))
+        Hanging.hanging.acquire()
+        number = wire.begin("Remove", {"grpc-timeout": "1m"})
+        wire.body(number, remove)
+        reply = wire.end(number)
+        assert (reply.status, reply.text) == (Status.FAILED_PRECONDITION.value, "the client's deadline is over")
+        stopped = asyncio.run_coroutine_threadsafe(server.service.stop(60), server.loop)
+        while (reply := wire.call("Remove", pb.RemoveSnapshotRequest(snapshotter="c", key="none"))).status == 5:
+            pass  # before the loop ran the stop
+        assert (reply.status, reply.text) == (Status.FAILED_PRECONDITION.value, "the snapshotter is stopping")
+        Hanging.go.set()
+        stopped.result(10)
 
 
 def test_an_exception_is_one_failed_call(caplog: pytest.LogCaptureFixture) -> None:
@@ -601,13 +623,12 @@ def test_changes_that_hang_leave_the_rest_alone(hanging: Snapshotter) -> None:
         assert {wire.end(number).status for number in numbers} == {0}
 
 
-def test_late_changes(hanging: Snapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_changes(hanging: Snapshotter) -> None:
     """
     A change that does not end in its time is unavailable, and a removal, which waits for it, refused. What hung is
     done afterwards, and nothing is held.
     """
-    hurry(monkeypatch, "Prepare", "Remove")
-    with wired(hanging) as wire:
+    with wired(hanging, limits=Limits(change=0, collection=0, stuck_collection=0)) as wire:
         request = pb.PrepareSnapshotRequest(snapshotter="c", key="new", parent="base")
         reply = wire.call("Prepare", request)
         assert (reply.status, reply.text) == (
@@ -625,13 +646,11 @@ def test_late_changes(hanging: Snapshotter, monkeypatch: pytest.MonkeyPatch) -> 
         assert [info.name for info in hanging.walk()] == ["top"]
 
 
-def test_collections_are_short_while_something_is_late(hanging: Snapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collections_are_short_while_something_is_late(hanging: Snapshotter) -> None:
     """
     While a change is late, each removal of a collection has one second, not ten: it makes many.
     """
-    hurry(monkeypatch, "Prepare")
-    monkeypatch.setattr(service, "STUCK_COLLECTION_SECONDS", 0)
-    with wired(hanging) as wire:
+    with wired(hanging, limits=Limits(change=0, stuck_collection=0)) as wire:
         (number,) = prepares(wire, 1)
         assert wire.end(number).status == Status.UNAVAILABLE.value
         Hanging.hanging.acquire()
