@@ -17,7 +17,7 @@ from snapshotter import Info, Kind, Mount, Snapshotter, Usage
 from snapshotter.client import Client
 from snapshotter.errors import Error, InvalidArgumentError, NotFoundError, StoreHeldError, UnavailableError
 from snapshotter.testing import DirectoryVolumes
-from tests.snapshotter.daemon.test_service import KINDS, Fake, raising
+from tests.snapshotter.daemon.stores import STATUSES, Fake, raising
 from tests.snapshotter.serving import Serving, serving
 
 CALLS: dict[str, Callable[[Client], Any]] = {
@@ -84,7 +84,7 @@ def test_errors(call: Callable[[Client], Any]) -> None:
     Each kind of error is raised here as it was there, with its text.
     """
     text = "why: é\n'k'"
-    for kind in KINDS:
+    for kind in STATUSES:
         if call is CALLS["remove"] and kind is not NotFoundError:
             continue
         with serving(Fake(raising(kind(text)))) as server, Client(server.address) as client:

@@ -1,9 +1,11 @@
 """
-A client of gRPC that can send what no client should.
+A gRPC client that can break the protocol.
 """
 
+import contextlib
 import socket
-from typing import NamedTuple, Self
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Self
 from urllib.parse import unquote
 
 from google.protobuf.message import Message
@@ -19,12 +21,29 @@ from h2.events import (
     TrailersReceived,
 )
 
+from snapshotter.api import snapshots_pb2 as pb
+from snapshotter.daemon.service import LIMITS, Limits
+from tests.snapshotter.serving import serving
+
 SNAPSHOTS = "/containerd.services.snapshots.v1.Snapshots/"
+CHECK = "/grpc.health.v1.Health/Check"
+METHODS = {
+    "Prepare": pb.PrepareSnapshotRequest,
+    "View": pb.ViewSnapshotRequest,
+    "Mounts": pb.MountsRequest,
+    "Commit": pb.CommitSnapshotRequest,
+    "Remove": pb.RemoveSnapshotRequest,
+    "Stat": pb.StatSnapshotRequest,
+    "Update": pb.UpdateSnapshotRequest,
+    "List": pb.ListSnapshotsRequest,
+    "Usage": pb.UsageRequest,
+    "Cleanup": pb.CleanupRequest,
+}
 
 
 class Reply(NamedTuple):
     """
-    What a call brought.
+    The answer of a call.
     """
 
     status: int | None
@@ -35,7 +54,7 @@ class Reply(NamedTuple):
 
 def framed(message: Message | bytes) -> bytes:
     """
-    A message as gRPC sends it.
+    Return a message with gRPC's prefix.
     """
     data = message if isinstance(message, bytes) else message.SerializeToString()
     return b"\0" + len(data).to_bytes(4, "big") + data
@@ -43,7 +62,7 @@ def framed(message: Message | bytes) -> bytes:
 
 class Wire:
     """
-    A connection to the socket at *address*; waits for at most ten seconds.
+    A connection to the socket at *address*, with a time limit of ten seconds.
     """
 
     def __init__(self, address: str) -> None:
@@ -73,7 +92,7 @@ class Wire:
 
     def begin(self, path: str, headers: dict[str, str] | None = None) -> int:
         """
-        Begin a call, and return the number of its stream.
+        Start a call, and return the number of its stream.
         """
         number = self.h2.get_next_available_stream_id()
         all_headers = {
@@ -92,7 +111,7 @@ class Wire:
 
     def body(self, number: int, data: bytes, *, end: bool = True) -> None:
         """
-        Send *data* of a call, as far as the server lets.
+        Send *data* of a call, unless the server ends the call before.
         """
         while data:
             if number in self.ended:
@@ -110,7 +129,7 @@ class Wire:
 
     def receive(self) -> None:
         """
-        Take what the server sent.
+        Handle the bytes that the server sent.
         """
         data = self._socket.recv(65536)
         if not data:
@@ -139,7 +158,7 @@ class Wire:
 
     def end(self, number: int) -> Reply:
         """
-        Wait for the end of a call.
+        Wait for the end of a call, and return its answer.
         """
         while number not in self.ended:
             self.receive()
@@ -154,8 +173,17 @@ class Wire:
 
     def call(self, path: str, message: Message | bytes) -> Reply:
         """
-        Make one call.
+        Make one call, and return its answer.
         """
         number = self.begin(path)
         self.body(number, framed(message))
         return self.end(number)
+
+
+@contextlib.contextmanager
+def wired(store: Any, observer: Any = None, *, limits: Limits = LIMITS) -> Iterator[Wire]:
+    """
+    Serve *store*, and connect to it.
+    """
+    with serving(store, observer, limits=limits) as server, Wire(server.address) as wire:
+        yield wire

@@ -1,0 +1,62 @@
+"""
+Stores that fail or hang, for tests.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from grpclib.const import Status
+
+from snapshotter import errors
+from snapshotter.testing import DirectoryVolumes
+
+STATUSES = {
+    errors.NotFoundError: Status.NOT_FOUND,
+    errors.AlreadyExistsError: Status.ALREADY_EXISTS,
+    errors.InvalidArgumentError: Status.INVALID_ARGUMENT,
+    errors.FailedPreconditionError: Status.FAILED_PRECONDITION,
+    errors.ResourceExhaustedError: Status.RESOURCE_EXHAUSTED,
+    errors.UnavailableError: Status.UNAVAILABLE,
+    errors.StoreHeldError: Status.UNAVAILABLE,
+    errors.DataLossError: Status.DATA_LOSS,
+    errors.NotSupportedError: Status.UNIMPLEMENTED,
+    errors.Error: Status.UNKNOWN,
+}
+
+
+class Fake:
+    """
+    A store whose methods all do *act*.
+    """
+
+    failure = ""
+
+    def __init__(self, act: Callable[..., Any]) -> None:
+        self.stat = self.walk = self.usage = self.known_usage = self.mounts = act
+        self.prepare = self.view = self.fork = self.commit = self.update = self.remove = self.cleanup = act
+        self.opened = self
+
+    def bound_to(self, client: str) -> "Fake":
+        return self
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def act(*_: object) -> None:
+        raise error
+
+    return act
+
+
+class Hanging(DirectoryVolumes):
+    """
+    Volumes where the snapshot ioctl hangs until it is let go.
+    """
+
+    go = threading.Event()
+    hanging = threading.Semaphore(0)  # is released once for each that hangs
+
+    def snapshot(self, *arguments: Any) -> None:
+        self.hanging.release()
+        self.go.wait()
+        super().snapshot(*arguments)

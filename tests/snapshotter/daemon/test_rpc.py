@@ -1,0 +1,191 @@
+"""
+The gRPC server, called as no client should.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+from grpclib.const import Status
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from snapshotter import Snapshotter
+from snapshotter.api import snapshots_pb2 as pb
+from snapshotter.daemon import rpc
+from tests.snapshotter.daemon.stores import STATUSES
+from tests.snapshotter.daemon.wire import METHODS, Wire, framed, wired
+from tests.snapshotter.serving import serving
+
+
+def test_too_many_headers(plain: Snapshotter) -> None:
+    """
+    A client with more headers than anybody needs loses its connection, and nobody else theirs.
+    """
+    with serving(plain) as server, Wire(server.address) as wire, Wire(server.address) as greedy:
+        with pytest.raises(ConnectionError):
+            greedy.end(greedy.begin("Stat", {f"header-{number}": "x" * 1_000 for number in range(1_000)}))
+        assert wire.call("Stat", b"").status == Status.NOT_FOUND.value
+
+
+def test_too_large_a_request_is_refused_unread(plain: Snapshotter) -> None:
+    """
+    The size that a message announces is enough to refuse it; the connection goes on.
+    """
+    with wired(plain) as wire:
+        number = wire.begin("Stat")
+        wire.body(number, b"\0" + (rpc.MAX_REQUEST_SIZE + 1).to_bytes(4, "big"), end=False)
+        reply = wire.end(number)
+        assert reply.status == Status.RESOURCE_EXHAUSTED.value
+        for _ in range(2 * rpc.RECEIVE_WINDOW // rpc.MAX_REQUEST_SIZE):
+            number = wire.begin("Stat")
+            wire.body(number, b"\0" + b"\xff" * 4 + bytes(rpc.MAX_REQUEST_SIZE), end=False)
+            assert wire.end(number).status == Status.RESOURCE_EXHAUSTED.value
+        largest = pb.StatSnapshotRequest(key="x" * (rpc.MAX_REQUEST_SIZE - 5))
+        assert len(largest.SerializeToString()) == rpc.MAX_REQUEST_SIZE
+        for _ in range(2 * rpc.RECEIVE_WINDOW // rpc.MAX_REQUEST_SIZE):
+            assert wire.call("Stat", largest).status == Status.NOT_FOUND.value
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", Status.INTERNAL),
+        (b"\0\0\0\0", Status.INTERNAL),
+        (b"\0\0\0\0\5abc", Status.INTERNAL),
+        (framed(b"") + framed(b""), Status.INTERNAL),
+        (b"\1\0\0\0\0", Status.UNIMPLEMENTED),
+        (framed(b"\xff"), Status.INVALID_ARGUMENT),
+        (framed(b"\x12\2\xff\xff"), Status.INVALID_ARGUMENT),  # a key that is not UTF-8
+    ],
+)
+def test_broken_requests(plain: Snapshotter, body: bytes, status: Status) -> None:
+    """
+    What is no single whole message is refused, and the next call answered.
+    """
+    with wired(plain) as wire:
+        number = wire.begin("Stat")
+        wire.body(number, body)
+        assert wire.end(number).status == status.value
+        assert wire.call("Stat", b"").status == Status.NOT_FOUND.value
+
+
+def test_headers_are_not_needed(plain: Snapshotter) -> None:
+    """
+    containerd's collection sends no namespace, everybody else one and more; all are answered alike.
+    """
+    with wired(plain) as wire:
+        for headers in ({}, {"containerd-namespace": "k8s.io", "traceparent": "00-1-2-01", "grpc-timeout": "60S"}):
+            for name in ("List", "Remove", "Cleanup"):
+                number = wire.begin(name, headers)
+                wire.body(number, framed(METHODS[name](snapshotter="c")))
+                assert wire.end(number).status == (Status.NOT_FOUND.value if name == "Remove" else Status.OK.value)
+
+
+def test_what_is_not_ours(plain: Snapshotter) -> None:
+    """
+    An unknown method is unimplemented, and what is not gRPC gets HTTP's answer.
+    """
+    with wired(plain) as wire:
+        assert wire.call("Fork", b"").status == Status.UNIMPLEMENTED.value
+        assert wire.call("/other.Service/Stat", b"").status == Status.UNIMPLEMENTED.value
+        number = wire.begin("Stat", {"content-type": "text/plain"})
+        assert wire.end(number).headers == {":status": "415"}
+        number = wire.begin("Stat", {"grpc-timeout": "soon"})
+        assert wire.end(number).status == Status.INTERNAL.value
+        assert wire.call("Stat", b"").status == Status.NOT_FOUND.value
+
+
+def test_given_up_at_once(plain: Snapshotter) -> None:
+    """
+    A client that gives up in the same breath as it asks gets no answer, and its other calls theirs.
+    """
+    with wired(plain) as wire:
+        for name in ("Stat", "Prepare", "List"):
+            number = wire.h2.get_next_available_stream_id()
+            wire.send, send = lambda: None, wire.send  # type: ignore[method-assign]
+            wire.begin(name)
+            wire.body(number, framed(b""))
+            wire.h2.reset_stream(number)
+            wire.send = send  # type: ignore[method-assign]
+            wire.send()
+            assert wire.call("Stat", b"").status == Status.NOT_FOUND.value
+
+
+def test_what_is_not_http(plain: Snapshotter) -> None:
+    """
+    A client that breaks HTTP/2 loses its connection, and nobody else theirs.
+    """
+    with serving(plain) as server, Wire(server.address) as wire, Wire(server.address) as broken:
+        broken._socket.sendall(bytes(9))  # a frame of data of no stream
+        with pytest.raises(ConnectionError):
+            while True:
+                broken.receive()
+        assert wire.call("Stat", b"").status == Status.NOT_FOUND.value
+
+
+TEXT = st.text(max_size=20)
+
+
+LABELS = st.dictionaries(TEXT, TEXT, max_size=3)
+
+
+INFO = st.builds(
+    pb.Info,
+    name=TEXT,
+    parent=TEXT,
+    kind=st.integers(-5, 99),
+    labels=LABELS,
+    created_at=st.builds(dict, seconds=st.integers(-(2**63), 2**63 - 1), nanos=st.integers(-(2**31), 2**31 - 1)),
+)
+
+
+REQUESTS = {
+    "Prepare": st.builds(pb.PrepareSnapshotRequest, snapshotter=TEXT, key=TEXT, parent=TEXT, labels=LABELS),
+    "View": st.builds(pb.ViewSnapshotRequest, snapshotter=TEXT, key=TEXT, parent=TEXT, labels=LABELS),
+    "Mounts": st.builds(pb.MountsRequest, key=TEXT),
+    "Commit": st.builds(pb.CommitSnapshotRequest, snapshotter=TEXT, name=TEXT, key=TEXT, labels=LABELS, parent=TEXT),
+    "Remove": st.builds(pb.RemoveSnapshotRequest, snapshotter=TEXT, key=TEXT),
+    "Stat": st.builds(pb.StatSnapshotRequest, key=TEXT),
+    "Update": st.builds(
+        pb.UpdateSnapshotRequest,
+        snapshotter=TEXT,
+        info=INFO,
+        update_mask=st.builds(dict, paths=st.lists(TEXT, max_size=3)),
+    ),
+    "List": st.builds(pb.ListSnapshotsRequest, filters=st.lists(TEXT, max_size=3)),
+    "Usage": st.builds(pb.UsageRequest, key=TEXT),
+    "Cleanup": st.builds(pb.CleanupRequest, snapshotter=TEXT),
+}
+
+
+DATA = st.one_of(
+    st.binary(max_size=200),
+    st.sampled_from(sorted(REQUESTS)).flatmap(lambda name: REQUESTS[name]).map(lambda m: m.SerializeToString()),
+)
+
+
+DOCUMENTED = {0, *(status.value for status in STATUSES.values())} - {Status.UNKNOWN.value}
+
+
+@pytest.fixture
+def garbage(plain: Snapshotter) -> Iterator[Wire]:
+    """
+    A connection to a service with a store, for all examples.
+    """
+    plain.prepare("k")
+    plain.commit("base", "k")
+    with wired(plain) as wire:
+        yield wire
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(sorted(METHODS)), parts=st.lists(DATA, min_size=1, max_size=3))
+def test_garbage(garbage: Wire, name: str, parts: list[bytes]) -> None:
+    """
+    Missing, repeated, foreign and meaningless fields give documented answers, and the service is there afterwards.
+    """
+    reply = garbage.call(name, b"".join(parts))
+    assert reply.status in DOCUMENTED, reply
+    if name == "Remove":
+        assert reply.status in (0, Status.NOT_FOUND.value, Status.FAILED_PRECONDITION.value)
+    assert garbage.call("Stat", pb.StatSnapshotRequest(key="base")).status == 0
