@@ -36,9 +36,9 @@ INSIDE = {
     "pybtrfs": (
         "_btrfs _version _image_template",
         "",
-        "items qgroup size",
-        "syscall",
-        "ioctl mountinfo",
+        "_ffi items qgroup size",
+        "ioctl syscall",
+        "mountinfo",
         "errors",
         "path",
         "tree_search filesystem inode space testing",
@@ -108,7 +108,7 @@ IO = {"asyncio", "fcntl", "io", "multiprocessing", "os", "pathlib", "select", "s
 IO |= {"subprocess", "threading", "time"}
 
 ONLY = {  # each key may be imported by these modules alone
-    "pybtrfs._btrfs": {"pybtrfs", "pybtrfs.ioctl", "pybtrfs.syscall"},
+    "pybtrfs._btrfs": {"pybtrfs", "pybtrfs._ffi"},
     "prometheus_client": {"snapshotter.daemon.metrics"},
     "grpclib": {
         *(f"snapshotter.api.{service}_grpc" for service in SERVICES),

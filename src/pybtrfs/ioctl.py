@@ -15,11 +15,10 @@ from functools import cache
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, overload
 
-from pybtrfs._btrfs import ffi, lib
-from pybtrfs.syscall import call, check, new, uncleared
+from pybtrfs._ffi import call, check, ffi, lib, new, uncleared
 
 if TYPE_CHECKING:
-    from pybtrfs._btrfs import CData
+    from pybtrfs._ffi import CData
 
 SUBVOL_RDONLY: int = lib.PYBTRFS_SUBVOL_RDONLY
 FIRST_FREE_OBJECTID: int = lib.PYBTRFS_FIRST_FREE_OBJECTID

@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
 
-from pybtrfs._btrfs import ffi, lib
-
-if TYPE_CHECKING:
-    from pybtrfs._btrfs import CData, CType
+from pybtrfs._ffi import call, check, ffi, lib, new, typeof, uncleared
 
 BTRFS_SUPER_MAGIC: int = lib.PYBTRFS_SUPER_MAGIC
 
@@ -41,14 +36,11 @@ RESOLVE_NO_MAGICLINKS: int = lib.PYBTRFS_RESOLVE_NO_MAGICLINKS
 RESOLVE_NO_SYMLINKS: int = lib.PYBTRFS_RESOLVE_NO_SYMLINKS
 RESOLVE_BENEATH: int = lib.PYBTRFS_RESOLVE_BENEATH
 
-_Result = TypeVar("_Result")
 _PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _FILEID_BTRFS_WITHOUT_PARENT = 0x4D
 _HANDLE_BYTES = 20
 _XATTR_SIZE_MAX = 1 << 16
-
-uncleared = ffi.new_allocator(should_clear_after_alloc=False)  # to clear a large buffer may take longer than a call
 
 
 def mount(source: _PathLike, target: _PathLike, fstype: str, flags: int = 0, data: str | bytes = b"") -> None:
@@ -134,8 +126,8 @@ def read_directory(
         FileNotFoundError: There is no *name*.
         NotADirectoryError: It is something else.
     """
-    value = uncleared(_type("char[]"), _XATTR_SIZE_MAX)
-    inodes = uncleared(_type("uint64_t[]"), len(names))
+    value = uncleared(typeof("char[]"), _XATTR_SIZE_MAX)
+    inodes = uncleared(typeof("uint64_t[]"), len(names))
     size = call(
         lib.pybtrfs_read_directory,
         dirfd,
@@ -199,49 +191,6 @@ def open_by_handle_at(fd: int, treeid: int, objectid: int, generation: int, flag
     )
     result = call(lib.pybtrfs_open_by_handle_at, fd, handle, flags | os.O_CLOEXEC)
     return check(result, "open_by_handle_at", "CAP_DAC_READ_SEARCH")
-
-
-_type = cache(ffi.typeof)  # looking the declaration up takes longer than making the struct
-
-
-def new(cdecl: str, values: object, allocate: Callable[[CType, object], CData] = ffi.new) -> CData:
-    """
-    Return a struct, or what else the C declaration says, with *values*, or raise ValueError when it cannot hold them.
-    """
-    try:
-        return allocate(_type(cdecl), values)
-    except (IndexError, OverflowError, MemoryError) as error:
-        raise ValueError(f"{values!r:.80} does not fit: {error}") from error
-
-
-def call(function: Callable[..., _Result], *arguments: object) -> _Result:
-    """
-    Return what a function in C gives for the arguments, or raise ValueError when their numbers do not fit.
-    """
-    try:
-        return function(*arguments)
-    except OverflowError as error:
-        raise ValueError(f"{arguments!r:.80} do not fit: {error}") from error
-
-
-def check(result: int, call: str, privilege: str = "", filename: object = None) -> int:
-    """
-    Return what a call of the kernel returned, or raise what it refused with (*result* is then -errno).
-    """
-    if result >= 0:
-        return result
-    # No name for the error here: with that this frame, and what its callers hold, would be kept until garbage is
-    # collected, also of a refusal that is handled.
-    raise _refusal(-result, call, privilege, filename)
-
-
-def _refusal(number: int, call: str, privilege: str, filename: object) -> OSError:
-    error = OSError(number, os.strerror(number))
-    error.filename = filename
-    error.add_note(call)
-    if privilege and number == errno.EPERM:
-        error.add_note(f"needs {privilege}")
-    return error
 
 
 def _text(value: _PathLike) -> bytes:

@@ -25,6 +25,7 @@ from struct import Struct
 from typing import Any, NoReturn
 
 from pybtrfs import ioctl, items, syscall
+from pybtrfs._ffi import check
 from pybtrfs.ioctl import EMPTY_SUBVOL_DIR_OBJECTID, FIRST_FREE_OBJECTID, SUBVOL_RDONLY
 from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, UUID_TREE_OBJECTID
 
@@ -188,7 +189,7 @@ class _Kernel:
                 raise _error(errno.ENOTTY)
             getattr(self, name.partition("_IOC_")[2].lower(), _lacking)(fd, *arguments)
         except OSError as error:
-            return syscall.check(-(error.errno or errno.EIO), name)
+            return check(-(error.errno or errno.EIO), name)
         return 0
 
     _vol_ioctl = _info_ioctl = _ioctl

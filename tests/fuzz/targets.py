@@ -15,7 +15,7 @@ from types import FunctionType
 from typing import Any
 
 from pybtrfs import ioctl, items, syscall, tree_search
-from pybtrfs._btrfs import ffi, lib
+from pybtrfs._ffi import ffi, lib
 from snapshotter.api import snapshots_pb2
 from snapshotter.contract import filters
 from snapshotter.daemon.http2 import Connection, Event, ProtocolError
@@ -172,7 +172,6 @@ _CALLS = [
     for module in (ioctl, syscall)
     for name, function in sorted(vars(module).items())
     if isinstance(function, FunctionType) and function.__module__ == module.__name__ and name[0] != "_"
-    if function not in (syscall.call, syscall.check, syscall.new)
 ]
 _FDS: list[Any] = [-1, 1 << 20, 1 << 31, 1 << 63, -1 << 40, None, "1", 1.5, b"", ()]
 _VALUES: list[Any] = [

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pybtrfs import filesystem, ioctl, items, subvolume, tree_search
-from pybtrfs._btrfs import ffi
+from pybtrfs._ffi import ffi
 from pybtrfs.errors import NotBtrfsError
 from pybtrfs.items import DirItem, FileExtent, InlineExtent, InodeItem, InodeRef, Item, Key
 from pybtrfs.tree_search import MAX, MAX_KEY, MIN_KEY, search, search_changes, search_files, search_subvolumes

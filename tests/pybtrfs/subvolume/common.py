@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import ioctl, subvolume, syscall
+from pybtrfs import ioctl, subvolume
+from pybtrfs._ffi import check
 from tests.conftest import NOBODY, become_nobody, in_child
 
 CLONE_NEWUSER, PR_SET_DUMPABLE = 0x10000000, 4
@@ -65,7 +66,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str, refusal: int = errno.E
 
     def lacking(call: Callable[..., Any]) -> Callable[..., Any]:
         def refuse(fd: int, name: str, *argument: Any) -> Any:
-            return syscall.check(-refusal, name) if name in names else call(fd, name, *argument)
+            return check(-refusal, name) if name in names else call(fd, name, *argument)
 
         return refuse
 
