@@ -37,6 +37,7 @@ INSIDE = {
         "_btrfs _version _image_template",
         "",
         "_ffi items qgroup size",
+        "kernel",
         "ioctl syscall",
         "mountinfo",
         "errors",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pybtrfs._btrfs import CData as CData
     from pybtrfs._btrfs import CType
 
-__all__ = ["call", "check", "ffi", "lib", "new", "typeof", "uncleared"]
+__all__ = ["call", "check", "ffi", "lib", "new", "typeof", "uncleared", "without_nul"]
 
 _Result = TypeVar("_Result")
 
@@ -69,6 +69,18 @@ def check(result: int, call: str, privilege: str = "", filename: object = None) 
     # A local variable for the error would form a reference cycle with this frame. The frame, and all that its callers
     # hold, would then live until the next garbage collection, even if the error is handled.
     raise _refusal(-result, call, privilege, filename)
+
+
+def without_nul(name: bytes) -> bytes:
+    """
+    Return *name*, which C ends at its first NUL byte.
+
+    Raises:
+        ValueError: *name* contains a NUL byte.
+    """
+    if b"\0" in name:
+        raise ValueError(f"embedded null byte in {name!r}")
+    return name
 
 
 def _refusal(number: int, call: str, privilege: str, filename: object) -> OSError:

@@ -2,7 +2,7 @@
 The ioctls of btrfs, of loop devices and of file attributes: one function each, named as the kernel names it, less the
 prefix. File descriptors and plain values in, plain values out.
 
-Every function issues one ioctl, with the GIL released, through `_ioctl` and its kin. A refusal is an `OSError` with a
+Every function issues one ioctl, with the GIL released, through `pybtrfs.kernel`. A refusal is an `OSError` with a
 note naming the ioctl and, for ``EPERM``, the privilege it needs. Names are bytes, of which only one with a null byte is
 refused here, as numbers that do not fit are, with a `ValueError`: `pybtrfs.path` checks the rest.
 """
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Sequence
-from functools import cache
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, overload
 
-from pybtrfs._ffi import call, check, ffi, lib, new, uncleared
+from pybtrfs import kernel
+from pybtrfs._ffi import call, check, ffi, lib, new, uncleared, without_nul
 
 if TYPE_CHECKING:
     from pybtrfs._ffi import CData
@@ -67,89 +67,20 @@ Limit = tuple[int | None, int | None]
 Inherit = tuple[Sequence[int], Limit | None]
 """The qgroups a new subvolume joins, and the limits of its own qgroup."""
 
-_DESTROY = (
-    "CAP_SYS_ADMIN, or write permission and the mount option user_subvol_rm_allowed; the default subvolume, one that "
-    "is immutable or append-only, that a send reads or that holds an active swapfile is refused to everybody"
-)
-_OWNER = "ownership of the subvolume, or CAP_FOWNER"
-
-_PRIVILEGES = {
-    "BTRFS_IOC_SNAP_CREATE_V2": _OWNER,
-    "BTRFS_IOC_SUBVOL_SETFLAGS": _OWNER,
-    "BTRFS_IOC_SET_RECEIVED_SUBVOL": _OWNER,
-    "BTRFS_IOC_SNAP_DESTROY": _DESTROY,
-    "BTRFS_IOC_SNAP_DESTROY_V2": _DESTROY,
-    "FS_IOC_SETFLAGS": "ownership, or CAP_FOWNER; CAP_LINUX_IMMUTABLE for immutable and append-only",
-}
-
-
-def _ioctl(fd: int, name: str, argument: CData | int = 0) -> int:
-    if isinstance(argument, int):
-        if not 0 <= argument < 1 << 31:
-            raise ValueError(f"{argument!r} is not an argument of {name}")
-        argument = ffi.cast("void *", argument)
-    request = _request(name)
-    try:
-        # Only these waits are interrupted by signals, and only they may be begun again; signal handlers run in between.
-        while (result := lib.pybtrfs_ioctl(fd, request, argument)) == -errno.EINTR and name in (
-            "BTRFS_IOC_SUBVOL_SYNC_WAIT",
-            "BTRFS_IOC_QUOTA_RESCAN_WAIT",
-        ):
-            pass
-    except OverflowError as error:
-        raise ValueError(f"{fd!r} is not a file descriptor") from error
-    return result if result >= 0 else check(result, name, _PRIVILEGES.get(name, "CAP_SYS_ADMIN"))
-
-
-# Those that are issued most have functions in C that make and read their structs, and are found beforehand: either is a
-# good part of the time of a call.
-_c_vol_ioctl = lib.pybtrfs_vol_ioctl
-_c_get_subvol_info = lib.pybtrfs_get_subvol_info
 _null = ffi.NULL
-
-
-def _vol_ioctl(
-    dirfd: int, name: str, filename: bytes, source_fd: int = 0, flags: int = 0, inherit: Inherit | None = None
-) -> None:
-    groups = _null if inherit is None else _inherit(inherit)
-    try:
-        result = _c_vol_ioctl(dirfd, _request(name), filename, len(filename), source_fd, flags, groups)
-    except OverflowError as error:
-        raise ValueError(f"{(dirfd, source_fd, flags)!r:.80} do not fit: {error}") from error
-    if result < 0:
-        _named(filename)
-        check(result, name, _PRIVILEGES.get(name, "CAP_SYS_ADMIN"))
-
-
-def _info_ioctl(fd: int, name: str, subvolume: CData) -> None:
-    try:
-        result = _c_get_subvol_info(fd, subvolume)
-    except OverflowError as error:
-        raise ValueError(f"{fd!r} is not a file descriptor") from error
-    if result < 0:
-        check(result, name)
-
-
-@cache
-def _request(name: str) -> int:
-    return int(getattr(lib, "PYBTRFS_" + name.removeprefix("BTRFS_")))
-
-
-def _named(name: bytes) -> bytes:
-    if b"\0" in name:
-        raise ValueError(f"embedded null byte in {name!r}")
-    return name
 
 
 # Subvolumes
 
 
 def subvol_create_v2(dirfd: int, name: bytes, inherit: Inherit | None = None) -> None:
-    _vol_ioctl(dirfd, "BTRFS_IOC_SUBVOL_CREATE_V2", name, 0, 0, inherit)
+    groups = _null if inherit is None else _inherit(inherit)
+    kernel.current.vol_ioctl(dirfd, "BTRFS_IOC_SUBVOL_CREATE_V2", name, 0, 0, groups)
 
 
 def snap_create_v2(source_fd: int, dirfd: int, name: bytes, flags: int = 0, inherit: Inherit | None = None) -> None:
-    _vol_ioctl(dirfd, "BTRFS_IOC_SNAP_CREATE_V2", name, source_fd, flags, inherit)
+    groups = _null if inherit is None else _inherit(inherit)
+    kernel.current.vol_ioctl(dirfd, "BTRFS_IOC_SNAP_CREATE_V2", name, source_fd, flags, groups)
 
 
 def snap_create_v2_in(
@@ -164,17 +95,17 @@ def snap_create_v2_in(
     result = call(
         lib.pybtrfs_snapshot_in_directory,
         source_dirfd,
-        _named(source),
+        without_nul(source),
         dirfd,
-        _named(directory),
+        without_nul(directory),
         mode,
-        _named(xattr),
+        without_nul(xattr),
         value,
         len(value),
-        _named(name),
+        without_nul(name),
         len(name),
     )
-    check(result, "BTRFS_IOC_SNAP_CREATE_V2", _OWNER, directory)
+    check(result, "BTRFS_IOC_SNAP_CREATE_V2", kernel.PRIVILEGES["BTRFS_IOC_SNAP_CREATE_V2"], directory)
 
 
 def _inherit(inherit: Inherit) -> CData:
@@ -198,28 +129,28 @@ def _limits(limit: Limit) -> dict[str, int]:
 
 
 def snap_destroy(dirfd: int, name: bytes) -> None:
-    _vol_ioctl(dirfd, "BTRFS_IOC_SNAP_DESTROY", name)
+    kernel.current.vol_ioctl(dirfd, "BTRFS_IOC_SNAP_DESTROY", name)
 
 
 def snap_destroy_v2_by_id(fd: int, subvolid: int) -> None:
     arguments = new(
         "struct pybtrfs_ioctl_vol_args_v2 *", {"flags": lib.PYBTRFS_SUBVOL_SPEC_BY_ID, "subvolid": subvolid}
     )
-    _ioctl(fd, "BTRFS_IOC_SNAP_DESTROY_V2", arguments)
+    kernel.current.ioctl(fd, "BTRFS_IOC_SNAP_DESTROY_V2", arguments)
 
 
 def subvol_getflags(fd: int) -> int:
     flags = ffi.new("uint64_t *")
-    _ioctl(fd, "BTRFS_IOC_SUBVOL_GETFLAGS", flags)
+    kernel.current.ioctl(fd, "BTRFS_IOC_SUBVOL_GETFLAGS", flags)
     return int(flags[0])
 
 
 def subvol_setflags(fd: int, flags: int) -> None:
-    _ioctl(fd, "BTRFS_IOC_SUBVOL_SETFLAGS", new("uint64_t *", flags))
+    kernel.current.ioctl(fd, "BTRFS_IOC_SUBVOL_SETFLAGS", new("uint64_t *", flags))
 
 
 def default_subvol(fd: int, subvolid: int) -> None:
-    _ioctl(fd, "BTRFS_IOC_DEFAULT_SUBVOL", new("uint64_t *", subvolid))
+    kernel.current.ioctl(fd, "BTRFS_IOC_DEFAULT_SUBVOL", new("uint64_t *", subvolid))
 
 
 SubvolRecord = tuple[int, bytes, int, int, bytes]
@@ -308,7 +239,7 @@ _SUBVOLUME_TYPE = ffi.typeof("struct pybtrfs_subvolume *")
 
 def get_subvol_info(fd: int) -> SubvolInfo:
     subvolume = ffi.new(_SUBVOLUME_TYPE)
-    _info_ioctl(fd, "BTRFS_IOC_GET_SUBVOL_INFO", subvolume)
+    kernel.current.info_ioctl(fd, "BTRFS_IOC_GET_SUBVOL_INFO", subvolume)
     return SubvolInfo(_SUBVOLUME.unpack(ffi.buffer(subvolume)))
 
 
@@ -323,7 +254,7 @@ def get_subvol_rootref(fd: int, min_treeid: int = 0) -> tuple[list[tuple[int, in
     arguments = new("struct pybtrfs_ioctl_get_subvol_rootref_args *", {"min_treeid": min_treeid})
     more = None
     try:
-        _ioctl(fd, "BTRFS_IOC_GET_SUBVOL_ROOTREF", arguments)
+        kernel.current.ioctl(fd, "BTRFS_IOC_GET_SUBVOL_ROOTREF", arguments)
     except OSError as error:
         if error.errno != errno.EOVERFLOW:
             raise
@@ -339,7 +270,7 @@ def set_received_subvol(fd: int, uuid: bytes, stransid: int = 0, stime: int = 0)
         raise ValueError(f"{uuid!r} is not a uuid of 16 bytes")
     time = divmod(stime, 1_000_000_000)
     arguments = new("struct pybtrfs_ioctl_received_subvol_args *", {"uuid": uuid, "stransid": stransid, "stime": time})
-    _ioctl(fd, "BTRFS_IOC_SET_RECEIVED_SUBVOL", arguments)
+    kernel.current.ioctl(fd, "BTRFS_IOC_SET_RECEIVED_SUBVOL", arguments)
     return int(arguments.rtransid), _nanoseconds(arguments.rtime)
 
 
@@ -348,7 +279,7 @@ def subvol_sync_wait(fd: int, subvolid: int, mode: int) -> tuple[int, int]:
     Return (subvolid, count) as the kernel filled them in, which depends on *mode*.
     """
     arguments = new("struct pybtrfs_ioctl_subvol_wait *", {"subvolid": subvolid, "mode": mode})
-    _ioctl(fd, "BTRFS_IOC_SUBVOL_SYNC_WAIT", arguments)
+    kernel.current.ioctl(fd, "BTRFS_IOC_SUBVOL_SYNC_WAIT", arguments)
     return int(arguments.subvolid), int(arguments.count)
 
 
@@ -380,7 +311,7 @@ def tree_search(fd: int, key: SearchKey) -> tuple[int, bytes]:
     Return the number of items, and the buffer of 3,992 bytes with their headers and data.
     """
     arguments = new("struct pybtrfs_ioctl_search_args *", {"key": key})
-    _ioctl(fd, "BTRFS_IOC_TREE_SEARCH", arguments)
+    kernel.current.ioctl(fd, "BTRFS_IOC_TREE_SEARCH", arguments)
     return int(arguments.key.nr_items), ffi.buffer(arguments.buf)[:]
 
 
@@ -389,7 +320,7 @@ def tree_search_v2(fd: int, key: SearchKey, buf_size: int) -> tuple[int, bytes]:
     Return the number of items, and the buffer of *buf_size* bytes with their headers and data.
     """
     arguments = new("struct pybtrfs_ioctl_search_args_v2 *", {"key": key, "buf_size": buf_size, "buf": buf_size})
-    _ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
+    kernel.current.ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
     return int(arguments.key.nr_items), ffi.buffer(arguments.buf, buf_size)[:]
 
 
@@ -402,7 +333,7 @@ def tree_search_v2_changed(
     """
     values = {"key": (*key, 0, 0, 0, 0, 0), "buf_size": buf_size, "buf": buf_size}
     arguments = new("struct pybtrfs_ioctl_search_args_v2 *", values, uncleared)
-    _ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
+    kernel.current.ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
     if not arguments.key.nr_items:
         return 0, b"", None
     last = ffi.new("struct pybtrfs_ioctl_search_header *")
@@ -423,7 +354,7 @@ def tree_search_v2_subvolumes(
     item was found.
     """
     arguments = new("struct pybtrfs_ioctl_search_args_v2 *", {"key": key, "buf_size": buf_size, "buf": buf_size})
-    _ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
+    kernel.current.ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
     count = int(arguments.key.nr_items)
     if not count:
         return iter(()), None
@@ -442,7 +373,7 @@ def ino_lookup(fd: int, treeid: int, objectid: int) -> tuple[int, bytes]:
     Return the tree, and the path of the inode in it with a slash behind, empty for the root of the tree.
     """
     arguments = new("struct pybtrfs_ioctl_ino_lookup_args *", {"treeid": treeid, "objectid": objectid})
-    _ioctl(fd, "BTRFS_IOC_INO_LOOKUP", arguments)
+    kernel.current.ioctl(fd, "BTRFS_IOC_INO_LOOKUP", arguments)
     return int(arguments.treeid), ffi.string(arguments.name)
 
 
@@ -452,7 +383,7 @@ def ino_lookup_user(fd: int, dirid: int, treeid: int) -> tuple[bytes, bytes]:
     slash behind, empty when that is *fd* itself.
     """
     arguments = new("struct pybtrfs_ioctl_ino_lookup_user_args *", {"dirid": dirid, "treeid": treeid})
-    _ioctl(fd, "BTRFS_IOC_INO_LOOKUP_USER", arguments)
+    kernel.current.ioctl(fd, "BTRFS_IOC_INO_LOOKUP_USER", arguments)
     return ffi.string(arguments.name), ffi.string(arguments.path)
 
 
@@ -465,36 +396,36 @@ def logical_ino_v2(fd: int, logical: int, size: int, flags: int = 0) -> tuple[li
     arguments = new("struct pybtrfs_ioctl_logical_ino_args *", {"logical": logical, "flags": flags})
     arguments.size = ffi.sizeof("struct pybtrfs_data_container") + size // 8 * 8
     arguments.inodes = ffi.cast("uintptr_t", found)
-    _ioctl(fd, "BTRFS_IOC_LOGICAL_INO_V2", arguments)
+    kernel.current.ioctl(fd, "BTRFS_IOC_LOGICAL_INO_V2", arguments)
     values = [int(value) for value in found.val[0 : found.elem_cnt]]
     return list(zip(values[0::3], values[1::3], values[2::3], strict=True)), int(found.elem_missed) // 3
 
 
 def getflags(fd: int) -> int:
     flags = ffi.new("unsigned int *")
-    _ioctl(fd, "FS_IOC_GETFLAGS", flags)
+    kernel.current.ioctl(fd, "FS_IOC_GETFLAGS", flags)
     return int(flags[0])
 
 
 def setflags(fd: int, flags: int) -> None:
-    _ioctl(fd, "FS_IOC_SETFLAGS", new("unsigned int *", flags))
+    kernel.current.ioctl(fd, "FS_IOC_SETFLAGS", new("unsigned int *", flags))
 
 
 # The filesystem and its devices
 
 
 def sync(fd: int) -> None:
-    _ioctl(fd, "BTRFS_IOC_SYNC")
+    kernel.current.ioctl(fd, "BTRFS_IOC_SYNC")
 
 
 def start_sync(fd: int) -> int:
     transid = ffi.new("uint64_t *")
-    _ioctl(fd, "BTRFS_IOC_START_SYNC", transid)
+    kernel.current.ioctl(fd, "BTRFS_IOC_START_SYNC", transid)
     return int(transid[0])
 
 
 def wait_sync(fd: int, transid: int) -> None:
-    _ioctl(fd, "BTRFS_IOC_WAIT_SYNC", new("uint64_t *", transid))
+    kernel.current.ioctl(fd, "BTRFS_IOC_WAIT_SYNC", new("uint64_t *", transid))
 
 
 class FsInfo(NamedTuple):
@@ -522,7 +453,7 @@ def fs_info(fd: int) -> FsInfo:
         | lib.PYBTRFS_FS_INFO_FLAG_METADATA_UUID
     )
     info = new("struct pybtrfs_ioctl_fs_info_args *", {"flags": wanted})
-    _ioctl(fd, "BTRFS_IOC_FS_INFO", info)
+    kernel.current.ioctl(fd, "BTRFS_IOC_FS_INFO", info)
     return FsInfo(
         info.max_id,
         info.num_devices,
@@ -552,7 +483,7 @@ class DevInfo(NamedTuple):
 
 def dev_info(fd: int, devid: int) -> DevInfo:
     info = new("struct pybtrfs_ioctl_dev_info_args *", {"devid": devid})
-    _ioctl(fd, "BTRFS_IOC_DEV_INFO", info)
+    kernel.current.ioctl(fd, "BTRFS_IOC_DEV_INFO", info)
     return DevInfo(info.devid, bytes(info.uuid), info.bytes_used, info.total_bytes, ffi.string(info.path))
 
 
@@ -564,7 +495,7 @@ def get_dev_stats(fd: int, devid: int, flags: int = 0) -> tuple[int, ...]:
         "struct pybtrfs_ioctl_get_dev_stats *",
         {"devid": devid, "nr_items": lib.PYBTRFS_DEV_STAT_VALUES_MAX, "flags": flags},
     )
-    _ioctl(fd, "BTRFS_IOC_GET_DEV_STATS", stats)
+    kernel.current.ioctl(fd, "BTRFS_IOC_GET_DEV_STATS", stats)
     return tuple(stats.values)
 
 
@@ -573,46 +504,46 @@ def space_info(fd: int, space_slots: int) -> tuple[int, list[tuple[int, int, int
     Return how many spaces there are, and (flags, total_bytes, used_bytes) of at most *space_slots* of them.
     """
     arguments = new("struct pybtrfs_ioctl_space_args *", {"space_slots": space_slots, "spaces": space_slots})
-    _ioctl(fd, "BTRFS_IOC_SPACE_INFO", arguments)
+    kernel.current.ioctl(fd, "BTRFS_IOC_SPACE_INFO", arguments)
     total = int(arguments.total_spaces)
     spaces = [arguments.spaces[i] for i in range(min(total, space_slots))]
     return total, [(space.flags, space.total_bytes, space.used_bytes) for space in spaces]
 
 
 def resize(fd: int, name: bytes) -> None:
-    _ioctl(fd, "BTRFS_IOC_RESIZE", new("struct pybtrfs_ioctl_vol_args *", {"name": _named(name)}))
+    kernel.current.ioctl(fd, "BTRFS_IOC_RESIZE", new("struct pybtrfs_ioctl_vol_args *", {"name": without_nul(name)}))
 
 
 # Quotas
 
 
 def quota_ctl(fd: int, cmd: int) -> None:
-    _ioctl(fd, "BTRFS_IOC_QUOTA_CTL", new("struct pybtrfs_ioctl_quota_ctl_args *", {"cmd": cmd}))
+    kernel.current.ioctl(fd, "BTRFS_IOC_QUOTA_CTL", new("struct pybtrfs_ioctl_quota_ctl_args *", {"cmd": cmd}))
 
 
 def quota_rescan_wait(fd: int) -> None:
-    _ioctl(fd, "BTRFS_IOC_QUOTA_RESCAN_WAIT")
+    kernel.current.ioctl(fd, "BTRFS_IOC_QUOTA_RESCAN_WAIT")
 
 
 def qgroup_create(fd: int, qgroupid: int, create: bool = True) -> None:
     arguments = new("struct pybtrfs_ioctl_qgroup_create_args *", {"create": create, "qgroupid": qgroupid})
-    _ioctl(fd, "BTRFS_IOC_QGROUP_CREATE", arguments)
+    kernel.current.ioctl(fd, "BTRFS_IOC_QGROUP_CREATE", arguments)
 
 
 def qgroup_limit(fd: int, qgroupid: int, limit: Limit) -> None:
     arguments = new("struct pybtrfs_ioctl_qgroup_limit_args *", {"qgroupid": qgroupid, "lim": _limits(limit)})
-    _ioctl(fd, "BTRFS_IOC_QGROUP_LIMIT", arguments)
+    kernel.current.ioctl(fd, "BTRFS_IOC_QGROUP_LIMIT", arguments)
 
 
 # Loop devices
 
 
 def loop_ctl_get_free(fd: int) -> int:
-    return _ioctl(fd, "LOOP_CTL_GET_FREE")
+    return kernel.current.ioctl(fd, "LOOP_CTL_GET_FREE")
 
 
 def loop_ctl_add(fd: int, number: int) -> int:
-    return _ioctl(fd, "LOOP_CTL_ADD", number)
+    return kernel.current.ioctl(fd, "LOOP_CTL_ADD", number)
 
 
 def loop_configure(
@@ -630,27 +561,27 @@ def loop_configure(
     """
     info = {"lo_offset": offset, "lo_sizelimit": sizelimit, "lo_flags": flags, "lo_file_name": file_name[:63]}
     arguments = new("struct pybtrfs_loop_config *", {"fd": file_fd, "block_size": block_size, "info": info})
-    _ioctl(fd, "LOOP_CONFIGURE", arguments)
+    kernel.current.ioctl(fd, "LOOP_CONFIGURE", arguments)
 
 
 def loop_set_fd(fd: int, file_fd: int) -> None:
-    _ioctl(fd, "LOOP_SET_FD", file_fd)
+    kernel.current.ioctl(fd, "LOOP_SET_FD", file_fd)
 
 
 def loop_set_status64(fd: int, flags: int) -> None:
-    _ioctl(fd, "LOOP_SET_STATUS64", new("struct pybtrfs_loop_info64 *", {"lo_flags": flags}))
+    kernel.current.ioctl(fd, "LOOP_SET_STATUS64", new("struct pybtrfs_loop_info64 *", {"lo_flags": flags}))
 
 
 def loop_clr_fd(fd: int) -> None:
-    _ioctl(fd, "LOOP_CLR_FD")
+    kernel.current.ioctl(fd, "LOOP_CLR_FD")
 
 
 def loop_set_capacity(fd: int) -> None:
-    _ioctl(fd, "LOOP_SET_CAPACITY")
+    kernel.current.ioctl(fd, "LOOP_SET_CAPACITY")
 
 
 def loop_set_direct_io(fd: int, enable: bool) -> None:
-    _ioctl(fd, "LOOP_SET_DIRECT_IO", int(enable))
+    kernel.current.ioctl(fd, "LOOP_SET_DIRECT_IO", int(enable))
 
 
 class LoopInfo(NamedTuple):
@@ -669,7 +600,7 @@ class LoopInfo(NamedTuple):
 
 def loop_get_status64(fd: int) -> LoopInfo:
     info = ffi.new("struct pybtrfs_loop_info64 *")
-    _ioctl(fd, "LOOP_GET_STATUS64", info)
+    kernel.current.ioctl(fd, "LOOP_GET_STATUS64", info)
     return LoopInfo(
         info.lo_device,
         info.lo_inode,

@@ -10,7 +10,8 @@ import errno
 import os
 from functools import cache
 
-from pybtrfs._ffi import call, check, ffi, lib, new, typeof, uncleared
+from pybtrfs import kernel
+from pybtrfs._ffi import call, check, ffi, lib, new, typeof, uncleared, without_nul
 
 BTRFS_SUPER_MAGIC: int = lib.PYBTRFS_SUPER_MAGIC
 
@@ -77,7 +78,7 @@ def fstatfs_type(fd: int) -> int:
 
     Issues fstatfs(2).
     """
-    return check(call(lib.pybtrfs_fstatfs_type, fd), "fstatfs")
+    return kernel.current.fstatfs_type(fd)
 
 
 def fstat_ino(fd: int) -> int:
@@ -86,7 +87,7 @@ def fstat_ino(fd: int) -> int:
 
     Issues fstat(2). The standard library has it, but there the subvolumes of `pybtrfs.testing` have other numbers.
     """
-    return call(os.fstat, fd).st_ino
+    return kernel.current.fstat_ino(fd)
 
 
 def openat2(dirfd: int, path: _PathLike, flags: int, resolve: int = 0, mode: int = 0) -> int:
@@ -189,12 +190,8 @@ def open_by_handle_at(fd: int, treeid: int, objectid: int, generation: int, flag
             "gen": generation & 0xFFFFFFFF,
         },
     )
-    result = call(lib.pybtrfs_open_by_handle_at, fd, handle, flags | os.O_CLOEXEC)
-    return check(result, "open_by_handle_at", "CAP_DAC_READ_SEARCH")
+    return kernel.current.open_by_handle_at(fd, handle, flags | os.O_CLOEXEC)
 
 
 def _text(value: _PathLike) -> bytes:
-    encoded = os.fsencode(value)
-    if b"\0" in encoded:
-        raise ValueError(f"embedded null byte in {value!r}")
-    return encoded
+    return without_nul(os.fsencode(value))

@@ -19,23 +19,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
 from struct import Struct
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from pybtrfs import ioctl, items, syscall
-from pybtrfs._ffi import check
+from pybtrfs import ioctl, items, kernel, syscall
+from pybtrfs._ffi import check, ffi
 from pybtrfs.ioctl import EMPTY_SUBVOL_DIR_OBJECTID, FIRST_FREE_OBJECTID, SUBVOL_RDONLY
 from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, UUID_TREE_OBJECTID
+
+if TYPE_CHECKING:
+    from pybtrfs._ffi import CData
 
 __all__ = ["copy_tree", "fake_btrfs", "remove_tree", "why_no_btrfs"]
 
 _CAP_SYS_ADMIN = 21
 _U64_MAX = (1 << 64) - 1
 _SECOND = 1_000_000_000  # nanoseconds
-_IOCTLS = ("_ioctl", "_vol_ioctl", "_info_ioctl")
-_SYSTEM_CALLS = ("fstat_ino", "fstatfs_type", "open_by_handle_at")
 _TRANSACTIONS = ("ctransid", "otransid", "stransid", "rtransid")
 _TIMES = ("ctime", "otime", "stime", "rtime")
 
@@ -63,11 +63,8 @@ def fake_btrfs(directory: str | os.PathLike[str]) -> Iterator[None]:
     Each subvolume takes a file descriptor until the end. What is in the directory stays there.
     """
     with contextlib.ExitStack() as stack:
-        kernel = _Kernel(directory, stack)
-        for module, name in (*((ioctl, name) for name in _IOCTLS), *((syscall, name) for name in _SYSTEM_CALLS)):
-            real = getattr(module, name)
-            setattr(module, name, kernel.answering(real))
-            stack.callback(setattr, module, name, real)
+        stack.callback(setattr, kernel, "current", kernel.current)
+        kernel.current = _Kernel(_Filesystem(directory, stack), kernel.current)
         yield
 
 
@@ -151,13 +148,70 @@ class _Place:
 
 class _Kernel:
     """
-    The system calls for files below one directory. Those of ioctl(2) take the struct, or what C makes it of or makes of
-    it, and are named as it is.
+    Answers calls for files below the directory of *filesystem*. *real* answers all other calls.
+    """
+
+    def __init__(self, filesystem: _Filesystem, real: kernel.Kernel) -> None:
+        self._filesystem = filesystem
+        self._real = real
+        self._lock = threading.Lock()
+
+    def ioctl(self, fd: int, name: str, argument: CData | int = 0, /) -> int:
+        if not self._filesystem.has(fd):
+            return self._real.ioctl(fd, name, argument)
+        return self._answer(fd, name, argument)
+
+    def vol_ioctl(
+        self,
+        dirfd: int,
+        name: str,
+        filename: bytes,
+        source_fd: int = 0,
+        flags: int = 0,
+        inherit: CData = ffi.NULL,
+        /,
+    ) -> None:
+        if self._filesystem.has(dirfd):
+            self._answer(dirfd, name, filename, source_fd, flags)
+        else:
+            self._real.vol_ioctl(dirfd, name, filename, source_fd, flags, inherit)
+
+    def info_ioctl(self, fd: int, name: str, subvolume: CData, /) -> None:
+        if self._filesystem.has(fd):
+            self._answer(fd, name, subvolume)
+        else:
+            self._real.info_ioctl(fd, name, subvolume)
+
+    def fstat_ino(self, fd: int, /) -> int:
+        return self._filesystem.inode(fd) if self._filesystem.has(fd) else self._real.fstat_ino(fd)
+
+    def fstatfs_type(self, fd: int, /) -> int:
+        return syscall.BTRFS_SUPER_MAGIC if self._filesystem.has(fd) else self._real.fstatfs_type(fd)
+
+    def open_by_handle_at(self, fd: int, handle: CData, flags: int, /) -> int:
+        if not self._filesystem.has(fd):
+            return self._real.open_by_handle_at(fd, handle, flags)
+        with self._lock:
+            return self._filesystem.open_by_handle_at(handle, flags)
+
+    def _answer(self, fd: int, name: str, *arguments: object) -> int:
+        with self._lock:
+            try:
+                self._filesystem.answer(fd, name, *arguments)
+            except OSError as error:
+                return check(-(error.errno or errno.EIO), name)
+        return 0
+
+
+class _Filesystem:
+    """
+    The subvolumes below one directory, and a method for each ioctl.
+
+    Each method is named after its ioctl, and takes the C struct, or the arguments of `Kernel.vol_ioctl`.
     """
 
     def __init__(self, directory: str | os.PathLike[str], stack: contextlib.ExitStack) -> None:
         self._stack = stack
-        self._lock = threading.Lock()
         self._fsid = os.urandom(16)
         self._transid = 1
         self._default = FS_TREE_OBJECTID
@@ -168,35 +222,14 @@ class _Kernel:
         self._add(FS_TREE_OBJECTID, os.fspath(directory))
         self._top = _path(self._subvolumes[FS_TREE_OBJECTID].fd)
 
-    def answering(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        """
-        A function that answers for files of the directory, and *real* for others.
-        """
-        own = getattr(self, real.__name__)
-
-        @wraps(real)
-        def answer(fd: int, *arguments: Any) -> Any:
-            if not self._has(fd):
-                return real(fd, *arguments)
-            with self._lock:
-                return own(fd, *arguments)
-
-        return answer
-
-    def _ioctl(self, fd: int, name: str, *arguments: Any) -> int:
-        try:
-            if _key(os.fstat(fd)) in self._placeholders:
-                raise _error(errno.ENOTTY)
-            getattr(self, name.partition("_IOC_")[2].lower(), _lacking)(fd, *arguments)
-        except OSError as error:
-            return check(-(error.errno or errno.EIO), name)
-        return 0
-
-    _vol_ioctl = _info_ioctl = _ioctl
+    def answer(self, fd: int, name: str, *arguments: object) -> None:
+        if _key(os.fstat(fd)) in self._placeholders:
+            raise _error(errno.ENOTTY)
+        getattr(self, name.partition("_IOC_")[2].lower(), _lacking)(fd, *arguments)
 
     # What a file is
 
-    def _has(self, fd: Any) -> bool:
+    def has(self, fd: Any) -> bool:
         try:
             path = _path(fd)
         except OSError:
@@ -228,17 +261,14 @@ class _Kernel:
         place.path(subvolid)
         return subvolid, place
 
-    def fstat_ino(self, fd: int) -> int:
+    def inode(self, fd: int) -> int:
         status = os.fstat(fd)
         if _key(status) in self._placeholders:
             return EMPTY_SUBVOL_DIR_OBJECTID
         return FIRST_FREE_OBJECTID if _key(status) in self._ids else _objectid(status)
 
-    def fstatfs_type(self, fd: int) -> int:
-        return syscall.BTRFS_SUPER_MAGIC
-
-    def open_by_handle_at(self, fd: int, treeid: int, objectid: int, generation: int, flags: int) -> int:
-        return os.open(self._place().directory(treeid, objectid), flags | os.O_CLOEXEC)
+    def open_by_handle_at(self, handle: Any, flags: int) -> int:
+        return os.open(self._place().directory(handle.root_objectid, handle.objectid), flags)
 
     def getflags(self, fd: int, flags: Any) -> None:
         flags[0] = 0
@@ -280,8 +310,8 @@ class _Kernel:
     def subvol_create_v2(self, dirfd: int, name: bytes, *_: object) -> None:
         self._new(dirfd, name, os.mkdir)
 
-    def snap_create_v2(self, dirfd: int, name: bytes, source_fd: int, flags: int, _: object) -> None:
-        if not self._has(source_fd):
+    def snap_create_v2(self, dirfd: int, name: bytes, source_fd: int, flags: int) -> None:
+        if not self.has(source_fd):
             raise _error(errno.EXDEV)
         self._root(source_fd)
         subvolid, place = self._live(source_fd)
@@ -305,7 +335,7 @@ class _Kernel:
             made.received_uuid, made.stransid, made.stime = source.received_uuid, source.stransid, source.stime
             made.rtransid, made.rtime = source.rtransid, source.rtime
 
-    def snap_destroy(self, dirfd: int, name: bytes) -> None:
+    def snap_destroy(self, dirfd: int, name: bytes, *_: object) -> None:
         self._destroy(dirfd, _path(dirfd), os.fsdecode(name))
 
     def _destroy(self, dirfd: int, directory: str, name: str) -> None:
@@ -462,7 +492,7 @@ class _Kernel:
 
     # The filesystem
 
-    def sync(self, fd: int) -> None:
+    def sync(self, fd: int, _: object) -> None:
         pass
 
     def start_sync(self, fd: int, transid: Any) -> None:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from pybtrfs import ioctl, syscall
+from pybtrfs import ioctl, kernel, syscall
 
 CALLS: list[tuple[Any, str]] = [
-    *((ioctl, name) for name in ("_ioctl", "_vol_ioctl")),
+    *((kernel.current, name) for name in ("ioctl", "vol_ioctl")),
     *((syscall, name) for name in ("make_directory", "syncfs")),
     *((os, name) for name in ("chmod", "fchmod", "fsync", "mkdir", "rename", "rmdir", "setxattr", "unlink")),
 ]
@@ -61,7 +61,7 @@ class Points:
     def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            called = str(args[1]) if name.endswith("_ioctl") else name
+            called = str(args[1]) if name.endswith("ioctl") else name
             self.reached(f"before {called}")
             result = call(*args, **kwargs)
             try:

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import image, ioctl, syscall
+from pybtrfs import image, ioctl, kernel, syscall
 from pybtrfs.path import opened
 
 ROOT = Path(__file__).parent.parent.parent
@@ -70,17 +70,17 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """
     A function that lets an ioctl fail a number of times.
     """
-    real = ioctl._ioctl
+    real = kernel.current.ioctl
 
     def refuse(name: str, number: int, times: int) -> None:
         left = [number] * times
 
-        def _ioctl(fd: int, called: str, *arguments: Any) -> int:
+        def fail_first(fd: int, called: str, *arguments: Any) -> int:
             if called == name and left:
                 raise OSError(left.pop(), "injected")
             return real(fd, called, *arguments)
 
-        monkeypatch.setattr(ioctl, "_ioctl", _ioctl)
+        monkeypatch.setattr(kernel.current, "ioctl", fail_first)
 
     return refuse
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pybtrfs import ioctl, subvolume
+from pybtrfs import kernel, subvolume
 from pybtrfs.path import at, opened
 
 
@@ -131,7 +131,7 @@ def test_a_bad_name_is_refused_before_any_call(monkeypatch: pytest.MonkeyPatch, 
     Names that are empty, "." or "..", longer than 255 bytes, or with a slash or a null byte are ValueErrors that show
     them, and the kernel is not asked.
     """
-    monkeypatch.setattr(ioctl, "_vol_ioctl", lambda *_: pytest.fail("the kernel was called"))
+    monkeypatch.setattr(kernel.current, "vol_ioctl", lambda *_: pytest.fail("the kernel was called"))
     for call in (subvolume.create, subvolume.delete, lambda dest: subvolume.snapshot(0, dest)):
         with pytest.raises(ValueError) as caught:
             call((0, name))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pybtrfs import filesystem, ioctl, items, subvolume, tree_search
+from pybtrfs import filesystem, ioctl, items, kernel, subvolume, tree_search
 from pybtrfs._ffi import ffi
 from pybtrfs.errors import NotBtrfsError
 from pybtrfs.items import DirItem, FileExtent, InlineExtent, InodeItem, InodeRef, Item, Key
@@ -39,23 +39,23 @@ def files(btrfs: Path) -> Path:
 
 
 @pytest.fixture(params=["V2", "V1"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """
     A kernel with both searches, and one without the second.
     """
     if request.param == "V1":
-        call = ioctl._ioctl
+        call = kernel.current.ioctl
 
         def lacking(fd: int, name: str, *argument: Any) -> int:
             if name == "BTRFS_IOC_TREE_SEARCH_V2":
                 raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
             return call(fd, name, *argument)
 
-        monkeypatch.setattr(ioctl, "_ioctl", lacking)
+        monkeypatch.setattr(kernel.current, "ioctl", lacking)
     return str(request.param)
 
 
-def test_everything_is_found_in_order(files: Path, kernel: str) -> None:
+def test_everything_is_found_in_order(files: Path, version: str) -> None:
     """
     A search of a whole tree finds each item once, by key, whichever ioctl there is.
     """
@@ -114,7 +114,7 @@ def test_real_items_are_decoded(files: Path) -> None:
     assert {entry.type for entry in entries} == {items.FT_REG_FILE}
 
 
-def test_one_key(files: Path, kernel: str) -> None:
+def test_one_key(files: Path, version: str) -> None:
     """
     A range of one key finds one item, and one that ends before it begins none.
     """
@@ -149,7 +149,7 @@ def test_what_changed_since(files: Path) -> None:
     assert list(search(files, max_transid=transid - 1)) == []
 
 
-def test_an_item_larger_than_the_buffer(files: Path, kernel: str) -> None:
+def test_an_item_larger_than_the_buffer(files: Path, version: str) -> None:
     """
     The largest item is found whole; the old ioctl, which cannot return it, is an error instead of an item without data.
     """
@@ -164,7 +164,7 @@ def test_an_item_larger_than_the_buffer(files: Path, kernel: str) -> None:
             for entry in items.dir_item(item.data)
         ]
 
-    if kernel == "V2":
+    if version == "V2":
         assert set(values()) == {b"value", b"v" * 12000}
     else:
         with pytest.raises(OSError) as caught:
@@ -173,7 +173,7 @@ def test_an_item_larger_than_the_buffer(files: Path, kernel: str) -> None:
         assert caught.value.filename == files
 
 
-def test_items_without_data(btrfs: Path, kernel: str) -> None:
+def test_items_without_data(btrfs: Path, version: str) -> None:
     """
     An item that has no data is one: an unlinked open file's.
     """
@@ -382,7 +382,7 @@ def test_what_is_read_of_subvolumes(roots: list[tuple[bytes, bool, tuple[int, in
         del expected[-1]  # its place may be in the next buffer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ioctl, "_ioctl", filled(buffer, count))
+        patch.setattr(kernel.current, "ioctl", filled(buffer, count))
         found, last = ioctl.tree_search_v2_subvolumes(-1, ioctl.SearchKey(*range(10)), 8192)
     for info, (number, name, parent, dirid, root) in zip(map(ioctl.SubvolInfo, found), expected, strict=True):
         assert (info.treeid, info.name, info.parent_id, info.dirid) == (number, name, parent, dirid)
@@ -404,7 +404,7 @@ def test_subvolumes_that_are_not_in_the_buffer(
     """
     buffer = 2 * (struct.pack("=QQQII", 1, 256, 0, items.ROOT_ITEM_KEY, length) + bytes(min(length, 439)))
     size = len(buffer) - cut
-    monkeypatch.setattr(ioctl, "_ioctl", filled(buffer[:size], count))
+    monkeypatch.setattr(kernel.current, "ioctl", filled(buffer[:size], count))
     with pytest.raises(OSError) as caught:
         ioctl.tree_search_v2_subvolumes(-1, ioctl.SearchKey(*range(10)), size)
     assert caught.value.errno == errno.EIO

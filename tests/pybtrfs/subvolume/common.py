@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import ioctl, subvolume
+from pybtrfs import kernel, subvolume
 from pybtrfs._ffi import check
 from tests.conftest import NOBODY, become_nobody, in_child
 
@@ -70,8 +70,8 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str, refusal: int = errno.E
 
         return refuse
 
-    for function in ("_ioctl", "_info_ioctl"):
-        monkeypatch.setattr(ioctl, function, lacking(getattr(ioctl, function)))
+    for function in ("ioctl", "info_ioctl"):
+        monkeypatch.setattr(kernel.current, function, lacking(getattr(kernel.current, function)))
 
 
 def contained(function: Callable[..., Any], *args: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import device, filesystem, image, ioctl, subvolume, syscall
+from pybtrfs import device, filesystem, image, ioctl, kernel, subvolume, syscall
 from pybtrfs.errors import NotSubvolumeError
 from pybtrfs.items import DropProgress, Key
 from tests.pybtrfs.subvolume.common import (
@@ -384,7 +384,7 @@ def test_wait_deleted(base: Path, held: Held) -> None:
     """
     waiter = threading.Thread(target=subvolume.wait_deleted, args=(base, held.id))
     waiter.start()
-    request = hex(ioctl._request("BTRFS_IOC_SUBVOL_SYNC_WAIT"))
+    request = hex(kernel.request("BTRFS_IOC_SUBVOL_SYNC_WAIT"))
     while request not in calls_of(waiter):
         assert waiter.is_alive()
     held.release(until=lambda: not waiter.is_alive())

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import device, filesystem, ioctl, subvolume, syscall
+from pybtrfs import device, filesystem, ioctl, kernel, subvolume, syscall
 from pybtrfs.errors import NotBtrfsError, NotSubvolumeError
 from tests.pybtrfs.subvolume.common import FORMS, NOBODY, calls_of, children, form, make, open_directory, without
 
@@ -254,7 +254,7 @@ def test_threads_overlap(base: Path) -> None:
     """
     count = 4
     make(base, *(f"{number}" for number in range(count)))
-    request = hex(ioctl._request("BTRFS_IOC_SNAP_CREATE_V2"))
+    request = hex(kernel.request("BTRFS_IOC_SNAP_CREATE_V2"))
     seen = threading.Event()
 
     def snapshots(number: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import filesystem, ioctl, subvolume, syscall
+from pybtrfs import filesystem, ioctl, kernel, subvolume, syscall
 from pybtrfs.subvolume import listing
 from tests.pybtrfs.subvolume.common import below, children, contained, make, open_directory, without
 
@@ -61,14 +61,14 @@ def test_iterate_asks_once_for_each_directory(base: Path, monkeypatch: pytest.Mo
     """
     make(base, *(f"{number}" for number in range(50)), *(f"directory/{number}" for number in range(50)))
     calls: list[str] = []
-    call = ioctl._ioctl
+    call = kernel.current.ioctl
 
     def counting(fd: int, name: str, *argument: Any) -> int:
         calls.append(name)
         return call(fd, name, *argument)
 
     top = subvolume.get_id(base)
-    monkeypatch.setattr(ioctl, "_ioctl", counting)
+    monkeypatch.setattr(kernel.current, "ioctl", counting)
     assert len(list(subvolume.iterate(base, top=top))) == 100
     assert calls.count("BTRFS_IOC_INO_LOOKUP") == 1
 
