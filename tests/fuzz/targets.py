@@ -171,7 +171,7 @@ _CALLS = [
     function
     for module in (ioctl, syscall)
     for name, function in sorted(vars(module).items())
-    if isinstance(function, FunctionType) and function.__module__ == module.__name__ and name[0] != "_"
+    if isinstance(function, FunctionType) and function.__module__.startswith(module.__name__) and name[0] != "_"
 ]
 _FDS: list[Any] = [-1, 1 << 20, 1 << 31, 1 << 63, -1 << 40, None, "1", 1.5, b"", ()]
 _VALUES: list[Any] = [

@@ -56,5 +56,9 @@ def test_it_finds_what_there_is() -> None:
     The functions and methods of the areas are among what is looked at.
     """
     found = {f"{module}.{name}" for module in MODULES for name, _ in public(module)}
-    assert {"pybtrfs.subvolume.info.get_info", "pybtrfs.ioctl.sync", "pybtrfs.subvolume.creation.Batch.create"} <= found
+    assert {
+        "pybtrfs.subvolume.info.get_info",
+        "pybtrfs.ioctl.subvolume.sync",
+        "pybtrfs.subvolume.creation.Batch.create",
+    } <= found
     assert len(found) > 150

@@ -31,8 +31,6 @@ from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, UUID_TREE_OBJECT
 if TYPE_CHECKING:
     from pybtrfs._ffi import CData
 
-__all__ = ["copy_tree", "fake_btrfs", "remove_tree", "why_no_btrfs"]
-
 _CAP_SYS_ADMIN = 21
 _U64_MAX = (1 << 64) - 1
 _SECOND = 1_000_000_000  # nanoseconds
