@@ -65,3 +65,23 @@ def test_every_page_is_in_a_table_of_contents() -> None:
     modules = [path for path in (DOCS.parent / "src/pybtrfs").iterdir() if path.suffix in ("", ".py")]
     areas = {path.stem for path in modules if not path.name.startswith("_")} - {"cli", "pytest_plugin"}
     assert areas == set(re.findall(r"\.\. auto\w+:: pybtrfs\.(\w+)", text))
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    """
+    Each file of the page stands in src, below snapshotter or pybtrfs, and each function named after its file in it.
+    """
+    page = (DOCS / "architecture.md").read_text()
+    source = DOCS.parent / "src"
+    found: dict[str, str] = {}
+    for name in re.findall(r"`([\w/]+\.(?:py|c))`", page):
+        paths = [
+            path for path in (source / name, source / "snapshotter" / name, source / "pybtrfs" / name) if path.exists()
+        ]
+        found[name] = "".join(path.read_text() for path in paths)
+    assert [name for name, text in found.items() if not text] == ["tests/test_imports.py"]
+    named = re.findall(r"`([\w/]+\.(?:py|c))`(?:\*\*)? `([\w.]+)`", page)
+    assert len(named) > 10
+    for name, function in named:
+        for part in function.split("."):
+            assert re.search(rf"\b{part}\b", found[name]), (name, part)
