@@ -6,20 +6,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pybtrfs import image, subvolume, syscall
+from pybtrfs import subvolume, syscall
 from snapshotter import Snapshotter
 from snapshotter.errors import (
     AlreadyExistsError,
@@ -30,11 +25,10 @@ from snapshotter.errors import (
     StoreHeldError,
 )
 from snapshotter.maintenance import doctor
-from snapshotter.store import lock, records, store
+from snapshotter.store import records, store
 from snapshotter.store.btrfs import BtrfsVolumes
-from snapshotter.store.layout import Directory
 from snapshotter.store.record_storage import XATTR
-from snapshotter.testing import DirectoryVolumes
+from tests.snapshotter.store.stores import holder, works
 
 pytestmark = pytest.mark.btrfs
 
@@ -49,27 +43,6 @@ def tmpfs() -> Iterator[Path]:
 
 def mode(path: Path) -> int:
     return path.stat().st_mode & 0o7777
-
-
-def settle(opened: Snapshotter) -> None:
-    """
-    Bring all records up to date, and destroy what is left over, now.
-    """
-    for snapshot in opened.opened.index.snapshots():
-        opened.opened.operations.settle(snapshot)
-    opened.cleanup()
-
-
-def works(opened: Snapshotter) -> None:
-    """
-    Put a store to use, and close it.
-    """
-    with opened:
-        opened.prepare("k")
-        opened.commit("base", "k")
-        opened.view("view", "base")
-        opened.view("nothing")
-        settle(opened)
 
 
 # Making one
@@ -373,205 +346,6 @@ def test_loosened(btrfs: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text == ""
 
 
-# The lock
-
-HOLD = """
-import os, sys
-from snapshotter import Snapshotter
-with Snapshotter(sys.argv[1]) as store:
-    print("ready", flush=True)
-    for expression in sys.stdin:
-        print(eval(expression), flush=True)
-"""
-
-
-@contextmanager
-def holder(root: Path, *arguments: str) -> Iterator[Callable[[str], str]]:
-    """
-    Another process that has the store open; gives a function to have it evaluate something.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(root), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin
-    assert process.stdout
-
-    def ask(expression: str) -> str:
-        assert process.stdin
-        assert process.stdout
-        process.stdin.write(f"{expression}\n")
-        process.stdin.flush()
-        return process.stdout.readline()
-
-    try:
-        assert process.stdout.readline() == "ready\n"
-        yield ask
-    finally:
-        process.stdin.close()
-        process.stdout.close()
-        process.wait()
-
-
-@pytest.fixture
-def root(btrfs: Path) -> Path:
-    """
-    A store with the layer "base" and two views.
-    """
-    works(Snapshotter.create(btrfs / "root"))
-    return btrfs / "root"
-
-
-def test_held_here(root: Path) -> None:
-    """
-    A store can be open once in a process for writing, and again after it was closed.
-    """
-    with Snapshotter(root) as first:
-        with pytest.raises(StoreHeldError, match=f"root' is held by process {os.getpid()} "):
-            Snapshotter(root)
-        first.prepare("k")
-    Snapshotter(root).close()
-
-
-def test_held_elsewhere(root: Path) -> None:
-    """
-    Another process's hold is told with its id and command, and lasts until it ends; reading goes on beside it.
-    """
-    with holder(root, "an argument") as ask:
-        pid = int(ask("os.getpid()"))
-        with pytest.raises(StoreHeldError, match=f"is held by process {pid} .*root an argument"):
-            Snapshotter(root)
-        with pytest.raises(StoreHeldError):
-            Snapshotter.adopt(root)
-        with Snapshotter(root, read_only=True) as reader, Snapshotter(root, read_only=True) as another:
-            assert ask("store.prepare('k', 'base') and 'fine'") == "fine\n"
-            for each in (reader, another):
-                assert {info.name for info in each.walk()} == {"base", "view", "nothing"}
-        with Snapshotter(root, read_only=True) as reader:
-            assert reader.stat("k").parent == "base"
-            assert reader.mounts("k")
-    works_again = Snapshotter(root)
-    works_again.remove("k")
-    works_again.close()
-
-
-def test_socket(root: Path) -> None:
-    """
-    The lock names the socket that the store is served at, and no longer once somebody else has it.
-    """
-    Snapshotter(root, socket="/run/a.sock").close()
-    assert json.loads((root / "lock").read_text())["socket"] == "/run/a.sock"
-    Snapshotter(root).close()
-    assert json.loads((root / "lock").read_text())["socket"] == ""
-
-
-def test_held_on_a_full_disk(btrfs_mount: Callable[..., Path]) -> None:
-    """
-    A store opens on a disk that has no place for the holder's name, to be emptied, and is held all the same.
-    """
-    mount = btrfs_mount(image.MINIMUM_SIZE)
-    with Snapshotter.create(mount / "root") as store:
-        store.prepare("k")
-    with open(mount / "filler", "wb", buffering=0) as filler:
-        for size in 1 << 20, 4096:
-            with suppress(OSError):
-                while True:
-                    filler.write(bytes(size))
-    with Snapshotter(mount / "root") as store:
-        with pytest.raises(StoreHeldError, match="root' is held by process"):
-            Snapshotter(mount / "root")
-        store.remove("k")
-        store.cleanup()
-        assert list(store.walk()) == []
-
-
-def test_long_command(root: Path) -> None:
-    """
-    A holder is known however long its command is.
-    """
-    with holder(root, *(100 * "é" for _ in range(300))) as ask:
-        pid = int(ask("os.getpid()"))
-        with pytest.raises(StoreHeldError, match=f"is held by process {pid} "):
-            Snapshotter(root)
-
-
-def test_killed_holder(root: Path) -> None:
-    """
-    A killed holder, collected or not, is in nobody's way.
-    """
-    with holder(root) as ask:
-        pid = int(ask("os.getpid()"))
-        os.kill(pid, signal.SIGKILL)
-        works_again = Snapshotter(root)
-        works_again.remove("view")
-        works_again.close()
-
-
-def test_dying_holder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    The lock of a dead process can last, until its last call has ended: that is waited for, but not for ever.
-    """
-    with holder(root) as ask:
-        pid = int(ask("os.getpid()"))
-        # A child shares the lock, as the kernel does for a call under way.
-        child = int(ask("os.fork() or (__import__('signal').pause(), os._exit(0))"))
-        os.kill(pid, signal.SIGKILL)
-        monkeypatch.setattr(lock, "DEAD_HOLDER_SECONDS", 0)
-        with pytest.raises(StoreHeldError, match=f"is held by process {pid} "):
-            Snapshotter(root)
-        monkeypatch.setattr(lock, "DEAD_HOLDER_SECONDS", 60)
-
-        class Time:
-            monotonic = staticmethod(time.monotonic)
-            time_ns = staticmethod(time.time_ns)
-
-            @staticmethod
-            def sleep(seconds: float) -> None:
-                os.kill(child, signal.SIGKILL)
-                time.sleep(seconds)
-
-        monkeypatch.setattr(lock, "time", Time)
-        Snapshotter(root).close()
-
-
-def test_unreadable_holder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    What does not say who holds the store is still a hold.
-    """
-    monkeypatch.setattr(lock, "DEAD_HOLDER_SECONDS", 0)
-    with Snapshotter(root):
-        for text in (b"", b"{", b"[]", b'{"pid": "x"}', b'{"command": 1}', b"\xff"):
-            (root / "lock").write_bytes(text)
-            with pytest.raises(StoreHeldError):
-                Snapshotter(root)
-
-
-def test_lock_is_no_symlink(root: Path) -> None:
-    """
-    A link in the place of the lock is not followed.
-    """
-    (root / "lock").unlink()
-    (root / "target").write_text("precious")
-    (root / "lock").symlink_to("target")
-    with pytest.raises(FailedPreconditionError):
-        Snapshotter(root)
-    assert (root / "target").read_text() == "precious"
-
-
-def test_lock_is_not_kept(root: Path) -> None:
-    """
-    A store that turns out not to be usable once it is taken is let go.
-    """
-    opened = store.Store(str(root), volumes := BtrfsVolumes(str(root), "btrfs"))
-    header = os.getxattr(root / "store", XATTR)
-    os.setxattr(root / "store", XATTR, b"{}")
-    with pytest.raises(DataLossError):
-        opened.acquire()
-    os.setxattr(root / "store", XATTR, header)
-    opened.acquire().release()
-    opened.close()
-    volumes.close()
-
-
 # Ids
 
 
@@ -603,206 +377,6 @@ def test_ids_are_never_used_again(root: Path, monkeypatch: pytest.MonkeyPatch) -
             assert min(new) > max(seen)
             seen |= new
             os.kill(int(ask("os.getpid()")), signal.SIGKILL)
-
-
-# Copies
-
-
-def everything(root: Path) -> dict[str, object]:
-    return {
-        str(path.relative_to(root)): os.getxattr(path, XATTR) if XATTR in os.listxattr(path) else None
-        for path in root.rglob("*")
-    }
-
-
-CHANGES: dict[str, Callable[[Snapshotter], object]] = {
-    "prepare": lambda copy: copy.prepare("new"),
-    "view": lambda copy: copy.view("new", "base"),
-    "commit": lambda copy: copy.commit("c", "active"),
-    "fork": lambda copy: copy.fork("active", "new"),
-    "update": lambda copy: copy.update(copy.stat("base")),
-    "remove": lambda copy: copy.remove("view"),
-    "cleanup": lambda copy: copy.cleanup(),
-}
-
-
-def copied(root: Path, how: str) -> Path:
-    """
-    Copy the store, or the whole directory around it, and say where the copy is.
-    """
-    copy = root.parent / "copy"
-    if how == "cp":
-        subprocess.run(["cp", "-a", root, copy], check=True)
-    elif how == "rollback":
-        subvolume.snapshot(root, copy)
-        subvolume.delete(root, recursive=True)
-        copy.rename(root)
-        return root
-    elif how == "around":
-        subvolume.create(root.parent / "around")
-        inside = root.parent / "around" / "root"
-        with Snapshotter(root) as store:
-            assert not store.why_read_only
-        inside.mkdir()
-        works(Snapshotter.create(inside))
-        with Snapshotter(inside) as store:
-            store.prepare("active", "base")
-            settle(store)
-        subvolume.snapshot(root.parent / "around", copy)
-        return copy / "root"
-    else:
-        subvolume.snapshot(root, copy, read_only=how == "read-only snapshot")
-    return copy
-
-
-@pytest.mark.parametrize("how", ["snapshot", "read-only snapshot", "cp", "rollback", "around"])
-def test_copy(how: str, root: Path) -> None:
-    """
-    A copy of the records without the subvolumes can be read and says so, and nothing in it is ever changed: all its
-    snapshots seem lost.
-    """
-    with Snapshotter(root) as opened:
-        opened.prepare("active", "base")
-        settle(opened)
-    copy = copied(root, how)
-    before = everything(copy)
-    with Snapshotter(copy) as opened:
-        assert opened.why_read_only == "it is a copy of a store: make it a store with `snapshotter init --adopt`"
-        assert {info.name for info in opened.walk()} == {"base", "active", "view", "nothing"}
-        for change in CHANGES.values():
-            with pytest.raises(FailedPreconditionError, match=r"copy.*adopt|root.*adopt"):
-                change(opened)
-        assert {problem.subject for problem in opened.problems()} == {"base", "active", str(copy)}
-    with pytest.raises(FailedPreconditionError, match=r"none of the 2 subvolumes are in .*bring the subvolumes too"):
-        Snapshotter.adopt(copy)
-    assert everything(copy) == before
-    with Snapshotter(copy) as opened, ExitStack() as stack:
-        if how != "rollback":
-            stack.enter_context(Snapshotter(root)).prepare("new", "base")
-
-
-@pytest.mark.parametrize("empty", ["moved", "left behind"])
-def test_adopt(empty: str, root: Path) -> None:
-    """
-    A store that was moved with its subvolumes becomes one again, once it is adopted; what did not come along is
-    quarantined.
-    """
-    with Snapshotter(root) as opened:
-        for key in ("active", "lost"):
-            opened.prepare(key, "base")
-        settle(opened)
-    copy = copied(root, "snapshot")
-    moved = ["snapshots/1/layer", "snapshots/1025/fs", *(["empty"] if empty == "moved" else [])]
-    for name in moved:
-        read_only = subvolume.get_read_only(root / name)
-        subvolume.set_read_only(root / name, False)
-        (copy / name).rmdir()
-        (root / name).rename(copy / name)
-        subvolume.set_read_only(copy / name, read_only)
-    with Snapshotter.adopt(copy) as adopted:
-        assert adopted.why_read_only == ""
-        assert [problem.subject for problem in adopted.problems()] == ["lost"]
-        adopted.commit("grown", "active")
-        adopted.view("another view", "grown")
-        adopted.view("another nothing")
-        adopted.prepare("new", "grown")
-        adopted.remove("lost")
-    with Snapshotter(copy) as opened:
-        assert opened.mounts("another nothing")
-        assert opened.mounts("nothing")
-
-
-def test_renamed(root: Path) -> None:
-    """
-    A store that was only renamed is still the same.
-    """
-    root.rename(root.parent / "new")
-    with Snapshotter(root.parent / "new") as opened:
-        assert not opened.why_read_only
-        opened.prepare("k", "base")
-    with Snapshotter.adopt(root.parent / "new") as opened:
-        opened.remove("k")
-
-
-# Whose it is
-
-
-def test_client(btrfs: Path) -> None:
-    """
-    The first snapshot binds a store to its client; another one's changes are refused with the cure, and change nothing,
-    until the store is empty.
-    """
-    root = btrfs / "root"
-    with Snapshotter.create(root, client="nobody yet") as opened:
-        opened.cleanup()
-    with Snapshotter(root, client="containerd") as opened:
-        opened.prepare("active")
-        opened.commit("base", "active")
-        opened.prepare("active", "base")
-        opened.view("view", "base")
-        opened.cleanup()
-    before = everything(root)
-    with Snapshotter(root, client="auto") as opened:
-        for change in CHANGES.values():
-            with pytest.raises(
-                FailedPreconditionError,
-                match="holds the snapshots of client 'containerd', and 'auto' would delete them: make a second store",
-            ):
-                change(opened)
-        assert opened.stat("active").parent == "base"
-        assert opened.mounts("active")
-        assert everything(root).keys() == before.keys()
-    with Snapshotter(root, client="containerd") as opened:
-        for key in ("active", "view", "base"):
-            opened.remove(key)
-    with Snapshotter(root, client="auto") as opened:
-        opened.view("view")
-    with (
-        Snapshotter(root, client="containerd") as opened,
-        pytest.raises(FailedPreconditionError, match="of client 'auto'"),
-    ):
-        opened.remove("view")
-
-
-def test_two_clients_cannot_both_be_first(tmp_path: Path) -> None:
-    """
-    While the first snapshot of an empty store is being made, another client's changes are refused already.
-    """
-    begun, go = threading.Event(), threading.Event()
-
-    class Slow(DirectoryVolumes):
-        def create(self, directory: Directory) -> None:
-            begun.set()
-            go.wait()
-            super().create(directory)
-
-    with Snapshotter.create(tmp_path / "root", volumes=Slow) as opened, ThreadPoolExecutor(1) as pool:
-        try:
-            making = pool.submit(opened.bound_to("first").prepare, "k")
-            begun.wait()
-            with pytest.raises(FailedPreconditionError, match="of client 'first'"):
-                opened.bound_to("second").prepare("k2")
-        finally:
-            go.set()
-        assert making.result()
-        assert [info.name for info in opened.walk()] == ["k"]
-
-
-def test_bound_to(tmp_path: Path) -> None:
-    """
-    Another client's view of an open store is the same store: what one makes the other sees, and closing closes both.
-    """
-    with Snapshotter.create(tmp_path / "root", volumes=DirectoryVolumes) as opened:
-        with pytest.raises(InvalidArgumentError, match="client is empty"):
-            opened.bound_to("")
-        bound = opened.bound_to("client")
-        bound.prepare("k")
-        assert (bound.client, opened.client) == ("client", "local")
-        assert list(bound.walk()) == list(opened.walk())
-        with pytest.raises(FailedPreconditionError, match="of client 'client'"):
-            opened.remove("k")
-    with pytest.raises(FailedPreconditionError, match="closed"):
-        bound.stat("k")
 
 
 def test_header_is_complete(root: Path) -> None:
