@@ -2,17 +2,21 @@
 The lock of a store: one process has it, and others are told which.
 """
 
+import errno
+import fcntl
 import json
 import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from pybtrfs import image
+from pybtrfs.path import owned
 from snapshotter import Snapshotter
 from snapshotter.errors import (
     DataLossError,
@@ -22,6 +26,7 @@ from snapshotter.errors import (
 from snapshotter.store import lock, store
 from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.store.record_storage import XATTR
+from tests.conftest import PATIENCE
 from tests.snapshotter.store.stores import holder
 
 pytestmark = pytest.mark.btrfs
@@ -90,6 +95,26 @@ def test_held_on_a_full_disk(btrfs_mount: Callable[..., Path]) -> None:
         assert list(store.walk()) == []
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_unsigned(number: int, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A holder whose name cannot be written has the store, and is named all the same, not the one before.
+    """
+    Snapshotter(root, socket="/run/earlier.sock").close()
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", refuse)
+        store = Snapshotter(root)
+    text = json.loads((root / "lock").read_text())
+    (root / "lock").write_text(json.dumps(text | {"pid": 1 << 22}))
+    with store, pytest.raises(StoreHeldError, match=f"root' is held by process {os.getpid()} ") as caught:
+        Snapshotter(root)
+    assert caught.value.socket == ""
+
+
 def test_long_command(root: Path) -> None:
     """
     A holder is known however long its command is.
@@ -112,31 +137,63 @@ def test_killed_holder(root: Path) -> None:
         works_again.close()
 
 
-def test_dying_holder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forked_holder(root: Path) -> None:
     """
-    The lock of a dead process can last, until its last call has ended: that is waited for, but not for ever.
+    A forked child shares the lock, and is named at once when its parent has ended.
     """
     with holder(root) as ask:
         pid = int(ask("os.getpid()"))
-        # A child shares the lock, as the kernel does for a call under way.
         child = int(ask("os.fork() or (__import__('signal').pause(), os._exit(0))"))
-        os.kill(pid, signal.SIGKILL)
-        monkeypatch.setattr(lock, "DEAD_HOLDER_SECONDS", 0)
         with pytest.raises(StoreHeldError, match=f"is held by process {pid} "):
             Snapshotter(root)
-        monkeypatch.setattr(lock, "DEAD_HOLDER_SECONDS", 60)
-
-        class Time:
-            monotonic = staticmethod(time.monotonic)
-            time_ns = staticmethod(time.time_ns)
-
-            @staticmethod
-            def sleep(seconds: float) -> None:
-                os.kill(child, signal.SIGKILL)
-                time.sleep(seconds)
-
-        monkeypatch.setattr(lock, "time", Time)
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(StoreHeldError, match=rf"(?s)is held by process {child} \(.*python.*\): stop it") as caught:
+            Snapshotter(root)
+        assert caught.value.socket == ""
+        os.kill(child, signal.SIGKILL)
         Snapshotter(root).close()
+
+
+def wait_for_state(pid: int, state: str) -> None:
+    """
+    Wait until a thread of the process has a state, as in proc(5).
+    """
+    deadline = time.monotonic() + PATIENCE
+    while all(
+        task.read_text().rpartition(")")[2].split()[0] != state for task in Path(f"/proc/{pid}/task").glob("*/stat")
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+FREEZE, THAW = 0xC0045877, 0xC0045878  # FIFREEZE and FITHAW of <linux/fs.h>
+
+
+def test_dying_holder(root: Path, btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A killed process has the lock until its last call has ended: the next one waits for that, but not for ever.
+    """
+    other = btrfs_mount()
+    with holder(root) as ask, owned(os.open(other, os.O_RDONLY)) as frozen:
+        pid = int(ask("os.getpid()"))
+        fcntl.ioctl(frozen, FREEZE, 0)
+        try:
+            ask(f"__import__('threading').Thread(target=os.mkdir, args=('{other}/new',)).start()")
+            wait_for_state(pid, "D")
+            os.kill(pid, signal.SIGKILL)
+            wait_for_state(pid, "Z")
+            monkeypatch.setattr(lock, "DEAD_HOLDER_SECONDS", 0)
+            with pytest.raises(StoreHeldError, match=f"is held by process {pid} "):
+                Snapshotter(root)
+            monkeypatch.setattr(lock, "DEAD_HOLDER_SECONDS", PATIENCE)
+            with ThreadPoolExecutor() as pool:
+                opening = pool.submit(Snapshotter, root)
+                fcntl.ioctl(frozen, THAW, 0)
+                opening.result().close()
+        finally:
+            with suppress(OSError):
+                fcntl.ioctl(frozen, THAW, 0)
 
 
 def test_unreadable_holder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
