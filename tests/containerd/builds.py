@@ -24,7 +24,7 @@ DEBIAN = "debian"
 @dataclass(frozen=True)
 class Module:
     """
-    A version of a Go module, and those of its commands that tests run.
+    A version of a Go module, and the commands that tests run.
     """
 
     path: str
@@ -45,16 +45,16 @@ BUILD = ("build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w")
 
 class UnavailableError(Exception):
     """
-    What a test needs cannot be had on this machine; the text says why.
+    A program or module is not available on this machine; the message names the reason.
     """
 
 
 def binaries(name: str) -> Path:
     """
-    The directory with the commands of a key of MODULES, or of Debian's containerd; built when it is not cached.
+    Return the directory with the commands of a key of MODULES, built on first use, or of Debian's containerd.
 
     Raises:
-        UnavailableError: It is not installed, or cannot be built here.
+        UnavailableError: *name* is not installed, or its build fails.
     """
     if name == DEBIAN:
         return _installed()
@@ -63,7 +63,7 @@ def binaries(name: str) -> Path:
     def build(directory: Path) -> None:
         source = str(module_source(f"{module.path}@{module.version}"))
         packages = [f"./cmd/{command}" for command in module.commands]
-        # Inside the module, since `go install` refuses one whose go.mod has exclude directives.
+        # Inside the module, because `go install` refuses a go.mod with exclude directives.
         _go("-C", source, *BUILD, "-o", f"{directory}/", *packages)
 
     return _cached(f"{name}-{module.version}", repr(module).encode(), build)
@@ -71,10 +71,10 @@ def binaries(name: str) -> Path:
 
 def go_program(directory: Path) -> Path:
     """
-    The binary of the Go program in *directory*; built when it is not cached with this content.
+    Return the binary of the Go program in *directory*, built if its files have changed.
 
     Raises:
-        UnavailableError: It cannot be built here.
+        UnavailableError: The build fails.
     """
     files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
     content = b"".join(
@@ -89,10 +89,10 @@ def go_program(directory: Path) -> Path:
 
 def module_source(module: str) -> Path:
     """
-    The directory with the files of a Go module, ``PATH@VERSION``; downloaded when it is not there.
+    Return the directory with the files of a Go module, ``PATH@VERSION``, downloaded on first use.
 
     Raises:
-        UnavailableError: It cannot be had here.
+        UnavailableError: The download fails.
     """
     return Path(json.loads(_go("mod", "download", "-json", module))["Dir"])
 
@@ -106,7 +106,7 @@ def _installed() -> Path:
 
 def _cached(name: str, inputs: bytes, build: Callable[[Path], None]) -> Path:
     """
-    The directory that *build* fills from *inputs*, once for each version of Go.
+    Return the directory that *build* fills from *inputs*, once for each version of Go.
     """
     key = hashlib.sha256(b"\0".join((_go("version"), repr(BUILD).encode(), inputs))).hexdigest()
     return cached(f"{name}-{key[:16]}", build)
@@ -117,7 +117,7 @@ def _go(*arguments: str) -> bytes:
     go = shutil.which("go", path=os.pathsep.join((os.environ["PATH"], os.path.dirname(sys.executable))))
     if go is None:
         raise UnavailableError("Go is neither in PATH nor beside this Python")
-    # Without C: then it needs no compiler and no header, and runs wherever it is built.
+    # Without cgo, because the build then needs no C compiler and no headers.
     environment = {**os.environ, "CGO_ENABLED": "0"}
     done = subprocess.run(["nice", "-n", "10", go, *arguments], env=environment, capture_output=True)
     if done.returncode:

@@ -27,7 +27,7 @@ def _chosen(config: pytest.Config) -> list[str]:
     if names == ["all"]:
         return RELEASES
     if unknown := set(names) - set(RELEASES):
-        raise pytest.UsageError(f"--containerd: {', '.join(unknown)} is none of {', '.join(RELEASES)}, all")
+        raise pytest.UsageError(f"--containerd: {', '.join(unknown)} is not one of {', '.join(RELEASES)}, all")
     return names
 
 
@@ -53,7 +53,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """
-    Print a table of scenarios and releases, when there were several releases.
+    Print a table of scenarios and releases if there were several releases.
     """
     chosen = _chosen(config)
     results: dict[str, dict[str, str]] = {}
@@ -74,7 +74,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture(scope="session")
 def release(request: pytest.FixtureRequest) -> Path:
     """
-    The directory with the commands of the containerd under test, each that ``--containerd`` names in turn.
+    Return the directory with the commands of containerd, for each release that ``--containerd`` names.
     """
     return needed(binaries, request.param)
 
@@ -82,17 +82,17 @@ def release(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """
-    An empty directory with a path that is short enough for sockets.
+    Return an empty directory whose path is short enough for sockets.
     """
     with tempfile.TemporaryDirectory(prefix="c-") as path:
-        os.chmod(path, 0o711)  # the root of a user namespace has to get through
+        os.chmod(path, 0o711)  # the root of a user namespace must be able to enter
         yield Path(path)
 
 
 @pytest.fixture
 def filesystem(btrfs_mount: Callable[..., Path]) -> Iterator[Path]:
     """
-    A btrfs that can be unmounted at the end without force.
+    Mount a btrfs, which at the end must unmount without force.
     """
     mount = btrfs_mount(4 << 30)
     yield mount
@@ -102,7 +102,7 @@ def filesystem(btrfs_mount: Callable[..., Path]) -> Iterator[Path]:
 @pytest.fixture
 def store_root(filesystem: Path) -> Path:
     """
-    Where the daemon makes its store.
+    Return the root of the daemon's store.
     """
     return filesystem / "store"
 
@@ -110,7 +110,7 @@ def store_root(filesystem: Path) -> Path:
 @pytest.fixture
 def daemon(store_root: Path, directory: Path) -> Iterator[Daemon]:
     """
-    The daemon, running.
+    Start the daemon, which at the end must exit with 0.
     """
     process = Daemon(store_root, directory)
     try:
@@ -125,7 +125,7 @@ def daemon(store_root: Path, directory: Path) -> Iterator[Daemon]:
 @pytest.fixture
 def containerd_options() -> dict[str, Any]:
     """
-    How containerd runs: without CRI, everything in the test's directory.
+    Return the options of containerd: without CRI, all files in the test's directory.
     """
     return {}
 
@@ -135,7 +135,7 @@ def containerd(
     release: Path, daemon: Daemon, directory: Path, containerd_options: dict[str, Any]
 ) -> Iterator[Containerd]:
     """
-    containerd, running.
+    Start containerd, which at the end must exit with 0 and leave nothing.
     """
     process = Containerd(release, daemon, directory, **containerd_options)
     try:
@@ -152,7 +152,7 @@ def containerd(
 @pytest.fixture
 def emptied(containerd: Containerd, daemon: Daemon) -> Iterator[Containerd]:
     """
-    containerd, of which the test's end removes everything down to the last subvolume.
+    Start containerd, and at the end remove everything down to the last subvolume.
     """
     yield containerd
     containerd.remove_everything()
@@ -163,7 +163,7 @@ def emptied(containerd: Containerd, daemon: Daemon) -> Iterator[Containerd]:
 @pytest.fixture(scope="session")
 def image() -> Image:
     """
-    An image with every kind of file.
+    Return an image with every kind of file.
     """
     return images.every_kind("example.org/every-kind:1")
 
@@ -171,7 +171,7 @@ def image() -> Image:
 @pytest.fixture
 def registry() -> Iterator[Registry]:
     """
-    A registry on this machine, without images.
+    Start a registry without images on this machine.
     """
     with served() as serving:
         yield serving

@@ -1,5 +1,5 @@
 """
-An image with every kind of file, made without any tool, and what a directory has to hold once its layers are applied.
+Images with every kind of file, made without external tools, and the expected contents of their applied layers.
 """
 
 import copy
@@ -34,14 +34,14 @@ WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
 XATTR = "SCHILY.xattr."
 
-# As `setcap cap_net_raw+ep` writes it: version 2 and effective, permitted, inheritable, and the upper halves.
+# The bytes that `setcap cap_net_raw+ep` writes: version 2 and effective, permitted, inheritable, and the upper halves.
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
     """
-    One entry of a layer.
+    An entry of a layer.
     """
 
     info: tarfile.TarInfo
@@ -61,7 +61,7 @@ def member(
     xattrs: dict[str, bytes] | None = None,
 ) -> Member:
     """
-    An entry, with a time that follows from its name; *to* is where a symlink leads.
+    Make an entry whose time follows from its name. *to* is the target of a symlink.
     """
     info = tarfile.TarInfo(name)
     info.type, info.mode, info.linkname, info.size = kind, mode, to, len(content)
@@ -83,7 +83,7 @@ def symlink(name: str, to: str) -> Member:
 
 def link(name: str, to: Member) -> Member:
     """
-    Another name of *to*; it has to repeat its attributes, since they are applied again.
+    Make another name of *to*, with the same attributes, because a hard link in a tar applies them again.
     """
     info = copy.copy(to.info)
     info.name, info.linkname, info.type, info.size = name, to.info.name, tarfile.LNKTYPE, 0
@@ -101,7 +101,7 @@ def opaque(name: str) -> Member:
 
 def layer(*members: Member) -> bytes:
     """
-    The tar archive of *members*, in their order.
+    Return the tar archive of *members*, in their order.
     """
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as archive:
@@ -116,11 +116,11 @@ def digest(blob: bytes) -> str:
 
 class Image:
     """
-    An image in OCI's format, of which gzip has compressed the two lowest layers.
+    An image in OCI's format. Its two lowest layers are compressed by gzip.
 
     Args:
-        layers: Their tar archives, the lowest first.
-        command: What a container runs by default.
+        layers: The tar archives of the layers, the lowest first.
+        command: The default command of a container.
     """
 
     def __init__(self, name: str, layers: tuple[bytes, ...], *, command: tuple[str, ...] = ("/bin/sh",)) -> None:
@@ -172,7 +172,7 @@ class Image:
 
 def base() -> list[Member]:
     """
-    The layer that can run: busybox under its names.
+    Return the layer that can run: busybox under its names.
     """
     if not BUSYBOX.exists():
         pytest.skip("needs busybox-static")
@@ -189,7 +189,7 @@ def base() -> list[Member]:
 
 def kinds() -> list[Member]:
     """
-    Every kind of file, and what the next layers change.
+    Return every kind of file, and the files that the next layers change.
     """
     noise = random.Random(5)
     xattrs = {"user.text": b"value", "user.binary": b"\0\xff\n=\x80", "user.empty": b""}
@@ -256,7 +256,7 @@ def kinds() -> list[Member]:
 
 def changes(below: Iterable[Member]) -> list[Member]:
     """
-    What a layer can do to the one below.
+    Return every kind of change of a layer to the layer below.
     """
     there = {item.info.name: item for item in below}
     return [
@@ -264,7 +264,7 @@ def changes(below: Iterable[Member]) -> list[Member]:
         whiteout("gone/tree"),
         directory("gone/opaque", 0o750),
         member("gone/opaque/again", b"new", owner=(1000, 1000)),
-        opaque("gone/opaque"),  # behind an entry of the directory, which it does not hide
+        opaque("gone/opaque"),  # does not hide an earlier entry of the directory
         member("gone/opaque/late", b"new"),
         member("changed/content", b"second, and longer"),
         member("changed/attributes", b"same", mode=0o4711, owner=(1000, 1000), xattrs={"user.new": b"1"}),
@@ -276,13 +276,13 @@ def changes(below: Iterable[Member]) -> list[Member]:
         member("changed/pair-replaced", b"an inode of its own"),
         whiteout("changed/triple-removed"),
         link("changed/linked-from-below", there["kinds/twin"]),
-        member("implicit/parents/of/a-file", b"whose directories no layer names"),
+        member("implicit/parents/of/a-file", b"in directories without entries"),
     ]
 
 
 def remakes() -> list[Member]:
     """
-    What a layer can do to what another one, or itself, removed.
+    Return every way in which a layer can make a removed file again.
     """
     return [
         member("gone/file", b"made again", mode=0o600),
@@ -296,7 +296,7 @@ def remakes() -> list[Member]:
 
 def every_kind(name: str) -> Image:
     """
-    The image *name* of five layers, of which the last is empty.
+    Return the image *name* of five layers. The last layer is empty.
     """
     lower = kinds()
     return Image(name, (layer(*base()), layer(*lower), layer(*changes(lower)), layer(*remakes()), layer()))
@@ -304,7 +304,7 @@ def every_kind(name: str) -> Image:
 
 def small(name: str) -> Image:
     """
-    The image *name*: busybox, and one layer of its own.
+    Return the image *name*: busybox and a layer of its own.
     """
     return Image(name, (layer(*base()), layer(member("name", name.encode()))))
 
@@ -312,11 +312,11 @@ def small(name: str) -> Image:
 @dataclass(slots=True)
 class Node:
     """
-    A file as it has to be.
+    The expected or actual state of a file.
 
     Args:
-        content: The digest of a regular file's, where a symlink leads, or a device's number.
-        mtime: In nanoseconds; None when no layer says it.
+        content: The digest of a regular file, the target of a symlink, or the number of a device.
+        mtime: The time in nanoseconds, or None if no layer sets it.
     """
 
     mode: int = stat.S_IFDIR | 0o755
@@ -338,7 +338,7 @@ _TYPES = {
 
 def applied(layers: Iterable[bytes]) -> dict[str, Node]:
     """
-    What *layers* make, by path, by the rules of the OCI image specification; names of one file share their `Node`.
+    Return the files that *layers* make, by path, by the OCI image specification. Names of the same file share a `Node`.
     """
     tree = {".": Node()}
     for archive in layers:
@@ -348,7 +348,7 @@ def applied(layers: Iterable[bytes]) -> dict[str, Node]:
 
 def names(archive: bytes) -> list[str]:
     """
-    What a layer's tar archive lists.
+    Return the names in the tar archive of a layer.
     """
     return [item.info.name for item in _members(archive)]
 
@@ -364,7 +364,7 @@ def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 
 def _apply(tree: dict[str, Node], members: list[Member]) -> None:
-    # Whiteouts hide what is below the layer, wherever in it they stand.
+    # Whiteouts hide files of the layers below, wherever they stand in their layer.
     for item in members:
         head, tail = os.path.split(item.info.name)
         if tail == OPAQUE:
@@ -429,7 +429,7 @@ def _remove(tree: dict[str, Node], path: str) -> None:
 
 def found(root: Path) -> dict[str, Node]:
     """
-    What the directory *root* holds, in the form of `applied`.
+    Return the files in the directory *root*, in the form of `applied`.
     """
     tree: dict[str, Node] = {}
     inodes: dict[int, Node] = {}
@@ -458,7 +458,7 @@ def _read(path: Path, status: os.stat_result) -> Node:
 
 def differences(expected: dict[str, Node], actual: dict[str, Node]) -> list[str]:
     """
-    What is not as *expected*, in words; empty when nothing.
+    Return descriptions of the differences from *expected*.
     """
     found_only = [f"{path!r} should not be there" for path in actual.keys() - expected.keys()]
     missing = [f"{path!r} is missing" for path in expected.keys() - actual.keys()]

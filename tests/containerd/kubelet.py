@@ -1,5 +1,5 @@
 """
-What a kubelet asks of containerd.
+The calls of a kubelet to containerd.
 """
 
 import base64
@@ -19,7 +19,7 @@ _numbers = itertools.count()
 
 def settings(release: Path, directory: Path, pause: str) -> str:
     """
-    The CRI's part in the configuration of the containerd in *release*, with *pause* as the image of pods.
+    Return the CRI section in the configuration of containerd, with *pause* as the image of pods.
     """
     host = pause.partition("/")[0]
     registry = directory / "registries" / host
@@ -27,12 +27,12 @@ def settings(release: Path, directory: Path, pause: str) -> str:
     (registry / "hosts.toml").write_text(f'[host."http://{host}"]\n')
     images = runtime = "io.containerd.grpc.v1.cri"
     if one_plugin := installed(str(release / "containerd")).config == 2:
-        # Here and not in the drop-in, which would replace all of this.
+        # Here and not in the drop-in, because a drop-in would replace this section.
         image_settings = f'sandbox_image = "{pause}"\ncontainerd.snapshotter = "{PLUGIN}"\n'
     else:
         images, runtime = "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"
         image_settings = f'pinned_images.sandbox = "{pause}"\n'
-    # Without restrict_oom_score_adj pods get a score below ours, which takes a capability that containers lack.
+    # Without restrict_oom_score_adj pods get a lower score than this process, for which it may lack the capability.
     return f"""
 [plugins."{images}"]
 {image_settings}
@@ -48,14 +48,14 @@ containerd.runtimes.runc.options.Root = "{directory}/runc"
 
 class CriError(Exception):
     """
-    What containerd answered in place of a response.
+    The error of a call.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
     """
-    A pod on the host's network, as the CRI names and describes it.
+    A pod on the host's network.
     """
 
     id: str
@@ -68,7 +68,7 @@ class Kubelet:
 
     Args:
         client: The program of the directory ``cri``.
-        directory: For the logs of containers.
+        directory: The directory of the containers' logs.
     """
 
     def __init__(self, client: Path, containerd: Containerd, directory: Path) -> None:
@@ -78,10 +78,10 @@ class Kubelet:
 
     def call(self, method: str, **request: Any) -> dict[str, Any]:
         """
-        The response to *request*.
+        Call *method* with *request*, and return the response.
 
         Raises:
-            CriError: There is none.
+            CriError: The call failed.
         """
         done = subprocess.run(
             [self._client, self._containerd.address, method],
@@ -96,7 +96,7 @@ class Kubelet:
 
     def answers(self) -> bool:
         """
-        Whether containerd serves the CRI by now, and reaches the daemon.
+        Return whether containerd serves the CRI and reaches the daemon.
         """
         try:
             self._containerd.ctr("snapshots", "ls")
@@ -113,7 +113,7 @@ class Kubelet:
 
     def images(self) -> set[str]:
         """
-        The names of images.
+        Return the names of the images.
         """
         listed = self.call("ImageService/ListImages")["images"]
         return {tag for image in listed for tag in image["repo_tags"]}
@@ -134,7 +134,7 @@ class Kubelet:
 
     def create_container(self, pod: Pod, image: str) -> str:
         """
-        Create a container that does nothing but wait; its id.
+        Create a container that sleeps, and return its id.
         """
         config = {
             "metadata": {"name": "main", "attempt": next(_numbers)},
@@ -150,7 +150,7 @@ class Kubelet:
 
     def start_container(self, pod: Pod, image: str) -> str:
         """
-        Create a container and start it; its id.
+        Create and start a container, and return its id.
         """
         container = self.create_container(pod, image)
         self.call("RuntimeService/StartContainer", container_id=container)
@@ -165,7 +165,7 @@ class Kubelet:
 
     def remove_pod(self, pod: str) -> None:
         """
-        Stop the pod of this id and remove it with its containers.
+        Stop the pod with the id *pod*, and remove it with its containers.
         """
         self.call("RuntimeService/StopPodSandbox", pod_sandbox_id=pod)
         self.call("RuntimeService/RemovePodSandbox", pod_sandbox_id=pod)
@@ -181,17 +181,17 @@ class Kubelet:
 
     def running(self) -> set[str]:
         """
-        The ids of running containers.
+        Return the ids of the running containers.
         """
         listed = self.call("RuntimeService/ListContainers")["containers"]
         return {container["id"] for container in listed if container["state"] == "CONTAINER_RUNNING"}
 
     def shell(self, container: str, script: str) -> str:
         """
-        What *script* printed that a shell ran in a running container.
+        Run *script* by a shell in a running container, and return its output.
 
         Raises:
-            CriError: It failed.
+            CriError: The script failed.
         """
         response = self.call("RuntimeService/ExecSync", container_id=container, cmd=["sh", "-c", script])
         if response["exit_code"]:
@@ -200,7 +200,7 @@ class Kubelet:
 
     def written(self, container: str) -> int:
         """
-        The bytes in the writable layer of a container, as of the last time that containerd looked.
+        Return the bytes in the writable layer of a container, as containerd last measured them.
         """
         stats = self.call("RuntimeService/ContainerStats", container_id=container)["stats"]
         return int(stats["writable_layer"]["used_bytes"]["value"]) if stats["writable_layer"] else 0

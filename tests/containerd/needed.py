@@ -1,5 +1,5 @@
 """
-What a test cannot do without.
+Requirements of tests.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,13 @@ from .builds import UnavailableError
 T = TypeVar("T")
 
 
-def needed(get: Callable[[T], Path], what: T) -> Path:
+def needed(get: Callable[[T], Path], name: T) -> Path:
     """
-    What *get*, of builds.py, gives for *what*; where that cannot be had the test is skipped, which tests/conftest.py
-    makes a failure where everything can be had.
+    Return the path that *get* of builds.py returns for *name*, or skip the test if it is not available.
+
+    tests/conftest.py turns the skip into a failure on machines where nothing is skipped.
     """
     try:
-        return get(what)
+        return get(name)
     except UnavailableError as error:
         pytest.skip(str(error))

@@ -1,5 +1,5 @@
 """
-The processes of these tests: the daemon, containerd with it as a proxy plugin, and what containerd leaves running.
+The processes of these tests: the daemon, containerd with the daemon as a proxy plugin, and containerd's children.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from snapshotter.api.snapshots_grpc import SnapshotsStub
 from snapshotter.api.snapshots_pb2 import PrepareSnapshotRequest
 from snapshotter.setup.containerd import Plugin, drop_in, installed, read_main
 
-PATIENCE = 120  # seconds for what other work on the machine can delay
+PATIENCE = 120  # seconds, because other work on the machine can delay an answer
 SNAPSHOTTER = Path(sys.executable).with_name("snapshotter")
 PLUGIN = "btrfs-snapshotter"  # the name in containerd's configuration
 
-# Of no use here, and each with a place of its own on the machine that several containerds would fight for.
+# Unused here. Each has a fixed path on the machine, for which concurrent containerds would compete.
 DISABLED = [
     "io.containerd.internal.v1.opt",
     "io.containerd.nri.v1.nri",
@@ -49,15 +49,17 @@ CRI = [
 _numbers = itertools.count()
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
+def wait_until(condition: Callable[[], object], event: str) -> None:
     """
+    Wait until *condition* is true.
+
     Raises:
-        TimeoutError: *condition* does not come true; *what* says which.
+        TimeoutError: *condition* stays false. The message names *event*.
     """
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {PATIENCE} s for {what}")
+            raise TimeoutError(f"waited {PATIENCE} s for {event}")
         time.sleep(0.02)
 
 
@@ -75,7 +77,7 @@ class Process:
 
     def start(self) -> None:
         """
-        Start it and wait until it accepts connections.
+        Start the program, and wait until it accepts connections.
         """
         assert self._process is None
         with self.log.open("ab") as log:
@@ -91,13 +93,13 @@ class Process:
 
     def kill(self) -> None:
         """
-        End it with SIGKILL, if it runs.
+        End the program with SIGKILL, if it runs.
         """
         self._end(signal.SIGKILL)
 
     def stop(self) -> int:
         """
-        End it with SIGTERM; its exit code.
+        End the program with SIGTERM, and return its exit code.
         """
         return self._end(signal.SIGTERM)
 
@@ -130,14 +132,14 @@ class Daemon(Process):
 
     def snapshots(self) -> dict[str, Info]:
         """
-        What is in the store, read beside the daemon, by key.
+        Return the snapshots of the store by key, read without the daemon.
         """
         with self.beside() as store:
             return {info.name: info for info in store.walk()}
 
     def beside(self) -> Snapshotter:
         """
-        The store as it is now, opened for reading.
+        Open the store for reading, concurrently with the daemon.
         """
         return Snapshotter(self.root, read_only=True)
 
@@ -167,7 +169,7 @@ class Daemon(Process):
 
 class Cgroup:
     """
-    A cgroup of this test's own, which containers are put below.
+    A cgroup of the test, which contains the cgroups of its containers.
     """
 
     def __init__(self) -> None:
@@ -175,47 +177,49 @@ class Cgroup:
 
     def processes(self) -> set[int]:
         """
-        The pids in it.
+        Return the pids in the cgroup.
         """
         pids: set[int] = set()
         for path in self._paths():
-            with contextlib.suppress(OSError):  # gone since it was listed
+            with contextlib.suppress(OSError):  # removed since it was listed
                 pids.update(map(int, (path / "cgroup.procs").read_text().split()))
         return pids
 
     def clear(self) -> None:
         """
-        End its processes and remove it.
+        Kill the processes, and remove the cgroup.
         """
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not self.processes(), "the processes of containers to end")
         for path in reversed(self._paths()):
-            with contextlib.suppress(FileNotFoundError):  # its runtime was faster
+            with contextlib.suppress(FileNotFoundError):  # the runtime has removed it
                 path.rmdir()
 
     def _paths(self) -> list[Path]:
         """
-        Its directories and those below, of every hierarchy; os.walk() takes no offence at one that goes meanwhile.
+        Return the directories of the cgroup and its children, in every hierarchy.
+
+        os.walk() ignores directories that are removed concurrently.
         """
         return [path for path in map(Path, (top for top, *_ in os.walk("/sys/fs/cgroup"))) if self.name in path.parts]
 
 
 class CtrError(Exception):
     """
-    What ctr complained of.
+    The error of a ctr command.
     """
 
 
 class Containerd(Process):
     """
-    A containerd of its own, of the commands in *binaries*, with *daemon* as its default snapshotter.
+    A containerd from *binaries*, with *daemon* as its default snapshotter.
 
     Args:
-        directory: For all of its files; short, since it holds sockets.
-        root: For what has to last, in place of a directory there.
-        cri: Settings of the CRI, when it serves that, too.
+        directory: The directory of all files. Its path must be short, because it has sockets.
+        root: The directory of persistent files, by default in *directory*.
+        cri: The settings of the CRI, if it is served as well.
     """
 
     def __init__(
@@ -225,7 +229,7 @@ class Containerd(Process):
         self._directory = directory
         self._dead_sockets = _dead_sockets()
         self._ctr = binaries / "ctr"
-        # Of its own, since runc's state and the cgroups are common to all containerds on a machine.
+        # A unique name, because all containerds on a machine share the state of runc and the cgroups.
         self.cgroup = Cgroup()
         self.namespace = "k8s.io" if cri else self.cgroup.name
         self._environment_of_ctr = os.environ | {
@@ -251,10 +255,10 @@ class Containerd(Process):
 
     def output(self, *arguments: str | Path) -> bytes:
         """
-        What ``ctr`` printed.
+        Run ``ctr``, and return its output.
 
         Raises:
-            CtrError: It failed.
+            CtrError: The command failed.
         """
         done = subprocess.run(
             [self._ctr, *arguments],
@@ -269,15 +273,15 @@ class Containerd(Process):
 
     def ctr(self, *arguments: str | Path) -> str:
         """
-        `output` as text.
+        Run ``ctr``, and return its output as text.
         """
         return self.output(*arguments).decode()
 
     def run(self, image: str, container: str, script: str, *flags: str) -> None:
         """
-        Have a shell run *script* in the new *container*, which is gone afterwards.
+        Run *script* by a shell in a new *container*, which is removed afterwards.
 
-        Its exit code tells what happened, since ctr loses the output of what ends before it has opened the pipes.
+        The result is the exit code, because ctr loses the output of a container that ends before ctr opens the pipes.
 
         Raises:
             CtrError: A command of the script failed.
@@ -286,14 +290,14 @@ class Containerd(Process):
 
     def start_container(self, image: str, container: str, script: str) -> int:
         """
-        Have a shell run *script* in the new *container*, which goes on; its pid.
+        Run *script* by a shell in a new *container*, which keeps running, and return its pid.
         """
         self.ctr("run", "--detach", "--null-io", image, container, "sh", "-ec", script)
         return self.tasks()[container]
 
     def shell(self, container: str, script: str) -> None:
         """
-        Have a shell run *script* in the running *container*.
+        Run *script* by a shell in the running *container*.
 
         Raises:
             CtrError: A command of the script failed.
@@ -302,7 +306,7 @@ class Containerd(Process):
 
     def tasks(self) -> dict[str, int]:
         """
-        The pids of the running containers.
+        Return the pids of the running containers.
         """
         lines = [line.split() for line in self.ctr("tasks", "ls").splitlines()[1:]]
         return {container: int(pid) for container, pid, status in lines if status == "RUNNING"}
@@ -310,7 +314,7 @@ class Containerd(Process):
     @contextlib.contextmanager
     def mounted(self, key: str) -> Iterator[Path]:
         """
-        The snapshot *key*, mounted as ctr says for the time of a ``with``.
+        Mount the snapshot *key* by the commands that ctr prints, while the ``with`` lasts.
         """
         with tempfile.TemporaryDirectory() as target:
             subprocess.run(["sh", "-ec", self.ctr("snapshots", "mounts", target, key)], check=True)
@@ -321,13 +325,13 @@ class Containerd(Process):
 
     def listed(self, *command: str) -> list[str]:
         """
-        The first column of the table that ``ctr COMMAND ls`` prints.
+        Return the first column of the table that ``ctr COMMAND ls`` prints.
         """
         return [line.split()[0] for line in self.ctr(*command, "ls").splitlines()[1:]]
 
     def prepare_leased(self, lease: str, key: str, parent: str) -> None:
         """
-        What no command of ctr does: prepare a snapshot that *lease* keeps.
+        Prepare a snapshot that *lease* keeps, for which ctr has no command.
         """
 
         async def call() -> None:
@@ -345,7 +349,7 @@ class Containerd(Process):
 
     def remove_everything(self) -> None:
         """
-        Remove all containers, images and leases, and with them what only they need.
+        Remove all containers, images and leases, and everything that only they need.
         """
         for task in self.listed("tasks"):
             self.ctr("tasks", "rm", "--force", task)
@@ -356,7 +360,7 @@ class Containerd(Process):
 
     def shims(self) -> list[int]:
         """
-        The pids of its shims, which outlive it.
+        Return the pids of the shims, which outlive containerd.
         """
         return [
             pid
@@ -366,7 +370,7 @@ class Containerd(Process):
 
     def clear(self) -> list[str]:
         """
-        End what a containerd that was killed leaves behind, and say what that was.
+        Remove the resources that a killed containerd leaves, and return their descriptions.
         """
         left = [f"shim {pid}" for pid in self.shims()]
         left += [f"process {pid} of a container" for pid in self.cgroup.processes()]
@@ -376,7 +380,7 @@ class Containerd(Process):
         self.cgroup.clear()
         for mount in _mounts_below(self._directory):
             left.append(f"mount {mount}")
-            # containerd may unmount it, too, having seen that its shim is gone.
+            # containerd may unmount it concurrently, after the end of its shim.
             with contextlib.suppress(OSError):
                 syscall.umount2(mount, syscall.MNT_DETACH)
         wait_until(lambda: not _mounts_below(self._directory), "the mounts of containers to go")
@@ -388,7 +392,7 @@ class Containerd(Process):
 
 def _dead_sockets() -> set[Path]:
     """
-    Sockets of shims, common to all containerds on a machine, where nobody listens any more.
+    Return the sockets of ended shims. All containerds on a machine share their directory.
     """
     dead = set()
     for path in Path("/run/containerd/s").glob("*"):

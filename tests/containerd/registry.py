@@ -1,5 +1,5 @@
 """
-A registry to pull from: what OCI's distribution specification asks of reading, by plain HTTP on this machine.
+A registry to pull from: the read requests of OCI's distribution specification, by plain HTTP on this machine.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from .images import Image
 
 class Registry:
     """
-    The images that can be pulled; `served` starts one.
+    The images of a registry, which `served` starts.
     """
 
     def __init__(self, host: str) -> None:
@@ -24,7 +24,7 @@ class Registry:
 
     def add(self, image: Image) -> str:
         """
-        Serve *image* by the last part of its name; what to pull.
+        Serve *image* under the last part of its name, and return the reference to pull.
         """
         repository, _, tag = image.name.rpartition("/")[2].partition(":")
         self._blobs.update(image.blobs)
@@ -34,7 +34,7 @@ class Registry:
 
     def answer(self, path: str) -> tuple[str, str, bytes] | None:
         """
-        The media type, the digest and the bytes at *path*.
+        Return the media type, the digest and the bytes at *path*.
         """
         self.requests.append(path)
         if path == "/v2/":
@@ -48,7 +48,7 @@ class Registry:
 @contextlib.contextmanager
 def served() -> Iterator[Registry]:
     """
-    A registry for the time of a ``with``.
+    Serve a registry while the ``with`` lasts.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -56,7 +56,7 @@ def served() -> Iterator[Registry]:
             self._answer()
 
         def do_GET(self) -> None:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a puller that was killed
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client was killed
                 self.wfile.write(self._answer())
 
         def _answer(self) -> bytes:
@@ -73,7 +73,7 @@ def served() -> Iterator[Registry]:
             pass
 
     class Server(ThreadingHTTPServer):
-        daemon_threads = False  # so that closing waits for them
+        daemon_threads = False  # closing waits for the threads
 
     with Server(("127.0.0.1", 0), Handler) as server:
         registry = Registry(f"127.0.0.1:{server.server_port}")

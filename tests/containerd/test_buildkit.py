@@ -41,7 +41,7 @@ RUN rm /name && mkdir /name && echo new > /name/file && chmod 600 /name/file && 
 
 def built(base: images.Image, text: bytes, uuid: bytes, runs: int) -> dict[str, images.Node]:
     """
-    What the Dockerfile makes of *base* and a source with *text*, having run for the *runs*-th time.
+    Return the files that the Dockerfile makes of *base* and a source with *text*, at run number *runs*.
     """
     layer = images.layer(
         images.directory("changed"),
@@ -62,7 +62,7 @@ def built(base: images.Image, text: bytes, uuid: bytes, runs: int) -> dict[str, 
 
 def timeless(tree: dict[str, images.Node]) -> dict[str, images.Node]:
     """
-    *tree* without its root and without times, which are of no build's making.
+    Return *tree* without its root and without times, because a build does not set them.
     """
     del tree["."]
     for node in tree.values():
@@ -100,7 +100,7 @@ root = "{directory}/buildkit"
 
     def run(self, *arguments: str) -> None:
         """
-        Have ``buildctl`` do something.
+        Run ``buildctl``.
         """
         done = subprocess.run(
             [*self._buildctl, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE
@@ -109,14 +109,14 @@ root = "{directory}/buildkit"
 
     def build(self, context: Path, output: str) -> None:
         """
-        Export what the Dockerfile in *context* makes.
+        Export the result of the Dockerfile in *context*.
         """
         places = [f"--local=context={context}", f"--local=dockerfile={context}", f"--output={output}"]
         self.run("build", "--progress=plain", "--frontend=dockerfile.v0", *places)
 
     def directory(self, context: Path) -> dict[str, images.Node]:
         """
-        What is in the directory that it exports.
+        Return the files of the exported directory.
         """
         with tempfile.TemporaryDirectory() as directory:
             self.build(context, f"type=local,dest={directory}")
@@ -124,7 +124,7 @@ root = "{directory}/buildkit"
 
     def image(self, context: Path) -> dict[str, images.Node]:
         """
-        What the layers of the image make that it exports.
+        Return the files that the layers of the exported image make.
         """
         with tempfile.NamedTemporaryFile() as file:
             self.build(context, f"type=oci,dest={file.name}")
@@ -149,7 +149,7 @@ def _layers(archive: tarfile.TarFile) -> Iterator[bytes]:
 @pytest.fixture
 def buildkit(daemon: Daemon, registry: Registry, directory: Path) -> Iterator[BuildKit]:
     """
-    buildkitd, running.
+    Start buildkitd.
     """
     process = BuildKit(needed(binaries, "buildkit"), daemon, registry, directory)
     try:
@@ -165,8 +165,9 @@ def buildkit(daemon: Daemon, registry: Registry, directory: Path) -> Iterator[Bu
 
 def test_builds(buildkit: BuildKit, daemon: Daemon, registry: Registry, directory: Path) -> None:
     """
-    A build makes what its Dockerfile says, from what earlier ones left although BuildKit and the daemon were killed
-    or stopped since, and pruning leaves no subvolume.
+    A build gives the result of its Dockerfile, and reuses earlier builds.
+
+    BuildKit and the daemon are killed or stopped between builds. Pruning leaves no subvolume.
     """
     base = images.small("example.org/small:1")
     context = directory / "context"

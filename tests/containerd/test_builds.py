@@ -1,5 +1,5 @@
 """
-The cache of Go binaries: built once, never half, never stale.
+The cache of Go binaries: each is built once, completely, and again after a change.
 """
 
 import os
@@ -21,9 +21,9 @@ func main() { print("%s") }
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """
-    A Go program, and an empty cache.
+    Return a Go program, and empty the cache.
     """
-    # Where Go keeps the compiled standard library follows the same variable.
+    # Keep the cache of the compiled standard library, whose place follows XDG_CACHE_HOME as well.
     monkeypatch.setenv("GOCACHE", os.fsdecode(builds._go("env", "GOCACHE").strip()))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     directory = tmp_path / "program"
@@ -39,7 +39,7 @@ def says(binary: Path) -> str:
 
 def test_built_once(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """
-    A program is built when it is first asked for, and again when it changes.
+    A program is built on first use, and again after a change.
     """
     binary = builds.go_program(program)
     assert says(binary) == "first"
@@ -53,7 +53,7 @@ def test_built_once(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_two_builders(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """
-    Of builders at once one builds and the others wait for it.
+    If several builders run concurrently, one builds and the others wait.
     """
     built: list[Path] = []
     builders = [threading.Thread(target=lambda: built.append(builds.go_program(program))) for _ in range(4)]
@@ -68,7 +68,7 @@ def test_two_builders(program: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_interrupted_build(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    What a build left that was killed is not taken for a binary, nor in the way of the next one.
+    The files of a killed build are not used, and do not disturb the next build.
     """
 
     def killed(*arguments: str) -> bytes:
@@ -87,7 +87,7 @@ def test_interrupted_build(program: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_failed_build(program: Path) -> None:
     """
-    A program that does not compile is refused in the compiler's words.
+    A program that does not compile is refused with the compiler's message.
     """
     (program / "main.go").write_text("package main\n\nfunc main() { nothing() }\n")
     with pytest.raises(builds.UnavailableError, match="undefined: nothing"):
@@ -96,7 +96,7 @@ def test_failed_build(program: Path) -> None:
 
 def test_no_go(program: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """
-    Without Go, or without Debian's containerd, one line says so.
+    A missing Go or containerd is an error with a message of one line.
     """
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
@@ -108,7 +108,7 @@ def test_no_go(program: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 def test_unknown_name() -> None:
     """
-    The command names what there is to build when asked for something else.
+    The command refuses an unknown name, and lists the known names.
     """
     with pytest.raises(SystemExit, match=r"no 1\.5; there are debian, 1\.7, 2\.1, latest, buildkit"):
         builds.main(["debian", "1.5"])

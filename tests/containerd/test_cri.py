@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 def built(name: str) -> Path:
     """
-    The Go program *name*.
+    Return the Go program *name*.
     """
     return needed(go_program, Path(__file__).with_name(name))
 
@@ -35,7 +35,7 @@ def built(name: str) -> Path:
 @pytest.fixture
 def root(filesystem: Path) -> Path:
     """
-    containerd's, on btrfs.
+    Return the root of containerd, on btrfs.
     """
     return filesystem / "containerd"
 
@@ -43,7 +43,7 @@ def root(filesystem: Path) -> Path:
 @pytest.fixture
 def store_root(release: Path, root: Path) -> Path:
     """
-    Where CRI looks for it, if it cannot be told.
+    Return the path at which old versions of the CRI look for the store, or another path.
     """
     root.mkdir()
     if installed(str(release / "containerd")).reads_exports:
@@ -54,7 +54,7 @@ def store_root(release: Path, root: Path) -> Path:
 @pytest.fixture
 def containerd_options(release: Path, root: Path, directory: Path, registry: Registry) -> dict[str, Any]:
     """
-    With CRI, on btrfs; it finds the image of pods in the registry.
+    Return the options of a containerd with CRI, on btrfs, with the image of pods in the registry.
     """
     program = images.member("pause", built("pause").read_bytes(), mode=0o755)
     pause = registry.add(images.Image("example.org/pause:1", (images.layer(program),), command=("/pause",)))
@@ -64,7 +64,7 @@ def containerd_options(release: Path, root: Path, directory: Path, registry: Reg
 @pytest.fixture
 def kubelet(containerd: Containerd, daemon: Daemon, directory: Path) -> Iterator[Kubelet]:
     """
-    A kubelet, which at the end removes everything, down to the last subvolume.
+    Return a kubelet, and at the end remove everything down to the last subvolume.
     """
     kubelet = Kubelet(built("cri"), containerd, directory / "logs")
     wait_until(kubelet.answers, "containerd to serve the CRI")
@@ -77,14 +77,14 @@ def kubelet(containerd: Containerd, daemon: Daemon, directory: Path) -> Iterator
 @pytest.fixture
 def image(registry: Registry) -> str:
     """
-    What to pull.
+    Serve an image, and return the reference to pull.
     """
     return registry.add(images.small("example.org/small:1"))
 
 
 def test_pods(kubelet: Kubelet, daemon: Daemon, image: str) -> None:
     """
-    Containers start in parallel, each has a filesystem of its own, and their sizes are seen to grow.
+    Containers start concurrently, each has a filesystem of its own, and the reported sizes grow.
     """
     kubelet.pull(image)
     with ThreadPoolExecutor(12) as pool:
@@ -117,8 +117,9 @@ def test_restarts(
     kubelet: Kubelet, containerd: Containerd, daemon: Daemon, registry: Registry, image: str, first: str
 ) -> None:
     """
-    Pods and images outlive the daemon and containerd, killed or stopped; an image that containerd no longer lists,
-    having started without the daemon, is there again once pulled, without its layers being fetched.
+    Pods and images survive a kill or stop of the daemon and of containerd.
+
+    A containerd that starts without the daemon forgets an image. Pulling it again fetches no layer.
     """
     kubelet.pull(image)
     pod = kubelet.run_pod("long")
@@ -136,7 +137,7 @@ def test_restarts(
         assert kubelet.running() == containers
         if first == "containerd":
             kubelet.pull(image)
-            kubelet.remove_pod(kubelet.run_pod("short").id)  # which pulls the image of pods
+            kubelet.remove_pod(kubelet.run_pod("short").id)  # pulls the image of pods
         assert kubelet.images() == names
         containers.add(kubelet.start_container(pod, image))
         for container in containers:
@@ -146,7 +147,7 @@ def test_restarts(
 
 def test_away(kubelet: Kubelet, daemon: Daemon, image: str) -> None:
     """
-    While the daemon is away running containers go on and are removed, and new ones fail until it is back.
+    Without the daemon, containers keep running and can be removed, and new containers fail until it is back.
     """
     kubelet.pull(image)
     pod = kubelet.run_pod("first")

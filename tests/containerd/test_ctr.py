@@ -27,16 +27,16 @@ pytestmark = pytest.mark.btrfs
 @pytest.fixture(scope="session")
 def expected(image: Image) -> dict[str, images.Node]:
     """
-    What the image's layers make.
+    Return the files that the layers of the image make.
     """
     return images.applied(image.layers)
 
 
 def content(containerd: Containerd, image: Image) -> dict[str, images.Node]:
     """
-    What a container of *image* would find.
+    Return the files that a container of *image* finds.
     """
-    # Not a view: ctr lets garbage collection take it.
+    # Not a view, because garbage collection removes the views of ctr.
     containerd.ctr("snapshots", "prepare", "content", image.chain_ids[-1])
     with containerd.mounted("content") as path:
         tree = images.found(path)
@@ -47,7 +47,7 @@ def content(containerd: Containerd, image: Image) -> dict[str, images.Node]:
 @pytest.fixture
 def busybox(emptied: Containerd, directory: Path) -> Image:
     """
-    A small image, unpacked.
+    Unpack a small image.
     """
     image = images.small("example.org/small:1")
     emptied.ctr("images", "import", image.write(directory / "small.tar"))
@@ -58,7 +58,7 @@ def test_import(
     emptied: Containerd, daemon: Daemon, image: Image, expected: dict[str, images.Node], directory: Path
 ) -> None:
     """
-    An imported image holds, file by file, what its layers make.
+    An imported image has exactly the files that its layers make.
     """
     emptied.ctr("images", "import", image.write(directory / "image.tar"))
     assert images.differences(expected, content(emptied, image)) == []
@@ -68,7 +68,7 @@ def test_import(
 
 def test_image_mount(emptied: Containerd, busybox: Image) -> None:
     """
-    ctr mounts an image that holds what its layers make, and lets go of it.
+    ctr mounts an image with the files that its layers make, and unmounts it.
     """
     with tempfile.TemporaryDirectory() as target:
         emptied.ctr("images", "mount", busybox.name, target)
@@ -80,7 +80,7 @@ def test_image_mount(emptied: Containerd, busybox: Image) -> None:
 
 def test_pull(emptied: Containerd, registry: Registry, image: Image, expected: dict[str, images.Node]) -> None:
     """
-    So does one that is pulled from a registry, by ctr itself and by the transfer service where there is one.
+    An image pulled by ctr or by the transfer service has exactly the files that its layers make.
     """
     reference = registry.add(image)
     pull = ["images", "pull", "--plain-http"]
@@ -101,7 +101,7 @@ def succeeds(call: Callable[..., object], *arguments: str) -> bool:
 
 def test_run(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
     """
-    Containers run and are written in, each for itself; the image's own files stay as they are.
+    Containers run and write independently, and the files of the image do not change.
     """
     change = f"grep {busybox.name} /name; echo changed > /name; touch /bin/new; test $(stat -c %a:%u /bin/new) = 644:0"
     for container in ("first", "second"):
@@ -117,7 +117,7 @@ def test_run(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
 
 def test_numbers(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
     """
-    What a container writes is in its snapshot's usage, and ctr prints the numbers of the store.
+    The usage of a snapshot includes the writes of its container, and ctr prints the numbers of the store.
     """
     emptied.start_container(busybox.name, "writer", "sleep 1000")
     emptied.shell("writer", "dd if=/dev/urandom of=/noise bs=1M count=8 && touch /a /b && sync")
@@ -157,7 +157,7 @@ def test_snapshots(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
     assert emptied.ctr("snapshots", "tree").splitlines()[-2:] == ["    \\_ done", "      \\_ child"]
     with pytest.raises(CtrError, match="cannot remove snapshot with child"):
         emptied.ctr("snapshots", "rm", "done")
-    emptied.collect_garbage()  # now, so that none follows: it would take the view, which nothing holds
+    emptied.collect_garbage()  # now, because a later collection would remove the view, which nothing references
     emptied.ctr("snapshots", "view", "look", "done")
     with emptied.mounted("look") as path:
         assert (path / "etc/new").read_text() == "text"
@@ -174,7 +174,7 @@ def test_snapshots(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
 
 def test_parallel(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
     """
-    Twenty containers started at once all run, each in its own snapshot.
+    Twenty concurrently started containers run, each in its own snapshot.
     """
 
     def run(number: int) -> None:
@@ -189,7 +189,7 @@ def test_parallel(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
 
 def test_removal(emptied: Containerd, daemon: Daemon, busybox: Image, directory: Path) -> None:
     """
-    Removing an image leaves the layers that another one or a container needs, and no others.
+    Removing an image keeps exactly the layers that another image or a container needs.
     """
     other = images.small("example.org/other:1")
     emptied.ctr("images", "import", other.write(directory / "other.tar"))
@@ -210,7 +210,7 @@ def test_removal(emptied: Containerd, daemon: Daemon, busybox: Image, directory:
 
 def test_lease(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
     """
-    A lease keeps a snapshot and what is below it, and its end lets all of it go.
+    A lease keeps a snapshot and its parents, and its end releases them.
     """
     emptied.ctr("leases", "create", "--id", "keep")
     emptied.prepare_leased("keep", "leased", busybox.chain_ids[-1])
@@ -226,7 +226,7 @@ COUNT = "i=0; while true; do i=$((i + 1)); echo $i >> /log; sleep 0.02; done"
 
 class Counter:
     """
-    A container that writes one number after the other into a file.
+    A container that writes ascending numbers into a file.
     """
 
     def __init__(self, containerd: Containerd, image: Image) -> None:
@@ -241,7 +241,7 @@ class Counter:
 
     def check_going_on(self) -> None:
         """
-        Wait for its next numbers, of which none may be missing.
+        Wait for the next numbers, and check that no number is missing.
         """
         count = len(self.numbers())
         wait_until(lambda: len(self.numbers()) > count + 1, "the container to write")
@@ -255,7 +255,7 @@ ORDERS = ["daemon", "containerd", "daemon containerd", "containerd daemon"]
 @pytest.mark.parametrize("order", ORDERS)
 def test_restart(emptied: Containerd, daemon: Daemon, busybox: Image, order: str) -> None:
     """
-    After kill -9 of either side, or of both, and new starts in either order, containers go on and new ones start.
+    Containers survive kill -9 of either or both sides and restarts in any order, and new containers start.
     """
     sides: list[Process] = [{"daemon": daemon, "containerd": emptied}[name] for name in order.split()]
     counter = Counter(emptied, busybox)
@@ -281,7 +281,7 @@ def test_restart(emptied: Containerd, daemon: Daemon, busybox: Image, order: str
 @pytest.mark.parametrize("end", ["kill daemon", "stop daemon", "kill containerd"])
 def test_end_at_work(emptied: Containerd, daemon: Daemon, busybox: Image, end: str) -> None:
     """
-    An end amid starting and removing containers costs those in flight at most, and leaves nothing behind.
+    An end during starts and removals of containers fails only the calls in flight, and leaves nothing.
     """
     done = threading.Semaphore(0)
     attempts = itertools.count()
@@ -311,7 +311,7 @@ def test_end_at_work(emptied: Containerd, daemon: Daemon, busybox: Image, end: s
         for outcome in runs:
             outcome.result()
     if end == "kill containerd":
-        # It forgets the shim that it was starting, and what that has mounted.
+        # A killed containerd forgets the shim that it was starting, and the mounts of the shim.
         emptied.clear()
 
 
@@ -319,7 +319,7 @@ def test_kill_at_import(
     emptied: Containerd, daemon: Daemon, image: Image, expected: dict[str, images.Node], directory: Path
 ) -> None:
     """
-    An image is whole after an import that a kill of the daemon interrupted behind its first layer, and another one.
+    If a kill of the daemon interrupts an import after the first layer, a second import completes the image.
     """
 
     def committed() -> int:
@@ -345,7 +345,7 @@ def test_bind_mounts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """
-    Bind mounts, which the daemon can be told to answer, show and run the same.
+    With bind mounts, an image has the same files, and containers run.
     """
     monkeypatch.setenv("SNAPSHOTTER_MOUNT_MODE", "bind")
     daemon.stop()
@@ -362,7 +362,7 @@ def test_bind_mounts(
 
 def test_user_namespace(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
     """
-    A container in a user namespace has a copy of the image that belongs to its own root.
+    A container in a user namespace has a copy of the image, owned by the root of the namespace.
     """
     flags = ["--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536"]
     emptied.run(busybox.name, "mapped", "test $(stat -c %u:%g /name) = 0:0; echo more > /name", *flags)
@@ -370,7 +370,7 @@ def test_user_namespace(emptied: Containerd, daemon: Daemon, busybox: Image) -> 
 
 def test_reboot(emptied: Containerd, daemon: Daemon, busybox: Image, filesystem: Path) -> None:
     """
-    After an end of everything, the filesystem unmounted and mounted again, all snapshots are there, and containers run.
+    After a stop of everything, an unmount and a new mount, all snapshots are there, and containers run.
     """
     before = daemon.snapshots()
     assert emptied.stop() == 0

@@ -1,5 +1,5 @@
 """
-docs/containerd.md, followed by somebody who has never seen this before, on a machine of their own.
+The commands of docs/containerd.md, run on a new machine.
 """
 
 import os
@@ -20,7 +20,7 @@ DOCS = (ROOT / "docs/containerd.md").read_text()
 # What there is of systemd: a program is started as its unit says, and waited for.
 SYSTEMCTL = """\
 #!/bin/sh -eu
-start() { # the command, and how to know that it runs
+start() { # a command, and the test that it runs
     $1 >> /var/lib/log 2>&1 &
     until $2 > /dev/null 2>&1; do kill -0 $!; sleep 0.1; done
 }
@@ -33,7 +33,7 @@ case "$*" in
 esac
 """
 
-# Namespaces of their own hide what this machine has in the places that the docs name; all ends with the shell.
+# Own namespaces hide the files of this machine at the paths that the docs use. Everything ends with the shell.
 MACHINE = """\
 set -eu
 cp -a /etc "$1/etc"
@@ -49,7 +49,7 @@ ALONE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"
 
 def commands(section: str) -> list[tuple[str, str]]:
     """
-    The commands of a section's console examples, each with what it prints.
+    Return the commands in the console examples of a section, each with its output there.
     """
     text = DOCS.split(f"## {section}\n", 1)[1].split("\n### ", 1)[0].split("\n## ", 1)[0]
     sessions = "".join(re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
@@ -60,7 +60,7 @@ def commands(section: str) -> list[tuple[str, str]]:
 @pytest.mark.btrfs
 def test_set_up(release: Path, directory: Path, registry: Registry) -> None:
     """
-    Every command of the set-up, one after the other, works, prints what the docs show, and ends with a container.
+    Every command of the set-up works and prints the output in the docs, and the last runs a container.
     """
     reference = registry.add(images.every_kind("example.org/busybox:latest"))
     asked = subprocess.run([release / "containerd", "config", "default"], capture_output=True, text=True, check=True)
@@ -69,11 +69,11 @@ def test_set_up(release: Path, directory: Path, registry: Registry) -> None:
     steps, expected = [f"printf '%s\\n' '{version}' '{disabled}' > /etc/containerd/config.toml"], []
     for command, shown in commands("Set it up"):
         if "/opt/btrfs-snapshotter" in command:
-            continue  # the package is here: tests/packaging installs it
+            continue  # the package is installed; tests/packaging tests the installation
         command = command.replace("--image 20G", "--image 1G").replace("docker.io/library/busybox:latest", reference)
         command = command.replace("images pull ", "images pull --plain-http ")
         if "--write /etc/containerd" in command:
-            # The advice is followed: its line goes above the first section.
+            # Follow the advice: its line goes above the first section.
             command += " 2> advice; sed -n 's/^ *\\(imports = .*\\)/\\1/p' advice >> /etc/containerd/config.toml"
         if "--check" in command and release == Path("/usr/bin"):
             continue  # this containerd reads no exports, as the docs say
@@ -101,7 +101,7 @@ def test_set_up(release: Path, directory: Path, registry: Registry) -> None:
 
 def test_every_command_is_one() -> None:
     """
-    Commands and files that the docs name besides are those of this release.
+    Other commands and files in the docs exist in this release.
     """
     for section in ("Set it up", "BuildKit"):
         for command, _ in commands(section):

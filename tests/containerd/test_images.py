@@ -1,5 +1,5 @@
 """
-The image that tests unpack: what its layers make, and that a difference is seen.
+The expected contents of images, and the comparison with them.
 """
 
 import os
@@ -24,7 +24,7 @@ LOWER = [
 
 def test_layers() -> None:
     """
-    A layer adds and replaces files; whiteouts and opaque directories hide what is below them, and nothing else.
+    A layer adds and replaces files. Whiteouts and opaque directories hide only files of the layers below.
     """
     upper = layer(
         member("new/file"), member("hidden/file"), member("hidden/other"), opaque("hidden"), whiteout("removed")
@@ -59,7 +59,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_differences(btrfs: Path, name: str) -> None:
     """
-    A change of anything that a layer says of a file is a difference.
+    A change of any attribute that a layer sets is a difference.
     """
     path, twin = btrfs / "file", btrfs / "twin"
     path.write_bytes(b"content")

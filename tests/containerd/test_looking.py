@@ -1,5 +1,5 @@
 """
-What the looking commands say of a store that containerd filled, beside independent counts.
+The read-only commands on a store that containerd filled, compared with independent counts.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from .processes import PLUGIN, Containerd, Daemon, wait_until
 
 pytestmark = pytest.mark.btrfs
 
-DATA = 3 << 20  # that each writer writes
+DATA = 3 << 20  # bytes that each container writes
 
 Said = Callable[..., Any]
 
@@ -43,7 +43,7 @@ def data_used(path: Path) -> int:
 @pytest.fixture
 def said(daemon: Daemon) -> Said:
     """
-    Runs a command of ours beside the daemon, and gives its JSON.
+    Return a function that runs a command concurrently with the daemon, and returns its JSON.
     """
 
     def run(*command: str) -> Any:
@@ -56,7 +56,7 @@ def said(daemon: Daemon) -> Said:
 
 def walked(root: Path) -> dict[str, tuple[int, ...]]:
     """
-    What tells that a file is another one, by path; of a directory only what a change inside leaves alone.
+    Return, by path, the attributes that identify a file; of a directory, those that a change inside keeps.
     """
     found = {}
     for path in root.rglob("*"):
@@ -68,8 +68,9 @@ def walked(root: Path) -> dict[str, tuple[int, ...]]:
 
 def test_looking(emptied: Containerd, daemon: Daemon, image: Image, directory: Path, said: Said) -> None:
     """
-    Every number of every looking command is what a walk, containerd, or the btrfs command counts: of two images with a
-    layer in common, containers that run and write, a snapshot that nothing uses, and a view.
+    Every number of every read-only command equals the count of a walk, of containerd or of the btrfs command.
+
+    The store has two images with a common layer, running containers that write, an unused snapshot, and a view.
     """
     small = images.small("example.org/small:1")
     for each in image, small:

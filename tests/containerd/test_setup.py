@@ -1,5 +1,5 @@
 """
-What `snapshotter setup containerd` says, read by the real containerd.
+The output of `snapshotter setup containerd`, read by the real containerd.
 """
 
 import json
@@ -16,8 +16,8 @@ from .processes import CRI, DISABLED, PLUGIN, SNAPSHOTTER, Containerd, Daemon, w
 from .registry import Registry
 
 PAUSE = "registry.example/mine/pause:1"
-ROOT = f"/var/lib/containerd/io.containerd.snapshotter.v1.{PLUGIN}"  # where old ones look for it
-SETTINGS = {  # of CRI, that somebody has
+ROOT = f"/var/lib/containerd/io.containerd.snapshotter.v1.{PLUGIN}"  # the path at which old versions look for the store
+SETTINGS = {  # existing settings of the CRI
     2: f'[plugins."io.containerd.grpc.v1.cri"]\nsandbox_image = "{PAUSE}"\n',
     3: f'[plugins."io.containerd.cri.v1.images".pinned_images]\nsandbox = "{PAUSE}"\n',
     4: f'[plugins."io.containerd.cri.v1.images".pinned_images]\nsandbox = "{PAUSE}"\n',
@@ -26,7 +26,7 @@ SETTINGS = {  # of CRI, that somebody has
 
 class Node:
     """
-    The configuration of one containerd, in *directory*.
+    The configuration of a containerd, in *directory*.
     """
 
     def __init__(self, release: Path, directory: Path) -> None:
@@ -45,7 +45,7 @@ class Node:
 
     def setup(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """
-        What ``snapshotter setup containerd`` says here.
+        Run ``snapshotter setup containerd``.
         """
         command = [SNAPSHOTTER, "setup", "containerd", "--containerd", self._containerd]
         command += ["--containerd-config", self.main, "--name", PLUGIN, *arguments]
@@ -53,7 +53,7 @@ class Node:
 
     def write(self, *arguments: str) -> str:
         """
-        Write the drop-in; the advice that came with it.
+        Write the drop-in, and return the advice of the command.
         """
         done = self.setup("--write", str(self.drop_in), *arguments)
         assert done.returncode == 0, done.stderr
@@ -73,10 +73,10 @@ def node(release: Path, tmp_path: Path) -> Node:
 
 def test_drop_in(node: Node) -> None:
     """
-    A main file that imports the drop-in has it in force, and keeps the settings of CRI that it has.
+    The drop-in is in force if the main file imports it, and the main file's settings of the CRI stay.
     """
     node.main.write_text(f"version = {node.version}\n{node.imports()}{SETTINGS[node.version]}")
-    # Old ones take the settings of CRI from one file only, and the root of a plugin from nowhere.
+    # Old versions read the settings of the CRI from a single file, and cannot set the root of a plugin.
     by_hand = node.version == 2
     advice = node.write("--cri", "--root", ROOT)
     assert ("by hand" in advice) is by_hand
@@ -94,7 +94,7 @@ def test_drop_in(node: Node) -> None:
 
 def test_not_imported(node: Node) -> None:
     """
-    Without a main file, or with one that imports nothing, the advice says what to write, and that is enough.
+    Without a main file, or without imports in it, the advice has the missing lines, and they are sufficient.
     """
     node.drop_in.parent.mkdir()
     for before in (None, f"version = {node.version}\n"):
@@ -113,7 +113,7 @@ def test_not_imported(node: Node) -> None:
 
 def test_old_main_file(node: Node) -> None:
     """
-    A file of containerd 1.x is to be migrated where its settings would be lost, and then they are kept.
+    The advice is to migrate a file of containerd 1.x if its settings would be lost. Migration keeps them.
     """
     node.main.write_text(f"version = 2\n{node.imports()}{SETTINGS[2]}")
     advice = node.write("--cri")
@@ -137,13 +137,13 @@ def test_check_reads_a_pipe(node: Node) -> None:
     )
     command = [SNAPSHOTTER, "setup", "containerd", "--name", PLUGIN, "--check", "-"]
     check = subprocess.run(command, input=dump.stdout, capture_output=True, text=True)
-    old = node.version == 2  # and knows no exports
+    old = node.version == 2  # which has no exports
     assert (check.returncode, check.stdout.count("\n")) == (int(old), 1), check
 
 
 def test_in_use(release: Path, daemon: Daemon, directory: Path, image: Image, registry: Registry) -> None:
     """
-    containerd starts with the drop-in, and pulls and runs with what it says.
+    containerd starts with the drop-in, and pulls and runs with its settings.
     """
     containerd = Containerd(release, daemon, directory)
     node = Node(release, directory)

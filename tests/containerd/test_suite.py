@@ -1,5 +1,5 @@
 """
-What containerd's own Go packages demand of a snapshotter, through its client for proxy plugins.
+The tests of containerd's own Go packages for snapshotters, through its client for proxy plugins.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ sys.exit(cli.main())
 @pytest.fixture(scope="session")
 def suite() -> Path:
     """
-    The Go program.
+    Return the Go program.
     """
     return needed(go_program, SOURCE)
 
@@ -80,7 +80,7 @@ def suite() -> Path:
 @pytest.fixture
 def large_nodes(tmp_path: Path) -> Iterator[Path]:
     """
-    A btrfs with nodes of 64 KiB, the largest there are, and records grow with them.
+    Mount a btrfs with nodes of 64 KiB, the largest size, because the limit of a record grows with the node.
     """
     mkfs = shutil.which("mkfs.btrfs", path=os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin")))
     if mkfs is None:
@@ -96,7 +96,7 @@ def large_nodes(tmp_path: Path) -> Iterator[Path]:
 
 def run(program: Path, pattern: str, directory: Path, command: Sequence[str] = SERVE) -> dict[str, str]:
     """
-    The result of each case that matches *pattern*, with stores in *directory*, by its name.
+    Run the cases that match *pattern*, with stores in *directory*, and return the result of each.
     """
     with subprocess.Popen(
         [program, "-test.v", "-test.timeout=10m", f"-test.run=^{pattern}$", *command],
@@ -110,7 +110,7 @@ def run(program: Path, pattern: str, directory: Path, command: Sequence[str] = S
             said, _ = process.communicate()
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # its daemons too, when it did not stop them
+                os.killpg(process.pid, signal.SIGKILL)  # including daemons that it did not stop
             _unmount_below(directory)
     print(said)
     return {name: result for result, name in re.findall(r"^ *--- (\w+): (\S+)", said, re.MULTILINE)}
@@ -136,7 +136,7 @@ def test_containerd(suite: Path, btrfs: Path, mount_mode: str) -> None:
 @pytest.mark.btrfs
 def test_wrong_daemon(suite: Path, btrfs: Path) -> None:
     """
-    A daemon whose views can be written fails the case that looks at that.
+    A daemon with writable views fails the case that checks them.
     """
     results = run(suite, "Containerd/(ViewReadonly|Remove)", btrfs, (sys.executable, "-c", WRONG, "serve"))
     assert results == {"Containerd": "FAIL", "Containerd/ViewReadonly": "FAIL", "Containerd/Remove": "PASS"}
@@ -145,7 +145,7 @@ def test_wrong_daemon(suite: Path, btrfs: Path) -> None:
 @pytest.mark.btrfs
 def test_kinds_of_errors(suite: Path, btrfs: Path) -> None:
     """
-    containerd's client reads each class of error as its kind, with its text, and an exception that is none as internal.
+    containerd's client reads each class of error as its kind with its text, and any other exception as internal.
     """
     assert run(suite, "Kinds", btrfs, (sys.executable, "-c", RAISING, "serve")) == {"Kinds": "PASS"}
 
@@ -154,8 +154,9 @@ def test_kinds_of_errors(suite: Path, btrfs: Path) -> None:
 @pytest.mark.parametrize("name", ["Errors", "Update", "Filters"])
 def test_as_containerds_own(suite: Path, btrfs: Path, name: str) -> None:
     """
-    The kinds of errors, what field paths update and what filters match are as in containerd's native snapshotter, but
-    for differences that are named; and a call that fails changes nothing.
+    Kinds of errors, updates by field paths and matches of filters are as in containerd's native snapshotter.
+
+    The Go program names the exceptions. A failed call changes nothing.
     """
     assert run(suite, name, btrfs) == {name: "PASS"}
 
@@ -163,8 +164,9 @@ def test_as_containerds_own(suite: Path, btrfs: Path, name: str) -> None:
 @pytest.mark.btrfs
 def test_walk(suite: Path, large_nodes: Path) -> None:
     """
-    Thousands of snapshots, some with 28 KiB of labels, are listed in messages that the client accepts; a walk that
-    nobody reads, or that is given up, is in no other call's way.
+    Thousands of snapshots, some with 28 KiB of labels, are listed in messages that the client accepts.
+
+    A walk that is not read, or is cancelled, does not block other calls.
     """
     assert run(suite, "Walk", large_nodes) == {"Walk": "PASS"}
 
@@ -172,7 +174,7 @@ def test_walk(suite: Path, large_nodes: Path) -> None:
 @pytest.mark.btrfs
 def test_calls_in_flight(suite: Path, btrfs: Path) -> None:
     """
-    Hundreds of calls at once on one connection are all answered, and right.
+    Hundreds of concurrent calls on a connection are answered correctly.
     """
     assert run(suite, "InFlight", btrfs) == {"InFlight": "PASS"}
 
@@ -180,7 +182,7 @@ def test_calls_in_flight(suite: Path, btrfs: Path) -> None:
 @pytest.mark.btrfs
 def test_two_databases(suite: Path, btrfs: Path) -> None:
     """
-    A second containerd, by another name, may change nothing of a store, and its garbage collection deletes nothing.
+    A second containerd with another name cannot change a store, and its garbage collection deletes nothing.
     """
     assert run(suite, "OtherName", btrfs) == {"OtherName": "PASS"}
 
@@ -188,7 +190,7 @@ def test_two_databases(suite: Path, btrfs: Path) -> None:
 @pytest.mark.btrfs
 def test_two_databases_of_one_name(suite: Path, btrfs: Path) -> None:
     """
-    A second containerd by the same name cannot be told apart: its garbage collection would delete everything.
+    A second containerd with the same name is not detected, and its garbage collection would delete everything.
     """
     assert run(suite, "SameName", btrfs) == {"SameName": "PASS"}
 
@@ -196,7 +198,7 @@ def test_two_databases_of_one_name(suite: Path, btrfs: Path) -> None:
 @pytest.mark.btrfs
 def test_forgotten_snapshots(suite: Path, btrfs: Path) -> None:
     """
-    Garbage collection removes exactly those snapshots that containerd's database does not know.
+    Garbage collection removes exactly the snapshots that are not in containerd's database.
     """
     assert run(suite, "Forgotten", btrfs) == {"Forgotten": "PASS"}
 
@@ -204,6 +206,6 @@ def test_forgotten_snapshots(suite: Path, btrfs: Path) -> None:
 @pytest.mark.btrfs
 def test_cancelled_calls(suite: Path, btrfs: Path) -> None:
     """
-    A call that its client gives up leaves no lock, and at most a snapshot that garbage collection removes.
+    A cancelled call leaves no lock, and at most a snapshot that garbage collection removes.
     """
     assert run(suite, "Cancelled", btrfs) == {"Cancelled": "PASS"}
