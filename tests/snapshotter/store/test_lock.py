@@ -144,14 +144,18 @@ def test_forked_holder(root: Path) -> None:
     with holder(root) as ask:
         pid = int(ask("os.getpid()"))
         child = int(ask("os.fork() or (__import__('signal').pause(), os._exit(0))"))
-        with pytest.raises(StoreHeldError, match=f"is held by process {pid} "):
-            Snapshotter(root)
-        os.kill(pid, signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        with pytest.raises(StoreHeldError, match=rf"(?s)is held by process {child} \(.*python.*\): stop it") as caught:
-            Snapshotter(root)
-        assert caught.value.socket == ""
-        os.kill(child, signal.SIGKILL)
+        try:
+            with pytest.raises(StoreHeldError, match=f"is held by process {pid} "):
+                Snapshotter(root)
+            os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            with pytest.raises(
+                StoreHeldError, match=rf"(?s)is held by process {child} \(.*python.*\): stop it"
+            ) as caught:
+                Snapshotter(root)
+            assert caught.value.socket == ""
+        finally:
+            os.kill(child, signal.SIGKILL)
         Snapshotter(root).close()
 
 
