@@ -1,8 +1,8 @@
 """
 The snapshotter's errors, named after containerd's error kinds.
 
-The class tells a program how to react, the message tells a person what happened. If an OSError caused an error, it is
-the error's ``__cause__``.
+The class tells a program how to react; the message is for people. If an OSError caused an error, it is the error's
+``__cause__``.
 """
 
 import contextlib

@@ -1,5 +1,5 @@
 """
-A store in another process; the contract through it is in test_conformance and test_metastore.
+The client of a service; test_conformance and test_metastore test the contract through it.
 """
 
 import inspect
@@ -38,7 +38,7 @@ CALLS: dict[str, Callable[[Client], Any]] = {
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Serving]:
     """
-    A service with an empty store.
+    Return a service with an empty store.
     """
     with Snapshotter.create(tmp_path / "root", volumes=DirectoryVolumes, client="c") as store, serving(store) as server:
         yield server
@@ -47,14 +47,14 @@ def served(tmp_path: Path) -> Iterator[Serving]:
 @pytest.mark.parametrize("name", CALLS)
 def test_signatures(name: str) -> None:
     """
-    Names, arguments, defaults and result are those of the library.
+    Names, arguments, defaults and results are the library's.
     """
     assert inspect.signature(getattr(Client, name)) == inspect.signature(getattr(Snapshotter, name))
 
 
 def test_values() -> None:
     """
-    All that a description, a usage and a mount say arrives, to the microsecond.
+    All fields of an info, a usage and a mount arrive, times to the microsecond.
     """
     times = (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC))
     infos = [
@@ -81,7 +81,7 @@ def test_values() -> None:
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_errors(call: Callable[[Client], Any]) -> None:
     """
-    Each kind of error is raised here as it was there, with its text.
+    Each kind of error is raised as in the service, with its text.
     """
     text = "why: é\n'k'"
     for kind in STATUSES:
@@ -97,7 +97,7 @@ def test_errors(call: Callable[[Client], Any]) -> None:
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_nobody_answers(call: Callable[[Client], Any], tmp_path: Path) -> None:
     """
-    Where no socket is, or nobody listens, the service is unavailable, and the address is named.
+    Without a socket or a listener, calls are Unavailable, and the address is named.
     """
     for address in (tmp_path / "none", tmp_path / "dead"):
         if address.name == "dead":
@@ -109,7 +109,7 @@ def test_nobody_answers(call: Callable[[Client], Any], tmp_path: Path) -> None:
 
 def test_the_service_comes_back(tmp_path: Path) -> None:
     """
-    A client outlives the service: it is unavailable while that is away, and works with the next one.
+    A client outlives the service: calls are Unavailable while no service runs, and work with the next service.
     """
     with Snapshotter.create(tmp_path / "root", volumes=DirectoryVolumes, client="c") as store:
         address = str(tmp_path / "socket")
@@ -131,7 +131,7 @@ def test_the_service_comes_back(tmp_path: Path) -> None:
 
 def test_the_service_goes_away_in_a_call() -> None:
     """
-    A call under way when the service goes ends.
+    A call in flight ends when the service ends.
     """
     began, go = threading.Event(), threading.Event()
 
@@ -152,7 +152,7 @@ def test_the_service_goes_away_in_a_call() -> None:
 
 def test_timeout() -> None:
     """
-    A call takes no longer than the client lets it.
+    A call ends after the client's time limit.
     """
     with serving() as server, Client(server.address, timeout=0.01) as client:
         for name, call in CALLS.items():
@@ -185,7 +185,7 @@ def test_serving(served: Serving) -> None:
 )
 def test_what_no_message_can_hold(served: Serving, call: Callable[[Client], Any]) -> None:
     """
-    What is no text is an invalid argument, as it is in the library.
+    A value that is not text is an invalid argument, as in the library.
     """
     with Client(served.address, snapshotter="c") as client:
         with pytest.raises(InvalidArgumentError):
@@ -195,7 +195,7 @@ def test_what_no_message_can_hold(served: Serving, call: Callable[[Client], Any]
 
 def test_closed(served: Serving) -> None:
     """
-    A client can be closed twice, also one that never called; afterwards it says that it is closed.
+    A client can be closed twice, also without a call; later calls say that it is closed.
     """
     client = Client(served.address)
     client.close()

@@ -1,5 +1,5 @@
 """
-What is told of a store: which events, and what a line of them looks like.
+The events of a store, and the lines of the log.
 """
 
 import ast
@@ -39,11 +39,11 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 @pytest.fixture
 def listening() -> Iterator[Callable[..., io.StringIO]]:
     """
-    A function that listens as a program does and gives what is written; logging is as before after the test.
+    Return a function that sets up the log and returns its stream; the setup of logging is restored after the test.
     """
     root, ours = logging.getLogger(), logging.getLogger("snapshotter")
     before = root.level, ours.level, root.handlers[:]
-    root.handlers.clear()  # listen() would close pytest's own
+    root.handlers.clear()  # basicConfig() would close pytest's handlers
 
     def listen(*args: Any, **options: Any) -> io.StringIO:
         stream = io.StringIO()
@@ -58,7 +58,7 @@ def listening() -> Iterator[Callable[..., io.StringIO]]:
 
 def told(log: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]:
     """
-    The events so far, with their fields but for the time each took.
+    Return the events so far, with their fields except the duration.
     """
     found = []
     for record in log.records:
@@ -72,7 +72,7 @@ def told(log: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]:
 
 def rows(heading: str) -> list[list[str]]:
     """
-    The cells of the docs' table with *heading*, without the fence around code.
+    Return the cells of the docs' table with *heading*.
     """
     table = DOCS.split(f"| {heading} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
@@ -80,7 +80,7 @@ def rows(heading: str) -> list[list[str]]:
 
 def test_documented() -> None:
     """
-    The docs' table is the one of the code.
+    The tables of the docs and of the code are equal.
     """
     table = [[f"`{event}`", logging.getLevelName(event.level).lower(), event.meaning] for event in Event]
     assert rows("event | level | says")[:-1] == table
@@ -104,7 +104,7 @@ def test_emitted() -> None:
 
 def test_life_of_a_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """
-    Each change of state is one event; what only reads is none.
+    Each change of state is one event; reads have none.
     """
     caplog.set_level(logging.INFO, "snapshotter")
     root = str(tmp_path / "store")
@@ -145,7 +145,7 @@ def test_life_of_a_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 
 def test_failures_change_nothing(store: Snapshotter, caplog: pytest.LogCaptureFixture) -> None:
     """
-    A call that fails is its caller's to tell.
+    A failed call has no event.
     """
     caplog.set_level(logging.INFO, "snapshotter")
     for call in (
@@ -161,7 +161,7 @@ def test_failures_change_nothing(store: Snapshotter, caplog: pytest.LogCaptureFi
 
 def test_recovery(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """
-    An opening tells what it finished, undid, quarantined, and does not know; one that only reads changes nothing.
+    Opening a store reports recovered, undone, quarantined and unknown snapshots; opening read-only changes nothing.
     """
     root = tmp_path / "store"
     with Snapshotter.create(root, volumes=DirectoryVolumes) as store:
@@ -199,7 +199,7 @@ def test_troubles(
     open_store: Callable[..., Snapshotter], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    What holds a destroy, data that the disk refused, and a dead filesystem are told with the kernel's word for it.
+    A held destroy, data that the disk refused, and a dead filesystem are reported with the kernel's error.
     """
     caplog.set_level(logging.WARNING, "snapshotter")
     store = open_store()
@@ -231,7 +231,7 @@ NASTY = 'a b\n\x1b[31m\u2028"=\\ \udcff\x00é'
 
 def test_text(listening: Callable[..., io.StringIO]) -> None:
     """
-    A line of text has time, level, event and the fields in order; a value of more than one plain word is quoted.
+    A line of text has time, level, event and the fields in order; a value that is not one plain word is quoted.
     """
     stream = listening()
     Event.PREPARED.emit(key="k8s.io/7/sha256:6f", id=17, parent=NASTY, seconds=0.00091249, error="")
@@ -245,7 +245,7 @@ def test_text(listening: Callable[..., io.StringIO]) -> None:
 
 def test_json(listening: Callable[..., io.StringIO]) -> None:
     """
-    A line of JSON is one object of the same.
+    A line of JSON is one object with the same values.
     """
     stream = listening("json")
     Event.QUARANTINED.emit(key=NASTY, id=17, seconds=0.00091249, error="gone")
@@ -260,7 +260,7 @@ def test_json(listening: Callable[..., io.StringIO]) -> None:
 @given(text=st.text(st.characters(exclude_categories=())))
 def test_one_line(log_format: LogFormat, text: str) -> None:
     """
-    Whatever is in a key, its line is one line of printable ASCII.
+    Whatever its key, an event is one line of printable ASCII.
     """
     formatter = log.JSONFormatter() if log_format == "json" else log.TextFormatter()
     extra = {"event": Event.REMOVED, "fields": {"key": text, "error": text}}
@@ -274,7 +274,7 @@ def test_one_line(log_format: LogFormat, text: str) -> None:
 @pytest.mark.parametrize("log_format", get_args(LogFormat))
 def test_others(log_format: LogFormat, listening: Callable[..., io.StringIO]) -> None:
     """
-    What other libraries log is one line too, from warnings on, and so is a traceback.
+    A message of another library, from warnings on, is one line, and so is a traceback.
     """
     stream = listening(log_format)
     logging.getLogger("asyncio").info("chatter")
@@ -294,7 +294,7 @@ def test_others(log_format: LogFormat, listening: Callable[..., io.StringIO]) ->
 
 def test_other_formatters(caplog: pytest.LogCaptureFixture) -> None:
     """
-    A program with a log of its own gets a message that says it all.
+    With another formatter, the message has the event and all fields.
     """
     caplog.set_level(logging.INFO, "snapshotter")
     Event.REMOVED.emit(key="a b", id=1)
@@ -304,7 +304,7 @@ def test_other_formatters(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("imports", ["", "import logging; "])
 def test_silent(imports: str) -> None:
     """
-    A program that listens to nothing reads nothing, not even errors.
+    A program that does not set up logging prints nothing, not even errors.
     """
     program = f"{imports}from snapshotter.events import Event; Event.FILESYSTEM_FAILED.emit(root='/')"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -313,7 +313,7 @@ def test_silent(imports: str) -> None:
 
 def test_calls(caplog: pytest.LogCaptureFixture) -> None:
     """
-    A call that fails for its caller's reasons is told at the level debug, one that fails for ours as an error.
+    A call that fails because of its caller is logged at level debug, because of the service as an error.
     """
     caplog.set_level(logging.DEBUG, "snapshotter")
     caplog.clear()

@@ -1,5 +1,5 @@
 """
-The messages: containerd's say the same on the wire here, and what is made of all is up to date.
+The messages: wire compatible with containerd's, with generated code that is up to date.
 """
 
 import subprocess
@@ -22,7 +22,7 @@ MODULE = "github.com/containerd/containerd/api@v1.12.0"
 
 def test_generated_files_are_up_to_date(tmp_path: Path) -> None:
     """
-    `make proto` makes what is there.
+    `make proto` generates the committed files.
     """
     subprocess.run([sys.executable, ROOT / "tools/make_messages.py", tmp_path], check=True)
     made = {path.name: path.read_bytes() for path in (tmp_path / "snapshotter/api").iterdir()}
@@ -33,7 +33,7 @@ def test_generated_files_are_up_to_date(tmp_path: Path) -> None:
 
 def described(directory: Path, *files: str) -> dict[str, Any]:
     """
-    All that the messages and services in *files* say on the wire: by full name, fields by number, and methods.
+    Return the wire format of *files*: by full name, the fields of messages by number, and the methods of services.
     """
     output = subprocess.run(
         [
@@ -77,7 +77,7 @@ def described(directory: Path, *files: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def theirs() -> dict[str, Any]:
     """
-    What containerd's own files describe; of its other types we use one.
+    Return the wire format of containerd's own files, with the only other type that we use.
     """
     found = described(needed(module_source, MODULE), "types/mount.proto", "services/snapshots/v1/snapshots.proto")
     return {name: what for name, what in found.items() if ".types." not in name or name == "containerd.types.Mount"}
@@ -85,7 +85,7 @@ def theirs() -> dict[str, Any]:
 
 def test_wire_compatible(theirs: dict[str, Any]) -> None:
     """
-    The same messages with the same fields, numbers and types, and the same methods, in the newest containerd.
+    Messages, fields, numbers, types and methods are those of the newest containerd.
     """
     ours = described(OURS, "snapshotter/api/mount.proto", "snapshotter/api/snapshots.proto")
     assert ours == theirs
@@ -94,7 +94,7 @@ def test_wire_compatible(theirs: dict[str, Any]) -> None:
 @pytest.mark.parametrize("service", CONTAINERD)
 def test_part_of_a_service(service: str) -> None:
     """
-    Of the services that we ask, what ours have is the same in the newest containerd.
+    Of containerd's other services, our part is equal to the newest containerd's.
     """
     ours = described(OURS, f"snapshotter/api/{service}.proto", "snapshotter/api/descriptor.proto")
     directory = needed(module_source, MODULE)
@@ -106,7 +106,7 @@ def test_part_of_a_service(service: str) -> None:
 
 def test_a_difference_is_found(theirs: dict[str, Any], tmp_path: Path) -> None:
     """
-    A number, a type, a label, a name or a method that differs shows.
+    A changed number, type, label, name or method is detected.
     """
     mount = (OURS / "snapshotter/api/mount.proto").read_text()
     snapshots = (OURS / "snapshotter/api/snapshots.proto").read_text()

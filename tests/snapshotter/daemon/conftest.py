@@ -18,7 +18,7 @@ from tests.snapshotter.daemon.stores import Hanging
 @pytest.fixture
 def make_daemon(tmp_path: Path, btrfs: Path) -> Iterator[Callable[..., Daemon]]:
     """
-    A function that makes a daemon for a root, by default one that is missing; it is killed after the test.
+    Return a function that makes a daemon for a root, by default a missing one, and kills it after the test.
     """
     with contextlib.ExitStack() as stack:
         count = 0
@@ -43,7 +43,8 @@ def daemon(make_daemon: Callable[..., Daemon]) -> Daemon:
 @pytest.fixture
 def hanging(tmp_path: Path) -> Iterator[Snapshotter]:
     """
-    A store with a committed "base" and an active "top", where Prepare on a parent hangs until the test lets it go.
+    Return a store with a committed "base" and an active "top", where Prepare on a parent hangs until `Hanging.go` is
+    set.
     """
     Hanging.go, Hanging.hanging = threading.Event(), threading.Semaphore(0)
     with Snapshotter.create(tmp_path / "root", volumes=Hanging, client="c") as store:
@@ -59,7 +60,7 @@ def hanging(tmp_path: Path) -> Iterator[Snapshotter]:
 @pytest.fixture
 def plain(tmp_path: Path) -> Iterator[Snapshotter]:
     """
-    An empty store on directories.
+    Return an empty store on directories.
     """
     with Snapshotter.create(tmp_path / "root", volumes=DirectoryVolumes, client="c") as store:
         yield store

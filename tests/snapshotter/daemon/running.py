@@ -17,9 +17,7 @@ import pytest
 
 from snapshotter.client import Client
 
-PATIENCE = 60.0  # seconds for what happens at once, on a machine that has other things to do
-
-
+PATIENCE = 60.0  # seconds, for a busy machine; each wait is short otherwise
 RUN = "import sys; from snapshotter import cli; sys.exit(cli.main(sys.argv[1:]))"
 
 
@@ -43,7 +41,7 @@ class Daemon:
         self, *flags: str, patch: str = "", prefix: tuple[str, ...] = (), umask: int = -1, **environ: str
     ) -> "Daemon":
         """
-        Start the process, behind *prefix*; with code to *patch* it first.
+        Start the process, with the code *patch* before the command, or with *prefix* in place of Python.
         """
         defaults = {"NOTIFY_SOCKET": str(self.work / "notify"), "GATES": str(self.work)}
         with self.log.open("a") as log:
@@ -66,7 +64,7 @@ class Daemon:
 
     def notified(self, line: str) -> None:
         """
-        Wait until the daemon has told its manager *line*.
+        Wait until the daemon has sent *line* to its manager.
         """
         while line not in self.manager.recv(1000).decode().splitlines():
             pass
@@ -81,7 +79,7 @@ class Daemon:
 
     def gate(self, name: str) -> Callable[[], None]:
         """
-        Close a gate; gives the function that opens it.
+        Close a gate, and return the function that opens it.
         """
         path = self.work / name
         os.mkfifo(path)
@@ -119,7 +117,7 @@ class Daemon:
 
     def refused(self, *flags: str, **options: Any) -> tuple[int, str]:
         """
-        Start the daemon where it has to refuse; its exit code, and the one line that it says.
+        Start a daemon that has to refuse; return its exit code and its only message.
         """
         before = self.log.read_text() if self.log.exists() else ""
         code = self.start(*flags, **options).ended()
@@ -147,7 +145,7 @@ def mode(path: Path) -> int:
 
 def tree(path: Path) -> dict[str, tuple[int, int]]:
     """
-    What is in a directory, with mode and time of change; the place holder of a subvolume, of inode 2, has none.
+    Return mode and mtime of everything below a directory. The mtime of a subvolume's placeholder (inode 2) is left out.
     """
     found = ((each, each.lstat()) for each in (path, *path.rglob("*")))
     return {str(each): (status.st_mode, status.st_mtime_ns if status.st_ino != 2 else 0) for each, status in found}

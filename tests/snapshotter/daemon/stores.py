@@ -27,7 +27,7 @@ STATUSES = {
 
 class Fake:
     """
-    A store whose methods all do *act*.
+    A store whose methods all call *act*.
     """
 
     failure = ""
@@ -50,11 +50,11 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 class Hanging(DirectoryVolumes):
     """
-    Volumes where the snapshot ioctl hangs until it is let go.
+    Volumes whose snapshot ioctl hangs until `go` is set.
     """
 
     go = threading.Event()
-    hanging = threading.Semaphore(0)  # is released once for each that hangs
+    hanging = threading.Semaphore(0)  # released once by each call that hangs
 
     def snapshot(self, *arguments: Any) -> None:
         self.hanging.release()

@@ -36,7 +36,7 @@ class TestLoad:
 
     def test_order(self, file: Path) -> None:
         """
-        A flag wins over the environment, that over the file, and that over the default; each is named.
+        A flag overrides the environment, the environment the file, the file the default; the origin is named.
         """
         file.write_text('version = 1\nroot = "/f"\naddress = "/f"\nusage = "containerd"\n')
         environ = {"SNAPSHOTTER_ROOT": "/e", "SNAPSHOTTER_ADDRESS": "/e", "SNAPSHOTTER_VERIFY": "false"}

@@ -22,7 +22,7 @@ from tests.snapshotter.serving import serving
 
 def prepares(wire: Wire, count: int) -> list[int]:
     """
-    Begin to prepare *count* snapshots on "base".
+    Start to prepare *count* snapshots on "base", and return the numbers of the streams.
     """
     numbers = []
     for index in range(count):
@@ -34,7 +34,7 @@ def prepares(wire: Wire, count: int) -> list[int]:
 
 class Recorder:
     """
-    Remembers what an observer is told.
+    An observer that records its calls.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Recorder:
 def test_changes_that_hang_leave_the_rest_alone(hanging: Snapshotter) -> None:
     """
     With hundreds of changes hanging in the kernel, on the same connection, reads, usage and health are answered, and
-    removals and cleanups end in their time. Afterwards all is done.
+    removals and cleanups end within their limit. All changes complete afterwards.
     """
     with wired(hanging) as wire:
         numbers = prepares(wire, 300)
@@ -80,8 +80,8 @@ def test_changes_that_hang_leave_the_rest_alone(hanging: Snapshotter) -> None:
 
 def test_late_changes(hanging: Snapshotter) -> None:
     """
-    A change that does not end in its time is unavailable, and a removal, which waits for it, refused. What hung is
-    done afterwards, and nothing is held.
+    A late change is Unavailable, and a removal that waits for it is refused. The change completes afterwards, and no
+    key stays reserved.
     """
     with wired(hanging, limits=Limits(change=0, collection=0, stuck_collection=0)) as wire:
         request = pb.PrepareSnapshotRequest(snapshotter="c", key="new", parent="base")
@@ -94,7 +94,7 @@ def test_late_changes(hanging: Snapshotter) -> None:
         reply = wire.call("Remove", pb.RemoveSnapshotRequest(snapshotter="c", key="new"))
         assert reply.status == Status.FAILED_PRECONDITION.value
         Hanging.go.set()
-        # Judged on what the late ones left, in whichever order they came.
+        # The late calls may complete in any order.
         with contextlib.suppress(NotFoundError):
             hanging.remove("new")
         hanging.remove("base")
@@ -103,7 +103,7 @@ def test_late_changes(hanging: Snapshotter) -> None:
 
 def test_collections_are_short_while_something_is_late(hanging: Snapshotter) -> None:
     """
-    While a change is late, each removal of a collection has one second, not ten: it makes many.
+    While a change is late, each removal of a collection has one second, not ten, because a collection has many.
     """
     with wired(hanging, limits=Limits(change=0, stuck_collection=0)) as wire:
         (number,) = prepares(wire, 1)
@@ -119,8 +119,8 @@ def test_collections_are_short_while_something_is_late(hanging: Snapshotter) -> 
 @pytest.mark.parametrize("way", ["reset", "disconnect"])
 def test_a_call_that_is_given_up(hanging: Snapshotter, way: str) -> None:
     """
-    When the client gives up, or goes, what hangs in the kernel is done: at most that one snapshot is left, which the
-    next collection removes; what was queued never happens; no key is held and no parent pinned.
+    When the client cancels or disconnects, the call that hangs in the kernel completes: at most its snapshot is left,
+    for the next collection to remove. Queued calls never run, no key stays reserved, and no parent stays pinned.
     """
     recorder = Recorder()
     with serving(hanging, recorder) as server:
@@ -138,12 +138,12 @@ def test_a_call_that_is_given_up(hanging: Snapshotter, way: str) -> None:
             done = recorder.changed.wait_for(lambda: recorder.calls.count(("Prepare", "CANCELLED")) == len(numbers), 10)
         assert done
         for _ in range(5):
-            server.on_loop(int)  # the loop goes round, and cancels what was queued
+            server.on_loop(int)  # the loop iterates, and cancels the queued calls
         Hanging.go.set()
         with Client(server.address, snapshotter="c") as client:
             kept = client.walk("kind==committed", "name==top")
             keep = {info.name for info in kept}
-            # A change of each key waits for whoever holds it.
+            # Each removal waits until its key is free.
             for index in range(len(numbers)):
                 with contextlib.suppress(NotFoundError):
                     client.remove(f"new {index}")
@@ -154,7 +154,7 @@ def test_a_call_that_is_given_up(hanging: Snapshotter, way: str) -> None:
 
 def test_a_client_s_deadline(hanging: Snapshotter) -> None:
     """
-    A call ends when its client's time is over, with the kind for it.
+    A call ends at its client's deadline, with the status for it.
     """
     with wired(hanging) as wire:
         number = wire.begin("Prepare", {"grpc-timeout": "1m"})
@@ -193,7 +193,7 @@ def test_a_removal_is_refused_by_one_code(hanging: Snapshotter) -> None:
 
 def test_observer(plain: Snapshotter) -> None:
     """
-    An observer is told of each call when it comes and when it ends, with its code.
+    An observer is called at the start and the end of each call, with the code.
     """
     recorder = Recorder()
     with wired(plain, recorder) as wire:
@@ -216,14 +216,14 @@ def test_observer(plain: Snapshotter) -> None:
 
 def test_stop(hanging: Snapshotter) -> None:
     """
-    Stopping refuses new calls and new connections, lets what is under way end, and then ends the connections.
+    Stopping refuses new calls and connections, waits for the calls in flight, and then closes the connections.
     """
     with serving(hanging) as server, Wire(server.address) as wire:
         (number,) = prepares(wire, 1)
         Hanging.hanging.acquire()
         stopped = asyncio.run_coroutine_threadsafe(server.service.stop(60), server.loop)
         while (reply := wire.call(CHECK, b"")).status == 0:
-            pass  # before the loop got to it
+            pass  # before the loop ran the stop
         assert (reply.status, reply.text) == (Status.UNAVAILABLE.value, "the snapshotter is stopping")
         with pytest.raises(OSError, match="refused"):
             Wire(server.address)
@@ -240,7 +240,7 @@ def test_stop(hanging: Snapshotter) -> None:
 
 def test_stop_waits_no_longer_than_it_is_told(hanging: Snapshotter) -> None:
     """
-    What hangs is told that it stops.
+    A hanging call is answered that the service is stopping.
     """
     with serving(hanging) as server, Wire(server.address) as wire:
         (number,) = prepares(wire, 1)

@@ -1,5 +1,5 @@
 """
-HTTP/2's frames, against the h2 library as the client, and against what no library sends.
+HTTP/2's frames, against the h2 library as the client, and against frames that no library sends.
 """
 
 import struct
@@ -27,7 +27,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 REQUEST = [(":method", "POST"), (":scheme", "http"), (":path", "/a/b"), (":authority", "x"), ("te", "trailers")]
 BLOCK = Encoder().encode(REQUEST)
 OK = encode_headers(((":status", "200"),))
-WINDOW = 1000  # of a stream; of the connection 100 times as much
+WINDOW = 1000  # of a stream, in bytes; the connection's is 100 times as large
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITIZED = 0x1, 0x1, 0x4, 0x8, 0x20
@@ -53,7 +53,7 @@ def connected(*, streams: int = 10) -> Connection:
 
 def goodbye(connection: Connection) -> int:
     """
-    The error that the connection told its client last.
+    Return the error code of the connection's GOAWAY.
     """
     last = connection.data_to_send()[-17:]
     assert last[:9] == frame(GOAWAY, 0, 0, bytes(8))[:9]
@@ -72,7 +72,7 @@ class Client:
 
     def exchange(self, pieces: int | None = None) -> tuple[list[http2.Event], list[object]]:
         """
-        Carry what both have to send, ours cut into *pieces* of so many bytes; gives the events of both.
+        Carry the pending bytes both ways, ours split into pieces of *pieces* bytes; return the events of both sides.
         """
         data = self.h2.data_to_send()
         step = pieces or len(data) or 1
@@ -83,7 +83,7 @@ class Client:
 @pytest.mark.parametrize("pieces", [None, 1, 2, 7, 9, 10])
 def test_a_call(pieces: int | None) -> None:
     """
-    A request arrives whole however its bytes are cut, and h2 understands what it is answered.
+    A request arrives complete however its bytes are split, and h2 understands the answer.
     """
     client = Client()
     client.exchange()
@@ -107,7 +107,7 @@ def test_a_call(pieces: int | None) -> None:
 
 def test_what_is_between_calls() -> None:
     """
-    A ping is answered, a reset is an event, and h2 understands the end.
+    A ping is answered, a reset is an event, and h2 understands the end of the connection.
     """
     client = Client()
     client.exchange()
@@ -124,7 +124,7 @@ def test_what_is_between_calls() -> None:
 
 def test_a_request_that_is_answered_early_is_ended() -> None:
     """
-    A client that was answered before its request was whole is told to send no more; what it has sent is passed over.
+    A client whose incomplete request was answered is told to send no more; its late data is ignored.
     """
     client = Client()
     client.exchange()
@@ -138,7 +138,7 @@ def test_a_request_that_is_answered_early_is_ended() -> None:
 
 def test_too_many_streams_are_refused() -> None:
     """
-    A stream beyond the limit is refused, and the others go on.
+    A stream beyond the limit is refused, and the others stay open.
     """
     connection = connected(streams=1)
     assert len(list(connection.receive(OPEN))) == 1
@@ -149,7 +149,7 @@ def test_too_many_streams_are_refused() -> None:
 
 def test_windows_bound_what_is_sent() -> None:
     """
-    The window is the smaller of the stream's and the connection's, shrinks with what is sent, grows as the client says.
+    The window is the smaller of the stream's and the connection's. Sending shrinks it, the client's updates grow it.
     """
     connection = connected()
     list(connection.receive(OPEN))
@@ -167,7 +167,7 @@ def test_windows_bound_what_is_sent() -> None:
 
 def test_what_is_acknowledged_may_be_sent_again() -> None:
     """
-    Half the connection's window is given back at once; padding is, of both windows, when it comes.
+    The connection's window is returned once half of it is acknowledged; padding is returned to both windows at once.
     """
     connection = connected()
     list(connection.receive(OPEN))
@@ -209,7 +209,7 @@ def test_what_is_acknowledged_may_be_sent_again() -> None:
 )
 def test_what_breaks_the_protocol(sent: bytes, code: int) -> None:
     """
-    It is an error that the client is told.
+    A violation of the protocol is an error, and the client gets its code.
     """
     connection = Connection(10, WINDOW, 100 * WINDOW) if sent.startswith(b"GET") else connected()
     with pytest.raises(ProtocolError):
@@ -236,7 +236,7 @@ blocks = st.lists(st.lists(st.tuples(names, values), max_size=5, unique_by=lambd
 @given(blocks)
 def test_headers_are_what_was_sent(sent: Iterable[list[tuple[str, str]]]) -> None:
     """
-    Blocks that repeat, while the table that gives them their meaning changes, are read as they were meant.
+    Repeated blocks are decoded correctly while the table that defines them changes.
     """
     connection, encoder = connected(streams=100), Encoder()
     for place, headers in enumerate(sent):
@@ -249,7 +249,7 @@ def test_headers_are_what_was_sent(sent: Iterable[list[tuple[str, str]]]) -> Non
 @given(st.lists(st.tuples(st.text(min_size=1), st.text(max_size=400))))
 def test_encoded_headers_are_read_by_hpack(headers: list[tuple[str, str]]) -> None:
     """
-    Every header that is encoded is what hpack decodes.
+    hpack decodes every encoded header to the original.
     """
     decoded = Decoder().decode(encode_headers(headers), raw=True)
     assert [(bytes(name).decode(), bytes(value).decode()) for name, value in decoded] == headers
@@ -267,7 +267,7 @@ frames = st.builds(
 @given(st.lists(st.one_of(frames, st.binary(max_size=30)), max_size=20))
 def test_anything_is_understood_or_refused(pieces: list[bytes]) -> None:
     """
-    Whatever a client sends is events or a ProtocolError, and the client is told of that.
+    Any bytes yield events or a ProtocolError, of which the client gets the code.
     """
     connection = connected()
     try:

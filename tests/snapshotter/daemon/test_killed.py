@@ -24,7 +24,7 @@ class Remote(Client):
 
 def killed_at(acknowledgements: int, daemon: Daemon, patch: str = "") -> list[str]:
     """
-    Kill the daemon when so many of 24 clients' calls were acknowledged; the markers of what they were promised.
+    Kill the daemon once *acknowledgements* calls of 24 clients were acknowledged, and return the markers of all calls.
     """
     daemon.ready("--mount-mode", "bind", patch=patch)
     marks: list[str] = []
@@ -44,8 +44,8 @@ def killed_at(acknowledgements: int, daemon: Daemon, patch: str = "") -> list[st
 @pytest.mark.parametrize("acknowledgements", [1, 30, 100, 300, 700])
 def test_killed(make_daemon: Callable[..., Daemon], btrfs_mount: Callable[..., Path], acknowledgements: int) -> None:
     """
-    kill -9 with many calls under way loses nothing that was acknowledged, and leaves nothing half done; also when the
-    next daemon is killed as soon as it is ready.
+    kill -9 with many calls in flight loses no acknowledged call and leaves no call half done, also when the next daemon
+    is killed as soon as it is ready.
     """
     mount = btrfs_mount(1 << 30)
     daemon = make_daemon(mount / STORE)
@@ -61,7 +61,7 @@ def test_killed(make_daemon: Callable[..., Daemon], btrfs_mount: Callable[..., P
 
 def test_a_lost_change_is_found(make_daemon: Callable[..., Daemon], btrfs_mount: Callable[..., Path]) -> None:
     """
-    The same test reports a daemon that acknowledges what it has not done.
+    The same check reports a daemon that acknowledges a change without making it.
     """
     mount = btrfs_mount(1 << 30)
     forget = "from snapshotter import Snapshotter; Snapshotter.update = lambda self, info, *paths: info; "

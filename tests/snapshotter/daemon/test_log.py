@@ -20,7 +20,7 @@ FORMATTERS = [TextFormatter, JSONFormatter]
 
 def written(formatter: type[logging.Formatter], emit: Callable[[], None]) -> str:
     """
-    What a daemon's log has of the events that *emit* tells.
+    Return the daemon's log of the events that *emit* emits.
     """
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
@@ -41,7 +41,7 @@ def written(formatter: type[logging.Formatter], emit: Callable[[], None]) -> str
 @given(key=st.text(), source=st.text(), prefix=st.sampled_from(["", "Nov 26 02:03:04 host snapshotter[7]: "]))
 def test_parse(formatter: type[logging.Formatter], key: str, source: str, prefix: str) -> None:
     """
-    Every event is read as it was told, whatever the keys, behind what a journal puts in front.
+    Every event is parsed as it was emitted, whatever its keys, also behind a journal's prefix.
     """
     text = written(formatter, lambda: Event.COMMITTED.emit(key=key, id=7, source=source, seconds=0.25))
     line = log.parse(prefix + text.removesuffix("\n"))
@@ -55,7 +55,7 @@ def test_parse(formatter: type[logging.Formatter], key: str, source: str, prefix
 @given(st.text())
 def test_noise(text: str) -> None:
     """
-    What is no event is none, and no error.
+    A line without an event is ignored.
     """
     assert log.parse(text) is None
 
@@ -63,7 +63,7 @@ def test_noise(text: str) -> None:
 @pytest.mark.parametrize("text", ['{"time": 1}', "{}", "[]{", '{"level": []}', "{1}", "x {"])
 def test_other_json(text: str) -> None:
     """
-    Nor is other JSON.
+    Other JSON is ignored.
     """
     assert log.parse(text) is None
 
@@ -71,7 +71,7 @@ def test_other_json(text: str) -> None:
 @pytest.mark.parametrize("formatter", FORMATTERS)
 def test_of_key(formatter: type[logging.Formatter]) -> None:
     """
-    A snapshot is followed from its first key over its commit to its end, and no other is.
+    A snapshot is followed from its first key over its commit to its destruction, and no other snapshot is.
     """
 
     def emit() -> None:
@@ -95,7 +95,7 @@ def test_of_key(formatter: type[logging.Formatter]) -> None:
 
 def test_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A log is followed while it grows, whole lines only, over being rotated, and being emptied.
+    A log is followed while it grows, in whole lines, also after a rotation and a truncation.
     """
     path = tmp_path / "log"
     path.write_text("one\ntw")
@@ -127,7 +127,7 @@ def test_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_command(tmp_path: Path) -> None:
     """
-    events shows a log, of one snapshot if it is asked for, as text and as JSON.
+    events shows a log as text and as JSON, of one snapshot on request.
     """
     text = written(JSONFormatter, lambda: [Event.PREPARED.emit(key=f"web\n{number}", id=number) for number in (1, 2)])
     (tmp_path / "log").write_text(f"noise\n{text}")

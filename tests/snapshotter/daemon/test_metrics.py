@@ -53,7 +53,7 @@ def scrape(address: str) -> str:
 
 def samples(text: str) -> dict[tuple[str, ...], float]:
     """
-    The values by name and the labels' values, in the order of their names.
+    Return the values, by name and by the labels' values in the order of the labels' names.
     """
     return {
         (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
@@ -70,7 +70,7 @@ def address(tmp_path: Path) -> str:
 @pytest.fixture
 def measured(address: str) -> Iterator[Metrics]:
     """
-    Metrics that are served at the address.
+    Return metrics that are served at the address.
     """
     measured = Metrics()
     with serving(measured, address):
@@ -79,7 +79,7 @@ def measured(address: str) -> Iterator[Metrics]:
 
 def test_calls(measured: Metrics, address: str) -> None:
     """
-    Calls are counted by operation and code, timed, and seen while they last.
+    Calls are counted by operation and code, timed, and visible while they are in flight.
     """
     observer: Observer = measured
     observer.started("Prepare")
@@ -99,7 +99,7 @@ def test_calls(measured: Metrics, address: str) -> None:
 
 def test_store(measured: Metrics, address: str, store: Snapshotter, backend: str) -> None:
     """
-    Snapshots are counted by kind, with what waits to be destroyed and what is wrong, and on btrfs the space below.
+    Snapshots are counted by kind, with pending deletions and problems and, on btrfs, the filesystem's space.
     """
     assert not any(name.startswith("snapshotter_snapshots") for name, *_ in samples(scrape(address)))
     measured.opened(store, 0.25)
@@ -128,7 +128,7 @@ def test_troubles_are_counted(
     measured: Metrics, address: str, open_store: Callable[..., Snapshotter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    What is held is pending, and what recovery found is an inconsistency.
+    A held deletion is pending, and an unexpected entry found at open is an inconsistency.
     """
     with open_store() as store:
         store.prepare("a")
@@ -149,7 +149,7 @@ def test_troubles_are_counted(
 
 def test_closed(measured: Metrics, address: str, store: Snapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Of a store that is closed, on a filesystem that fails, the calls are still told.
+    With a closed store on a failing filesystem, the metrics of calls are still served.
     """
     measured.opened(store, 0)
     store.close()
@@ -165,7 +165,7 @@ def test_closed(measured: Metrics, address: str, store: Snapshotter, monkeypatch
 
 def test_documented(measured: Metrics, address: str, btrfs: Path) -> None:
     """
-    Docs have every metric with its type, its labels and a meaning, and no other.
+    The docs list every metric with its type, its labels and a meaning, and no other metric.
     """
     shown: dict[str, tuple[str, set[str]]] = {}
     with Snapshotter.create(btrfs / "store") as store:
@@ -189,7 +189,7 @@ def test_documented(measured: Metrics, address: str, btrfs: Path) -> None:
 @pytest.mark.parametrize("umask", [0o000, 0o777])
 def test_unix_socket(umask: int, address: str) -> None:
     """
-    The socket is its owner's alone whatever the umask.
+    Only the owner has access to the socket, whatever the umask.
     """
     before = os.umask(umask)
     try:
@@ -204,7 +204,7 @@ def test_unix_socket(umask: int, address: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
 def test_tcp(host: str) -> None:
     """
-    A host and a port are listened at, and nothing beside that host.
+    The server listens at the given host and port, and at no other host.
     """
     with serving(Metrics(), f"{host}:0") as address:
         assert "snapshotter_build_info" in scrape(address)
@@ -221,7 +221,7 @@ def test_tcp(host: str) -> None:
 )
 def test_bad_address(address: str) -> None:
     """
-    What is neither a path nor a host with a port is refused, and so nothing is open to the world by omission.
+    An address that is neither a path nor a host with a port is refused, so that no omission opens a port to the world.
     """
     with pytest.raises(InvalidArgumentError, match="HOST:PORT"), serving(Metrics(), address):
         pass
@@ -229,7 +229,7 @@ def test_bad_address(address: str) -> None:
 
 def test_taken_address() -> None:
     """
-    An address that cannot be had is said so.
+    An address at which listening fails is named in the error.
     """
     with serving(Metrics(), "127.0.0.1:0") as address:
         for taken in (address, "host.invalid:1"):
@@ -250,7 +250,7 @@ def test_silent_clients(address: str) -> None:
 
 def test_rude_clients(measured: Metrics, address: str, capfd: pytest.CaptureFixture[str]) -> None:
     """
-    Clients that speak another language, or go away, change nothing, and nothing is said of them.
+    Clients that speak another protocol or disconnect change nothing, and print nothing.
     """
     for sent in (
         b"",
@@ -267,7 +267,7 @@ def test_rude_clients(measured: Metrics, address: str, capfd: pytest.CaptureFixt
 
 def test_hanging_filesystem(address: str, btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A look at the filesystem that does not return holds up neither calls nor the end.
+    A read of the filesystem that hangs delays neither calls nor the end.
     """
     entered, gate = threading.Event(), threading.Event()
 

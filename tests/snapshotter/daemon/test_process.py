@@ -25,7 +25,7 @@ from tests.snapshotter.daemon.running import PATIENCE, RUN, Daemon, names, ping
 pytestmark = pytest.mark.btrfs
 
 
-# Code that a process runs before the daemon; `gate(name)` waits there until the test opens it.
+# Code that the process runs before the daemon; `gate(name)` waits until the test opens the gate.
 GATES = """
 import os, sys
 from snapshotter.daemon import process
@@ -61,7 +61,7 @@ BtrfsVolumes.create = slow
 )
 
 
-# By gRPC's own client, which reads an answer also when the connection ends behind it.
+# With gRPC's own client, which reads an answer also if the connection closes after it.
 PREPARE = """
 import sys, grpc
 from snapshotter.api import snapshots_pb2 as pb
@@ -77,10 +77,10 @@ with grpc.insecure_channel("unix:" + sys.argv[1]) as channel:
 
 def greeted(address: Path) -> socket.socket:
     """
-    A connection that the daemon has sent its SETTINGS on.
+    Return a connection on which the daemon has sent its SETTINGS.
     """
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(1.0)  # what containerd gives it
+    connection.settimeout(1.0)  # containerd's limit for a connection
     connection.connect(str(address))
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
     header = connection.recv(9, socket.MSG_WAITALL)
@@ -90,7 +90,7 @@ def greeted(address: Path) -> socket.socket:
 
 def test_command(daemon: Daemon, run: Run) -> None:
     """
-    While the daemon has the store, the command works through it.
+    While the daemon holds the store, the command works through the daemon.
     """
     daemon.ready()
     for argv in (
@@ -111,8 +111,8 @@ def test_command(daemon: Daemon, run: Run) -> None:
 class TestOpening:
     def test_slow_recovery(self, daemon: Daemon) -> None:
         """
-        Who connects while the store is being opened is greeted within a second, and answered afterwards; until then
-        the daemon is not ready.
+        A client that connects while the store is being opened is greeted within a second and answered afterwards. Until
+        then the daemon is not ready.
         """
         open_gate = daemon.gate("recovery")
         with Snapshotter.create(daemon.root) as store:
@@ -144,7 +144,7 @@ class TestOpening:
 
     def test_failing(self, daemon: Daemon) -> None:
         """
-        Where the store cannot be opened, who waits is told, and the daemon ends.
+        If opening the store fails, waiting clients get the error, and the daemon ends.
         """
         open_gate = daemon.gate("recovery")
         Snapshotter.create(daemon.root).close()
@@ -166,7 +166,7 @@ class TestOpening:
 
     def test_stopped(self, daemon: Daemon) -> None:
         """
-        A signal while the store is being opened ends the daemon after that, and calls that waited are answered.
+        A signal while the store is being opened ends the daemon after opening; waiting calls are answered.
         """
         open_gate = daemon.gate("recovery")
         Snapshotter.create(daemon.root).close()
@@ -178,7 +178,7 @@ class TestOpening:
             daemon.send(signal.SIGTERM)
             daemon.notified("STOPPING=1")
             open_gate()
-            with contextlib.suppress(UnavailableError):  # it came after the signal
+            with contextlib.suppress(UnavailableError):  # if the call came after the signal
                 assert call.result()
         assert daemon.ended() == 0
 
@@ -186,7 +186,7 @@ class TestOpening:
 class TestConfiguration:
     def test_file(self, daemon: Daemon) -> None:
         """
-        The daemon does as its file says, and flags say otherwise.
+        The daemon obeys its file, and flags override the file.
         """
         file = daemon.work / "config.toml"
         file.write_text('version = 1\nmount_mode = "bind"\nlog_format = "json"\nlog_level = "warning"\n')
@@ -199,7 +199,7 @@ class TestConfiguration:
 
     def test_wrong(self, daemon: Daemon) -> None:
         """
-        A wrong configuration is one line and code 2; nothing is made.
+        A wrong configuration is one line and code 2, and nothing is created.
         """
         file = daemon.work / "config.toml"
         file.write_text('version = 1\nadress = "/run/s.sock"\n')
@@ -214,7 +214,7 @@ class TestConfiguration:
     @pytest.mark.parametrize("module", ["grpclib", "google.protobuf", "hpack", "prometheus_client"])
     def test_missing_library(self, daemon: Daemon, module: str) -> None:
         """
-        Without what the extra installs, the daemon names it, in one line.
+        If a library of the extra is missing, the daemon names it in one line.
         """
         code, line = daemon.refused(
             "--metrics-address", "localhost:0", patch=f"import sys; sys.modules['{module}'] = None\n"
@@ -224,7 +224,7 @@ class TestConfiguration:
 
     def test_commands(self, daemon: Daemon) -> None:
         """
-        A configuration is printed, and checked, as serve would read it.
+        The configuration is printed and checked as serve would read it.
         """
 
         def config(*argv: str) -> tuple[int, str, str]:
@@ -254,7 +254,7 @@ class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_drained(self, daemon: Daemon, number: int) -> None:
         """
-        A signal ends the daemon when the call under way is answered; no new ones are taken meanwhile.
+        A signal ends the daemon once the call in flight is answered; new calls are refused.
         """
         open_gate = daemon.gate("prepare")
         daemon.ready(patch=SLOW_PREPARE)
@@ -276,7 +276,7 @@ class TestSignals:
 
     def test_hung_call(self, daemon: Daemon) -> None:
         """
-        A call that does not end is given up after a while, with a line and code 1.
+        A hanging call is given up after a time limit, with a line and code 1.
         """
         daemon.gate("prepare")
         daemon.ready(patch=SLOW_PREPARE + "\nprocess.CALLS_SECONDS = process.CLOSE_SECONDS = 0.1\n")
@@ -290,7 +290,7 @@ class TestSignals:
 
     def test_second_signal(self, daemon: Daemon) -> None:
         """
-        A second signal ends it at once.
+        A second signal ends the daemon at once.
         """
         daemon.gate("prepare")
         daemon.ready(patch=SLOW_PREPARE + "\nprocess.CALLS_SECONDS = 1000.0\n")
@@ -316,7 +316,7 @@ class TestSignals:
 
     def test_nothing_deleted(self, daemon: Daemon) -> None:
         """
-        No signal deletes anything: every snapshot is there afterwards, with its subvolume and content.
+        No signal deletes anything: every snapshot keeps its subvolume and content.
         """
         daemon.ready()
         with daemon.client() as client:
@@ -350,7 +350,7 @@ class TestWatchdog:
 
     def test_hung_service(self, daemon: Daemon) -> None:
         """
-        A service that no longer answers in time does not feed it, though its process and its timers run.
+        A service that answers too late does not feed the watchdog, although its process and timers run.
         """
         hang = """
 import time
@@ -377,7 +377,7 @@ Snapshotter.stat = hanging
 )
 def test_calls(daemon: Daemon, patch: str, expected: int) -> None:
     """
-    The daemon mounts nothing and runs no other program; one that does is found.
+    The daemon mounts nothing and runs no other program; a daemon that does is detected.
     """
     trace = daemon.work / "trace"
     calls = "execve,execveat,mount,umount2,fsopen,fsmount,move_mount,open_tree,mount_setattr,pivot_root,chroot"

@@ -21,7 +21,7 @@ class TestRoot:
     @pytest.mark.parametrize("kind", ["missing", "empty", "subvolume"])
     def test_initialised(self, daemon: Daemon, kind: str) -> None:
         """
-        A missing or an empty root becomes a store, which serves, and does so again after a restart.
+        A missing or empty root becomes a store, which is served, also after a restart.
         """
         if kind == "empty":
             daemon.root.mkdir()
@@ -39,7 +39,7 @@ class TestRoot:
 
     def test_odd_names(self, make_daemon: Callable[..., Daemon], btrfs: Path) -> None:
         """
-        Root and socket may have any name, and the manager is told nothing else by it.
+        Root and socket may have any name, and no name can forge a line to the manager.
         """
         daemon = make_daemon(btrfs / os.fsdecode(b"\xff\nREADY=1\xc3\xa9"))
         daemon.address = daemon.work / os.fsdecode(b"\xff\n.sock")
@@ -54,7 +54,7 @@ class TestRoot:
 
     def test_mount_point(self, make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
         """
-        The root can be the mount point of a filesystem of its own; it is unmounted without force afterwards.
+        The root can be the mount point of its own filesystem, which can be unmounted afterwards without force.
         """
         root = tmp_path / "root"
         root.mkdir()
@@ -68,7 +68,7 @@ class TestRoot:
 
     def test_tightened(self, daemon: Daemon) -> None:
         """
-        The root of an existing store is closed to others, and the log says so.
+        The root of an existing store is closed to other users, and the log says so.
         """
         Snapshotter.create(daemon.root).close()
         daemon.root.chmod(0o755)
@@ -78,7 +78,7 @@ class TestRoot:
 
     def test_held(self, daemon: Daemon, make_daemon: Callable[..., Daemon]) -> None:
         """
-        A second daemon on the root names the first, which goes on, and leaves nothing behind.
+        A second daemon on the root names the first and leaves nothing behind; the first keeps serving.
         """
         daemon.ready()
         second = make_daemon()
@@ -92,7 +92,7 @@ class TestRoot:
 
     def test_no_btrfs(self, make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
         """
-        A root that is not on btrfs is refused, missing or empty, with what to do; it is not made, nor changed.
+        A root that is not on btrfs, missing or empty, is refused with the cure, and is neither created nor changed.
         """
         daemon = make_daemon(tmp_path / "root")
         for _ in range(2):
@@ -108,7 +108,7 @@ class TestRoot:
 
     def test_something_else(self, daemon: Daemon) -> None:
         """
-        A root that holds something else is refused, and stays as it is.
+        A root that holds other files is refused and unchanged.
         """
         daemon.root.mkdir()
         (daemon.root / "file").touch()
@@ -118,7 +118,7 @@ class TestRoot:
 
     def test_copy(self, make_daemon: Callable[..., Daemon], btrfs: Path) -> None:
         """
-        A copy of a store is not served: the cure is named, and nothing touched.
+        A copy of a store is refused with the cure and unchanged.
         """
         with Snapshotter.create(btrfs / "original") as store:
             store.prepare("a")
@@ -136,7 +136,7 @@ class TestRoot:
     @pytest.mark.parametrize("made", [False, True])
     def test_inherited(self, make_daemon: Callable[..., Daemon], btrfs: Path, tmp_path: Path, made: bool) -> None:
         """
-        A mount whose options containers would inherit is refused in the bind mode, and fine in the other.
+        A mount with options that containers would inherit is refused in the bind mode, and served in the btrfs mode.
         """
         point = tmp_path / "point"
         point.mkdir()

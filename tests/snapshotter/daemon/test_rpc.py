@@ -1,5 +1,5 @@
 """
-The gRPC server, called as no client should.
+The gRPC server, with clients that break the protocol.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from tests.snapshotter.serving import serving
 
 def test_too_many_headers(plain: Snapshotter) -> None:
     """
-    A client with more headers than anybody needs loses its connection, and nobody else theirs.
+    A client that sends excessive headers loses its connection; other clients keep theirs.
     """
     with serving(plain) as server, Wire(server.address) as wire, Wire(server.address) as greedy:
         with pytest.raises(ConnectionError):
@@ -29,7 +29,7 @@ def test_too_many_headers(plain: Snapshotter) -> None:
 
 def test_too_large_a_request_is_refused_unread(plain: Snapshotter) -> None:
     """
-    The size that a message announces is enough to refuse it; the connection goes on.
+    A request is refused by the size that it announces; the connection stays open.
     """
     with wired(plain) as wire:
         number = wire.begin("Stat")
@@ -60,7 +60,7 @@ def test_too_large_a_request_is_refused_unread(plain: Snapshotter) -> None:
 )
 def test_broken_requests(plain: Snapshotter, body: bytes, status: Status) -> None:
     """
-    What is no single whole message is refused, and the next call answered.
+    A request that is not exactly one complete message is refused, and the next call answered.
     """
     with wired(plain) as wire:
         number = wire.begin("Stat")
@@ -71,7 +71,7 @@ def test_broken_requests(plain: Snapshotter, body: bytes, status: Status) -> Non
 
 def test_headers_are_not_needed(plain: Snapshotter) -> None:
     """
-    containerd's collection sends no namespace, everybody else one and more; all are answered alike.
+    containerd's collection sends no namespace, other clients send one and more headers; the answers are equal.
     """
     with wired(plain) as wire:
         for headers in ({}, {"containerd-namespace": "k8s.io", "traceparent": "00-1-2-01", "grpc-timeout": "60S"}):
@@ -83,7 +83,7 @@ def test_headers_are_not_needed(plain: Snapshotter) -> None:
 
 def test_what_is_not_ours(plain: Snapshotter) -> None:
     """
-    An unknown method is unimplemented, and what is not gRPC gets HTTP's answer.
+    An unknown method is Unimplemented, and a request that is not gRPC gets an HTTP error.
     """
     with wired(plain) as wire:
         assert wire.call("Fork", b"").status == Status.UNIMPLEMENTED.value
@@ -97,7 +97,7 @@ def test_what_is_not_ours(plain: Snapshotter) -> None:
 
 def test_given_up_at_once(plain: Snapshotter) -> None:
     """
-    A client that gives up in the same breath as it asks gets no answer, and its other calls theirs.
+    A client that cancels a call in the same write gets no answer to it, and answers to its other calls.
     """
     with wired(plain) as wire:
         for name in ("Stat", "Prepare", "List"):
@@ -113,10 +113,10 @@ def test_given_up_at_once(plain: Snapshotter) -> None:
 
 def test_what_is_not_http(plain: Snapshotter) -> None:
     """
-    A client that breaks HTTP/2 loses its connection, and nobody else theirs.
+    A client that breaks HTTP/2 loses its connection; other clients keep theirs.
     """
     with serving(plain) as server, Wire(server.address) as wire, Wire(server.address) as broken:
-        broken._socket.sendall(bytes(9))  # a frame of data of no stream
+        broken._socket.sendall(bytes(9))  # a DATA frame without a stream
         with pytest.raises(ConnectionError):
             while True:
                 broken.receive()
@@ -170,7 +170,7 @@ DOCUMENTED = {0, *(status.value for status in STATUSES.values())} - {Status.UNKN
 @pytest.fixture
 def garbage(plain: Snapshotter) -> Iterator[Wire]:
     """
-    A connection to a service with a store, for all examples.
+    Return a connection to a service with a store, shared by all examples.
     """
     plain.prepare("k")
     plain.commit("base", "k")
@@ -182,7 +182,7 @@ def garbage(plain: Snapshotter) -> Iterator[Wire]:
 @given(name=st.sampled_from(sorted(METHODS)), parts=st.lists(DATA, min_size=1, max_size=3))
 def test_garbage(garbage: Wire, name: str, parts: list[bytes]) -> None:
     """
-    Missing, repeated, foreign and meaningless fields give documented answers, and the service is there afterwards.
+    Missing, repeated, foreign and meaningless fields get documented answers, and the service keeps serving.
     """
     reply = garbage.call(name, b"".join(parts))
     assert reply.status in DOCUMENTED, reply

@@ -25,7 +25,7 @@ from tests.snapshotter.serving import serving
 
 def test_calls_wait_for_the_store(plain: Snapshotter) -> None:
     """
-    Before the store is open a connection is greeted, health answers that it is not serving, and calls wait for it.
+    Before the store is open, a connection is greeted, health answers that the service is not serving, and calls wait.
     """
     with serving() as server, Wire(server.address) as wire:
         wire.until_greeted()
@@ -49,7 +49,7 @@ def test_calls_wait_for_the_store(plain: Snapshotter) -> None:
 
 def test_a_store_that_does_not_open() -> None:
     """
-    Calls say why there is no store, in a kind that says nothing about snapshots; it is not serving.
+    Calls get the reason with a status that says nothing about snapshots; the service is not serving.
     """
     with serving() as server, Wire(server.address) as wire:
         server.fail(NotFoundError("no such directory"))
@@ -72,7 +72,8 @@ def test_calls_do_not_wait_for_ever() -> None:
 
 def test_health(plain: Snapshotter) -> None:
     """
-    The service as a whole and by name are serving, another one is unknown; after the disk failed they are not.
+    The service is serving under its name and the empty name, and unknown by others; after the disk failed it is not
+    serving.
     """
     with wired(plain) as wire:
         for name in ("", "containerd.services.snapshots.v1.Snapshots"):
@@ -88,7 +89,7 @@ def test_health(plain: Snapshotter) -> None:
 
 def test_every_kind_is_tried() -> None:
     """
-    The table above has all there are.
+    The table STATUSES has all kinds of errors.
     """
     assert set(STATUSES) == {kind for name in errors.__all__ if isinstance(kind := getattr(errors, name), type)}
 
@@ -96,8 +97,8 @@ def test_every_kind_is_tried() -> None:
 @pytest.mark.parametrize("kind", STATUSES)
 def test_error_kinds(kind: type[errors.Error]) -> None:
     """
-    Each kind of error has containerd's code and the whole text; but a removal says NotFound or FailedPrecondition, for
-    anything else would end containerd's collection.
+    Each kind of error has containerd's code and the whole text. But Remove has NotFound or FailedPrecondition, because
+    any other error would end containerd's collection.
     """
     text = "why: é % \n\x7f 'k' \udcff"
     with wired(Fake(raising(kind(text)))) as wire:
@@ -111,7 +112,7 @@ def test_error_kinds(kind: type[errors.Error]) -> None:
 
 def test_an_exception_is_one_failed_call(caplog: pytest.LogCaptureFixture) -> None:
     """
-    What a method never should raise is told to the client and logged, and the service lives on.
+    An unexpected exception of a method is answered and logged, and the service keeps serving.
     """
     with wired(Fake(raising(ZeroDivisionError("oops")))) as wire:
         for name, request in METHODS.items():
@@ -126,7 +127,7 @@ def test_an_exception_is_one_failed_call(caplog: pytest.LogCaptureFixture) -> No
 
 def test_a_huge_key_is_not_repeated_whole(plain: Snapshotter) -> None:
     """
-    Errors quote no more than a part of huge keys, labels, paths and filters: their text travels in a header.
+    Errors quote only a part of huge keys, labels, paths and filters, because the text travels in a header.
     """
     huge = "x" * 1_000_000
     info = pb.Info(name=huge)
@@ -151,7 +152,7 @@ def test_a_huge_key_is_not_repeated_whole(plain: Snapshotter) -> None:
 
 def test_list_in_batches() -> None:
     """
-    A hundred descriptions a message, the rest last, and nothing for nothing.
+    A list has a hundred snapshots a message, the rest in the last message, and no message if there are no snapshots.
     """
     infos = [Info(Kind.ACTIVE, f"k{number}") for number in range(250)]
     with wired(Fake(lambda *_: iter(infos))) as wire:
@@ -164,7 +165,7 @@ def test_list_in_batches() -> None:
 
 def test_large_labels_make_small_batches() -> None:
     """
-    With labels of megabytes a message is as small as one description lets.
+    With large labels, a message stays below its limit plus one snapshot.
     """
     labels = {str(number): "v" * 4000 for number in range(100)}
     infos = [Info(Kind.ACTIVE, f"k{number}", labels=labels) for number in range(50)]
@@ -176,7 +177,7 @@ def test_large_labels_make_small_batches() -> None:
 
 def test_who_reads_slowly_holds_up_nobody() -> None:
     """
-    A client that takes no more of a list is waited for, without keeping the list in memory or others waiting.
+    A client that does not read its list delays no other client, and the list does not pile up in memory.
     """
     labels = {"l": "v" * 4000}
     made = 0
@@ -205,7 +206,7 @@ def test_who_reads_slowly_holds_up_nobody() -> None:
 
 def test_a_long_list_holds_up_nobody() -> None:
     """
-    While descriptions are gathered, other calls are answered.
+    While a list is gathered, other calls are answered.
     """
     begun, go = threading.Event(), threading.Event()
 
@@ -228,7 +229,7 @@ def test_a_long_list_holds_up_nobody() -> None:
 
 def test_too_many_filters(plain: Snapshotter) -> None:
     """
-    Filters have room for the largest key and label; beyond that they are refused, unread.
+    Filters may hold the largest key and label; longer filters are refused before they are parsed.
     """
     with wired(plain) as wire:
         for filters, status in (
@@ -240,8 +241,8 @@ def test_too_many_filters(plain: Snapshotter) -> None:
 
 def test_one_client(plain: Snapshotter) -> None:
     """
-    Changes under no name, and under a second name while there are snapshots, are refused with the cure; what reads is
-    not, and the snapshots stay. Once they are gone the second may begin.
+    Changes without a client name, or under a second name while there are snapshots, are refused with the cure. Reads
+    are answered, and the snapshots stay. Once there are no snapshots, the second client may change the store.
     """
     with serving(plain) as server, Client(server.address, snapshotter="first") as first:
         first.prepare("k")
@@ -278,7 +279,7 @@ def test_one_client(plain: Snapshotter) -> None:
 
 def test_many_clients(plain: Snapshotter) -> None:
     """
-    Threads and connections by the dozen make, read and remove at once, and each gets its own answers.
+    Dozens of threads and connections prepare, read and remove concurrently, and each gets its own answers.
     """
 
     def work(number: int) -> None:

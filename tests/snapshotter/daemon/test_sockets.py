@@ -21,7 +21,7 @@ from tests.snapshotter.daemon.running import PATIENCE, Daemon, mode, tree
 pytestmark = pytest.mark.btrfs
 
 
-# As systemd does it: the socket becomes descriptor 3, and the variables name the process itself.
+# Like systemd: the socket becomes descriptor 3, and LISTEN_PID is the process itself.
 ACTIVATED = """
 import os, sys
 count = int(sys.argv[1])
@@ -36,7 +36,7 @@ class TestSocket:
     @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
     def test_modes(self, daemon: Daemon, umask: int) -> None:
         """
-        The socket is root's alone, and so is a directory that is made for it, whatever the umask.
+        Only root has access to the socket and to a created directory, whatever the umask.
         """
         daemon.ready(umask=umask)
         assert (mode(daemon.address), mode(daemon.address.parent), mode(daemon.root)) == (0o600, 0o700, 0o700)
@@ -45,7 +45,7 @@ class TestSocket:
 
     def test_default_acl(self, daemon: Daemon, btrfs: Path) -> None:
         """
-        It is so too where the directory gives to everybody what is made in it.
+        Only root has access to the socket, even if the directory's default ACL grants access to everybody.
         """
         everybody = struct.pack("<I" + 3 * "HHI", 2, 0x01, 7, 2**32 - 1, 0x04, 7, 2**32 - 1, 0x20, 7, 2**32 - 1)
         os.setxattr(btrfs, "system.posix_acl_default", everybody)
@@ -54,7 +54,7 @@ class TestSocket:
 
     def test_directory(self, daemon: Daemon) -> None:
         """
-        A directory that is there stays as it is; one above it is not made.
+        An existing directory stays unchanged; its missing parent is not created.
         """
         daemon.address.parent.mkdir(mode=0o751)
         before = mode(daemon.address.parent)
@@ -67,7 +67,7 @@ class TestSocket:
 
     def test_stale(self, daemon: Daemon) -> None:
         """
-        The socket that a killed daemon left is replaced.
+        The socket left by a killed daemon is replaced.
         """
         daemon.ready().stop(signal.SIGKILL)
         assert daemon.address.is_socket()
@@ -77,7 +77,7 @@ class TestSocket:
 
     def test_live(self, daemon: Daemon, make_daemon: Callable[..., Daemon], btrfs: Path) -> None:
         """
-        A socket that somebody serves at is left to them.
+        A socket at which another process serves is left alone.
         """
         daemon.ready()
         second = make_daemon(btrfs / "other")
@@ -92,7 +92,7 @@ class TestSocket:
     @pytest.mark.parametrize("kind", ["file", "symlink", "directory"])
     def test_in_the_way(self, daemon: Daemon, kind: str) -> None:
         """
-        What is no socket is not replaced, nor what a symlink names.
+        A file that is not a socket is not replaced, nor the target of a symlink.
         """
         daemon.address.parent.mkdir()
         (daemon.work / "target").write_text("content")
@@ -110,7 +110,7 @@ class TestSocket:
 
     def test_replaced(self, daemon: Daemon) -> None:
         """
-        A socket that somebody put in the place of ours is not removed at the end.
+        A file that replaced the daemon's socket is not removed at the end.
         """
         daemon.ready()
         daemon.address.unlink()
@@ -120,7 +120,7 @@ class TestSocket:
 
     def test_not_abstract(self, daemon: Daemon) -> None:
         """
-        An abstract socket, which has no permissions, is refused as a wrong configuration; no daemon opens one.
+        An abstract socket, which has no permissions, is refused as a wrong configuration, and the daemon opens none.
         """
         code, line = daemon.refused("--address", "@abstract")
         assert (code, line.partition(",")[0]) == (2, "--address: address is '@abstract'")
@@ -132,7 +132,8 @@ class TestSocket:
 class TestActivation:
     def test_served(self, daemon: Daemon) -> None:
         """
-        A socket that systemd opened is served, who connected before included, and is left to systemd at the end.
+        A socket of systemd is served, also to clients that connected before the daemon started, and is left in place at
+        the end.
         """
         path = daemon.work / "handed.sock"
         with socket.socket(socket.AF_UNIX) as handed, ThreadPoolExecutor() as pool:
@@ -154,7 +155,7 @@ class TestActivation:
     @pytest.mark.parametrize("kind", ["two", "datagram", "abstract", "internet", "silent"])
     def test_refused(self, daemon: Daemon, kind: str) -> None:
         """
-        A socket that is of no use is refused, and so are two.
+        An unsuitable socket is refused, and so are two sockets.
         """
         with contextlib.ExitStack() as stack:
             family = socket.AF_INET if kind == "internet" else socket.AF_UNIX

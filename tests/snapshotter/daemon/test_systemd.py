@@ -11,7 +11,7 @@ from snapshotter.daemon.systemd import Systemd
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
     """
-    A manager's socket, and its address as the environment has it.
+    Return a manager's socket, and its address for the environment.
     """
     name = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
@@ -22,7 +22,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[so
 class TestNotify:
     def test_lines(self, manager: tuple[socket.socket, str]) -> None:
         """
-        The manager gets one message of all lines.
+        The manager gets all lines in one message.
         """
         receiver, address = manager
         Systemd({"NOTIFY_SOCKET": address}).notify("READY=1", "STATUS=serving é")
@@ -31,7 +31,7 @@ class TestNotify:
     @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nonexistent/socket"}])
     def test_nobody(self, environ: dict[str, str]) -> None:
         """
-        Nobody to tell, or one that is gone, is no error.
+        A missing manager is no error.
         """
         Systemd(environ).notify("READY=1")
 
@@ -48,7 +48,7 @@ class TestNotify:
 )
 def test_watchdog(environ: dict[str, str], seconds: float) -> None:
     """
-    The interval is the environment's, unless that was meant for another process.
+    The interval is the environment's, unless the environment is meant for another process.
     """
     assert Systemd(environ).watchdog_seconds == seconds
 
@@ -56,7 +56,7 @@ def test_watchdog(environ: dict[str, str], seconds: float) -> None:
 class TestSockets:
     def test_handed_over(self, tmp_path: Path) -> None:
         """
-        What stands at descriptor 3 and above is given as sockets, closed on exec; a child is given nothing.
+        The descriptors from 3 on are returned as sockets, close-on-exec; a child gets none.
         """
         child = os.fork()
         if child == 0:
@@ -81,6 +81,6 @@ class TestSockets:
     @pytest.mark.parametrize("environ", [{}, {"LISTEN_FDS": "1"}, {"LISTEN_FDS": "1", "LISTEN_PID": "1"}])
     def test_none(self, environ: dict[str, str]) -> None:
         """
-        Without both variables, or with another process's, nothing is given.
+        Without both variables, or with those of another process, there are no sockets.
         """
         assert Systemd(environ).sockets() == []
