@@ -268,7 +268,8 @@ def test_one_line(log_format: LogFormat, text: str) -> None:
         "snapshotter", logging.INFO, "", 0, text, (), None, extra=extra
     )
     line = formatter.format(record)
-    assert line.isascii() and line.isprintable()
+    assert line.isascii()
+    assert line.isprintable()
 
 
 @pytest.mark.parametrize("log_format", get_args(LogFormat))
@@ -328,4 +329,5 @@ def test_calls(caplog: pytest.LogCaptureFixture) -> None:
         assert bool(record.exc_info) is isinstance(error, ZeroDivisionError)
         [(event, fields)] = told(caplog)
         assert event == (Event.REFUSED if level == logging.DEBUG else Event.FAILED)
-        assert (fields["op"], fields["code"]) == ("Stat", code) and str(error) in fields["error"]
+        assert (fields["op"], fields["code"]) == ("Stat", code)
+        assert str(error) in fields["error"]

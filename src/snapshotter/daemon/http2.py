@@ -1,8 +1,8 @@
 """
 The server's side of HTTP/2, without I/O: from bytes to events, and from answers to bytes.
 
-The h2 library would take three times as long as the rest of a call, for features that no gRPC client uses: pushing,
-priorities, arbitrary headers and trailers. hpack decodes the header blocks.
+The h2 library would take three times as long as the rest of a call. gRPC clients do not need its further features:
+pushing, priorities, arbitrary headers and trailers. hpack decodes the header blocks.
 """
 
 import struct

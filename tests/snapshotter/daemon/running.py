@@ -89,7 +89,8 @@ class Daemon:
         """
         Wait until the process has printed *line*.
         """
-        assert self.process and self.process.stdout
+        assert self.process
+        assert self.process.stdout
         assert self.process.stdout.readline() == line + "\n"
 
     def logged(self, event: str, times: int = 1) -> None:
@@ -97,7 +98,8 @@ class Daemon:
         Wait until the log has *event*.
         """
         while self.log.read_text().count(f" {event} ") < times:
-            assert self.process and self.process.poll() is None, self.log.read_text()
+            assert self.process
+            assert self.process.poll() is None, self.log.read_text()
             threading.Event().wait(0.01)
 
     def send(self, number: int) -> None:

@@ -233,8 +233,7 @@ def test_stop(hanging: Snapshotter) -> None:
             assert wire.end(number).status == 0
         stopped.result(10)
         with pytest.raises(ConnectionError):
-            while True:
-                wire.receive()
+            wire.until_closed()
         assert hanging.stat("new 0")
 
 
@@ -249,5 +248,4 @@ def test_stop_waits_no_longer_than_it_is_told(hanging: Snapshotter) -> None:
         with contextlib.suppress(ConnectionError):
             assert wire.end(number).status == Status.UNAVAILABLE.value
         with pytest.raises(ConnectionError):
-            while True:
-                wire.receive()
+            wire.until_closed()

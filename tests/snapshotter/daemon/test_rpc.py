@@ -118,8 +118,7 @@ def test_what_is_not_http(plain: Snapshotter) -> None:
     with serving(plain) as server, Wire(server.address) as wire, Wire(server.address) as broken:
         broken._socket.sendall(bytes(9))  # a DATA frame without a stream
         with pytest.raises(ConnectionError):
-            while True:
-                broken.receive()
+            broken.until_closed()
         assert wire.call("Stat", b"").status == Status.NOT_FOUND.value
 
 

@@ -156,6 +156,13 @@ class Wire:
         while not self._greeted:
             self.receive()
 
+    def until_closed(self) -> None:
+        """
+        Handle all bytes until the server closes the connection, which raises ConnectionError.
+        """
+        while True:
+            self.receive()
+
     def end(self, number: int) -> Reply:
         """
         Wait for the end of a call, and return its answer.
