@@ -90,7 +90,7 @@ def take(root: Path, name: str, *arguments: Any) -> Any:
         case "delete":
             return outcome(root, subvolume.delete, *paths, recursive=flags[0])
         case "set_read_only":
-            return outcome(root, subvolume.set_read_only, *paths, *flags)
+            return outcome(root, subvolume.set_read_only, *paths, read_only=flags[0])
         case "ask":
             return asked(root, *arguments)
     return getattr(os, name)(*paths)

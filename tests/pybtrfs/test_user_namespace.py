@@ -35,7 +35,7 @@ def test_what_works(owned: Path) -> None:
         inode.set_compression(owned / "a", "zstd")
         subvolume.snapshot(owned / "a", owned / "c", recursive=True)
         subvolume.snapshot(owned / "a", owned / "frozen", read_only=True)
-        subvolume.set_read_only(owned / "frozen", False)
+        subvolume.set_read_only(owned / "frozen", read_only=False)
         with subvolume.batch() as batch:
             batch.create(owned / "d")
         filesystem.wait_sync(owned, filesystem.start_sync(owned))

@@ -1,3 +1,3 @@
 """
-The interfaces of other bindings of btrfs, so that their users move by changing an import.
+Interfaces of other btrfs bindings, so that their users can move by changing an import.
 """

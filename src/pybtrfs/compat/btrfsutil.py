@@ -1,9 +1,9 @@
 """
-The Python interface of libbtrfsutil 7.3, without the library: ``from pybtrfs.compat import btrfsutil``.
+The Python interface of libbtrfsutil 7.3 without the library: ``from pybtrfs.compat import btrfsutil``.
 
-A *path* is a path in any form or a file descriptor; where something is made or removed it is a path. Errors are
-`BtrfsUtilError` only, with libbtrfsutil's codes and words. docs/moving.md says what differs, and what to use instead in
-new programs.
+A *path* is a path in any form or a file descriptor; to create or remove something it must be a path. All errors are
+`BtrfsUtilError`, with the codes and messages of libbtrfsutil. docs/moving.md lists the differences, and the functions
+that new programs should use instead.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from typing import Any, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pybtrfs import ioctl, items, subvolume, syscall
 from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, Key
+from pybtrfs.path import open_beneath, owned
 from pybtrfs.subvolume.creation import snapshot_below
-from pybtrfs.subvolume.info import directory_path, is_root, lookup_root
-from pybtrfs.subvolume.listing import open_beneath, opened_children
+from pybtrfs.subvolume.info import directory_path, is_root, lookup_root, missing
+from pybtrfs.subvolume.listing import opened_children
 from pybtrfs.tree_search import MAX, search, search_subvolumes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+    from typing import Self, SupportsIndex, TypeAlias
 
 ERROR_STOP_ITERATION = 1
 ERROR_NO_MEMORY = 2
@@ -73,7 +77,7 @@ _WORDS = {
     ERROR_INO_LOOKUP_USER_FAILED: "Could not resolve subvolume path with BTRFS_IOC_INO_LOOKUP_USER",
 }
 
-# By the call that the kernel refused, which pybtrfs notes on the error.
+# By the refused call, which pybtrfs adds to the error as a note.
 _CODES = {
     "fstatfs": ERROR_STATFS_FAILED,
     "openat2": ERROR_OPEN_FAILED,
@@ -95,21 +99,21 @@ _CODES = {
     "BTRFS_IOC_INO_LOOKUP_USER": ERROR_INO_LOOKUP_USER_FAILED,
 }
 
-_CREATE_NAME_MAX = 4039
-_DESTROY_NAME_MAX = 4087
+_CREATE_NAME_MAX = 4039  # bytes
+_DESTROY_NAME_MAX = 4087  # bytes
 _INT_MAX = (1 << 31) - 1
-_FEW = 64
+_FEW = 64  # searches for the children of one subvolume
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-"""What is made or removed."""
+"""A path to create or remove."""
 
 
 class BtrfsUtilError(OSError):
     """
-    A call failed. It is never a FileNotFoundError or another class that Python has for an errno.
+    The error of a failed call. It is never an instance of FileNotFoundError or another subclass of OSError.
 
     Attributes:
-        btrfsutilerror: Which step failed: one of ``ERROR_*``.
+        btrfsutilerror: The step that failed: one of ``ERROR_*``.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -150,7 +154,9 @@ class _SubvolumeInfoFields(NamedTuple):
 
 class SubvolumeInfo(_SubvolumeInfoFields):
     """
-    A subvolume: a tuple of 14, with *stime* and *rtime* as further attributes. Times are in seconds since 1970, UTC.
+    A subvolume: a tuple of 14 fields, with *stime* and *rtime* as further attributes.
+
+    Times are in seconds since 1970, UTC.
     """
 
     n_fields = 16
@@ -160,7 +166,7 @@ class SubvolumeInfo(_SubvolumeInfoFields):
     stime: float
     rtime: float
 
-    def __new__(cls, sequence: tuple[Any, ...]) -> SubvolumeInfo:
+    def __new__(cls, sequence: tuple[Any, ...]) -> Self:
         *fields, stime, rtime = sequence
         self = super().__new__(cls, *fields)
         self.stime = stime
@@ -171,14 +177,14 @@ class SubvolumeInfo(_SubvolumeInfoFields):
         return type(self), ((*self, self.stime, self.rtime),)
 
 
-_Entry = tuple[str, int | SubvolumeInfo]
-_Entries = Generator[_Entry, None, None]
-_Children = Generator[tuple[str, int, int], None, None]
+_Entry: TypeAlias = "tuple[str, int | SubvolumeInfo]"
+_Entries: TypeAlias = "Generator[_Entry, None, None]"
+_Children: TypeAlias = "Generator[tuple[str, int, int], None, None]"
 
 
 class QgroupInherit:
     """
-    The qgroups that a new subvolume joins.
+    A list of qgroups for a new subvolume to join.
     """
 
     def __init__(self) -> None:
@@ -186,15 +192,21 @@ class QgroupInherit:
 
     @property
     def groups(self) -> list[int]:
+        """
+        The ids of the qgroups.
+        """
         return list(self._groups)
 
     def add_group(self, qgroupid: SupportsIndex) -> None:
+        """
+        Add a qgroup.
+        """
         self._groups.append(_u64(qgroupid))
 
 
 def sync(path: Path | int) -> None:
     """
-    Write everything of the filesystem to disk.
+    Write all data of the filesystem to disk, and commit.
     """
     with _opened(path) as fd:
         ioctl.sync(fd)
@@ -202,7 +214,7 @@ def sync(path: Path | int) -> None:
 
 def start_sync(path: Path | int) -> int:
     """
-    Begin to commit, and return the id of the transaction. See the warning at `pybtrfs.filesystem.wait_sync`.
+    Start a commit, and return the id of its transaction. See the warning at `pybtrfs.filesystem.wait_sync`.
     """
     with _opened(path) as fd:
         return ioctl.start_sync(fd)
@@ -210,7 +222,7 @@ def start_sync(path: Path | int) -> int:
 
 def wait_sync(path: Path | int, transid: SupportsIndex = 0) -> None:
     """
-    Wait until the transaction *transid*, or the one being committed for 0, is on disk.
+    Wait until the transaction *transid* is durable; 0 means the transaction that is being committed.
     """
     path, transid = _converted(path), _u64(transid)
     with _opened(path) as fd:
@@ -219,9 +231,9 @@ def wait_sync(path: Path | int, transid: SupportsIndex = 0) -> None:
 
 def is_subvolume(path: Path | int) -> bool:
     """
-    Return whether *path* is the root of a subvolume; it need not be readable.
+    Return whether *path* is the root of a subvolume. The file need not be readable.
     """
-    # Of a path everything is an error of statfs(2), which libbtrfsutil begins with.
+    # libbtrfsutil calls statfs(2) on the path first, so that every error has its code.
     with _opened(path, syscall.O_PATH, failed=ERROR_STATFS_FAILED) as fd:
         return syscall.fstatfs_type(fd) == syscall.BTRFS_SUPER_MAGIC and is_root(fd)
 
@@ -236,7 +248,10 @@ def subvolume_id(path: Path | int) -> int:
 
 def subvolume_path(path: Path | int, id: SupportsIndex = 0) -> str:
     """
-    Return the path of the subvolume *id*, or of *path* itself for 0, from the top level. Needs ``CAP_SYS_ADMIN``.
+    Return the path of a subvolume from the top level. Needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        id: 0 means the subvolume at *path*.
     """
     path, id = _converted(path), _u64(id)
     with _opened(path) as fd:
@@ -245,7 +260,10 @@ def subvolume_path(path: Path | int, id: SupportsIndex = 0) -> str:
 
 def subvolume_info(path: Path | int, id: SupportsIndex = 0) -> SubvolumeInfo:
     """
-    Return what the subvolume *id*, or *path* itself for 0, is. For another one than *path* it needs ``CAP_SYS_ADMIN``.
+    Return a subvolume, also if it is deleted and not cleaned yet. Any subvolume but *path* needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        id: 0 means the subvolume at *path*.
     """
     path, id = _converted(path), _u64(id)
     with _opened(path) as fd:
@@ -254,9 +272,9 @@ def subvolume_info(path: Path | int, id: SupportsIndex = 0) -> SubvolumeInfo:
             try:
                 return _own_info(fd)
             except FileNotFoundError:
-                pass  # deleted, and not yet cleaned perhaps
+                pass  # deleted, but perhaps not cleaned yet
         elif id != FS_TREE_OBJECTID and not items.FIRST_FREE_OBJECTID <= id <= items.LAST_FREE_OBJECTID:
-            raise _not_found(id)
+            raise missing(id)
         return _info_by_id(fd, id)
 
 
@@ -270,19 +288,19 @@ def get_subvolume_read_only(path: Path | int) -> bool:
 
 def set_subvolume_read_only(path: Path | int, read_only: object = True) -> None:
     """
-    Make the subvolume read-only or writable; a received one that becomes writable loses its received uuid.
+    Make the subvolume read-only or writable. A received subvolume that becomes writable loses its received uuid.
     """
     with _opened(path) as fd:
         flags = ioctl.subvol_getflags(fd)
         if read_only:
             ioctl.subvol_setflags(fd, flags | ioctl.SUBVOL_RDONLY)
         else:
-            subvolume.set_read_only(fd, False, clear_received=True)
+            subvolume.set_read_only(fd, read_only=False, clear_received=True)
 
 
 def get_default_subvolume(path: Path | int) -> int:
     """
-    Return the id of the subvolume that is mounted when none is named. Needs ``CAP_SYS_ADMIN``.
+    Return the id of the default subvolume. Needs ``CAP_SYS_ADMIN``.
     """
     with _opened(path) as fd:
         return subvolume.get_default(fd)
@@ -290,7 +308,10 @@ def get_default_subvolume(path: Path | int) -> int:
 
 def set_default_subvolume(path: Path | int, id: SupportsIndex = 0) -> None:
     """
-    Let the subvolume *id*, or *path* itself for 0, be mounted when none is named. Needs ``CAP_SYS_ADMIN``.
+    Make a subvolume the default subvolume. Needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        id: 0 means the subvolume at *path*.
     """
     path, id = _converted(path), _u64(id)
     with _opened(path) as fd:
@@ -299,7 +320,10 @@ def set_default_subvolume(path: Path | int, id: SupportsIndex = 0) -> None:
 
 def create_subvolume(path: Path, async_: object = False, qgroup_inherit: QgroupInherit | None = None) -> int | None:
     """
-    Create a subvolume. With *async_*, begin to commit it, and return the id of the transaction for `wait_sync`.
+    Create a subvolume.
+
+    Args:
+        async_: Start a commit, and return the id of its transaction for `wait_sync`.
     """
     path, inherit = _converted(path, allow_fd=False), _inherit(qgroup_inherit)
     with _placed(path, _CREATE_NAME_MAX) as (dirfd, name):
@@ -316,8 +340,11 @@ def create_snapshot(
     qgroup_inherit: QgroupInherit | None = None,
 ) -> int | None:
     """
-    Make a snapshot of the subvolume *source*. With *recursive*, which excludes *read_only*, of those nested in it too,
-    one after the other and not atomically. *async_* is as for `create_subvolume`.
+    Create a snapshot of the subvolume *source*.
+
+    Args:
+        recursive: Snapshot all nested subvolumes too. This is not atomic, and cannot be combined with *read_only*.
+        async_: As in `create_subvolume`.
     """
     source, path, inherit = _converted(source), _converted(path, allow_fd=False), _inherit(qgroup_inherit)
     try:
@@ -335,26 +362,27 @@ def create_snapshot(
 
 def delete_subvolume(path: Path, recursive: object = False) -> None:
     """
-    Delete the subvolume; with *recursive*, those nested in it first, one after the other and not atomically.
+    Delete the subvolume.
+
+    Args:
+        recursive: Delete all nested subvolumes first. This is not atomic.
     """
     with _placed(path, _DESTROY_NAME_MAX) as (dirfd, name):
         if recursive:
-            # What is mounted on the name is not what is going to be deleted.
+            # `open_beneath` refuses a filesystem that is mounted on the name, because it is not the one to delete.
             try:
                 fd = open_beneath(dirfd, name)
             except NotADirectoryError:
                 raise _refused(ERROR_NOT_SUBVOLUME) from None
-            try:
+            with owned(fd):
                 _check_subvolume(fd)
                 _delete_below(fd)
-            finally:
-                os.close(fd)
         ioctl.snap_destroy(dirfd, name)
 
 
 def deleted_subvolumes(path: Path | int) -> list[int]:
     """
-    Return the ids of subvolumes that are deleted and not yet cleaned. Needs ``CAP_SYS_ADMIN``.
+    Return the ids of the deleted subvolumes that the kernel has not cleaned yet. Needs ``CAP_SYS_ADMIN``.
     """
     with _opened(path) as fd:
         return [deleted.id for deleted in subvolume.iterate_deleted(fd)]
@@ -362,10 +390,15 @@ def deleted_subvolumes(path: Path | int) -> list[int]:
 
 class SubvolumeIterator:
     """
-    The subvolumes below the subvolume *top*, or below *path* for 0, with their paths from it and their ids, or a
-    `SubvolumeInfo` instead of the id with *info*; each before what it contains, or behind it with *post_order*.
+    An iterator over the subvolumes below the subvolume *top*: their paths from *top*, and their ids.
 
-    Below *path* itself it needs no privilege: to a caller without ``CAP_SYS_ADMIN`` what he may not open is left out.
+    Listing below *path* itself needs no privilege, but without ``CAP_SYS_ADMIN`` skips subvolumes that the caller
+    cannot open.
+
+    Args:
+        top: The id of a subvolume; 0 means the subvolume at *path*.
+        info: Yield a `SubvolumeInfo` instead of the id.
+        post_order: Yield each subvolume after its children instead of before them.
     """
 
     _fd = -1
@@ -386,9 +419,9 @@ class SubvolumeIterator:
                     os.close(fd)
                 raise
         self._fd, self._owned = fd, owned
-        self._entries = _iterate(fd, top, bool(info), bool(post_order))
+        self._entries = _iterate(fd, top, info=bool(info), post_order=bool(post_order))
 
-    def __iter__(self) -> SubvolumeIterator:
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> _Entry:
@@ -398,20 +431,23 @@ class SubvolumeIterator:
 
     def fileno(self) -> int:
         """
-        The file descriptor of *path*.
+        Return the file descriptor of *path*.
         """
         if self._fd < 0:
             raise ValueError("operation on closed iterator")
         return self._fd
 
     def close(self) -> None:
+        """
+        End the iteration and close the file descriptor, if the iterator opened it; a second call does nothing.
+        """
         fd, self._fd = self._fd, -1
         if fd >= 0:
             self._entries.close()
             if self._owned:
                 os.close(fd)
 
-    def __enter__(self) -> SubvolumeIterator:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -440,7 +476,7 @@ subvolume_list_deleted = deleted_subvolumes
 
 class _StepError(OSError):
     """
-    The error of a step that is no call of pybtrfs.
+    The error of a step outside of pybtrfs, with its code.
     """
 
     code: int
@@ -450,10 +486,6 @@ def _refused(code: int, number: int = errno.EINVAL) -> _StepError:
     error = _StepError(number, os.strerror(number))
     error.code = code
     return error
-
-
-def _not_found(subvolid: int) -> FileNotFoundError:
-    return FileNotFoundError(errno.ENOENT, f"there is no subvolume {subvolid}")
 
 
 @contextmanager
@@ -467,7 +499,7 @@ def _errors(name: str | bytes | int | None) -> Iterator[None]:
         if isinstance(error, _StepError):
             code = error.code
         else:
-            # An errno that pybtrfs explains is the kernel's here.
+            # If pybtrfs has explained the error, its cause has the errno of the kernel.
             if isinstance(error.__cause__, OSError):
                 cause = error.__cause__
             notes = _notes(cause)
@@ -493,16 +525,13 @@ def _opened(path: Path | int, flags: int = os.O_RDONLY, *, failed: int = ERROR_O
         if isinstance(filename, int):
             yield filename
             return
-        fd = _open(filename, flags, failed)
-        try:
+        with owned(_open(filename, flags, failed)) as fd:
             yield fd
-        finally:
-            os.close(fd)
 
 
 def _open(path: str | bytes, flags: int = os.O_RDONLY, failed: int = ERROR_OPEN_FAILED) -> int:
     try:
-        # Non-blocking, for a path may lead to a FIFO.
+        # O_NONBLOCK, because opening a FIFO would block.
         return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise _refused(failed, error.errno or 0) from error
@@ -516,16 +545,13 @@ def _placed(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
         head, slash, tail = (text.rstrip(b"/") or text[:1]).rpartition(b"/")
         if len(tail) > longest:
             raise _refused(ERROR_INVALID_ARGUMENT, errno.ENAMETOOLONG)
-        dirfd = _open(head or slash or b".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
+        with owned(_open(head or slash or b".", os.O_RDONLY | os.O_DIRECTORY)) as dirfd:
             yield dirfd, tail
-        finally:
-            os.close(dirfd)
 
 
 def _converted(path: Any, *, allow_fd: bool = True) -> Any:
     """
-    Return *path* as str, bytes or, where it may be one, a file descriptor.
+    Return *path* as str, bytes or, if *allow_fd* is true, a file descriptor.
     """
     if allow_fd and hasattr(path, "__index__"):
         fd = operator.index(path)
@@ -603,7 +629,7 @@ def _info(info: ioctl.SubvolInfo) -> SubvolumeInfo:
 
 def _info_by_id(fd: int, subvolid: int) -> SubvolumeInfo:
     """
-    Return what a subvolume is, also one that is deleted and not yet cleaned.
+    Return a subvolume, also if it is deleted and not cleaned yet.
     """
     try:
         found = lookup_root(fd, subvolid)
@@ -612,20 +638,19 @@ def _info_by_id(fd: int, subvolid: int) -> SubvolumeInfo:
             return _own_info(fd)
         raise
     if found is None:
-        raise _not_found(subvolid)
+        raise missing(subvolid)
     return _info(found)
 
 
 def _snapshot_below(source_fd: int, dirfd: int, name: bytes, inherit: ioctl.Inherit | None) -> None:
-    fd = open_beneath(dirfd, name)
-    try:
-        snapshot_below(source_fd, fd, _id(fd), inherit)
-    except OSError as error:
-        if _notes(error):
-            raise
-        raise _refused(ERROR_RMDIR_FAILED, error.errno or 0) from error
-    finally:
-        os.close(fd)
+    with owned(open_beneath(dirfd, name)) as fd:
+        try:
+            snapshot_below(source_fd, fd, _id(fd), inherit)
+        except OSError as error:
+            # rmdir(2) is the only call without a note.
+            if _notes(error):
+                raise
+            raise _refused(ERROR_RMDIR_FAILED, error.errno or 0) from error
 
 
 def _delete_below(fd: int) -> None:
@@ -633,31 +658,33 @@ def _delete_below(fd: int) -> None:
         for _, path, child_fd in found:
             _delete_below(child_fd)
             head, tail = os.path.split(path)
-            directory = open_beneath(fd, head or ".")
-            try:
+            with owned(open_beneath(fd, head)) as directory:
                 ioctl.snap_destroy(directory, os.fsencode(tail))
-            finally:
-                os.close(directory)
 
 
-def _iterate(fd: int, top: int, info: bool, post_order: bool) -> _Entries:
+def _iterate(fd: int, top: int, *, info: bool, post_order: bool) -> _Entries:
     key = Key(top, items.ROOT_REF_KEY, 0)
     try:
         next(search(fd, tree_id=ROOT_TREE_OBJECTID, min_key=key, max_key=key, buffer_size=4096), None)
     except PermissionError:
         if not is_root(fd) or _id(fd) != top:
             raise
-        yield from _descend(_open_children, _own_info if info else None, fd, post_order)
+        yield from _descend(_open_children, _own_info if info else None, fd, post_order=post_order)
     else:
         tree = _Tree(fd)
-        yield from _descend(tree.children, tree.info if info else None, top, post_order)
+        yield from _descend(tree.children, tree.info if info else None, top, post_order=post_order)
 
 
 def _descend(
-    children: Callable[[int], _Children], describe: Callable[[int], SubvolumeInfo] | None, top: int, post_order: bool
+    children: Callable[[int], _Children], describe: Callable[[int], SubvolumeInfo] | None, top: int, *, post_order: bool
 ) -> _Entries:
     """
-    Yield what is below *top*. What stands for a subvolume is what *children* gives for it.
+    Yield the subvolumes below *top*.
+
+    Args:
+        children: Yields path, id and handle of each child of the subvolume with a handle.
+        describe: Returns the info of the subvolume with a handle; None to yield ids.
+        top: A handle, which is an id or a file descriptor.
     """
     stack: list[tuple[_Entry | None, str, _Children]] = [(None, "", children(top))]
     try:
@@ -673,7 +700,7 @@ def _descend(
             try:
                 entry = above + path, describe(handle) if describe else subvolid
             except FileNotFoundError:
-                continue  # cleaned meanwhile
+                continue  # cleaned concurrently
             if not post_order:
                 yield entry
             stack.append((entry, f"{above}{path}/", children(handle)))
@@ -684,7 +711,8 @@ def _descend(
 
 class _Tree:
     """
-    What is below subvolumes, by tree search: one for each that is asked about, and one for all once these were many.
+    The children of subvolumes, by tree search: one search for each subvolume, and after many of them one search for
+    all.
     """
 
     def __init__(self, fd: int) -> None:
@@ -695,7 +723,7 @@ class _Tree:
 
     def children(self, subvolid: int) -> _Children:
         """
-        Yield path, id and again id of what is directly below a subvolume.
+        Yield path, id and handle, which is the id, of each child of a subvolume.
         """
         self._asked += 1
         if self._asked == _FEW:
@@ -706,16 +734,19 @@ class _Tree:
                 try:
                     known, directory = dirid, directory_path(self._fd, subvolid, dirid)
                 except FileNotFoundError:
-                    continue  # deleted meanwhile
+                    continue  # deleted concurrently
             yield os.fsdecode(directory + name), child, child
 
     def info(self, subvolid: int) -> SubvolumeInfo:
+        """
+        Return the info of a subvolume.
+        """
         found = self._found.get(subvolid)
         return _info_by_id(self._fd, subvolid) if found is None else _info(found)
 
     def _below(self, subvolid: int) -> Iterator[tuple[int, int, bytes]]:
         """
-        Yield id, directory and name of what is directly below a subvolume.
+        Yield id, directory and name of each child of a subvolume.
         """
         if self._all is not None:
             for found in self._all.get(subvolid, ()):
@@ -736,7 +767,7 @@ class _Tree:
 
 def _open_children(fd: int) -> _Children:
     """
-    Yield path, id and file descriptor of what is directly below a subvolume, without privilege.
+    Yield path, id and handle, which is a file descriptor, of each child of a subvolume. Needs no privilege.
     """
     with closing(opened_children(fd)) as found:
         for child, path, child_fd in found:

@@ -1,9 +1,9 @@
 """
-Subvolumes: making, deleting, inspecting and listing them.
+Subvolumes: create, delete, inspect and list them.
 
-A *target* is something that exists: a path, a file descriptor, or an open file. A *dest* is a name to make or remove: a
-path, or an open directory and a name in it. A *filesystem* is any file of the filesystem. What an iterator was given
-open stays open until it has ended.
+A *target* is an existing file: a path, a file descriptor or an open file. A *filesystem* is any file of the filesystem.
+A *dest* is a name to create or remove: a path, or an open directory and a name in it. Keep an open file that you give
+to an iterator open until the iteration ends.
 """
 
 from pybtrfs.subvolume.creation import Batch, batch, create, snapshot, temporary_snapshot

@@ -1,38 +1,42 @@
 """
-Making subvolumes and snapshots.
+Creation of subvolumes and snapshots.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from pybtrfs import ioctl
 from pybtrfs.errors import not_subvolume
 from pybtrfs.ioctl import SUBVOL_RDONLY, Inherit
-from pybtrfs.path import Destination, Target, at, opened
-from pybtrfs.qgroup import QgroupInherit
-from pybtrfs.subvolume.deletion import delete, destroy
+from pybtrfs.path import Destination, Target, at, open_beneath, opened, owned
+from pybtrfs.subvolume.deletion import delete, destroy, destroy_tree
 from pybtrfs.subvolume.info import get_id, is_root, set_read_only
-from pybtrfs.subvolume.listing import children, get_child_path, open_beneath, open_child
+from pybtrfs.subvolume.listing import children, get_child_path, open_child
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pybtrfs.qgroup import QgroupInherit
 
 
 def create(dest: Destination, *, inherit: QgroupInherit | None = None) -> None:
     """
     Create an empty subvolume at *dest*.
 
-    It is not on disk when this returns: os.fsync of the directory that contains it sees to that.
+    The subvolume is not durable when this returns; call os.fsync on its directory.
 
     Issues ``BTRFS_IOC_SUBVOL_CREATE_V2``. The caller must be able to write to the directory.
 
     Args:
-        inherit: The qgroups it joins, and its limits. They need quotas that are enabled and not being rescanned.
+        inherit: The qgroups that the subvolume joins, and its limits. Quotas must be enabled and not be rescanned.
 
     Raises:
         FileExistsError: *dest* exists.
-        FileNotFoundError: The directory does not exist, or a qgroup of *inherit*.
+        FileNotFoundError: The directory of *dest*, or a qgroup of *inherit*, does not exist.
     """
     at(dest, ioctl.subvol_create_v2, inherit)
 
@@ -48,25 +52,25 @@ def snapshot(
     """
     Create a snapshot of the subvolume *source* at *dest*.
 
-    The snapshot is atomic, shares all extents, contains all that was written to *source* before, and is on disk when
-    this returns. Subvolumes nested in *source* appear in it as empty directories. Data that the disk refused is missing
-    without an error: `pybtrfs.syscall.syncfs` afterwards tells.
+    The snapshot is atomic, shares all extents, contains everything written to *source* before, and is durable when this
+    returns. Subvolumes nested in *source* appear in it as empty directories. Data that the disk refused is missing
+    without an error; `pybtrfs.syscall.syncfs` afterwards reports it.
 
     Issues ``BTRFS_IOC_SNAP_CREATE_V2``. The caller must own *source* or have ``CAP_FOWNER``, and be able to write to
-    the directory of *dest*. Snapshots into one directory wait for each other.
+    the directory of *dest*. Concurrent snapshots into one directory wait for each other.
 
     Args:
-        recursive: Make snapshots of the subvolumes nested in *source* too, each in the place of its empty directory.
-            This is not atomic: each is of a moment of its own, those created or moved meanwhile may be missing, and
-            after an error some are made, and writable. The caller must be able to read and search *source*, and must
-            own what is nested in it. It needs Linux 5.6.
-        inherit: As in `create`; for each of them.
+        recursive: Snapshot the subvolumes nested in *source* too, each in the place of its empty directory. This is not
+            atomic: each snapshot has its own moment, subvolumes created or moved concurrently may be missing, and an
+            error leaves some snapshots behind, writable. The caller must be able to read and search *source*, and own
+            all nested subvolumes. Needs Linux 5.6.
+        inherit: As in `create`, for each snapshot.
 
     Raises:
         FileExistsError: *dest* exists.
         NotSubvolumeError: *source* is not the root of a subvolume.
-        OSError: EXDEV: *source* and *dest* are on different filesystems, or something is mounted on a nested one.
-            ETXTBSY: *source* holds an active swapfile.
+        OSError: EXDEV: *source* and *dest* are on different filesystems, or something is mounted on a nested subvolume.
+            ETXTBSY: *source* has an active swap file.
     """
     flags = SUBVOL_RDONLY if read_only and not recursive else 0
 
@@ -80,13 +84,10 @@ def snapshot(
                 error.filename, error.filename2 = source, dest if not isinstance(dest, tuple) else dest[1]
             raise
         if recursive:
-            made = open_beneath(dirfd, name)
-            try:
+            with owned(open_beneath(dirfd, name)) as made:
                 snapshot_below(source_fd, made, get_id(made), inherit)
                 if read_only:
                     _make_read_only(made)
-            finally:
-                os.close(made)
 
     with opened(source) as source_fd:
         at(dest, make)
@@ -95,26 +96,23 @@ def snapshot(
 @contextmanager
 def temporary_snapshot(source: Target, directory: str | os.PathLike[str], *, read_only: bool = True) -> Iterator[str]:
     """
-    Make a snapshot of the subvolume *source* in *directory*, under a name of its own, and yield its path; it and the
-    subvolumes made in it meanwhile are deleted afterwards, whatever happens.
+    Create a snapshot of the subvolume *source* in *directory*, under a random name, and yield its path.
 
-    The privileges and errors are those of `snapshot` and `delete`. A process that is killed leaves the snapshot behind.
+    At the end the snapshot and all subvolumes created in it are deleted, also after an exception. A killed process
+    leaves the snapshot behind. Privileges and errors are those of `snapshot` and `delete`.
     """
     name = f"snapshot-{os.urandom(8).hex()}"
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with owned(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         snapshot(source, (fd, name), read_only=read_only)
         try:
             yield os.path.join(directory, name)
         finally:
             _discard(fd, name)
-    finally:
-        os.close(fd)
 
 
 class Batch:
     """
-    What `batch` yields: creates and deletes subvolumes without waiting for the disk.
+    Creates and deletes subvolumes without waiting for the disk; see `batch`.
     """
 
     def __init__(self) -> None:
@@ -122,19 +120,19 @@ class Batch:
 
     def create(self, dest: Destination, *, inherit: QgroupInherit | None = None) -> None:
         """
-        Create an empty subvolume, as the function of the same name.
+        Create an empty subvolume, as `pybtrfs.subvolume.create` does.
         """
         at(dest, self._change, ioctl.subvol_create_v2, inherit)
 
     def delete(self, dest: Destination, *, recursive: bool = False) -> None:
         """
-        Delete a subvolume, as the function of the same name.
+        Delete a subvolume, as `pybtrfs.subvolume.delete` does.
         """
-        at(dest, self._change, destroy, recursive)
+        at(dest, self._change, destroy_tree if recursive else destroy)
 
-    def _change(self, dirfd: int, name: bytes, change: Callable[..., None], argument: object) -> None:
-        change(dirfd, name, argument)
-        # The directory changed last is in the last transaction, and those before it are on disk by then.
+    def _change(self, dirfd: int, name: bytes, change: Callable[..., None], *arguments: object) -> None:
+        change(dirfd, name, *arguments)
+        # The last changed directory is in the last transaction, whose commit makes all earlier changes durable too.
         if self._changed < 0:
             self._changed = os.dup(dirfd)
         elif not os.path.sameopenfile(self._changed, dirfd):
@@ -152,12 +150,12 @@ class Batch:
 @contextmanager
 def batch() -> Iterator[Batch]:
     """
-    Yield what creates and deletes many subvolumes, and at the end put all of it on disk at once.
+    Yield a `Batch`, and make all its changes durable with one commit at the end.
 
-    This is not atomic: a crash before the end, or an exception, leaves some of it done, and what is done perhaps not on
-    disk. All subvolumes must be on one filesystem.
+    This is not atomic: a crash or an exception before the end keeps some changes, which may not be durable. All
+    subvolumes must be on one filesystem.
 
-    Issues fsync(2) of the directory changed last, which commits.
+    Issues fsync(2) of the directory that was changed last.
     """
     made = Batch()
     try:
@@ -169,40 +167,33 @@ def batch() -> Iterator[Batch]:
 
 def snapshot_below(source_fd: int, made_fd: int, made_id: int, inherit: Inherit | None) -> None:
     """
-    Put snapshots of what is nested in a subvolume into the snapshot *made_id* of it, or below.
+    Snapshot the subvolumes nested in *source_fd* into its snapshot *made_fd*.
+
+    Args:
+        made_id: The id of the outermost snapshot, which may be inside its own source and is skipped there.
     """
     for child in children(source_fd):
         if child.id == made_id:
-            continue  # the snapshot itself, inside its source
+            continue
         try:
             path = get_child_path(source_fd, child)
             child_fd = open_child(source_fd, path, child)
         except FileNotFoundError:
-            continue  # deleted or moved meanwhile
-        try:
+            continue  # deleted or moved concurrently
+        with owned(child_fd):
             head, tail = os.path.split(path)
-            directory = open_beneath(made_fd, head or ".")
-            try:
+            with owned(open_beneath(made_fd, head)) as directory:
                 os.rmdir(tail, dir_fd=directory)
                 ioctl.snap_create_v2(child_fd, directory, os.fsencode(tail), 0, inherit)
                 copy_fd = open_beneath(directory, tail)
-            finally:
-                os.close(directory)
-            try:
+            with owned(copy_fd):
                 snapshot_below(child_fd, copy_fd, made_id, inherit)
-            finally:
-                os.close(copy_fd)
-        finally:
-            os.close(child_fd)
 
 
 def _make_read_only(fd: int) -> None:
     for child in children(fd):
-        child_fd = open_child(fd, get_child_path(fd, child), child)
-        try:
+        with owned(open_child(fd, get_child_path(fd, child), child)) as child_fd:
             _make_read_only(child_fd)
-        finally:
-            os.close(child_fd)
     set_read_only(fd)
 
 
@@ -213,12 +204,9 @@ def _discard(dirfd: int, name: str) -> None:
         if error.errno == errno.ENOTEMPTY:
             delete((dirfd, name), recursive=True)
         elif error.errno == errno.EROFS:
-            # Only root may delete a read-only one as it is.
-            made = open_beneath(dirfd, name)
-            try:
-                set_read_only(made, False, clear_received=True)
-            finally:
-                os.close(made)
+            # Only root can delete a read-only subvolume as it is.
+            with owned(open_beneath(dirfd, name)) as made:
+                set_read_only(made, read_only=False, clear_received=True)
             delete((dirfd, name))
         else:
             raise

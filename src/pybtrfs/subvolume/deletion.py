@@ -1,5 +1,5 @@
 """
-Deleting subvolumes, and what becomes of them until the kernel has cleaned them.
+Deletion of subvolumes, and the deleted subvolumes that the kernel has not cleaned yet.
 """
 
 from __future__ import annotations
@@ -7,28 +7,30 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pybtrfs import ioctl, items, syscall
 from pybtrfs.errors import not_subvolume
 from pybtrfs.ioctl import FIRST_FREE_OBJECTID, SUBVOL_RDONLY
 from pybtrfs.items import ROOT_TREE_OBJECTID, DropProgress, Key
-from pybtrfs.path import Destination, Target, at, opened
+from pybtrfs.path import Destination, Target, at, open_beneath, opened, owned
 from pybtrfs.subvolume.info import is_deleted, is_root, lookup, lookup_root
-from pybtrfs.subvolume.listing import SubvolumeRef, open_beneath
+from pybtrfs.subvolume.listing import SubvolumeRef
 from pybtrfs.tree_search import MAX, search
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _POLL_SECONDS = 0.1
 
 
 class DeletedSubvolume(NamedTuple):
     """
-    A subvolume that is deleted and not yet cleaned.
+    A deleted subvolume that the kernel has not cleaned yet.
 
     Attributes:
-        bytes_used: What its tree had, in bytes; of files only the smallest are in the tree.
-        progress: How far the kernel has freed the tree.
+        bytes_used: The size of its tree, in bytes; file data is not included, except inline data.
+        progress: The part of the tree that the kernel has freed.
     """
 
     id: int
@@ -40,39 +42,38 @@ class DeletedSubvolume(NamedTuple):
 
 def delete(dest: Destination, *, recursive: bool = False) -> None:
     """
-    Delete the subvolume *dest*, with everything in it. The kernel frees its space later; see `wait_deleted`.
+    Delete the subvolume *dest* with everything in it. The kernel frees its space later; see `wait_deleted`.
 
-    Files open in it stay readable, and a mount of it is detached: the kernel does not ask who uses it. It is not
-    deleted on disk when this returns: os.fsync of the directory that contained it sees to that.
+    The kernel does not refuse a subvolume in use: open files stay readable, and mounts of it are detached. The deletion
+    is not durable when this returns; call os.fsync on the directory that contained it.
 
-    Issues ``BTRFS_IOC_SNAP_DESTROY``. The caller must have ``CAP_SYS_ADMIN``, or own it on a filesystem mounted with
-    ``user_subvol_rm_allowed``.
+    Issues ``BTRFS_IOC_SNAP_DESTROY``. The caller must have ``CAP_SYS_ADMIN``, or own the subvolume on a filesystem that
+    is mounted with ``user_subvol_rm_allowed``.
 
     Args:
-        recursive: Delete the subvolumes nested in it first, wherever in it they are, one after the other. They are
-            found by tree search and deleted by id, which needs ``CAP_SYS_ADMIN``. Read-only, immutable and append-only
-            ones among them are no obstacle. This is not atomic: after an error some are gone, and some writable. It
-            needs Linux 5.6.
+        recursive: First delete all nested subvolumes one by one, also read-only, immutable and append-only ones. This
+            uses tree searches and deletion by id, which need ``CAP_SYS_ADMIN`` and Linux 5.6. It is not atomic: an
+            error leaves some subvolumes deleted and some writable.
 
     Raises:
         NotSubvolumeError: *dest* is a directory, but not the root of a subvolume.
-        OSError: ENOTEMPTY: it contains subvolumes. EROFS: the subvolume that contains it is read-only.
-            EXDEV: *recursive*, and something is mounted on it.
+        OSError: ENOTEMPTY: the subvolume contains subvolumes. EROFS: the subvolume that contains it is read-only.
+            EXDEV: *recursive* is true, and something is mounted on the subvolume.
     """
-    at(dest, destroy, recursive)
+    at(dest, destroy_tree if recursive else destroy)
 
 
 def delete_by_id(filesystem: Target, subvolid: int, *, recursive: bool = False) -> None:
     """
-    Delete the subvolume *subvolid*, wherever it is. Otherwise as `delete`.
+    Delete the subvolume *subvolid*, also outside of the mounted tree; otherwise as `delete`.
 
-    Issues ``BTRFS_IOC_SNAP_DESTROY_V2`` (Linux 5.7). Where the kernel lacks it or cannot build the path, which may have
-    4,095 bytes at most, the containing directory is opened by its inode number, which needs ``CAP_DAC_READ_SEARCH``,
-    and the subvolume deleted by its name there.
+    Issues ``BTRFS_IOC_SNAP_DESTROY_V2`` (Linux 5.7). On older kernels, or if the path of the subvolume exceeds 4,095
+    bytes, opens the containing directory by its inode number, which needs ``CAP_DAC_READ_SEARCH``, and deletes the
+    subvolume by its name.
 
     Raises:
-        FileNotFoundError: There is no such subvolume.
-        ValueError: *subvolid* cannot be that of a subvolume that can be deleted.
+        FileNotFoundError: The subvolume does not exist.
+        ValueError: *subvolid* is not an id that a deletable subvolume can have.
     """
     _check_deletable(subvolid)
     with opened(filesystem) as fd:
@@ -83,22 +84,22 @@ def delete_by_id(filesystem: Target, subvolid: int, *, recursive: bool = False) 
 
 def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None) -> None:
     """
-    Wait until the deleted subvolume *subvolid* is cleaned, and nothing is left of it.
+    Wait until the kernel has cleaned the deleted subvolume *subvolid*.
 
-    The kernel cleans after a commit and frees the space with the next one: it may take a minute, unless
-    `pybtrfs.filesystem.sync` is called for the one and the other.
+    The kernel cleans after a commit and frees the space with the next commit, which may take a minute. Call
+    `pybtrfs.filesystem.sync` before and after the cleaning to speed it up.
 
-    Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege and waits for both. With a *timeout*,
-    and on older kernels, the tree of roots is searched ten times a second, which needs ``CAP_SYS_ADMIN`` and shows the
-    first only.
+    Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege and waits for both commits. With a
+    *timeout*, or on older kernels, searches the root tree ten times a second instead, which needs ``CAP_SYS_ADMIN`` and
+    does not wait for the second commit.
 
     Args:
-        timeout: In seconds; None waits for ever.
+        timeout: In seconds; None waits without a limit.
 
     Raises:
         FileExistsError: The subvolume is not deleted.
-        TimeoutError: It is not cleaned yet.
-        ValueError: *subvolid* cannot be that of a subvolume that can be deleted.
+        TimeoutError: The subvolume is not cleaned in time.
+        ValueError: *subvolid* is not an id that a deletable subvolume can have.
     """
     _check_deletable(subvolid)
     with opened(filesystem) as fd:
@@ -106,7 +107,7 @@ def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None
             try:
                 ioctl.subvol_sync_wait(fd, subvolid, ioctl.SUBVOL_SYNC_WAIT_FOR_ONE)
             except OSError as error:
-                # ENOENT is also how a wait ends.
+                # The ioctl ends a successful wait with ENOENT too.
                 if error.errno == errno.ENOENT:
                     return
                 if error.errno != errno.ENOTTY:
@@ -119,19 +120,19 @@ def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None
             if found is None:
                 return
             if not is_deleted(found):
-                raise FileExistsError(errno.EEXIST, "the subvolume is not deleted", filesystem)
+                raise FileExistsError(errno.EEXIST, f"subvolume {subvolid} is not deleted", filesystem)
             remaining = _POLL_SECONDS if end is None else end - time.monotonic()
             if remaining <= 0:
-                raise TimeoutError(errno.ETIMEDOUT, "the subvolume is not cleaned yet", filesystem)
+                raise TimeoutError(errno.ETIMEDOUT, f"subvolume {subvolid} is not cleaned yet", filesystem)
             time.sleep(min(_POLL_SECONDS, remaining))
 
 
 def count_deleted(filesystem: Target) -> int:
     """
-    Return how many deleted subvolumes wait to be cleaned. The space of those that are is free after the next commit.
+    Return the number of deleted subvolumes that the kernel has not cleaned yet.
 
-    Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege and leaves out those in which a file is
-    open. On older kernels the tree of roots is searched, which needs ``CAP_SYS_ADMIN`` and counts them as well.
+    Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege and does not count subvolumes with open
+    files. On older kernels searches the root tree, which needs ``CAP_SYS_ADMIN`` and counts them too.
     """
     with opened(filesystem) as fd:
         try:
@@ -144,10 +145,10 @@ def count_deleted(filesystem: Target) -> int:
 
 def iterate_deleted(filesystem: Target) -> Iterator[DeletedSubvolume]:
     """
-    Yield the subvolumes that are deleted and not yet cleaned, by id, with how far the kernel is.
+    Yield the deleted subvolumes that the kernel has not cleaned yet, by id.
 
-    The kernel notes its progress when it begins a transaction, and for small subvolumes never. The listing is not
-    atomic: what is cleaned meanwhile is listed or not.
+    The kernel records its progress when it starts a transaction, and never for small subvolumes. The listing is not
+    atomic: a subvolume that is cleaned concurrently may be listed or not.
 
     Issues tree searches, which need ``CAP_SYS_ADMIN``.
     """
@@ -172,19 +173,23 @@ def _check_deletable(subvolid: int) -> None:
         raise ValueError(f"{subvolid!r} is not the id of a subvolume that can be deleted")
 
 
-def destroy(dirfd: int, name: bytes, recursive: bool) -> None:
+def destroy_tree(dirfd: int, name: bytes) -> None:
     """
-    Delete a subvolume, as `delete`, but let errors be explained by the caller, who has the directory open.
+    Delete the subvolume *name* in an open directory and the subvolumes nested in it, without explaining errors.
     """
-    if recursive:
-        # What is mounted on the name is not what is going to be deleted.
-        fd = open_beneath(dirfd, name)
-        try:
-            if not is_root(fd):
-                raise not_subvolume(name)
-            _destroy_below(fd, ioctl.ino_lookup(fd, 0, FIRST_FREE_OBJECTID)[0])
-        finally:
-            os.close(fd)
+    # If something is mounted on the name, opening it yields the mounted filesystem, not the subvolume to delete.
+    # `open_beneath` refuses that.
+    with owned(open_beneath(dirfd, name)) as fd:
+        if not is_root(fd):
+            raise not_subvolume(name)
+        _destroy_below(fd, ioctl.ino_lookup(fd, 0, FIRST_FREE_OBJECTID)[0])
+    destroy(dirfd, name)
+
+
+def destroy(dirfd: int, name: bytes) -> None:
+    """
+    Delete the subvolume *name* in an open directory, without explaining errors.
+    """
     try:
         ioctl.snap_destroy(dirfd, name)
     except OSError as error:
@@ -195,7 +200,9 @@ def destroy(dirfd: int, name: bytes, recursive: bool) -> None:
 
 def _destroy_below(fd: int, subvolid: int) -> None:
     """
-    Destroy what the subvolume contains, the innermost first. Each is looked up again right before it is destroyed.
+    Destroy the subvolumes nested in *subvolid*, innermost first.
+
+    Each is looked up again right before its destruction, because other processes may create and delete subvolumes.
     """
     path = [subvolid]
     unlocked = set()
@@ -216,9 +223,10 @@ def _destroy_below(fd: int, subvolid: int) -> None:
                 _unlock(fd, child.id, FIRST_FREE_OBJECTID)
                 unlocked.add(child.id)
             elif error.errno == errno.ENOENT and _first_child(fd, path[-1]) != child:
-                pass  # somebody else destroyed it
-            elif error.errno != errno.ENOTEMPTY:  # then somebody made one inside, which is found now
+                pass  # deleted concurrently
+            elif error.errno != errno.ENOTEMPTY:
                 raise
+            # After ENOTEMPTY the next round finds the subvolume that another process created inside.
 
 
 def _first_child(fd: int, subvolid: int) -> SubvolumeRef | None:
@@ -235,36 +243,30 @@ def _destroy_by_id(fd: int, subvolid: int) -> None:
         if error.errno not in (errno.ENOTTY, errno.ENAMETOOLONG):
             raise
         found = lookup(fd, subvolid)
-        directory = _open_inode(fd, found.parent_id, found.dirid)
-        try:
+        with owned(_open_inode(fd, found.parent_id, found.dirid)) as directory:
             ioctl.snap_destroy(directory, found.name)
-        finally:
-            os.close(directory)
 
 
 def _unlock(fd: int, treeid: int, objectid: int) -> None:
     """
-    Make a directory such that it can be deleted, and from it: its subvolume writable, itself neither immutable nor
-    append-only.
+    Clear the flags that keep a directory and its entries from being deleted: immutable, append-only and, for the root
+    of a subvolume, read-only.
     """
-    directory = _open_inode(fd, treeid, objectid)
-    try:
+    with owned(_open_inode(fd, treeid, objectid)) as directory:
         if objectid == FIRST_FREE_OBJECTID:
             ioctl.subvol_setflags(directory, ioctl.subvol_getflags(directory) & ~SUBVOL_RDONLY)
         flags = ioctl.getflags(directory)
         if flags & (ioctl.FS_IMMUTABLE_FL | ioctl.FS_APPEND_FL):
             ioctl.setflags(directory, flags & ~(ioctl.FS_IMMUTABLE_FL | ioctl.FS_APPEND_FL))
-    finally:
-        os.close(directory)
 
 
 def _open_inode(fd: int, treeid: int, objectid: int) -> int:
     """
-    Return a file descriptor of a directory, found without following any path.
+    Open a directory by its inode number and return its file descriptor.
     """
     key = Key(objectid, items.INODE_ITEM_KEY, 0)
     item = next(search(fd, tree_id=treeid, min_key=key, max_key=key), None)
     if item is None:
-        raise FileNotFoundError(errno.ENOENT, f"there is no directory {objectid} in subvolume {treeid}")
+        raise FileNotFoundError(errno.ENOENT, f"subvolume {treeid} has no inode {objectid}")
     generation = items.inode_item(item.data).generation
     return syscall.open_by_handle_at(fd, treeid, objectid, generation, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,6 +1,8 @@
 """
-What is in a subvolume, read from its tree: no file is opened and no link followed, so the content of an untrusted image
-leads nowhere. While it is written to, what is read at different times need not fit.
+Files of a subvolume, read from its tree.
+
+No file is opened and no link followed, so the content of an untrusted image cannot redirect a read. The reads are not
+atomic: while the subvolume is written to, their results may not match.
 """
 
 import stat
@@ -19,7 +21,7 @@ from pybtrfs.items import (
     Key,
 )
 
-_SMALL = 4096  # bytes of a buffer for one inode's items; they are enlarged where they do not fit
+_SMALL = 4096  # bytes; the initial buffer for the items of one inode
 _TYPES = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
@@ -33,7 +35,10 @@ _TYPES = {
 
 class Name(NamedTuple):
     """
-    A name in a directory, which is an inode's number.
+    A name of an inode.
+
+    Args:
+        directory: The inode number of the directory that has the name.
     """
 
     directory: int
@@ -42,14 +47,14 @@ class Name(NamedTuple):
 
 def file_type(inode: InodeItem) -> str:
     """
-    What an inode is: ``file``, ``directory``, ``symlink``, ``fifo``, ``socket`` or ``device``.
+    Return the type of an inode: ``file``, ``directory``, ``symlink``, ``fifo``, ``socket``, ``device`` or ``unknown``.
     """
     return _TYPES.get(stat.S_IFMT(inode.mode), "unknown")
 
 
 def names(item: Item) -> Iterator[Name]:
     """
-    The names of an inode that an INODE_REF or INODE_EXTREF has.
+    Yield the names in an INODE_REF or INODE_EXTREF item; nothing for any other item.
     """
     if item.type == INODE_REF_KEY:
         for ref in items.inode_ref(item.data):
@@ -61,7 +66,9 @@ def names(item: Item) -> Iterator[Name]:
 
 class Tree:
     """
-    The subvolume *subvolid* on the filesystem of *fd*. Needs ``CAP_SYS_ADMIN``.
+    The tree of the subvolume *subvolid* on the filesystem of *fd*.
+
+    All methods issue tree searches, which need ``CAP_SYS_ADMIN``.
     """
 
     def __init__(self, fd: int, subvolid: int) -> None:
@@ -71,20 +78,23 @@ class Tree:
 
     def changed(self, transid: int) -> Iterator[tuple[int, InodeItem]]:
         """
-        The inodes that were changed after the transaction *transid*, by number, but for those without a name.
+        Yield the inodes that changed after the transaction *transid*, with their numbers; unlinked inodes are skipped.
         """
         for item in tree_search.search_changes(self._fd, transid, tree_id=self.subvolid):
             if item.type == INODE_ITEM_KEY and (inode := items.inode_item(item.data)).nlink:
                 yield item.objectid, inode
 
     def inode(self, number: int) -> InodeItem | None:
+        """
+        Return an inode, or None if it does not exist.
+        """
         for item in self._search(number, INODE_ITEM_KEY, INODE_ITEM_KEY):
             return items.inode_item(item.data)
         return None
 
     def names(self, number: int) -> list[Name]:
         """
-        The names of an inode; of the root it is ``.``.
+        Return the names of an inode; ``.`` for the root.
         """
         if number == FIRST_FREE_OBJECTID:
             return [Name(number, b".")]
@@ -93,7 +103,7 @@ class Tree:
 
     def entries(self, directory: int) -> dict[bytes, int]:
         """
-        What a directory has, without nested subvolumes: names, and the numbers of their inodes.
+        Return the inode numbers in a directory by name, without nested subvolumes.
         """
         return {
             entry.name: entry.location.objectid
@@ -104,13 +114,14 @@ class Tree:
 
     def path(self, name: Name) -> bytes | None:
         """
-        The path of a name, from the root of the subvolume; None when a directory above was deleted meanwhile.
+        Return the path of a name from the root of the subvolume, or None if a directory above it was deleted
+        concurrently.
         """
         missing: dict[int, bytes] = {}
         directory = name.directory
         while directory not in self._paths:
             above = self.names(directory)
-            # Renaming directories into one another meanwhile may make a loop of what is seen.
+            # Concurrent renames of directories into each other can look like a cycle.
             if not above or directory in missing:
                 return None
             missing[directory] = above[0].name
@@ -132,7 +143,13 @@ class Tree:
 
 def differs(now: InodeItem, before: InodeItem, time_now: int, time_before: int) -> bool:
     """
-    Whether an inode is another one than in the parent, not merely read or, a directory, renamed in.
+    Return whether an inode changed against its parent snapshot.
+
+    Reading a file is not a change, nor is a change of the entries of a directory.
+
+    Args:
+        time_now: The time of *now* to compare, its ctime or mtime.
+        time_before: The same time of *before*.
     """
     if (now.mode, now.uid, now.gid, now.rdev) != (before.mode, before.uid, before.gid, before.rdev):
         return True

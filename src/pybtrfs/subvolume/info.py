@@ -1,38 +1,39 @@
 """
-What a subvolume is: its place, its relations, and what can be set of it.
+Identity, relations and properties of subvolumes.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pybtrfs import ioctl, items, syscall
 from pybtrfs.errors import not_subvolume
 from pybtrfs.ioctl import FIRST_FREE_OBJECTID, SUBVOL_RDONLY, SubvolInfo, SubvolRecord
 from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, UUID_TREE_OBJECTID, Key
-from pybtrfs.path import Target, opened
+from pybtrfs.path import Target, open_directory, opened
 from pybtrfs.tree_search import MAX, search, search_subvolumes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
+    from typing import Self
     from uuid import UUID
 
-_ONE = 4096  # bytes; the items of one subvolume fit into them
+_ONE = 4096  # bytes; a buffer for the items of one subvolume
 
 
 class SubvolumeInfo(SubvolRecord):
     """
-    A subvolume.
+    A subvolume. Times are in UTC; a time or transaction that does not apply is 1970-01-01 or 0.
 
     Attributes:
-        generation: The last transaction that changed it, or made a snapshot of it.
-        ctransid: The last transaction that changed an inode in it.
-        otransid: The transaction that made it.
-        stransid: For a received one, the generation of what was sent.
-        rtransid: The transaction in which it was received.
+        generation: The last transaction that changed the subvolume or took a snapshot of it.
+        ctransid: The last transaction that changed an inode.
+        otransid: The transaction that created the subvolume.
+        stransid: The generation of the sent subvolume, if this one was received.
+        rtransid: The transaction that received the subvolume.
     """
 
     __slots__ = ()
@@ -44,28 +45,28 @@ class SubvolumeInfo(SubvolRecord):
     @property
     def raw(self) -> SubvolInfo:
         """
-        What the kernel says of it.
+        The record as the kernel returns it: uuids as bytes, times in nanoseconds, and the flags.
         """
-        return SubvolInfo(self[:])  # a tuple of a class of its own would be copied item by item
+        return SubvolInfo(self[:])  # slicing to a plain tuple first avoids a copy item by item
 
     @property
     def id(self) -> int:
         """
-        Its id, used again for another one once it is deleted.
+        The id. The kernel may reuse the id of a deleted subvolume.
         """
         return self[0]
 
     @property
     def name(self) -> str:
         """
-        Its name; empty for the top level.
+        The name; empty for the top level.
         """
         return os.fsdecode(self[1])
 
     @property
     def parent_id(self) -> int:
         """
-        The subvolume that contains it; 0 for the top level.
+        The id of the subvolume that contains it; 0 for the top level.
         """
         return self[2]
 
@@ -93,14 +94,14 @@ class SubvolumeInfo(SubvolRecord):
     @property
     def parent_uuid(self) -> UUID | None:
         """
-        The subvolume it is a snapshot of.
+        The uuid of the subvolume it was snapshotted from, or None.
         """
         return _uuid(self.raw.parent_uuid)
 
     @property
     def received_uuid(self) -> UUID | None:
         """
-        The subvolume that was sent, and received as this one.
+        The uuid of the subvolume that was sent and received as this one, or None.
         """
         return _uuid(self.raw.received_uuid)
 
@@ -125,28 +126,34 @@ class SubvolumeInfo(SubvolRecord):
 
 class Subvolume:
     """
-    An open subvolume: owns a file descriptor of its root, and can be given to whatever takes a *target*.
+    An open subvolume: owns a file descriptor of its root, and can be passed as a *target*.
 
-    Close it when no other thread uses it: the number of its file descriptor may be given to another file at once.
+    Do not close it while another thread uses it, because the kernel may reuse the file descriptor at once.
     """
 
     def __init__(self, target: Target) -> None:
         with opened(target) as fd:
             if not is_root(fd):
                 raise not_subvolume(target)
-            self._fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            self._fd = open_directory(fd, ".")
 
     def fileno(self) -> int:
+        """
+        Return the file descriptor.
+        """
         if self._fd < 0:
             raise ValueError("the subvolume is closed")
         return self._fd
 
     def close(self) -> None:
+        """
+        Close the file descriptor; a second call does nothing.
+        """
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
-    def __enter__(self) -> Subvolume:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -161,7 +168,7 @@ def get_id(target: Target) -> int:
 
     Raises:
         NotBtrfsError: *target* is not on btrfs.
-        NotSubvolumeError: *target* stands in a snapshot for a subvolume nested in its source.
+        NotSubvolumeError: *target* is the empty directory that a snapshot shows for a subvolume nested in its source.
     """
     with opened(target) as fd:
         return ioctl.ino_lookup(fd, 0, FIRST_FREE_OBJECTID)[0]
@@ -169,14 +176,14 @@ def get_id(target: Target) -> int:
 
 def get_info(target: Target, subvolid: int = 0) -> SubvolumeInfo:
     """
-    Return what the subvolume *subvolid* is, or the one that contains *target* for 0.
+    Return the subvolume *subvolid*, or for 0 the subvolume that contains *target*.
 
-    Issues ``BTRFS_IOC_GET_SUBVOL_INFO`` (Linux 4.18), which needs no privilege, or for a *subvolid* a tree search,
-    which does not see the times and transactions of what is not yet committed, and needs ``CAP_SYS_ADMIN`` unless
-    *subvolid* is the one that contains *target*.
+    Issues ``BTRFS_IOC_GET_SUBVOL_INFO`` (Linux 4.18), which needs no privilege, for 0. Otherwise issues a tree search,
+    which does not see times and transactions that are not committed yet. It needs ``CAP_SYS_ADMIN``, unless *target* is
+    in the subvolume.
 
     Raises:
-        FileNotFoundError: There is no such subvolume, or it is deleted.
+        FileNotFoundError: The subvolume does not exist, or is deleted.
     """
     with opened(target) as fd:
         if subvolid == 0:
@@ -191,14 +198,14 @@ def get_info(target: Target, subvolid: int = 0) -> SubvolumeInfo:
 
 def get_path(filesystem: Target, subvolid: int) -> str:
     """
-    Return the path of the subvolume *subvolid* from the top level of the filesystem, which itself is ``""``.
+    Return the path of the subvolume *subvolid* from the top level of the filesystem; ``""`` for the top level.
 
-    What is mounted does not matter. The path may be longer than the kernel accepts.
+    The path does not depend on mounts, and may be longer than the kernel accepts.
 
     Issues tree searches and ``BTRFS_IOC_INO_LOOKUP``, which need ``CAP_SYS_ADMIN``.
 
     Raises:
-        FileNotFoundError: There is no such subvolume, or it is deleted.
+        FileNotFoundError: The subvolume does not exist, or is deleted.
     """
     with opened(filesystem) as fd:
         path = b""
@@ -211,24 +218,24 @@ def get_path(filesystem: Target, subvolid: int) -> str:
 
 def find_uuid(filesystem: Target, uuid: UUID | bytes) -> int:
     """
-    Return the id of the subvolume that has the uuid.
+    Return the id of the subvolume with the *uuid*.
 
-    Issues a search of the tree of uuids (Linux 3.12), which needs ``CAP_SYS_ADMIN``.
+    Issues a search of the uuid tree (Linux 3.12), which needs ``CAP_SYS_ADMIN``.
 
     Raises:
-        FileNotFoundError: There is none, or it is deleted.
+        FileNotFoundError: No subvolume has the uuid, or it is deleted.
     """
     with opened(filesystem) as fd:
         for subvolid in _find(fd, items.UUID_KEY_SUBVOL, uuid):
             return subvolid
-        raise FileNotFoundError(errno.ENOENT, f"there is no subvolume with the uuid {_bytes(uuid).hex()}")
+        raise FileNotFoundError(errno.ENOENT, f"no subvolume has the uuid {_bytes(uuid).hex()}")
 
 
 def find_received_uuid(filesystem: Target, uuid: UUID | bytes) -> tuple[int, ...]:
     """
-    Return the ids of the subvolumes with this received uuid: what was received, and its read-only snapshots.
+    Return the ids of the subvolumes with the received *uuid*: the received subvolume and its read-only snapshots.
 
-    Issues a search of the tree of uuids (Linux 3.12), which needs ``CAP_SYS_ADMIN``.
+    Issues a search of the uuid tree (Linux 3.12), which needs ``CAP_SYS_ADMIN``.
     """
     with opened(filesystem) as fd:
         return _find(fd, items.UUID_KEY_RECEIVED_SUBVOL, uuid)
@@ -236,13 +243,17 @@ def find_received_uuid(filesystem: Target, uuid: UUID | bytes) -> tuple[int, ...
 
 def ancestors(target: Target, subvolid: int = 0) -> Iterator[SubvolumeInfo]:
     """
-    Yield the subvolumes that contain the subvolume *subvolid*, or the one that contains *target* for 0: the innermost
-    first, the top level last. What is renamed meanwhile is in one place or the other.
+    Yield the subvolumes that contain the subvolume *subvolid*, innermost first, down to the top level.
+
+    A subvolume that is renamed concurrently is seen at its old or its new place.
 
     Issues tree searches, which need ``CAP_SYS_ADMIN``.
 
+    Args:
+        subvolid: 0 means the subvolume that contains *target*.
+
     Raises:
-        FileNotFoundError: There is no such subvolume, or it is deleted.
+        FileNotFoundError: The subvolume does not exist, or is deleted.
     """
     with opened(target) as fd:
         info = get_info(fd, subvolid)
@@ -253,13 +264,16 @@ def ancestors(target: Target, subvolid: int = 0) -> Iterator[SubvolumeInfo]:
 
 def origins(target: Target, subvolid: int = 0) -> Iterator[SubvolumeInfo]:
     """
-    Yield the subvolume that *subvolid*, or the one that contains *target* for 0, is a snapshot of, the one that this is
-    a snapshot of, and so on, until one is deleted or no snapshot.
+    Yield the source of the snapshot *subvolid*, the source of that source, and so on, until a source is deleted or not
+    a snapshot.
 
     Issues tree searches, which need ``CAP_SYS_ADMIN``.
 
+    Args:
+        subvolid: 0 means the subvolume that contains *target*.
+
     Raises:
-        FileNotFoundError: There is no such subvolume, or it is deleted.
+        FileNotFoundError: The subvolume does not exist, or is deleted.
     """
     with opened(target) as fd:
         info = get_info(fd, subvolid)
@@ -284,20 +298,20 @@ def get_read_only(target: Target) -> bool:
         return bool(_flags(fd, target) & SUBVOL_RDONLY)
 
 
-def set_read_only(target: Target, read_only: bool = True, *, clear_received: bool = False) -> None:
+def set_read_only(target: Target, *, read_only: bool = True, clear_received: bool = False) -> None:
     """
-    Make the subvolume *target* read-only, or writable.
+    Make the subvolume *target* read-only or writable. The change is durable when this returns.
 
-    Read-only does not freeze it: files opened and mapped for writing before are still written, and data not yet written
-    back is not made durable. A read-only `snapshot` does freeze. The change is on disk when this returns.
+    Read-only does not freeze the content: files that are already open or mapped for writing can still be written, and
+    data that is not written back does not become durable. A read-only `snapshot` freezes it.
 
-    A received subvolume is refused to be made writable: its received uuid would go on saying that it is the same as
-    what was sent, and a later incremental receive would build on it.
+    A received subvolume is not made writable by default. Its received uuid would still claim that its content is the
+    sent content, and a later incremental receive would build on it.
 
     Issues ``BTRFS_IOC_SUBVOL_SETFLAGS``. The caller must own *target* or have ``CAP_FOWNER``.
 
     Args:
-        clear_received: Make a received subvolume writable all the same, and clear its received uuid.
+        clear_received: Make a received subvolume writable, and clear its received uuid.
 
     Raises:
         NotSubvolumeError: *target* is not the root of a subvolume.
@@ -311,7 +325,7 @@ def set_read_only(target: Target, read_only: bool = True, *, clear_received: boo
         received = bool(flags & SUBVOL_RDONLY) and any(ioctl.get_subvol_info(fd).received_uuid)
         if received and not clear_received:
             raise PermissionError(
-                errno.EPERM, "a received subvolume stays read-only unless clear_received is true", target
+                errno.EPERM, "cannot make a received subvolume writable without clear_received=True", target
             )
         ioctl.subvol_setflags(fd, flags & ~SUBVOL_RDONLY)
         if received:
@@ -320,7 +334,7 @@ def set_read_only(target: Target, read_only: bool = True, *, clear_received: boo
 
 def get_default(filesystem: Target) -> int:
     """
-    Return the id of the subvolume that is mounted when none is named.
+    Return the id of the default subvolume, which is mounted unless the mount options name another.
 
     Issues a tree search, which needs ``CAP_SYS_ADMIN``.
     """
@@ -334,12 +348,12 @@ def get_default(filesystem: Target) -> int:
 
 def set_default(filesystem: Target, subvolid: int) -> None:
     """
-    Let the subvolume *subvolid* be mounted when none is named. It cannot be deleted then.
+    Make *subvolid* the default subvolume. The default subvolume cannot be deleted.
 
     Issues ``BTRFS_IOC_DEFAULT_SUBVOL``, which needs ``CAP_SYS_ADMIN``.
 
     Raises:
-        FileNotFoundError: There is no such subvolume.
+        FileNotFoundError: The subvolume does not exist.
     """
     with opened(filesystem) as fd:
         ioctl.default_subvol(fd, subvolid)
@@ -347,7 +361,9 @@ def set_default(filesystem: Target, subvolid: int) -> None:
 
 def is_subvolume(target: Target) -> bool:
     """
-    Return whether *target* is the root of a subvolume. Needs no privilege.
+    Return whether *target* is the root of a subvolume.
+
+    Issues fstat(2) and fstatfs(2), which need no privilege.
     """
     with opened(target) as fd:
         return is_root(fd)
@@ -371,12 +387,15 @@ def _own_info(fd: int) -> SubvolumeInfo:
 
 
 def missing(subvolid: int) -> FileNotFoundError:
-    return FileNotFoundError(errno.ENOENT, f"there is no subvolume {subvolid}")
+    return FileNotFoundError(errno.ENOENT, f"subvolume {subvolid} does not exist")
 
 
 def lookup(fd: int, subvolid: int) -> SubvolInfo:
     """
-    Find a subvolume that is not deleted.
+    Return the subvolume *subvolid*.
+
+    Raises:
+        FileNotFoundError: The subvolume does not exist, or is deleted.
     """
     found = lookup_root(fd, subvolid)
     if found is None or is_deleted(found):
@@ -386,7 +405,7 @@ def lookup(fd: int, subvolid: int) -> SubvolInfo:
 
 def lookup_root(fd: int, subvolid: int) -> SubvolInfo | None:
     """
-    Find a subvolume that may be deleted, as long as it is not cleaned.
+    Return the subvolume *subvolid*, also if it is deleted and not cleaned yet, or None.
     """
     return next(search_subvolumes(fd, SubvolInfo, min_id=subvolid, max_id=subvolid, buffer_size=_ONE), None)
 
@@ -412,7 +431,7 @@ def _bytes(uuid: UUID | bytes) -> bytes:
 
 def directory_path(fd: int, treeid: int, dirid: int) -> bytes:
     """
-    Return the path of a directory in a subvolume, from its root, with a slash behind.
+    Return the path of a directory from the root of its subvolume, with a trailing slash.
     """
     if dirid == FIRST_FREE_OBJECTID:
         return b""
@@ -426,7 +445,7 @@ def directory_path(fd: int, treeid: int, dirid: int) -> bytes:
         key = Key(dirid, items.INODE_REF_KEY, 0)
         item = next(search(fd, tree_id=treeid, min_key=key, max_key=key._replace(offset=MAX)), None)
         if item is None:
-            raise FileNotFoundError(errno.ENOENT, f"there is no directory {dirid} in subvolume {treeid}")
+            raise FileNotFoundError(errno.ENOENT, f"subvolume {treeid} has no inode {dirid}")
         path = items.inode_ref(item.data)[0].name + b"/" + path
         dirid = item.offset
     return path

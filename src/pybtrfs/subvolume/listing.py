@@ -1,5 +1,5 @@
 """
-Listing the subvolumes in others.
+Listing of nested subvolumes.
 """
 
 from __future__ import annotations
@@ -7,15 +7,14 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from itertools import chain, islice
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from pybtrfs import ioctl, syscall
+from pybtrfs import ioctl
 from pybtrfs.items import FS_TREE_OBJECTID
-from pybtrfs.path import ENCODING, ERRORS, Target, opened
+from pybtrfs.path import ENCODING, ERRORS, Target, open_beneath, opened, owned
 from pybtrfs.subvolume.info import (
     SubvolumeInfo,
     directory_path,
@@ -27,12 +26,16 @@ from pybtrfs.subvolume.info import (
 )
 from pybtrfs.tree_search import search_subvolume_records
 
-_REMEMBERED = 4096
-_OUT_OF_REACH = (
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Mapping
+
+_REMEMBERED = 4096  # paths of directories
+_UNREACHABLE = (
     errno.EACCES,
     errno.EXDEV,  # something is mounted on it
     errno.ENAMETOOLONG,
-    errno.ENOENT,  # deleted or renamed meanwhile, as the others
+    # Deleted or replaced concurrently:
+    errno.ENOENT,
     errno.ENOTDIR,
     errno.ELOOP,
 )
@@ -40,7 +43,7 @@ _OUT_OF_REACH = (
 
 class SubvolumeEntry(NamedTuple):
     """
-    A subvolume, and its path below the one whose content was listed.
+    A subvolume, and its path from the subvolume that was listed.
     """
 
     path: str
@@ -49,7 +52,7 @@ class SubvolumeEntry(NamedTuple):
 
 class SubvolumeRef(NamedTuple):
     """
-    A subvolume directly below another one, and the inode number of the directory there that contains it.
+    A child subvolume: its id, and the inode number of the directory that contains it.
     """
 
     id: int
@@ -60,24 +63,23 @@ def iterate(
     filesystem: Target, *, top: int = FS_TREE_OBJECTID, directories: Mapping[int, str] = MappingProxyType({})
 ) -> Iterator[SubvolumeEntry]:
     """
-    Yield all subvolumes below the subvolume *top*, or below the one that contains *filesystem* for 0, with their paths
-    from it.
+    Yield all subvolumes below the subvolume *top*, by id, with their paths from *top*.
 
-    They come by id. What is deleted and not yet cleaned is left out. Memory does not grow with their number, and the
-    listing is not atomic: what is created or deleted meanwhile is listed or not, and what is renamed has one name or
-    the other. Times and transactions of what is not yet committed are not seen.
+    Deleted subvolumes are skipped. Memory use does not grow with the number of subvolumes. The listing is not atomic: a
+    subvolume that is created or deleted concurrently may be listed or not, a renamed one has its old or its new path.
+    Times and transactions that are not committed yet are not seen.
 
-    Issues one tree search (Linux 3.16), and ``BTRFS_IOC_INO_LOOKUP`` once for each directory that contains subvolumes
-    and is not itself one; of more than some thousands, once more for each that comes again. They need
-    ``CAP_SYS_ADMIN``.
+    Issues one tree search (Linux 3.16), and ``BTRFS_IOC_INO_LOOKUP`` for each directory that contains subvolumes and is
+    not a subvolume itself; some thousand directories are cached. Both need ``CAP_SYS_ADMIN``.
 
-    To a caller without it the kernel shows what is below *filesystem*, which must then be the root of *top*: by
-    `children`, `get_child_path` and `get_info`, each before what it contains. What the caller may not open, and what
-    something is mounted on, is left out with everything in it. This needs Linux 5.6.
+    Without ``CAP_SYS_ADMIN``, *filesystem* must be the root of *top*. The listing then uses `children`,
+    `get_child_path` and `get_info`, which need Linux 5.6, and yields each subvolume before its children. A subvolume
+    that the caller cannot open, or that has something mounted on it, is skipped with everything below it.
 
     Args:
-        directories: Paths of directories in *top*, from its root and with a slash behind, by inode number, for which
-            the kernel need not be asked: of a directory with many, each with one subvolume, os.scandir tells both.
+        top: The id of a subvolume; 0 means the subvolume that contains *filesystem*.
+        directories: Known paths of directories in *top*, with a trailing slash, by inode number; the kernel is not
+            asked for them. os.scandir has both for a directory of many directories with one subvolume each.
 
     Raises:
         PermissionError: The caller lacks ``CAP_SYS_ADMIN``, and *filesystem* is not the root of *top*.
@@ -94,14 +96,14 @@ def iterate(
             yield from _walk(fd, "")
             return
         paths = _Paths(fd, top, directories)
-        make = tuple.__new__  # of a NamedTuple half as expensive as its own
+        make = tuple.__new__  # halves the cost of constructing a NamedTuple
         parent = directory = 0
         above: str | None = None
         for record in chain(first, records):
-            subvolid, name, parent_id, dirid, _ = record  # of a plain tuple cheaper than of an info
+            subvolid, name, parent_id, dirid, _ = record  # unpacking a plain tuple is cheaper than an info's properties
             if dirid != directory or parent_id != parent:
                 parent, directory = parent_id, dirid
-                above = paths.of(parent_id, dirid) if parent_id else None  # what is deleted is nowhere
+                above = paths.of(parent_id, dirid) if parent_id else None  # a deleted subvolume has no parent
             if above is not None and subvolid != top:
                 path = above + name.decode(ENCODING, ERRORS)
                 yield make(SubvolumeEntry, (path, make(SubvolumeInfo, record)))
@@ -109,7 +111,7 @@ def iterate(
 
 def children(target: Target) -> Iterator[SubvolumeRef]:
     """
-    Yield the subvolumes directly below the one that contains *target*, by id.
+    Yield the children of the subvolume that contains *target*, by id.
 
     Issues ``BTRFS_IOC_GET_SUBVOL_ROOTREF`` (Linux 4.18), which needs no privilege.
     """
@@ -123,44 +125,33 @@ def children(target: Target) -> Iterator[SubvolumeRef]:
 
 def get_child_path(target: Target, child: SubvolumeRef) -> str:
     """
-    Return the path of *child* from *target*, the root of the subvolume that `children` found it in.
+    Return the path of *child* from *target*, the root of the subvolume whose `children` include it.
 
-    Issues ``BTRFS_IOC_INO_LOOKUP_USER`` (Linux 4.18). The caller must be able to read and search *target* and the
-    directories in between, except the last one.
+    Issues ``BTRFS_IOC_INO_LOOKUP_USER`` (Linux 4.18). The caller must have read and search permission on *target* and
+    on the directories below it, except the last.
 
     Raises:
-        FileNotFoundError: There is no such subvolume any more.
-        OSError: ENAMETOOLONG: the path has more than 3,823 bytes; `get_path` finds it.
+        FileNotFoundError: The subvolume does not exist any more.
+        OSError: ENAMETOOLONG: the path has more than 3,823 bytes; use `get_path`.
     """
     with opened(target) as fd:
         name, directory = ioctl.ino_lookup_user(fd, child.dir_id, child.id)
         return os.fsdecode(directory + name)
 
 
-def open_beneath(fd: int, path: str | bytes) -> int:
-    """
-    Return a file descriptor of a directory below *fd*, where no link and no mount leads elsewhere.
-
-    Raises:
-        OSError: EXDEV: something is mounted on it, or on the way. ELOOP: a symbolic link is.
-    """
-    beneath = syscall.RESOLVE_BENEATH | syscall.RESOLVE_NO_XDEV | syscall.RESOLVE_NO_SYMLINKS
-    return syscall.openat2(fd, path, os.O_RDONLY | os.O_DIRECTORY, beneath)
-
-
 def open_child(fd: int, path: str, child: SubvolumeRef) -> int:
     """
-    Return a file descriptor of the root of *child*, at *path* from *fd*.
+    Open the root of *child*, at *path* from *fd*, and return its file descriptor.
 
     Raises:
-        FileNotFoundError: Something else is there by now.
-        OSError: EXDEV: something is mounted on it.
+        FileNotFoundError: Another file has replaced the subvolume.
+        OSError: EXDEV: something is mounted on the subvolume.
     """
     child_fd = open_beneath(fd, path)
     try:
         if is_root(child_fd) and get_id(child_fd) == child.id:
             return child_fd
-        raise FileNotFoundError(errno.ENOENT, f"the subvolume {child.id} is there no longer", path)
+        raise FileNotFoundError(errno.ENOENT, f"subvolume {child.id} is not there any more", path)
     except BaseException:
         os.close(child_fd)
         raise
@@ -168,23 +159,21 @@ def open_child(fd: int, path: str, child: SubvolumeRef) -> int:
 
 def opened_children(fd: int) -> Generator[tuple[SubvolumeRef, str, int], None, None]:
     """
-    Yield the subvolumes directly below one, each with its path and a file descriptor that is open until the next one;
-    the last one until this is at its end, or closed.
+    Yield the children of a subvolume, each with its path and an open file descriptor of its root.
 
-    What the caller may not open, and what something is mounted on, is left out.
+    A child that the caller cannot open, or that has something mounted on it, is skipped. Each descriptor is closed when
+    the generator advances or is closed.
     """
     for child in children(fd):
         try:
             path = get_child_path(fd, child)
             child_fd = open_child(fd, path, child)
         except OSError as error:
-            if error.errno not in _OUT_OF_REACH:
+            if error.errno not in _UNREACHABLE:
                 raise
             continue
-        try:
+        with owned(child_fd):
             yield child, path, child_fd
-        finally:
-            os.close(child_fd)
 
 
 def _walk(fd: int, above: str) -> Iterator[SubvolumeEntry]:
@@ -193,14 +182,14 @@ def _walk(fd: int, above: str) -> Iterator[SubvolumeEntry]:
             try:
                 info = get_info(child_fd)
             except FileNotFoundError:
-                continue  # deleted meanwhile
+                continue  # deleted concurrently
             yield SubvolumeEntry(above + path, info)
             yield from _walk(child_fd, f"{above}{path}/")
 
 
 class _Paths:
     """
-    The paths of directories from the subvolume *top*, with a slash behind; those asked for last are remembered.
+    A cache of the paths of directories from the subvolume *top*, with a trailing slash.
     """
 
     def __init__(self, fd: int, top: int, directories: Mapping[int, str]) -> None:
@@ -211,13 +200,13 @@ class _Paths:
 
     def of(self, subvolid: int, dirid: int) -> str | None:
         """
-        The path of a directory in a subvolume; None when it is not below the top, or no longer there.
+        Return the path of a directory in a subvolume, or None if it is not below the top or deleted.
         """
         where = subvolid, dirid
         if where in self._known:
             return self._known[where]
         path: str | None = None
-        # From the inside out: the directories above whose paths are not known, and the names of their subvolumes.
+        # From the inside out: the directories whose paths are unknown, each with the name of its subvolume.
         unknown: list[tuple[tuple[int, int], str]] = []
         while True:
             if where in self._known:
@@ -229,7 +218,7 @@ class _Paths:
                 path = ""
                 break
             found = lookup_root(self._fd, subvolid)
-            # Renaming subvolumes into one another meanwhile may make a loop of what is seen.
+            # Concurrent renames of subvolumes into each other can look like a cycle.
             if found is None or is_deleted(found) or any(where == seen for seen, _ in unknown):
                 unknown.append((where, ""))
                 break
@@ -239,7 +228,7 @@ class _Paths:
             inside = None if path is None else self._inside(*where)
             path = None if path is None or inside is None else f"{path}{name}{inside}"
             if len(self._known) == _REMEMBERED:
-                self._known.popitem(last=False)  # of a dict it would take longer and longer
+                self._known.popitem(last=False)  # removing the oldest entry of a dict slows down with each removal
             self._known[where] = path
         return path
 

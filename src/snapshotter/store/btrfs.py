@@ -302,5 +302,5 @@ def _clear_flags(fd: int) -> None:
     flags = ioctl.getflags(fd)
     if flags & _FROZEN_FLAGS:
         # Refused while it is read-only, and whoever owns it can make it so.
-        subvolume.set_read_only(fd, False, clear_received=True)
+        subvolume.set_read_only(fd, read_only=False, clear_received=True)
         ioctl.setflags(fd, flags & ~_FROZEN_FLAGS)

@@ -295,7 +295,7 @@ def test_delete_from_a_read_only_subvolume(base: Path) -> None:
                 call()
             assert caught.value.errno == errno.EROFS
     assert subvolume.get_read_only(base)
-    subvolume.set_read_only(base, False)
+    subvolume.set_read_only(base, read_only=False)
 
 
 def test_delete_unprivileged(btrfs_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:

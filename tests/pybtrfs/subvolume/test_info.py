@@ -168,7 +168,7 @@ def test_read_only(base: Path, kind: str) -> None:
         with pytest.raises(OSError) as caught:
             (base / "file").touch()
         assert caught.value.errno == errno.EROFS
-        subvolume.set_read_only(target, False)
+        subvolume.set_read_only(target, read_only=False)
         assert not subvolume.get_read_only(target)
     (base / "file").touch()
 
@@ -198,10 +198,10 @@ def test_a_received_subvolume_stays_read_only(base: Path) -> None:
     assert info.received_uuid is not None
     assert info.received_uuid.bytes == uuid
     with pytest.raises(PermissionError, match="received") as caught:
-        subvolume.set_read_only(base, False)
+        subvolume.set_read_only(base, read_only=False)
     assert caught.value.filename == base
     assert subvolume.get_read_only(base)
-    subvolume.set_read_only(base, False, clear_received=True)
+    subvolume.set_read_only(base, read_only=False, clear_received=True)
     assert not subvolume.get_read_only(base)
     assert subvolume.get_info(base).received_uuid is None
 

@@ -337,7 +337,7 @@ class TestInit:
         assert "copy of a store" in run("prepare", "b", "--root", str(copy)).err
         assert "none of the 1 subvolumes" in run("init", "--adopt", "--root", str(copy)).err
         new.mkdir()
-        subvolume.set_read_only(old / "empty", False)  # or it cannot be renamed
+        subvolume.set_read_only(old / "empty", read_only=False)  # or it cannot be renamed
         for name in os.listdir(old):
             (old / name).rename(new / name)
         subvolume.set_read_only(new / "empty")

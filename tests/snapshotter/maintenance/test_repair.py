@@ -291,7 +291,7 @@ def test_symlink(damaged: Damaged, btrfs: Path, key: str, name: str) -> None:
     A symbolic link in the place of a subvolume is named and never followed; it is moved away, and removing works.
     """
     directory = damaged.directories[key]
-    subvolume.set_read_only(directory / name, False)
+    subvolume.set_read_only(directory / name, read_only=False)
     (directory / name).rename(btrfs / "moved")
     (directory / name).symlink_to(btrfs / "moved")
     [problem] = damaged.problems()
@@ -317,7 +317,7 @@ def test_writable_layer(damaged: Damaged) -> None:
     A layer that was made writable is named, and read-only again where nothing has changed in it.
     """
     layer = damaged.directories["top"] / "layer"
-    subvolume.set_read_only(layer, False)
+    subvolume.set_read_only(layer, read_only=False)
     [problem] = damaged.problems()
     assert (problem.subject, problem.what) == ("top", "its layer is writable, and may not be what was committed")
     assert "doctor --fix" in problem.cure
@@ -325,7 +325,7 @@ def test_writable_layer(damaged: Damaged) -> None:
     assert (done.subject, done.what) == ("top", "made its layer read-only again: its content had not changed")
     assert subvolume.get_read_only(layer)
     assert damaged.problems() == []
-    subvolume.set_read_only(layer, False)
+    subvolume.set_read_only(layer, read_only=False)
     (layer / "top-").write_text("changed")
     assert repair.fix(damaged.root) == []
     assert damaged.problems() == [problem]
@@ -336,7 +336,7 @@ def test_writable_and_renamed(damaged: Damaged) -> None:
     Two damages of one snapshot are mended together.
     """
     layer = damaged.directories["top"] / "layer"
-    subvolume.set_read_only(layer, False)
+    subvolume.set_read_only(layer, read_only=False)
     layer.rename(layer.with_name("away"))
     assert len(repair.fix(damaged.root)) == 2
     assert damaged.problems() == []
@@ -422,7 +422,7 @@ def test_empty(damaged: Damaged, damage: str) -> None:
     What a view of nothing shows is named where it is anything else, and made anew.
     """
     empty = damaged.root / "empty"
-    subvolume.set_read_only(empty, False)
+    subvolume.set_read_only(empty, read_only=False)
     if damage == "full":
         (empty / "file").touch()
     elif damage != "writable":

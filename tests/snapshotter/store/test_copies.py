@@ -87,10 +87,10 @@ def test_adopt(empty: str, root: Path) -> None:
     moved = ["snapshots/1/layer", "snapshots/1025/fs", *(["empty"] if empty == "moved" else [])]
     for name in moved:
         read_only = subvolume.get_read_only(root / name)
-        subvolume.set_read_only(root / name, False)
+        subvolume.set_read_only(root / name, read_only=False)
         (copy / name).rmdir()
         (root / name).rename(copy / name)
-        subvolume.set_read_only(copy / name, read_only)
+        subvolume.set_read_only(copy / name, read_only=read_only)
     with Snapshotter.adopt(copy) as adopted:
         assert adopted.why_read_only == ""
         assert [problem.subject for problem in adopted.problems()] == ["lost"]

@@ -139,7 +139,7 @@ def make(
     for name in filter(None, (fs, layer)):
         subvolume.create(path / name)
         (path / name / "content").write_text(name)
-        subvolume.set_read_only(path / name, name == "layer")
+        subvolume.set_read_only(path / name, read_only=name == "layer")
     if state:
         commitment = Commitment("new name", {"of": "commit"}, 7, verified) if state is State.COMMITTING else None
         write(path, Record(id, state, key, labels={"of": "active"}, commitment=commitment, **values))
@@ -202,7 +202,7 @@ def test_layer_that_is_not_one(state: State, root: Path, reopen: Callable[..., S
     undone, and nothing is built on one that somebody opened to writing.
     """
     path = make(root, state, "fs", "layer")
-    subvolume.set_read_only(path / "layer", False)
+    subvolume.set_read_only(path / "layer", read_only=False)
     store = reopen()
     store.cleanup()
     if state is State.COMMITTED:

@@ -309,7 +309,7 @@ def test_without_privilege(base: Path, child: Path, unprivileged: Callable[..., 
     each(append)(child)
     each(lambda path: path.unlink(), 10)(child)
     for path in (base, child):
-        subvolume.set_read_only(path, False)
+        subvolume.set_read_only(path, read_only=False)
         path.chmod(0o755)
     expected = measured(child, base)
     result = unprivileged(measured, child, base)
