@@ -1,9 +1,11 @@
 """
-The whole contract without btrfs and without root: for the tests of programs that use it.
+Test support for programs that use `Snapshotter`: stores without btrfs and without root, and a wait for background work.
 
 ::
 
-    with Snapshotter.create(tmp_path / "store", volumes=DirectoryVolumes) as snapshotter: ...
+    with Snapshotter.create(tmp_path / "store", volumes=DirectoryVolumes) as store:
+        store.prepare("key")
+        settle(store)
 """
 
 import contextlib
@@ -11,26 +13,42 @@ import os
 from typing import ClassVar
 
 from pybtrfs.mountinfo import MountTable
+from pybtrfs.path import open_directory, owned
 from pybtrfs.testing import copy_tree, remove_tree
+from snapshotter.contract import Snapshotter
 from snapshotter.model import Measured, Mount
 from snapshotter.store import usage
-from snapshotter.store.layout import EMPTY, FS, LAYER, Directory, Place, opened
+from snapshotter.store.layout import EMPTY, FS, LAYER, Directory, Place
 from snapshotter.store.record_storage import Files, RecordStorage
 from snapshotter.store.volumes import Contents, MountMode
 
-_NEW = ".new"  # behind the name of a copy that is not whole yet
+_NEW = ".new"  # suffix of an incomplete copy
+
+
+def settle(store: Snapshotter, *, seconds: float = 60.0) -> None:
+    """
+    Wait until the background work of *store* is done, without its usual delays.
+
+    Afterwards all records are up to date, the usage of each committed snapshot is known, and the subvolumes of removed
+    snapshots are destroyed, unless they are mounted or otherwise in use.
+
+    Raises:
+        TimeoutError: The work is not done within *seconds*.
+    """
+    if not store.opened.worker.finish(seconds):
+        raise TimeoutError(f"the background work of store {store.root!r} is not done within {seconds} s")
 
 
 class DirectoryVolumes:
     """
-    `snapshotter.store.volumes.Volumes` that copies plain directories.
+    `snapshotter.store.volumes.Volumes` on plain directories.
 
-    Everything behaves as on btrfs but for what plain directories cannot do: a copy takes time and space, nothing
-    survives a power failure, and a committed layer can be written to by who looks for its path.
+    The contract is the same as on btrfs. But a snapshot is a copy, which takes time and space. No change is durable. A
+    committed layer can be written to through its path.
     """
 
     record_storage: ClassVar[RecordStorage] = Files()
-    record_limit = 7_680  # as on most btrfs, though files hold more
+    record_limit = 7_680  # the limit of btrfs with nodes of 16 KiB
 
     def __init__(self, root: str, mount_mode: MountMode) -> None:
         self._status = os.stat(root)
@@ -51,7 +69,7 @@ class DirectoryVolumes:
         return {"device": str(self._status.st_dev), "inode": str(self._status.st_ino)}
 
     def inspect(self, place: Place) -> tuple[bytes | None, Contents]:
-        with opened(place.dir_fd, place.name) as fd:
+        with owned(open_directory(place.dir_fd, place.name)) as fd:
             record = self.record_storage.read(fd)
             names = {name for name in os.listdir(fd) if not name.startswith("record")}
         unexpected = names - {FS, LAYER, FS + _NEW, LAYER + _NEW}
@@ -95,15 +113,15 @@ class DirectoryVolumes:
         return 0
 
     def change_counter(self, directory: Directory) -> int:
-        # A plain directory does not tell of changes in it: never the same twice.
+        # A plain directory has no counter of changes, so return a new number each time.
         self._measured += 1
         return self._measured
 
     def measure(self, directory: Directory, name: str, base_transid: int, parent: Directory | None) -> Measured:
         with contextlib.ExitStack() as stack:
-            fd = stack.enter_context(opened(directory.fd, name))
-            parent_fd = stack.enter_context(opened(parent.fd, LAYER)) if parent else None
-            # A copy has a ctime of its own, and the mtime of the original.
+            fd = stack.enter_context(owned(open_directory(directory.fd, name)))
+            parent_fd = stack.enter_context(owned(open_directory(parent.fd, LAYER))) if parent else None
+            # A copy keeps the mtime of the original, but not its ctime.
             return usage.walk(fd, parent_fd, changed_by="st_mtime_ns")
 
     def mount(self, place: Place, *, read_only: bool) -> Mount:
@@ -117,7 +135,7 @@ def _make_directory(name: str, dir_fd: int) -> None:
 
 def _copy(source: str, target: str) -> None:
     """
-    Copy a tree, whole or not at all.
+    Copy the tree *source* to *target* atomically.
     """
     copy_tree(source, target + _NEW)
     os.rename(target + _NEW, target)

@@ -1,7 +1,7 @@
 """
-What happens after the answer: removed subvolumes are destroyed, records brought up to date.
+Background work of an open store: the destruction of removed subvolumes, and the update of records.
 
-Nothing here need be durable. What a crash leaves undone, the next open finds and hands in again.
+None of this work is durable. After a crash, the next open finds the unfinished work and submits it again.
 """
 
 import threading
@@ -16,19 +16,24 @@ from snapshotter.store.layout import FS, LAYER
 from snapshotter.store.store import Store
 from snapshotter.store.volumes import Volumes
 
-THREADS = 4  # destroys queue in the kernel behind each snapshot's commit, and pass together
+THREADS = 4  # each destroy waits in the kernel for a transaction commit, and concurrent destroys share one commit
 BATCH = 64
-BATCH_SECONDS = 0.1  # between batches that are not full: for each the mounts are read
-BACKLOG = 1000  # beyond it, who hands in work waits until it is less
-CROWDED_SECONDS = 1.0  # and so long at most
-TASK_SECONDS = 1.0  # most snapshots that end soon are gone by then
-CLOSE_SECONDS = 1.0
-RETRY_SECONDS = (0.5, 30.0)  # from, and up to
+BATCH_SECONDS = 0.1  # minimum time between batches that are not full, because each batch reads the mount table
+BACKLOG = 1000  # length of the queue beyond which `Worker.destroy` blocks
+CROWDED_SECONDS = 1.0  # the longest that it blocks
+TASK_SECONDS = 1.0  # delay of tasks, because most short-lived snapshots are removed by then, which saves the task
+CLOSE_SECONDS = 1.0  # time for the remaining tasks at close
+RETRY_SECONDS = (0.5, 30.0)  # delay before a failed destroy is retried: the first delay and the longest; it doubles
 
 
 class PendingDestroy:
     """
-    The directory of a removed snapshot, or one subvolume in the directory of a living one.
+    A directory of a removed snapshot, or one subvolume of another snapshot, to be destroyed.
+
+    Attributes:
+        name: The subvolume, or empty for the whole directory.
+        due: When to destroy it, in seconds of the monotonic clock.
+        delay: The last delay before a retry, in seconds; 0 before the first failure.
     """
 
     __slots__ = ("delay", "due", "name", "snapshot_id")
@@ -42,17 +47,38 @@ class PendingDestroy:
 
 class Worker:
     """
-    Threads that destroy and settle; started when there is something to do.
+    A pool of threads that destroys subvolumes and runs tasks, started with the first work.
 
-    What cannot be destroyed now, being mounted, sent or swapped to, waits without blocking the rest.
+    A subvolume that cannot be destroyed now, because it is mounted, being sent or a swap file's, is retried later and
+    does not block others.
+
+    Args:
+        task_seconds: The delay of tasks; None is `TASK_SECONDS`.
     """
 
-    def __init__(self, store: Store, volumes: Volumes) -> None:
+    def __init__(
+        self,
+        store: Store,
+        volumes: Volumes,
+        *,
+        task_seconds: float | None = None,
+        batch_seconds: float = BATCH_SECONDS,
+        retry_seconds: tuple[float, float] = RETRY_SECONDS,
+        close_seconds: float = CLOSE_SECONDS,
+        backlog: int = BACKLOG,
+        crowded_seconds: float = CROWDED_SECONDS,
+    ) -> None:
         self._store = store
         self._volumes = volumes
+        self._task_seconds = TASK_SECONDS if task_seconds is None else task_seconds
+        self._batch_seconds = batch_seconds
+        self._retry_seconds = retry_seconds
+        self._close_seconds = close_seconds
+        self._backlog = backlog
+        self._crowded_seconds = crowded_seconds
         self._condition = threading.Condition()
         self._pending: deque[PendingDestroy] = deque()
-        self._in_hand: dict[int, deque[PendingDestroy]] = {}  # by thread
+        self._in_progress: dict[int, deque[PendingDestroy]] = {}  # by thread
         self._held: list[PendingDestroy] = []
         self._tasks: deque[tuple[float, Callable[[], None]]] = deque()
         self._next_batch = 0.0
@@ -63,88 +89,112 @@ class Worker:
 
     def submit(self, task: Callable[[], None]) -> None:
         """
-        Run *task* in a while; it takes care of its own errors.
+        Run *task* after a delay; it must handle its own errors.
         """
         with self._condition:
             self._start()
-            self._tasks.append((time.monotonic() + TASK_SECONDS, task))
+            self._tasks.append((time.monotonic() + self._task_seconds, task))
             if len(self._tasks) == 1:
                 self._condition.notify_all()
 
     def destroy(self, snapshot_id: int, name: str = "", *, later: bool = False) -> None:
         """
-        Destroy a snapshot's directory with all in it, or the one subvolume *name*; *later*, in a while.
+        Destroy a snapshot's directory with its subvolumes, or only the subvolume *name*.
+
+        Blocks for a while if the queue is long.
+
+        Args:
+            later: Wait for the delay of tasks first, or until the next `drain`.
         """
         with self._condition:
             self._start()
             if later:
-                self._held.append(PendingDestroy(snapshot_id, name, due=time.monotonic() + TASK_SECONDS))
+                self._held.append(PendingDestroy(snapshot_id, name, due=time.monotonic() + self._task_seconds))
                 self._condition.notify_all()
                 return
             self._pending.append(PendingDestroy(snapshot_id, name))
-            # For the others the threads have set their time already.
+            # At other lengths the threads already sleep until the time of the next batch.
             if len(self._pending) in (1, BATCH):
                 self._condition.notify_all()
-            if len(self._pending) > BACKLOG:
-                self._condition.wait_for(lambda: self._closed or len(self._pending) <= BACKLOG, CROWDED_SECONDS)
+            if len(self._pending) > self._backlog:
+                self._condition.wait_for(
+                    lambda: self._closed or len(self._pending) <= self._backlog, self._crowded_seconds
+                )
 
     def destroy_now(self, snapshot_id: int) -> None:
         """
-        Destroy a snapshot's directory with all in it before returning.
+        Destroy a snapshot's directory with its subvolumes in this thread.
 
         Raises:
-            OSError: EBUSY when it is mounted; else as the kernel says.
+            OSError: EBUSY: a subvolume is mounted. Also all errors of the kernel.
         """
         self._destroy_one(PendingDestroy(snapshot_id), self._volumes.mounts())
 
     @property
     def pending(self) -> list[int]:
         """
-        The snapshots of which something still has to be destroyed.
+        The ids of the snapshots with a directory or subvolume still to be destroyed.
         """
         with self._condition:
-            # Once each: what is being put among the held ones is in hand, too.
-            everything = chain(self._pending, self._held, *self._in_hand.values())
+            # A destroy that just failed is both held and in progress, so drop duplicates.
+            everything = chain(self._pending, self._held, *self._in_progress.values())
             return list(dict.fromkeys(pending.snapshot_id for pending in everything))
 
     def drain(self, seconds: float) -> None:
         """
-        Wait until everything is destroyed that can be, at most *seconds*; tries what is held once more.
+        Destroy everything that can be destroyed, retry failed destroys once, and wait at most *seconds*.
         """
         with self._condition:
-            if not (self._pending or self._held or self._busy):
-                return
-            self._pending.extend(self._held)
-            self._held.clear()
-            self._next_batch = 0.0
-            self._start()
-            self._condition.notify_all()
-            self._condition.wait_for(lambda: self._closed or not (self._pending or self._busy), seconds)
+            if self._pending or self._held or self._busy:
+                self._hurry()
+                self._condition.wait_for(lambda: self._closed or not (self._pending or self._busy), seconds)
+
+    def finish(self, seconds: float) -> bool:
+        """
+        Run all tasks without their delay, and `drain`.
+
+        Returns:
+            Whether all tasks and destroys ended within *seconds*; failed destroys count as ended.
+        """
+        with self._condition:
+            self._tasks = deque((0.0, task) for _, task in self._tasks)
+            self._hurry()
+            return self._condition.wait_for(
+                lambda: self._closed or not (self._pending or self._tasks or self._busy), seconds
+            )
+
+    def _hurry(self) -> None:
+        self._pending.extend(self._held)
+        self._held.clear()
+        self._next_batch = 0.0
+        self._start()
+        self._condition.notify_all()
 
     def reclaim(self, seconds: float, *, always: bool = False) -> None:
         """
-        Have the space of everything destroyed so far given back, within about *seconds*.
+        Free the space of everything destroyed so far; wait at most about *seconds*.
 
         Args:
-            always: Also when nothing was since the last time: others may have, the same store before it was opened too.
+            always: Ask the kernel even if this worker destroyed nothing since the last call, because another process,
+                or an earlier open of the store, may have.
         """
         end = time.monotonic() + seconds
         self.drain(seconds)
         with self._condition:
-            wanted, self._reclaimable = always or self._reclaimable, False
-        if wanted:
+            reclaimable, self._reclaimable = always or self._reclaimable, False
+        if reclaimable:
             self._volumes.reclaim(max(0.0, end - time.monotonic()))
 
     def close(self) -> None:
         """
-        Finish what is in hand and what tasks there is time for, and leave the rest to the next open.
+        Finish the destroys in progress, run tasks for a limited time, and leave the rest to the next open.
         """
         with self._condition:
             self._closed = True
             self._condition.notify_all()
         for thread in self._threads:
             thread.join()
-        end = time.monotonic() + CLOSE_SECONDS
+        end = time.monotonic() + self._close_seconds
         while self._tasks and time.monotonic() < end:
             _, task = self._tasks.popleft()
             task()
@@ -153,7 +203,10 @@ class Worker:
         while len(self._threads) < THREADS and not self._closed:
             number = len(self._threads)
             thread = threading.Thread(
-                target=self._run, args=(number == 0,), name=f"snapshotter-worker-{number}", daemon=True
+                target=self._run,
+                kwargs={"tasks_first": number == 0},
+                name=f"snapshotter-worker-{number}",
+                daemon=True,
             )
             try:
                 thread.start()
@@ -163,7 +216,7 @@ class Worker:
                 return
             self._threads.append(thread)
 
-    def _run(self, tasks_first: bool) -> None:
+    def _run(self, *, tasks_first: bool) -> None:
         while True:
             with self._condition:
                 while not (self._closed or self._due_batch() or self._due_task()):
@@ -175,7 +228,7 @@ class Worker:
                     _, work = self._tasks.popleft()
                 else:
                     work = self._destroy_batch
-                    self._next_batch = time.monotonic() + BATCH_SECONDS
+                    self._next_batch = time.monotonic() + self._batch_seconds
                 self._busy += 1
             try:
                 work()
@@ -208,13 +261,13 @@ class Worker:
     def _destroy_batch(self) -> None:
         with self._condition:
             batch = deque(self._pending.popleft() for _ in range(min(BATCH, len(self._pending))))
-            self._in_hand[threading.get_ident()] = batch
+            self._in_progress[threading.get_ident()] = batch
         mounts = None
         try:
             while batch and not self._closed:
                 pending = batch[0]
                 try:
-                    # Read after all of the batch were removed: whatever of it is still mounted is there.
+                    # All snapshots of the batch are removed by now, so the table has every mount that remains.
                     mounts = mounts or self._volumes.mounts()
                     self._destroy_one(pending, mounts)
                 except OSError as error:
@@ -224,13 +277,13 @@ class Worker:
                         batch.popleft()
         finally:
             with self._condition:
-                del self._in_hand[threading.get_ident()]
+                del self._in_progress[threading.get_ident()]
                 self._pending.extendleft(reversed(batch))
 
     def _hold(self, pending: PendingDestroy, error: OSError) -> None:
         if not pending.delay:
             Event.HELD.emit(id=pending.snapshot_id, subvolume=pending.name, error=str(error))
-        shortest, longest = RETRY_SECONDS
+        shortest, longest = self._retry_seconds
         pending.delay = min(max(shortest, pending.delay * 2), longest)
         pending.due = time.monotonic() + pending.delay
         with self._condition:

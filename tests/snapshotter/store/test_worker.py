@@ -1,5 +1,5 @@
 """
-What happens after the answer: nothing waits for what is held, nobody falls behind, and what is left stays on disk.
+Background work: busy subvolumes block nothing, the queue is bounded, and unfinished work stays on disk.
 """
 
 import errno
@@ -8,7 +8,8 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,12 @@ PATIENCE = 10
 
 class Disk:
     """
-    A store and its volumes in one, as far as the worker asks: holds what it is told to, and remembers who did what.
+    A fake of both `Store` and `Volumes`, as far as the worker uses them.
+
+    Attributes:
+        gate: Blocks destroys while it is clear.
+        entered: Released at the begin of each destroy.
+        refuses: The errors of destroys, by snapshot id.
     """
 
     def __init__(self) -> None:
@@ -80,15 +86,24 @@ def disk() -> Disk:
 
 
 @pytest.fixture
-def running(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+def start(disk: Disk) -> Iterator[Callable[..., Worker]]:
     """
-    A worker that does not dawdle, closed at the end.
+    A function that makes a worker without a delay between batches, closed at the end.
     """
-    monkeypatch.setattr(worker, "BATCH_SECONDS", 0)
-    running = Worker(disk, disk)  # type: ignore[arg-type]  # one is as much of both as the worker asks for
-    yield running
-    disk.gate.set()
-    running.close()
+    with ExitStack() as stack:
+
+        def start(*, batch_seconds: float = 0, **options: Any) -> Worker:
+            worker = Worker(disk, disk, batch_seconds=batch_seconds, **options)  # type: ignore[arg-type]  # fakes both
+            stack.callback(worker.close)
+            stack.callback(disk.gate.set)
+            return worker
+
+        yield start
+
+
+@pytest.fixture
+def running(start: Callable[..., Worker]) -> Worker:
+    return start()
 
 
 HELD = OSError(errno.EBUSY, os.strerror(errno.EBUSY))
@@ -96,7 +111,7 @@ HELD = OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
 def test_destroys(disk: Disk, running: Worker) -> None:
     """
-    A removed snapshot loses both subvolumes, then its directory; a living one only what was named.
+    A removed snapshot loses both subvolumes, then its directory; another snapshot loses only the named subvolume.
     """
     running.destroy(1)
     running.destroy(2, FS)
@@ -108,7 +123,7 @@ def test_destroys(disk: Disk, running: Worker) -> None:
 
 def test_gone_already(disk: Disk, running: Worker) -> None:
     """
-    A directory that somebody deleted is done with.
+    A directory that is gone already counts as destroyed.
     """
     disk.missing.add(1)
     running.destroy(1)
@@ -116,11 +131,11 @@ def test_gone_already(disk: Disk, running: Worker) -> None:
     assert running.pending == []
 
 
-def test_held(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held(disk: Disk, start: Callable[..., Worker]) -> None:
     """
-    What is held waits in nobody's way, is told once, and is tried again until it is free.
+    A busy subvolume blocks no other, and its destroy is retried until it succeeds.
     """
-    monkeypatch.setattr(worker, "RETRY_SECONDS", (0.001, 0.002))
+    running = start(retry_seconds=(0.001, 0.002))
     for snapshot_id in (1, 3):
         disk.refuses[snapshot_id] = HELD
     for snapshot_id in (1, 2, 3, 4):
@@ -134,7 +149,7 @@ def test_held(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_drain_does_not_wait_for_what_is_held(disk: Disk, running: Worker) -> None:
     """
-    Draining tries what is held once more, and leaves it.
+    Draining retries failed destroys once, and does not wait for them.
     """
     disk.refuses[1] = HELD
     running.destroy(1)
@@ -150,7 +165,7 @@ def test_drain_does_not_wait_for_what_is_held(disk: Disk, running: Worker) -> No
 
 def test_drain_is_bounded(disk: Disk, running: Worker) -> None:
     """
-    What takes longer is not waited for longer than told.
+    Draining returns after the given time, even if a destroy takes longer.
     """
     disk.gate.clear()
     running.destroy(1)
@@ -159,32 +174,40 @@ def test_drain_is_bounded(disk: Disk, running: Worker) -> None:
     assert disk.removed == []
 
 
-def test_backlog(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backlog(disk: Disk, start: Callable[..., Worker]) -> None:
     """
-    Behind a long backlog, who hands in more waits until it is less, and not for ever.
+    With a long queue, `destroy` blocks until the queue is shorter.
     """
-    monkeypatch.setattr(worker, "BACKLOG", 3)
-    monkeypatch.setattr(worker, "CROWDED_SECONDS", 0.01)
+    running = start(backlog=3, crowded_seconds=PATIENCE)
     occupy(disk, running)
-    for snapshot_id in (10, 11, 12, 13):
+    for snapshot_id in (10, 11, 12):
         running.destroy(snapshot_id)
-    assert sorted(running.pending) == [0, 1, 2, 3, 10, 11, 12, 13]
-    monkeypatch.setattr(worker, "CROWDED_SECONDS", PATIENCE)
-    caller = threading.Thread(target=running.destroy, args=(14,))
+    caller = threading.Thread(target=running.destroy, args=(13,))
     caller.start()
-    with running._condition:
-        assert running._condition.wait_for(lambda: len(running._pending) == 5, PATIENCE)
+    while 13 not in running.pending:
+        caller.join(0.001)
     assert caller.is_alive()
     disk.gate.set()
     caller.join(PATIENCE)
     assert not caller.is_alive()
     running.drain(PATIENCE)
-    assert sorted(disk.removed) == [*range(worker.THREADS), 10, 11, 12, 13, 14]
+    assert sorted(disk.removed) == [*range(worker.THREADS), 10, 11, 12, 13]
+
+
+def test_backlog_is_bounded(disk: Disk, start: Callable[..., Worker]) -> None:
+    """
+    `destroy` does not block for ever, however long the queue is.
+    """
+    running = start(backlog=3, crowded_seconds=0.01)
+    occupy(disk, running)
+    for snapshot_id in (10, 11, 12, 13, 14):
+        running.destroy(snapshot_id)
+    assert sorted(running.pending) == [0, 1, 2, 3, 10, 11, 12, 13, 14]
 
 
 def occupy(disk: Disk, running: Worker) -> None:
     """
-    Keep every thread in a destroy until the gate opens.
+    Block every thread in a destroy until the gate opens.
     """
     disk.gate.clear()
     for snapshot_id in range(worker.THREADS):
@@ -194,15 +217,12 @@ def occupy(disk: Disk, running: Worker) -> None:
 
 def test_close_leaves_the_rest(disk: Disk, running: Worker) -> None:
     """
-    Closing ends after what is in hand, however much waits behind it.
+    Closing waits for the destroys in progress and leaves the queue undone.
     """
     occupy(disk, running)
     for snapshot_id in range(10, 30):
         running.destroy(snapshot_id)
-    closing = threading.Thread(target=running.close)
-    closing.start()
-    with running._condition:
-        assert running._condition.wait_for(lambda: running._closed, PATIENCE)
+    closing = close(running)
     disk.gate.set()
     closing.join(PATIENCE)
     assert not closing.is_alive()
@@ -212,59 +232,98 @@ def test_close_leaves_the_rest(disk: Disk, running: Worker) -> None:
     assert len(disk.removed) == worker.THREADS
 
 
-def test_close_runs_tasks(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def close(running: Worker) -> threading.Thread:
     """
-    Tasks that wait for their time are run at closing, as far as there is time for them.
+    Close the worker in a thread, and return the thread once closing has begun.
     """
-    done: list[int] = []
-    for number in range(3):
-        running.submit(lambda number=number: done.append(number))
-    running.close()
-    assert done == [0, 1, 2]
-    monkeypatch.setattr(worker, "CLOSE_SECONDS", 0)
-    running.submit(lambda: done.append(3))
-    running.close()
-    assert done == [0, 1, 2]
-
-
-def test_close_within_a_batch(disk: Disk, running: Worker) -> None:
-    """
-    A batch under way is no reason to close later: what is not begun of it stays.
-    """
-    running.drain(PATIENCE)
-    disk.gate.clear()
-    with running._condition:  # no thread looks before all are there
-        for snapshot_id in range(20):
-            running.destroy(snapshot_id)
-    assert disk.entered.acquire(timeout=PATIENCE)
     closing = threading.Thread(target=running.close)
     closing.start()
-    with running._condition:
-        assert running._condition.wait_for(lambda: running._closed, PATIENCE)
+    running.drain(PATIENCE)  # with a destroy in progress, this returns early only because of the close
+    assert closing.is_alive()
+    return closing
+
+
+def test_close_runs_tasks(start: Callable[..., Worker]) -> None:
+    """
+    Closing runs the tasks that are not due yet, as far as there is time.
+    """
+    done: list[int] = []
+    for close_seconds in (PATIENCE, 0):
+        running = start(close_seconds=close_seconds)
+        for number in range(3):
+            running.submit(lambda number=number: done.append(number))
+        running.close()
+    assert done == [0, 1, 2]
+
+
+def test_close_within_a_batch(disk: Disk, start: Callable[..., Worker]) -> None:
+    """
+    Closing waits for the destroy in progress only, and leaves the rest of its batch undone.
+    """
+    running = start(batch_seconds=PATIENCE)
+    running.destroy(99)  # the next batch is due after the delay, or once drained
+    disk.wait_for(lambda: disk.removed == [99])
+    assert disk.entered.acquire(timeout=PATIENCE)
+    assert disk.entered.acquire(timeout=PATIENCE)
+    disk.gate.clear()
+    for snapshot_id in range(20):
+        running.destroy(snapshot_id)
+    running.drain(0)
+    assert disk.entered.acquire(timeout=PATIENCE)
+    closing = close(running)
     disk.gate.set()
     closing.join(PATIENCE)
-    assert disk.removed == [0]
+    assert disk.removed == [99, 0]
     assert running.pending == list(range(1, 20))
 
 
-def test_later(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later(disk: Disk, start: Callable[..., Worker]) -> None:
     """
-    What has time waits in nobody's way, and goes at the latest when somebody drains.
+    A destroy for later blocks no other, and is done after the delay or when drained.
     """
+    running = start(task_seconds=PATIENCE)
     running.destroy(1, FS, later=True)
     running.destroy(2)
     disk.wait_for(lambda: disk.removed == [2])
     assert 1 in running.pending
     running.drain(PATIENCE)
     assert (1, FS) in disk.destroyed
-    monkeypatch.setattr(worker, "TASK_SECONDS", 0)
-    running.destroy(3, FS, later=True)
+    start(task_seconds=0).destroy(3, FS, later=True)
     disk.wait_for(lambda: (3, FS) in disk.destroyed)
+
+
+def test_finish(disk: Disk, start: Callable[..., Worker]) -> None:
+    """
+    Finishing runs tasks and delayed destroys at once, and does not wait for busy subvolumes.
+    """
+    running = start(task_seconds=PATIENCE)
+    done: list[int] = []
+    disk.refuses[2] = HELD
+    assert running.finish(0)
+    running.submit(lambda: done.append(1))
+    running.destroy(1, FS, later=True)
+    running.destroy(2)
+    assert running.finish(PATIENCE)
+    assert done == [1]
+    assert disk.destroyed == [(1, FS)]
+    assert running.pending == [2]
+
+
+def test_finish_is_bounded(disk: Disk, running: Worker) -> None:
+    """
+    Finishing reports if the work took longer than the given time.
+    """
+    disk.gate.clear()
+    running.destroy(1)
+    assert not running.finish(0.01)
+    disk.gate.set()
+    assert running.finish(PATIENCE)
+    assert disk.removed == [1]
 
 
 def test_one_table_a_batch(disk: Disk, running: Worker) -> None:
     """
-    Mounts are looked up once for many, and not at all for none.
+    The mount table is read once for many destroys.
     """
     disk.gate.clear()
     for snapshot_id in range(40):
@@ -277,7 +336,7 @@ def test_one_table_a_batch(disk: Disk, running: Worker) -> None:
 
 def test_reclaim(disk: Disk, running: Worker) -> None:
     """
-    Space is asked for once something was destroyed, and not again unless it has to be.
+    Space is reclaimed only if a subvolume was destroyed since the last time, or if the caller insists.
     """
     running.reclaim(PATIENCE)
     disk.refuses[1] = HELD
@@ -294,7 +353,7 @@ def test_reclaim(disk: Disk, running: Worker) -> None:
 
 def test_reclaim_is_bounded(disk: Disk, running: Worker) -> None:
     """
-    The time that destroys took is not there again for the space.
+    The time limit of a reclaim includes the time of its destroys.
     """
     running.destroy(1)
     running.drain(PATIENCE)
@@ -307,7 +366,7 @@ def test_reclaim_is_bounded(disk: Disk, running: Worker) -> None:
 
 def test_destroy_now(disk: Disk, running: Worker) -> None:
     """
-    What cannot wait is done by the caller, who gets the refusal.
+    `destroy_now` destroys in the calling thread, and raises the error of the kernel.
     """
     running.destroy_now(1)
     assert disk.removed == [1]
@@ -317,11 +376,11 @@ def test_destroy_now(disk: Disk, running: Worker) -> None:
     assert running.pending == []
 
 
-def test_tasks(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_tasks(disk: Disk, start: Callable[..., Worker], caplog: pytest.LogCaptureFixture) -> None:
     """
-    Tasks run while a destroy is slow, and one that fails stops neither the others nor the destroying.
+    Tasks run while a destroy is slow, and an error in a task affects neither other tasks nor destroys.
     """
-    monkeypatch.setattr(worker, "TASK_SECONDS", 0)
+    running = start(task_seconds=0)
     done = threading.Event()
     running.submit(lambda: 1 // 0)
     running.submit(done.set)
@@ -340,7 +399,7 @@ def test_tasks(disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch, cap
 
 def test_unexpected_error(disk: Disk, running: Worker, caplog: pytest.LogCaptureFixture) -> None:
     """
-    A mistake of ours with one snapshot is logged, and stops no other.
+    An unexpected error is logged, and affects no other snapshot.
     """
     disk.refuses[5] = ZeroDivisionError()
     disk.gate.clear()
@@ -356,7 +415,7 @@ def test_no_threads(
     disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """
-    Where no thread can be started, work waits until one can, at the next call; nobody fails for it.
+    If no thread can be started, no call fails, and the next call tries to start one again.
     """
 
     def start(thread: threading.Thread) -> None:
@@ -369,3 +428,28 @@ def test_no_threads(
         assert running.pending == [1]
     running.destroy(2)
     disk.wait_for(lambda: sorted(disk.removed) == [1, 2])
+
+
+def test_fewer_threads(
+    disk: Disk, running: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    If some threads cannot be started, those that run do all the work, without a warning.
+    """
+    run = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def start(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        run(thread)
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(threading.Thread, "start", start)
+        for snapshot_id in range(10):
+            running.destroy(snapshot_id)
+        running.drain(PATIENCE)
+    assert sorted(disk.removed) == list(range(10))
+    assert set(disk.by.values()) == {"snapshotter-worker-0"}
+    assert caplog.text == ""
