@@ -1,5 +1,5 @@
 """
-What a store holds after whatever happened to it: each snapshot judged from its record and its directory.
+Recovery of a store at open: the state of each snapshot is decided from its record and the contents of its directory.
 """
 
 import math
@@ -14,31 +14,31 @@ from snapshotter.store.records import Record, State
 from snapshotter.store.store import Store
 from snapshotter.store.volumes import Contents, Volumes
 
-LOST = "its subvolume is missing"  # and nothing there tells why
+LOST = "its subvolume is missing"  # for an unknown reason
 
 
 class Verdict(Enum):
     """
-    What a snapshot's directory turns out to hold.
+    The state of a snapshot's directory.
     """
 
     ACTIVE = auto()
     VIEW = auto()
     COMMITTED = auto()
-    QUARANTINED = auto()  # its subvolume is gone; it stays until it is removed
-    REMOVED = auto()  # to be destroyed
-    ORPHAN = auto()  # without a record that can be read: reported, never deleted
+    QUARANTINED = auto()  # the subvolume is missing; the snapshot can only be removed
+    REMOVED = auto()  # the directory is to be destroyed
+    ORPHAN = auto()  # no readable record; reported, never deleted
 
 
 class Recovered(NamedTuple):
     """
-    One entry of ``snapshots/``.
+    One entry of ``snapshots/`` with its verdict.
 
     Attributes:
-        id: 0 where *name* is none.
-        record: What the record should say; None for what is removed or unknown.
-        written: What it says.
-        problem: What is wrong with an unknown or a quarantined one.
+        id: The id of the snapshot; 0 if *name* is not an id.
+        record: The current record; None for a removed snapshot or an orphan.
+        written: The record on disk; None if it cannot be read.
+        problem: The reason for the verdict ORPHAN or QUARANTINED, else empty.
     """
 
     name: str
@@ -46,16 +46,19 @@ class Recovered(NamedTuple):
     id: int = 0
     record: Record | None = None
     written: Record | None = None
-    contents: Contents = Contents(False, False, False)
+    contents: Contents = Contents()
     problem: str = ""
 
 
 def judge(state: State | None, contents: Contents, *, verified: bool = False) -> Verdict:
     """
-    The verdict on a record's *state*, None for no record, beside what was *found*.
+    Return the verdict on a snapshot with a record in *state*, None for no record, and with *contents*.
 
-    What a verdict leaves over goes: a ``layer`` beside an active's ``fs``, a ``fs`` beside a committed ``layer``.
-    A commit that was not *verified* is not believed while the active is there: it may lack data that the disk refused.
+    The caller destroys the other subvolume: the ``layer`` of an active snapshot, the ``fs`` of a committed one.
+
+    Args:
+        verified: The record says that the commit in progress is verified. An unverified commit is rolled back if ``fs``
+            exists, because its layer may lack data that the disk refused.
     """
     match state:
         case State.PREPARING:
@@ -70,31 +73,33 @@ def judge(state: State | None, contents: Contents, *, verified: bool = False) ->
             return Verdict.COMMITTED if contents.layer else Verdict.QUARANTINED
         case State.REMOVED:
             return Verdict.REMOVED
-        case None:
+        case _:
             return Verdict.ORPHAN if contents.anything else Verdict.REMOVED
 
 
 def survey(store: Store, volumes: Volumes) -> Iterator[Recovered]:
     """
-    Judge every entry of ``snapshots/``, parents before their children; those that the store's owner changes meanwhile
-    as they were before or after it.
+    Yield every entry of ``snapshots/`` with its verdict, parents before their children.
+
+    If the owner of the store changes an entry concurrently, the verdict is that of before or after the change.
     """
     return resolve_duplicate_keys(list(_judged(store, volumes)))
 
 
 def resolve_duplicate_keys(items: Sequence[Recovered]) -> Iterator[Recovered]:
     """
-    Of *items*, by id, those of one key: all but the one that took it last have failed to, for it was free then. Where
-    the disk refused the undoing of a creation, that is undone now, and a commit's snapshot is active again.
+    Resolve duplicate keys among *items*, which are sorted by id, and yield all of them.
 
-    What cannot have failed, such as a copy made by hand, is unknown.
+    If several records claim a key, the newest claim wins: the others are creations or commits that failed and could not
+    be rolled back, for the key was free again. Roll them back now: a creation is removed, a commit's snapshot is active
+    again. A duplicate that cannot come from a failed call, such as a copy made by hand, becomes an orphan.
     """
     owners: dict[str, Recovered] = {}
-    taken: dict[str, float] = {}
+    claimed: dict[str, float] = {}
     for item in items:
-        if (record := item.record) and record.created > taken.get(record.key, -math.inf):
+        if (record := item.record) and record.created > claimed.get(record.key, -math.inf):
             owners[record.key] = item
-            taken[record.key] = _taken(record, item)
+            claimed[record.key] = _claim_time(record, item)
     for item in items:
         record, written = item.record, item.written
         if not record or not written or owners[record.key] is item:
@@ -105,19 +110,19 @@ def resolve_duplicate_keys(items: Sequence[Recovered]) -> Iterator[Recovered]:
         elif written.state in (State.PREPARING, State.VIEW) and item.id < owners[record.key].id:
             yield item._replace(verdict=Verdict.REMOVED, record=None)
         else:
-            problem = f"its key {quoted(record.key)} is another's"
+            problem = f"its key {quoted(record.key)} belongs to another snapshot"
             yield item._replace(verdict=Verdict.ORPHAN, record=None, problem=problem)
 
 
-def _taken(record: Record, item: Recovered) -> float:
+def _claim_time(record: Record, item: Recovered) -> float:
     """
-    When *item* took its key, for comparison with what was made after it, in nanoseconds.
+    Return the time of the claim of *item* to its key in nanoseconds, for comparison with snapshots of higher ids.
     """
     if record.state is not State.COMMITTED:
-        return -math.inf  # when it was made
+        return -math.inf  # claimed at its creation, so every later creation of the key is newer
     if item.written and item.written.commitment and item.contents.fs:
         return record.created
-    return math.inf  # brought up to date, or without its former active: it was answered
+    return math.inf  # the record is up to date or `fs` is destroyed, so the commit succeeded
 
 
 def _judged(store: Store, volumes: Volumes) -> Iterator[Recovered]:
@@ -129,7 +134,7 @@ def _judged(store: Store, volumes: Volumes) -> Iterator[Recovered]:
         try:
             yield _recovered(store, volumes, snapshot_id)
         except FileNotFoundError:
-            continue  # removed by the store's owner while we read
+            continue  # the owner of the store has removed the snapshot since the listing
         except NotADirectoryError:
             yield Recovered(str(snapshot_id), Verdict.ORPHAN, snapshot_id, problem="it is not a directory")
 
@@ -139,7 +144,8 @@ def _recovered(store: Store, volumes: Volumes, snapshot_id: int) -> Recovered:
     data, contents = volumes.inspect(place)
     while True:
         item = _read_record(snapshot_id, data, contents)
-        # What fits was so. Else its owner may have gone on between the two.
+        # A consistent pair needs no second look. Otherwise the owner may have changed the snapshot between the two
+        # reads, so read again.
         if item.verdict not in (Verdict.QUARANTINED, Verdict.ORPHAN):
             return item
         before = data
@@ -150,7 +156,7 @@ def _recovered(store: Store, volumes: Volumes, snapshot_id: int) -> Recovered:
 
 def _read_record(snapshot_id: int, data: bytes | None, contents: Contents) -> Recovered:
     """
-    What the record *data* and what was *found* beside it tell.
+    Return the verdict on the snapshot with the record *data* and *contents*.
     """
     name = str(snapshot_id)
     if data is None:
@@ -168,7 +174,7 @@ def _read_record(snapshot_id: int, data: bytes | None, contents: Contents) -> Re
     elif verdict is Verdict.ACTIVE and written.state is not State.ACTIVE:
         record = written.active()
     elif written.commitment:
-        # Of a lost one the commit had happened, too: only then does the worker destroy `fs`.
+        # This includes QUARANTINED: without `fs` the commit succeeded, because `fs` is destroyed only then.
         record = written.committed()
     problem = _loss(written.state, contents) if verdict is Verdict.QUARANTINED else ""
     return Recovered(name, verdict, snapshot_id, record, written, contents, problem)
@@ -176,13 +182,13 @@ def _read_record(snapshot_id: int, data: bytes | None, contents: Contents) -> Re
 
 def _loss(state: State, contents: Contents) -> str:
     """
-    What became of a subvolume that is not there.
+    Return the reason why the subvolume of a snapshot in *state* is unusable.
     """
     if contents.writable and state is not State.ACTIVE:
-        return "its layer is writable, and may not be what was committed"
+        return "its layer is writable, so it may differ from the commit"
     for name in contents.unexpected:
         if name in (FS, LAYER):
-            return f"its subvolume is missing: {name!r} is something else, such as a symbolic link"
+            return f"its subvolume is missing: {name!r} is not a subvolume"
     if contents.unexpected:
         return f"its subvolume is missing: was it renamed to {contents.unexpected[0]!r}?"
     return LOST

@@ -1,9 +1,9 @@
 """
-What a snapshot added to its parent, by generation: in the number of changes, not of files.
+Usage of a snapshot: the bytes and inodes it added to its parent, in time proportional to the number of changes.
 
-A snapshot shares every tree leaf with its parent until something in the leaf changes, and every leaf, inode and extent
-says in which transaction that was. So a tree search from the generation at which the active began meets the changed
-leaves only.
+A snapshot shares every tree leaf with its parent until an item in the leaf changes. Every leaf, inode and extent
+carries the generation of its last change. Thus a tree search from the generation at which the snapshot began reads
+only the changed leaves.
 """
 
 import contextlib
@@ -17,15 +17,17 @@ from pybtrfs.subvolume.files import differs
 from snapshotter.model import Measured, Usage
 
 _BLOCK = 4096
-_ONE_INODE = 512  # bytes that hold it with its header
+_ONE_INODE = 512  # size of a search buffer for one inode item with its header, in bytes
 
 
 def measure(fd: int, base_transid: int, parent_fd: int | None) -> Measured:
     """
     Measure the subvolume *fd*, which began at generation *base_transid* as a snapshot of *parent_fd*, or empty.
 
-    Data that has not been written back yet does not count. Needs CAP_SYS_ADMIN for ``BTRFS_IOC_TREE_SEARCH_V2``;
-    without it both trees are walked, and the bytes added are taken for those of the changed files.
+    Data that has not been written back yet does not count.
+
+    Issues ``BTRFS_IOC_TREE_SEARCH_V2``, which needs ``CAP_SYS_ADMIN``. Without the capability, `walk` compares both
+    trees, and the added bytes are the sizes of all changed files.
     """
     try:
         return _search((fd, 0), base_transid, None if parent_fd is None else (parent_fd, 0))
@@ -35,16 +37,21 @@ def measure(fd: int, base_transid: int, parent_fd: int | None) -> Measured:
 
 def measure_by_id(fd: int, subvolid: int, base_transid: int, parent_id: int) -> Measured:
     """
-    As `measure`, of a subvolume and its parent that need not be open, on the filesystem of *fd*. Needs CAP_SYS_ADMIN.
+    Measure the subvolume *subvolid* against the subvolume *parent_id*, as `measure` does, without opening them.
+
+    Needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        fd: A file on the filesystem of both subvolumes.
 
     Raises:
-        FileNotFoundError: One of them is deleted.
+        FileNotFoundError: A subvolume is deleted.
     """
     return _search((fd, subvolid), base_transid, (fd, parent_id))
 
 
 _Tree = tuple[int, int]
-"""A file descriptor, and a subvolume's id; 0 is the one that the file is in."""
+"""A file descriptor, and the id of a subvolume on its filesystem; 0 for the subvolume of the file."""
 
 
 def _search(tree: _Tree, base_transid: int, parent: _Tree | None) -> Measured:
@@ -86,7 +93,10 @@ def _rounded(size: int) -> int:
 
 def walk(fd: int, parent_fd: int | None, *, changed_by: str = "st_ctime_ns") -> Measured:
     """
-    Measure by looking at every file of both trees; *changed_by* is the time that tells a changed inode.
+    Measure the tree *fd* against *parent_fd* by comparing every file.
+
+    Args:
+        changed_by: The stat field whose difference marks a changed inode.
     """
     changed: dict[int, int] = {}
     altered: dict[int, int] = {}
@@ -107,7 +117,7 @@ def _lstats(fd: int) -> Iterator[tuple[str, os.stat_result]]:
     yield ".", os.fstat(fd)
     for directory, names, others, directory_fd in os.fwalk(".", dir_fd=fd):
         for name in names + others:
-            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+            with contextlib.suppress(FileNotFoundError):  # deleted since the listing
                 yield os.path.join(directory, name), os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
 
 

@@ -1,8 +1,8 @@
 """
-The subvolumes of a store: what the contract asks of a filesystem, and btrfs doing it.
+Volumes: the operations on subvolumes that the contract needs from a filesystem.
 
-Knows directories and subvolumes, no keys or kinds; a record is bytes that a directory carries. Every change is one
-kernel transaction or leaves what `Volumes.inspect` tells apart.
+This layer knows directories and subvolumes, but no keys or kinds. A record is opaque bytes on a directory. Every
+change either is one kernel transaction, or leaves a state that `Volumes.inspect` can tell from a complete change.
 """
 
 from typing import ClassVar, Literal, NamedTuple, Protocol
@@ -17,15 +17,19 @@ MountMode = Literal["btrfs", "bind"]
 
 class Contents(NamedTuple):
     """
-    What stands in a snapshot's directory.
+    The contents of a snapshot's directory.
 
-    *layer* means a whole, read-only one, *writable* another one; *unexpected* are the names of all else, where it
-    matters: where there is no subvolume of a snapshot.
+    Attributes:
+        fs: `FS` is a subvolume.
+        layer: `LAYER` is a read-only subvolume.
+        anything: The directory is not empty.
+        unexpected: The names of all entries, if neither `FS` nor `LAYER` is a subvolume.
+        writable: `LAYER` is a writable subvolume, so it may be incomplete or changed.
     """
 
-    fs: bool
-    layer: bool
-    anything: bool
+    fs: bool = False
+    layer: bool = False
+    anything: bool = False
     unexpected: tuple[str, ...] = ()
     writable: bool = False
 
@@ -34,13 +38,12 @@ class Volumes(Protocol):
     """
     The subvolumes of one store.
 
-    Methods raise OSError as the kernel does; what they cannot do for a reason that a caller can cure is a
-    FailedPreconditionError.
+    Methods raise the OSErrors of the kernel, and FailedPreconditionError for a state that the caller can cure.
     """
 
     record_storage: ClassVar[RecordStorage]
     """
-    How a directory carries its record.
+    The storage of the directories' records.
     """
 
     record_limit: int
@@ -55,100 +58,107 @@ class Volumes(Protocol):
     @staticmethod
     def make_root(path: str) -> None:
         """
-        Make the directory for a new store.
+        Create the directory of a new store.
         """
 
     def make_empty(self, root_fd: int) -> None:
         """
-        Make the read-only `EMPTY` below the root, unless it is there.
+        Create the read-only `EMPTY` below the root, unless it exists.
         """
 
     def identity(self) -> dict[str, str]:
         """
-        What tells the root from every copy of it.
+        Return values that differ between the root and every copy of the root.
         """
 
     def inspect(self, place: Place) -> tuple[bytes | None, Contents]:
         """
-        The record of the directory at *place*, None without one, and then what stands in it.
+        Return the record of the directory at *place*, None without a record, and the contents of the directory.
+
+        The record is read first, so the contents may be newer than the record.
 
         Raises:
-            FileNotFoundError: There is none.
-            NotADirectoryError: It is something else.
+            FileNotFoundError: *place* does not exist.
+            NotADirectoryError: *place* is not a directory.
         """
 
     def create(self, directory: Directory) -> None:
         """
-        Make an empty `FS`, mode 0755; durable after `barrier`.
+        Create an empty `FS`, mode 0755; durable after `barrier`.
         """
 
     def snapshot(self, layer: Place, place: Place, record: bytes) -> None:
         """
-        Make a directory at *place* with its *record*, and `FS` in it a writable copy of *layer*; durable.
+        Create a directory at *place* with *record*, and in it `FS`, a writable snapshot of *layer*; durable.
 
         Raises:
-            FileExistsError: There is one.
+            FileExistsError: *place* exists.
         """
 
     def fork(self, source: Place, directory: Directory) -> None:
         """
-        Make `FS` a writable copy of the active *source*, with all data written so far; durable.
+        Create `FS`, a writable snapshot of the active *source* with all data written so far; durable.
         """
 
     def freeze(self, directory: Directory) -> None:
         """
-        Make `LAYER` a read-only copy of `FS`; durable, with all data written so far.
+        Create `LAYER`, a read-only snapshot of `FS` with all data written so far; durable.
+
+        Replaces the `LAYER` of an earlier commit that failed.
         """
 
     def destroy(self, directory: Directory, name: str, mounts: MountTable) -> None:
         """
-        Destroy a subvolume and what is nested in it; one that is not there is fine. Not durable.
+        Destroy the subvolume *name* and all subvolumes nested in it, if it exists. Not durable.
 
         Raises:
-            OSError: EBUSY when it or a nested one is in *mounts*; else as the kernel says.
+            OSError: EBUSY: the subvolume or a nested subvolume is in *mounts*. Also all errors of the kernel.
         """
 
     def barrier(self, fd: int) -> None:
         """
-        Make what was done in the directory *fd*, its record included, durable.
+        Make the record of the directory *fd*, and all changes in the directory, durable.
         """
 
     def verify(self) -> None:
         """
-        Raise OSError if data of this filesystem was lost on its way to the disk since the last call.
+        Sync the filesystem, and raise OSError if the disk refused data since the last call.
         """
 
     def write_errors(self, *, recent: bool = False) -> int:
         """
-        How many writes the devices have refused so far, or, *recent*, a second ago at most.
+        Return the number of writes that the devices have refused.
+
+        Args:
+            recent: Accept a number that is up to a second old.
         """
 
     def reclaim(self, seconds: float) -> None:
         """
-        Have the space of destroyed subvolumes given back now; wait for about *seconds*.
+        Free the space of destroyed subvolumes now; wait at most about *seconds*.
         """
 
     def mounts(self) -> MountTable:
         """
-        What is mounted, read after the call.
+        Return the mount table, read after the call began.
         """
 
     def base_transid(self, directory: Directory) -> int:
         """
-        The generation from which changes of `FS` count.
+        Return the generation at which `FS` began; later changes count as its usage.
         """
 
     def change_counter(self, directory: Directory) -> int:
         """
-        Moves whenever `measure` of `FS` may give something else.
+        Return a number that changes whenever the result of `measure` for `FS` may change.
         """
 
     def measure(self, directory: Directory, name: str, base_transid: int, parent: Directory | None) -> Measured:
         """
-        What *name* added since *base_transid* to its parent's `LAYER`.
+        Measure the changes of the subvolume *name* since generation *base_transid*, against `LAYER` of *parent*.
         """
 
     def mount(self, place: Place, *, read_only: bool) -> Mount:
         """
-        How to mount the subvolume at *place*.
+        Return the mount that shows the subvolume at *place*.
         """

@@ -1,13 +1,13 @@
 """
-What a store holds after whatever happened to it: each row of the table, by rule and on a disk made to look like it.
+Recovery of a store at open: each row of the table of verdicts, by rule and on a btrfs prepared to match it.
 """
 
 import itertools
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,18 @@ import pytest
 from pybtrfs import subvolume
 from snapshotter import Kind, Snapshotter
 from snapshotter.errors import DataLossError, Error, FailedPreconditionError, NotFoundError
-from snapshotter.store import records, worker
+from snapshotter.model import EPOCH
+from snapshotter.store import records
 from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.store.layout import Place
-from snapshotter.store.operations import Operations
 from snapshotter.store.record_storage import XATTR
 from snapshotter.store.records import Commitment, Record, State
 from snapshotter.store.recovery import Recovered, Verdict, judge, resolve_duplicate_keys
 from snapshotter.store.volumes import Contents
+from snapshotter.testing import settle
 
 TABLE = {
-    # record, fs, layer: is
+    # (state of the record, fs, layer): verdict
     (State.PREPARING, "fs", "layer"): Verdict.ACTIVE,
     (State.PREPARING, "fs", ""): Verdict.ACTIVE,
     (State.PREPARING, "", "layer"): Verdict.REMOVED,
@@ -60,7 +61,7 @@ TABLE = {
 
 def test_table_is_complete() -> None:
     """
-    There is a row for each state and each thing that can be found.
+    The table has a row for each state and each combination of subvolumes.
     """
     assert set(TABLE) == set(itertools.product([*State, None], ["fs", ""], ["layer", ""]))
 
@@ -68,7 +69,7 @@ def test_table_is_complete() -> None:
 @pytest.mark.parametrize(("row", "verdict"), TABLE.items())
 def test_judge(row: tuple[State | None, str, str], verdict: Verdict) -> None:
     """
-    Each row is judged as the table says; that a commit was not verified changes one row only.
+    Each row has the verdict of the table; an unverified commit differs in one row only.
     """
     state, fs, layer = row
     found = Contents(bool(fs), bool(layer), bool(fs or layer))
@@ -77,9 +78,9 @@ def test_judge(row: tuple[State | None, str, str], verdict: Verdict) -> None:
     assert judge(state, found) is unverified
 
 
-def test_judge_strangers() -> None:
+def test_judge_unexpected() -> None:
     """
-    What is neither `fs` nor `layer` saves a directory without a record, and nothing else.
+    An entry other than `fs` and `layer` makes a directory without a record an orphan, and has no other effect.
     """
     unexpected = Contents(False, False, True)
     assert judge(None, unexpected) is Verdict.ORPHAN
@@ -89,7 +90,7 @@ def test_judge_strangers() -> None:
 
 # On btrfs
 
-LOST = 900  # ids that are used up, and whose snapshots nobody made
+LOST = 900  # the id of a snapshot made by hand; the store has reserved ids beyond it
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def make(
     **values: Any,
 ) -> Path:
     """
-    Make the directory of a snapshot by hand, as a crash or a person would have left it.
+    Make the directory of a snapshot by hand, as a crash or a person could have left it.
     """
     path = root / "snapshots" / str(id)
     path.mkdir()
@@ -163,8 +164,9 @@ def test_on_disk(
     row: tuple[State | None, str, str], verdict: Verdict, root: Path, reopen: Callable[..., Snapshotter]
 ) -> None:
     """
-    Each row becomes what the table says, what is left over goes, the rest of the store is as it was, and so it is
-    again at the next open.
+    Each row gets the verdict of the table, and superfluous subvolumes are destroyed.
+
+    The rest of the store is unchanged, and the next open finds the same.
     """
     state, fs, layer = row
     path = make(root, state, fs, layer)
@@ -196,10 +198,10 @@ def test_on_disk(
 
 @pytest.mark.btrfs
 @pytest.mark.parametrize("state", [State.COMMITTING, State.COMMITTED, State.ACTIVE])
-def test_layer_that_is_not_one(state: State, root: Path, reopen: Callable[..., Snapshotter]) -> None:
+def test_writable_layer(state: State, root: Path, reopen: Callable[..., Snapshotter]) -> None:
     """
-    A `layer` that can be written to was not committed, or is not any more: a commit stopped while it made it is
-    undone, and nothing is built on one that somebody opened to writing.
+    A writable `layer` is not a committed layer: a commit in progress is rolled back, and a committed snapshot is
+    quarantined.
     """
     path = make(root, state, "fs", "layer")
     subvolume.set_read_only(path / "layer", read_only=False)
@@ -219,22 +221,25 @@ def test_layer_that_is_not_one(state: State, root: Path, reopen: Callable[..., S
 @pytest.mark.parametrize("name", ["fs", "layer"])
 def test_directories_are_no_subvolumes(name: str, root: Path, reopen: Callable[..., Snapshotter]) -> None:
     """
-    A plain directory or a symlink in the place of a subvolume, as a copy has them, is none.
+    A plain directory or a symlink in place of a subvolume, as in a copy of a store, counts as missing.
     """
     state = State.ACTIVE if name == "fs" else State.COMMITTED
     directory, link = make(root, state, id=LOST, key="directory"), make(root, state, id=LOST + 1, key="link")
     (directory / name).mkdir()
     (link / name).symlink_to(root / "snapshots" / "1" / "layer")
     store = reopen()
-    assert {problem.subject for problem in store.problems()} == {"directory", "link"}
+    assert {(problem.subject, problem.what) for problem in store.problems()} == {
+        (subject, f"its subvolume is missing: {name!r} is not a subvolume") for subject in ("directory", "link")
+    }
 
 
 @pytest.mark.btrfs
-@pytest.mark.parametrize("name", ["fs", "layer", "stranger"])
-def test_strangers_in_a_removed_one(name: str, root: Path, reopen: Callable[..., Snapshotter]) -> None:
+@pytest.mark.parametrize("name", ["fs", "layer", "unexpected"])
+def test_unexpected_in_a_removed_snapshot(name: str, root: Path, reopen: Callable[..., Snapshotter]) -> None:
     """
-    What is no subvolume in the directory of a removed snapshot is reported once the subvolumes are gone, and never
-    deleted; when it is gone, the directory goes.
+    An entry that is not a subvolume keeps the directory of a removed snapshot.
+
+    The entry is reported once the subvolumes are destroyed, and never deleted. Without it the directory is removed.
     """
     path = make(root, State.REMOVED, fs="" if name == "fs" else "fs")
     (path / name).mkdir()
@@ -258,7 +263,7 @@ def test_strangers_in_a_removed_one(name: str, root: Path, reopen: Callable[...,
 @pytest.mark.btrfs
 def test_commit_of_refused_data(root: Path, reopen: Callable[..., Snapshotter]) -> None:
     """
-    A commit that stopped before it was verified is not believed, and its data suspect when devices have refused writes.
+    A commit interrupted before its verification is rolled back, and the snapshot is suspect if devices refused writes.
     """
     path = make(root, State.COMMITTING, "fs", "layer", verified=False, write_errors=-1)
     with reopen() as store:
@@ -290,24 +295,12 @@ def test_records_are_settled(
     settled: State,
     root: Path,
     reopen: Callable[..., Snapshotter],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """
-    The record is brought up to date in the background; a committed one gets its usage.
+    The record is updated in the background; that of a committed snapshot gets the usage.
     """
-    done = threading.Event()
-    settle = Operations.settle
-
-    def settle_and_tell(self: Operations, snapshot: Any) -> None:
-        settle(self, snapshot)
-        if snapshot.id == LOST:
-            done.set()
-
-    monkeypatch.setattr(worker, "TASK_SECONDS", 0)
-    monkeypatch.setattr(Operations, "settle", settle_and_tell)
     path = make(root, state, fs, layer)
-    reopen()
-    assert done.wait(10)
+    settle(reopen())
     assert read(path).state is settled
     assert read(path).commitment is None
     assert (read(path).usage is not None) == (settled is State.COMMITTED)
@@ -317,7 +310,7 @@ def test_records_are_settled(
 @pytest.mark.parametrize("state", [State.ACTIVE, State.COMMITTED])
 def test_quarantine(state: State, root: Path, reopen: Callable[..., Snapshotter]) -> None:
     """
-    Whose subvolume is gone is seen but cannot be used; it stops nobody else, and can be removed.
+    A snapshot without its subvolume is listed and can be removed, but not used; other snapshots are unaffected.
     """
     path = make(root, state)
     store = reopen()
@@ -342,10 +335,21 @@ def test_quarantine(state: State, root: Path, reopen: Callable[..., Snapshotter]
 
 
 @pytest.mark.btrfs
+def test_renamed_subvolume(root: Path, reopen: Callable[..., Snapshotter]) -> None:
+    """
+    If a subvolume is missing and another entry is there, the problem names the entry.
+    """
+    path = make(root, State.ACTIVE, "fs")
+    (path / "fs").rename(path / "kept")
+    (problem,) = reopen().problems()
+    assert (problem.subject, problem.what) == ("lost", "its subvolume is missing: was it renamed to 'kept'?")
+
+
+@pytest.mark.btrfs
 @pytest.mark.parametrize("name", ["fs", "layer"])
 def test_deleted_while_open(name: str, root: Path, reopen: Callable[..., Snapshotter]) -> None:
     """
-    A subvolume deleted by hand under an open store is an error of its snapshot alone, which can be removed.
+    A subvolume deleted by hand while the store is open affects its snapshot only, which can be removed.
     """
     store = reopen()
     snapshot = store.root + ("/snapshots/3" if name == "fs" else "/snapshots/2")
@@ -367,8 +371,9 @@ def test_deleted_while_open(name: str, root: Path, reopen: Callable[..., Snapsho
 @pytest.mark.parametrize("loss", ["record", "damage", "directory", "file"])
 def test_lost_parent(loss: str, root: Path, reopen: Callable[..., Snapshotter]) -> None:
     """
-    The children of a snapshot that lost its record, or all of its directory, are whole: they can be used and removed,
-    and name a parent that nobody can build on.
+    The children of a snapshot that lost its record, or its whole directory, can be used and removed.
+
+    They name a parent that no snapshot can be made of.
     """
     base = root / "snapshots" / "1"
     if loss == "record":
@@ -400,10 +405,9 @@ def test_lost_parent(loss: str, root: Path, reopen: Callable[..., Snapshotter]) 
 
 
 @pytest.mark.btrfs
-def test_strangers(root: Path, reopen: Callable[..., Snapshotter]) -> None:
+def test_unexpected_entries(root: Path, reopen: Callable[..., Snapshotter]) -> None:
     """
-    What is no snapshot is reported by path, and never deleted but for an empty directory with the name of one; the
-    store works as ever.
+    Entries that are not snapshots are reported by path and never deleted, except an empty directory named by an id.
     """
     snapshots = root / "snapshots"
     (snapshots / "17").symlink_to(snapshots / "1")
@@ -431,24 +435,23 @@ def test_strangers(root: Path, reopen: Callable[..., Snapshotter]) -> None:
 @pytest.mark.parametrize("content", ["", "content"])
 def test_next_id_is_taken(content: str, root: Path, reopen: Callable[..., Snapshotter]) -> None:
     """
-    A directory with the id of a snapshot to come is left alone, and in nobody's way.
+    A directory named by a future id is left alone, and the id is skipped.
     """
-    stranger = root / "snapshots" / "1025"
+    unexpected = root / "snapshots" / "1025"
     with reopen() as store:
-        stranger.mkdir()
+        unexpected.mkdir()
         if content:
-            (stranger / content).touch()
+            (unexpected / content).touch()
         store.prepare("k", "base")
         store.commit("c", "k")
-    assert stranger.exists()
+    assert unexpected.exists()
     assert reopen().stat("c").parent == "base"
 
 
 @pytest.mark.btrfs
 def test_damaged_records(root: Path, reopen: Callable[..., Snapshotter]) -> None:
     """
-    A snapshot with a damaged record is reported, its subvolume kept, and nothing else disturbed; so is one whose key
-    another one has.
+    A snapshot with a damaged record, or with a key of another snapshot, is reported and its subvolume kept.
     """
     damaged = make(root, State.COMMITTED, "", "layer", key="damaged")
     os.setxattr(damaged, XATTR, os.getxattr(damaged, XATTR)[:-1])
@@ -459,8 +462,8 @@ def test_damaged_records(root: Path, reopen: Callable[..., Snapshotter]) -> None
     store.cleanup()
     assert {problem.subject: problem.what for problem in store.problems()} == {
         str(damaged): "its record is damaged: checksum does not match",
-        str(moved): f"its record is damaged: record of snapshot 1 in the directory of {LOST + 1}",
-        str(doubled): "its key 'base' is another's",
+        str(moved): f"its record is damaged: record of snapshot 1 in the directory of snapshot {LOST + 1}",
+        str(doubled): "its key 'base' belongs to another snapshot",
     }
     for path in (damaged, moved, doubled):
         assert (path / "layer" / "content").read_text() == "layer"
@@ -468,13 +471,12 @@ def test_damaged_records(root: Path, reopen: Callable[..., Snapshotter]) -> None
 
 
 @pytest.mark.btrfs
-def test_newer_record(root: Path, reopen: Callable[..., Snapshotter], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newer_record(root: Path, reopen: Callable[..., Snapshotter]) -> None:
     """
-    A store with a snapshot of a newer release is not opened, and not changed.
+    A store with a record of a newer release is neither opened nor changed.
     """
-    monkeypatch.setattr(records, "FORMAT", 2)
-    newer = make(root, State.REMOVED, "fs", "layer")
-    monkeypatch.undo()
+    newer = make(root, None, "fs", "layer")
+    os.setxattr(newer, XATTR, records.seal({"format": 2, "id": LOST, "state": "removed"}))
     with pytest.raises(
         FailedPreconditionError, match="format 2 was written by a newer release; this one reads up to 1"
     ):
@@ -485,7 +487,7 @@ def test_newer_record(root: Path, reopen: Callable[..., Snapshotter], monkeypatc
 @pytest.mark.btrfs
 def test_read_only_changes_nothing(root: Path, reopen: Callable[..., Snapshotter]) -> None:
     """
-    Who only reads sees the same snapshots, and leaves every left-over where it is.
+    A read-only open lists the same snapshots, and changes nothing on disk.
     """
     for number, (state, fs, layer) in enumerate(TABLE):
         make(root, state, fs, layer, id=LOST + number, key=f"k{number}", write_errors=0)
@@ -505,14 +507,15 @@ def test_read_only_changes_nothing(root: Path, reopen: Callable[..., Snapshotter
 
 
 @pytest.mark.btrfs
-def test_reading_beside_a_commit(root: Path, reopen: Callable[..., Snapshotter]) -> None:
+@pytest.mark.parametrize("removed", [False, True])
+def test_reading_during_a_commit(*, removed: bool, root: Path, reopen: Callable[..., Snapshotter]) -> None:
     """
-    Who reads while the owner commits or removes sees a snapshot before or after it, never without its subvolume.
+    A read-only open during a commit or removal sees the snapshot before or after it, never without its subvolume.
     """
     store = reopen()
-    steps = [lambda: store.commit("c", "active"), lambda: store.remove("c")]
+    steps = [lambda: store.commit("c", "active"), *([lambda: store.remove("c")] if removed else [])]
 
-    class Beside(BtrfsVolumes):
+    class Changing(BtrfsVolumes):
         def inspect(self, place: Place) -> tuple[bytes | None, Contents]:
             record, found = super().inspect(place)
             if place.name == "3" and steps:
@@ -521,18 +524,18 @@ def test_reading_beside_a_commit(root: Path, reopen: Callable[..., Snapshotter])
                 found = super().inspect(place)[1]
             return record, found
 
-    reader = reopen(read_only=True, volumes=Beside)
+    reader = reopen(read_only=True, volumes=Changing)
     assert not steps
     assert reader.problems() == []
-    assert {info.name for info in reader.walk()} == {"base", "other"}
+    assert {info.name for info in reader.walk()} == {"base", "other", *([] if removed else ["c"])}
 
 
-# Several with one key
+# Duplicate keys
 
-FAILED, ANSWERED = 100, 200  # when
+FAILED, ANSWERED = 100_000, 200_000  # times of the calls, in nanoseconds
 
 CLAIMS = {
-    # what took the key "k": record, fs, layer
+    # name of the claim to the key "k": state of the record, fs, layer
     "preparing": (State.PREPARING, "fs", ""),
     "active": (State.ACTIVE, "fs", ""),
     "view": (State.VIEW, "", ""),
@@ -545,12 +548,12 @@ PAIRS = [
     for failed in ("preparing", "view", "committing")
     for answered in CLAIMS
     for failed_first in (True, False)
-    if failed_first or answered.startswith("committ")  # only a commit makes an older one take a key
+    if failed_first or answered.startswith("committ")  # only a commit gives a key to an older snapshot
 ]
 
 
-def claim(root: Path, what: str, id: int, time: int) -> Path:
-    state, fs, layer = CLAIMS[what]
+def claim(root: Path, name: str, id: int, time: int) -> Path:
+    state, fs, layer = CLAIMS[name]
     path = make(root, state, fs, layer, id=id, key="k", created=time)
     if state is State.COMMITTING:
         commitment = Commitment("k", {}, time, verified=True)
@@ -560,12 +563,13 @@ def claim(root: Path, what: str, id: int, time: int) -> Path:
 
 @pytest.mark.btrfs
 @pytest.mark.parametrize(("failed", "answered", "failed_first"), PAIRS)
-def test_failed_and_not_undone(
+def test_failed_without_rollback(
     failed: str, answered: str, failed_first: bool, root: Path, reopen: Callable[..., Snapshotter]
 ) -> None:
     """
-    What was answered has its key, also beside what is left of an earlier call that failed and wanted the same: of a
-    commit the active, of a creation nothing, where it is certain that it was not answered.
+    The call that succeeded keeps its key beside an earlier call that failed and could not be rolled back.
+
+    Of a failed commit the active snapshot remains. A failed creation is removed if it certainly failed, else reported.
     """
     ids = (LOST, LOST + 1) if failed_first else (LOST + 1, LOST)
     left = claim(root, failed, ids[0], FAILED)
@@ -573,7 +577,7 @@ def test_failed_and_not_undone(
     for _ in range(2):
         with reopen() as store:
             store.cleanup()
-            assert store.opened.index.get("k").id == ids[1]
+            assert store.stat("k").created == EPOCH + timedelta(microseconds=ANSWERED // 1000)
             assert store.stat("k").kind is KINDS[judge(CLAIMS[answered][0], Contents(True, True, True), verified=True)]
             others = {info.name for info in store.walk()} - {"base", "other", "active", "k"}
             assert others == ({f"active {ids[0]}"} if failed == "committing" else set())
@@ -585,13 +589,13 @@ def test_failed_and_not_undone(
             assert left.exists() != certain
 
 
-def test_taken_later() -> None:
+def test_claim_time() -> None:
     """
-    Time decides between a commit that may have failed and what was made after its active; nothing else of the clock.
+    The clock matters only between a commit that may have failed and a snapshot created later.
     """
 
-    def item(id: int, what: str, time: int) -> Recovered:
-        state, fs, layer = CLAIMS[what]
+    def item(id: int, name: str, time: int) -> Recovered:
+        state, fs, layer = CLAIMS[name]
         found = Contents(bool(fs), bool(layer), bool(fs or layer))
         record = Record(id, state, "k", created=time)
         if state is State.COMMITTING:

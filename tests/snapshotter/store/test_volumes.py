@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from pybtrfs.mountinfo import MountTable
 from snapshotter import Mount
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.mounting import mounted
-from snapshotter.store import btrfs as btrfs_module
 from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.store.layout import FS, LAYER, Directory, Place
 from snapshotter.store.volumes import Contents, MountMode, Volumes
@@ -437,7 +436,10 @@ class TestBtrfs:
         subvolume.create(fs(active) / "empty")
         subvolume.create(nested)
         (nested / "file").write_text("precious")
-        text = r"the content of the nested subvolume 'var/lib/caf\udce9 and more' would be lost: delete it, or copy it"
+        text = (
+            r"the content of the nested subvolume 'var/lib/caf\udce9 and more' would be lost: "
+            "delete the subvolume, or copy it to a directory"
+        )
         for _ in range(2):
             with pytest.raises(FailedPreconditionError, match=re.escape(text)):
                 volumes.freeze(active)
@@ -519,7 +521,7 @@ class TestBtrfs:
             snapshot(*arguments, **options)
 
         monkeypatch.setattr(subvolume, "snapshot", meanwhile)
-        text = "content of the nested subvolume 'nested' would" if content else "made meanwhile: try again"
+        text = "content of the nested subvolume 'nested' would" if content else "created concurrently: try again"
         with pytest.raises(FailedPreconditionError, match=text):
             volumes.freeze(active)
         assert found(volumes, active) == Contents(True, False, True)
@@ -571,8 +573,7 @@ def test_reclaim(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPat
             sync(target)
 
     monkeypatch.setattr(filesystem, "sync", sync_unheard)
-    monkeypatch.setattr(btrfs_module, "WAKE_SECONDS", 0.1)
-    with opened(BtrfsVolumes, mount) as volumes:
+    with closing(BtrfsVolumes(str(mount), "btrfs", wake_seconds=0.1)) as volumes:
         volumes.reclaim(PATIENCE)
     assert subvolume.count_deleted(mount) == 0
     assert used(mount) < before + (2 << 20)
