@@ -1,5 +1,5 @@
 """
-Making the mounts that a snapshotter answers; the snapshotter itself never does.
+Mounting of snapshots: the mount(2) and umount2(2) calls, which `Snapshotter` leaves to its callers.
 """
 
 import contextlib
@@ -18,7 +18,9 @@ _FLAGS = {"ro": syscall.MS_RDONLY, "rw": 0, "bind": syscall.MS_BIND, "rbind": sy
 
 def mount(mounts: Iterable[Mount], target: str | os.PathLike[str]) -> None:
     """
-    Make *mounts* at the directory *target*, one on the other; all of them or none. Needs CAP_SYS_ADMIN.
+    Mount *mounts* at the directory *target*, each on top of the previous mount; all or none.
+
+    Needs ``CAP_SYS_ADMIN``.
     """
     with contextlib.ExitStack() as undo:
         for item in mounts:
@@ -33,7 +35,7 @@ def mount(mounts: Iterable[Mount], target: str | os.PathLike[str]) -> None:
             syscall.mount(item.source, point, item.type, flags, ",".join(data))
             undo.callback(syscall.umount2, point)
             if flags & syscall.MS_BIND and flags & syscall.MS_RDONLY:
-                # The kernel ignores "ro" when it makes a bind mount.
+                # The kernel ignores MS_RDONLY in the call that creates a bind mount.
                 syscall.mount("", point, "", syscall.MS_REMOUNT | syscall.MS_BIND | syscall.MS_RDONLY)
         undo.pop_all()
 
@@ -41,12 +43,12 @@ def mount(mounts: Iterable[Mount], target: str | os.PathLike[str]) -> None:
 @contextlib.contextmanager
 def mounted(mounts: Iterable[Mount], target: str | os.PathLike[str] | None = None) -> Iterator[str]:
     """
-    Make *mounts* at *target*, or at a directory of its own, for the time of a ``with``; gives its path.
+    Mount *mounts* at *target*, or at a temporary directory, for the ``with``; give the path.
     """
     mounts = tuple(mounts)
     with contextlib.ExitStack() as stack:
         if target is None:
-            import tempfile  # which most commands have no use for
+            import tempfile  # here, because most commands do not need it
 
             target = tempfile.mkdtemp(prefix="snapshot-")
             stack.callback(os.rmdir, target)
@@ -58,7 +60,11 @@ def mounted(mounts: Iterable[Mount], target: str | os.PathLike[str] | None = Non
 
 def check_target(root: str, target: str) -> None:
     """
-    Raise unless a snapshot of the store at *root* can be mounted at *target* without hiding files; both are real paths.
+    Check that a mount at *target* would hide neither files nor the store at *root*.
+
+    Args:
+        root: A path without symbolic links.
+        target: A path without symbolic links.
 
     Raises:
         NotFoundError: *target* does not exist.
@@ -71,7 +77,7 @@ def check_target(root: str, target: str) -> None:
 
 def check_empty(target: str) -> None:
     """
-    Raise unless the real path *target* is an empty directory and no mount point.
+    Check that *target*, a path without symbolic links, is an empty directory and not a mount point.
 
     Raises:
         NotFoundError: *target* does not exist.
@@ -90,15 +96,21 @@ def check_empty(target: str) -> None:
 
 def unmount(root: str, target: str) -> None:
     """
-    Detach the snapshot of the store at *root* that is mounted at *target*; both are real paths. Needs CAP_SYS_ADMIN.
+    Unmount the snapshot of the store at *root* that is mounted at *target*.
+
+    Needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        root: A path without symbolic links.
+        target: A path without symbolic links.
 
     Raises:
         NotFoundError: *target* does not exist.
-        FailedPreconditionError: Nothing is mounted there, something else is, or it is in use.
+        FailedPreconditionError: *target* is not a mount of a snapshot of the store, or is in use.
     """
     try:
         if not _is_snapshot(root, target):
-            raise FailedPreconditionError(f"at {target!r} there is no snapshot of store {root!r}")
+            raise FailedPreconditionError(f"no snapshot of store {root!r} is mounted at {target!r}")
         syscall.umount2(target)
     except FileNotFoundError as error:
         raise NotFoundError(f"{target!r} does not exist") from error
@@ -107,7 +119,7 @@ def unmount(root: str, target: str) -> None:
             case errno.EINVAL:
                 raise FailedPreconditionError(f"nothing is mounted at {target!r}") from error
             case errno.EBUSY:
-                raise FailedPreconditionError(f"{target!r} is in use: `fuser --mount` says by whom") from error
+                raise FailedPreconditionError(f"{target!r} is in use: `fuser --mount` lists the processes") from error
         raise
 
 
@@ -119,7 +131,7 @@ def _is_snapshot(root: str, target: str) -> bool:
         return False
     if not same or info.parent_id != subvolume.get_id(root):
         return False
-    # The directory it is in is one of the store's. Of those only the root has a subvolume next to it, for empty views.
+    # The parent directory is the root for `EMPTY`, which a view without parent shows, else a directory in snapshots/.
     if info.dir_id == os.stat(root).st_ino:
         return True
     with os.scandir(os.path.join(root, SNAPSHOTS)) as entries:

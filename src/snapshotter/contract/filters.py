@@ -1,14 +1,14 @@
 """
-containerd's filter language, to the letter.
+containerd's filter language.
 
-A filter is a list of selectors joined by commas, all of which must hold::
+A filter is a list of selectors separated by commas, and matches if all selectors do::
 
     kind==active,labels."containerd.io/snapshot.ref"~=/^sha256:/
 
-A selector is a field path alone (the field is present), or with ``==``,
-``!=`` or ``~=`` and a value. Several filters match what any of them matches.
-The text of errors, and the oddities of the scanner noted below, are
-containerd's as well, so that what works or fails there does the same here.
+A selector is a field path, which matches if the field is present, or a field path, an operator (``==``, ``!=`` or
+``~=``) and a value. Several filters match if any filter does.
+
+The parser accepts exactly the filters that containerd accepts, with the same oddities and the same texts of errors.
 """
 
 import enum
@@ -23,11 +23,10 @@ from snapshotter.model import Info
 
 __all__ = ["Filter", "parse"]
 
-# Caps on all the filters of one call together. The longest key, in quotes and
-# with every byte escaped, still fits.
+# Limits on all filters of a call together. The longest key fits, in quotes and with every byte escaped.
 MAX_SIZE = 256 * 1024
 MAX_SELECTORS = 64
-# What one compiled regular expression may take, in bytes.
+# The memory limit of a compiled regular expression, in bytes.
 MAX_REGEX_MEMORY = 1024 * 1024
 
 
@@ -40,14 +39,14 @@ class _Selector:
 @dataclass(frozen=True, slots=True)
 class Filter:
     """
-    Parsed filters; made by ``parse``.
+    Parsed filters, as `parse` returns them.
     """
 
     _alternatives: tuple[tuple[_Selector, ...], ...]
 
     def match(self, info: Info) -> bool:
         """
-        Return whether any of the filters matches *info*.
+        Return whether any filter matches *info*.
         """
         return any(
             all(selector.holds(_field(info, selector.path)) for selector in selectors)
@@ -57,15 +56,14 @@ class Filter:
 
 def parse(*filters: str) -> Filter:
     """
-    Return the filter that matches what any of *filters* matches.
+    Parse *filters* into a filter that matches if any of them does.
 
-    No filter at all, and an empty one, match everything. A regular
-    expression that is none is logged and never matches.
+    No filters, or an empty filter, match everything. A regular expression that does not compile is logged and never
+    matches.
 
     Raises:
-        InvalidArgumentError: One of *filters* is not in the language, or they
-            are more than 256 KiB or 64 selectors together.
-        NotSupportedError: One of *filters* has a ``~=``, and google-re2 is not installed.
+        InvalidArgumentError: A filter does not parse, or the filters have more than 256 KiB or 64 selectors together.
+        NotSupportedError: A filter uses ``~=``, and google-re2 is not installed.
     """
     for text in filters:
         if not isinstance(text, str):
@@ -74,7 +72,7 @@ def parse(*filters: str) -> Filter:
     size = sum(len(text.encode()) for text in texts)
     if size > MAX_SIZE:
         raise InvalidArgumentError(f"the filters have {size} bytes, more than {MAX_SIZE}")
-    # An empty filter is one without selectors, and so are no filters.
+    # No filters are the same as an empty filter, which has no selectors.
     parsed = [_Parser(text).selectors() if text else [] for text in texts] or [[]]
     count = sum(len(selectors) for selectors in parsed)
     if count > MAX_SELECTORS:
@@ -112,11 +110,13 @@ def _test(operator: str, value: str) -> Callable[[str | None], bool]:
 
 
 def _regex(pattern: str) -> Callable[[str | None], bool]:
-    # Python's own engine takes exponential time on patterns a client may send.
+    # re2 takes linear time, while Python's engine takes exponential time for some patterns.
     try:
         import re2  # type: ignore[import-untyped]  # google-re2 has no stubs
     except ImportError:
-        raise NotSupportedError("the ~= of filters needs google-re2: pip install 'btrfs-snapshotter[daemon]'") from None
+        raise NotSupportedError(
+            "the filter operator ~= needs google-re2: pip install 'btrfs-snapshotter[daemon]'"
+        ) from None
     options = re2.Options()
     options.log_errors = False
     options.max_mem = MAX_REGEX_MEMORY
@@ -124,7 +124,7 @@ def _regex(pattern: str) -> Callable[[str | None], bool]:
         compiled = re2.compile(pattern, options)
     except (re2.error, UnicodeEncodeError):
         Event.BAD_PATTERN.emit(error=pattern)
-        return lambda field: False
+        return lambda _: False
     return lambda field: compiled.search(field or "") is not None
 
 
@@ -139,7 +139,7 @@ class _Token(enum.Enum):
     OTHER = enum.auto()
 
 
-# What Go reads as U+FFFD.
+# Go decodes these as U+FFFD.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELD = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 _OPERATOR = frozenset("=!~")
@@ -153,7 +153,7 @@ _HEX = frozenset("0123456789abcdefABCDEF")
 _DIGITS = {"x": 2, "u": 4, "U": 8}
 _CONTROL = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\"}
 _ESCAPE = re.compile(rb"\\([0-7]{3}|x..|u.{4}|U.{8}|.)")
-# How much of a filter an error repeats on either side of the place.
+# The number of characters that an error quotes on either side of its position.
 _EXCERPT = 512
 
 
@@ -161,17 +161,17 @@ class _Scanner:
     def __init__(self, text: str) -> None:
         self.text = text
         self.position = 0
-        # A value has other characters than a field; true from an operator to the next separator or value.
+        # Values and fields differ in their characters. True from an operator to the next separator or value.
         self.in_value = False
-        # The first thing that was illegal, also if it was only looked at.
+        # The first error, even if the illegal character was only peeked at.
         self.error = ""
 
     def peek(self) -> str:
         """
-        Return the next character, or "" at the end or if it is illegal.
+        Return the next character, or "" at the end and for an illegal character.
         """
         character = self.text[self.position : self.position + 1]
-        # Go takes a real U+FFFD for the mark of broken UTF-8.
+        # Go cannot tell U+FFFD from invalid UTF-8.
         if character == "\ufffd":
             self._illegal("rune error")
         elif character == "\0":
@@ -182,7 +182,7 @@ class _Scanner:
 
     def scan(self) -> tuple[int, _Token, str]:
         """
-        Return where the next token starts, its kind and its text.
+        Return the position, the kind and the text of the next token.
         """
         while self.peek() in _SPACE:
             self.position += 1
@@ -207,7 +207,7 @@ class _Scanner:
             self.in_value = True
             return _Token.OPERATOR
         if self.in_value:
-            # The first character may be anything, a control character too.
+            # containerd accepts any first character, even a control character.
             self._skip(_is_value)
             self.in_value = False
             return _Token.VALUE
@@ -256,7 +256,7 @@ class _Scanner:
 
 
 def _is_value(character: str) -> bool:
-    # Go's letters, marks, numbers, punctuation and symbols.
+    # Letters, marks, numbers, punctuation and symbols, as in Go's scanner.
     return character not in ("", ",") and character not in _SPACE and unicodedata.category(character)[0] in "LMNPS"
 
 
@@ -267,7 +267,7 @@ class _Parser:
 
     def selectors(self) -> list[tuple[tuple[str, ...], str, str]]:
         """
-        Return path, operator and value of each selector; presence has neither operator nor value.
+        Return the path, operator and value of each selector; both are "" for a test of presence.
         """
         selectors = [self._selector()]
         while self._scanner.position < len(self._text):
@@ -325,7 +325,7 @@ class _Parser:
             value = _ESCAPE.sub(_unescaped, text[1:-1].encode())
         except ValueError:
             raise self._error(start, "unquoting failed: quote syntax error") from None
-        # Escapes can spell bytes that are no text; those equal nothing.
+        # Escapes can produce invalid UTF-8. Decoded like this, it equals no field.
         return value.decode(errors="surrogateescape")
 
     def _error(self, position: int, message: str) -> InvalidArgumentError:
@@ -340,7 +340,7 @@ class _Parser:
 
 def _unescaped(match: re.Match[bytes]) -> bytes:
     """
-    Return the bytes that one escape, already scanned, stands for.
+    Return the bytes of one escape sequence, which the scanner has accepted.
     """
     escape = match[1].decode()
     if escape[0] in _OCTAL:
@@ -348,7 +348,7 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
     if escape[0] not in _DIGITS:
         return _CONTROL.get(escape, escape).encode()
     number = int(escape[1:], 16)
-    # From 2**31 on Go's 32 bits are negative, hence below 128, hence one byte.
+    # Go's rune is a signed 32-bit integer. From 2**31 it is negative, so below 128, and becomes one byte.
     if escape[0] == "x" or number >= 1 << 31:
         return bytes([number & 0xFF])
     # A surrogate becomes U+FFFD.

@@ -1,5 +1,5 @@
 """
-The rules for keys and labels.
+Rules for the keys and labels of snapshots.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,24 +9,21 @@ from snapshotter.model import Info
 
 __all__ = ["apply_fieldpaths", "check_key", "check_labels"]
 
-# The cap of bolt, where containerd's own snapshotters keep their keys.
+# The limit of bolt, the database that containerd's own snapshotters keep their keys in.
 MAX_KEY_SIZE = 32_768
 
-# containerd's cap on the bytes of one label, key and value together.
+# containerd's limit on one label, key and value together, in bytes.
 MAX_LABEL_SIZE = 4_096
 
-# containerd has none; nobody sets more than a few dozen.
+# containerd has no limit on the number of labels; its clients set a few dozen at most.
 MAX_LABELS = 1_000
-
-# Of a key or label in the text of an error, which is sent in a header; containerd's keys are shorter.
 
 
 def check_key(key: str) -> None:
     """
-    Refuse what cannot be the key or name of a snapshot.
+    Check the key or name of a snapshot.
 
-    Any text is one, slashes and NUL included, that is not empty and whose
-    UTF-8 has at most 32,768 bytes.
+    A key is any text, including slashes and NUL, of 1 to 32,768 bytes of UTF-8.
 
     Raises:
         InvalidArgumentError: *key* is empty, too large, not a string, or not encodable.
@@ -40,12 +37,11 @@ def check_key(key: str) -> None:
 
 def check_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
     """
-    Return *labels* as they are stored, without those whose value is empty.
+    Return the labels to store: *labels* without the labels whose value is empty.
 
     Raises:
-        InvalidArgumentError: There are more than 1,000, a key is empty, key and
-            value have more than 4,096 bytes of UTF-8 together, or either is
-            not a string or not encodable.
+        InvalidArgumentError: There are more than 1,000 labels, a key is empty, a key and its value have more than 4,096
+            bytes of UTF-8 together, or a key or value is not a string or not encodable.
     """
     if labels is None:
         return {}
@@ -66,14 +62,14 @@ def check_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
 
 def apply_fieldpaths(current: Info, given: Info, fieldpaths: Iterable[str]) -> dict[str, str]:
     """
-    Return the labels that an update of *current* by *given* leaves.
+    Return the labels of *current* after an update to *given*.
 
-    ``"labels"``, or no path at all, replaces them. ``"labels.KEY"`` sets the
-    one label *KEY*, which is everything after the first dot, and deletes it
-    when *given* has none or an empty one. Whatever else *given* says is ignored.
+    The fieldpath ``"labels"``, or an empty *fieldpaths*, replaces all labels. The fieldpath ``"labels.KEY"`` sets the
+    label *KEY*, or deletes the label if *given* has no value for it. *KEY* is all text after the first dot. The other
+    fields of *given* are ignored.
 
     Raises:
-        InvalidArgumentError: Another path, or the labels break the rules of ``check_labels``.
+        InvalidArgumentError: A fieldpath is of another form, or the labels break the rules of `check_labels`.
     """
     labels = current.labels
     for path in tuple(fieldpaths) or ("labels",):
@@ -82,7 +78,7 @@ def apply_fieldpaths(current: Info, given: Info, fieldpaths: Iterable[str]) -> d
                 labels = given.labels
             case str() if path.startswith("labels."):
                 key = path.removeprefix("labels.")
-                labels = {other: value for other, value in labels.items() if other != key}
+                labels = {each: value for each, value in labels.items() if each != key}
                 if value := given.labels.get(key):
                     labels[key] = value
             case _:
@@ -90,10 +86,10 @@ def apply_fieldpaths(current: Info, given: Info, fieldpaths: Iterable[str]) -> d
     return check_labels(labels)
 
 
-def _size(text: str, what: str) -> int:
+def _size(text: str, name: str) -> int:
     if not isinstance(text, str):
-        raise InvalidArgumentError(f"{what} {text!r:.64} is not a string")
+        raise InvalidArgumentError(f"{name} {text!r:.64} is not a string")
     try:
         return len(text.encode())
     except UnicodeEncodeError:
-        raise InvalidArgumentError(f"{what} {quoted(text)} cannot be encoded as UTF-8") from None
+        raise InvalidArgumentError(f"{name} {quoted(text)} cannot be encoded as UTF-8") from None

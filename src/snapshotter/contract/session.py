@@ -1,5 +1,5 @@
 """
-The time that a store is open: who may use it, what the kernel's refusals mean, and when its descriptors are let go.
+Session: the time from open to close of a store, with checks before each call and the release of resources at the end.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ class Session:
     An open store.
 
     Args:
-        resources: Closed when the session ends, once no call is under way.
-        why_read_only: Why nothing may be changed; empty when it may.
+        resources: Closed at the end of the session, after the last call in progress.
+        why_read_only: The reason why the store cannot be changed; empty if it can.
 
     Attributes:
-        failure: Why the disk is not asked any more; empty while it is.
+        failure: The reason why the filesystem is not used any more; empty while it works.
     """
 
     def __init__(self, root: str, resources: contextlib.ExitStack, why_read_only: str) -> None:
@@ -41,8 +41,10 @@ class Session:
 
     def check(self) -> None:
         """
+        Raise an error if the session has ended.
+
         Raises:
-            FailedPreconditionError: The store is closed, or this is another process.
+            FailedPreconditionError: The store is closed, or this is a forked child of the process that opened it.
         """
         if os.getpid() != self._pid:
             raise FailedPreconditionError("the store was opened before a fork: open it in the process that uses it")
@@ -52,7 +54,10 @@ class Session:
     @contextlib.contextmanager
     def reading(self, doing: str) -> Iterator[None]:
         """
-        Around what reads from the disk; *doing* is said when it fails.
+        Guard the body of a ``with`` that reads from the disk.
+
+        Args:
+            doing: The action, for the error ``cannot {doing}: ...``.
         """
         with self._using(), translating(doing):
             yield
@@ -60,11 +65,14 @@ class Session:
     @contextlib.contextmanager
     def changing(self, doing: str) -> Iterator[None]:
         """
-        Around what changes the store.
+        Guard the body of a ``with`` that changes the store.
 
-        The first sign that the filesystem is dead ends all changes, and the session once nobody is in it: after an
-        abort the kernel answers OK to barriers, shows what was never durable, and cannot unmount while we hold it.
-        What is in memory can still be read.
+        The first EIO or EROFS stops all changes, and ends the session after the last call in progress. Otherwise, after
+        an abort, fsync would succeed, files would show data that is not durable, and open descriptors would prevent
+        unmounting. The index in memory can still be read.
+
+        Args:
+            doing: The action, for the error ``cannot {doing}: ...``.
         """
         with self._using():
             if self.why_read_only:
@@ -81,8 +89,9 @@ class Session:
     def _using(self) -> Iterator[None]:
         with self._gate:
             self.check()
-            if self.failure:
-                raise UnavailableError(self.failure)
+            failure = self.failure
+            if failure:
+                raise UnavailableError(failure)
             self._running += 1
         try:
             yield
@@ -95,7 +104,9 @@ class Session:
 
     def close(self) -> None:
         """
-        End the session when the calls under way have returned. A forked child's descriptors go with the child.
+        End the session after the calls in progress.
+
+        In a forked child nothing is closed, because the session belongs to its parent process.
         """
         if os.getpid() != self._pid:
             return

@@ -1,5 +1,5 @@
 """
-One run of an expensive call for all who wait for it.
+Coalescing of concurrent calls: callers that wait for an expensive call share one run of it.
 """
 
 import threading
@@ -17,10 +17,11 @@ class _Run(Generic[T]):
 
 class Coalesced(Generic[T]):
     """
-    Wraps *call* so that callers who come while it runs share the next run.
+    A wrapper of *call* that lets concurrent callers share one run.
 
-    A caller gets the result of a run that began after it asked, never of one under way: for a barrier or a table that
-    must be newer than the question. One of those who wait runs it, the others sleep. An exception reaches all of them.
+    Unlike Go's singleflight, a caller never joins a run in flight: it waits for the next run, which begins after the
+    caller asked. Thus a sync covers all data written before the call, and a mount table is newer than the call. One of
+    the waiting callers runs *call* while the others sleep. All of them get its result or its exception.
     """
 
     def __init__(self, call: Callable[[], T]) -> None:

@@ -1,5 +1,5 @@
 """
-A store's snapshots in memory: what Stat and Walk answer from, and who may change what at the moment.
+Index of a store: its snapshots in memory, and the locks of the keys that operations change.
 """
 
 import contextlib
@@ -19,11 +19,12 @@ class Snapshot:
     One snapshot.
 
     Attributes:
-        record: What its record says, or will say once it is written again: `settled`.
-        parent: Never removed before this one.
-        children: How many snapshots, and operations under way, rest on it.
-        quarantine: Why it cannot be used; empty when it can.
-        measured: A measurement, with the version of the subvolume it is of.
+        record: The current record.
+        settled: The record on disk equals *record*; otherwise the worker writes *record* later.
+        parent: The parent, which is never removed before its children.
+        children: The number of child snapshots, and of operations in progress that create one.
+        quarantine: The reason why the snapshot cannot be used; empty if it can.
+        measured: The last measurement, with the change counter of the subvolume at that time.
     """
 
     __slots__ = ("children", "measured", "parent", "quarantine", "record", "settled")
@@ -57,21 +58,21 @@ class Snapshot:
     @property
     def known(self) -> Measured | None:
         """
-        What it measures, where that cannot change.
+        The usage if it cannot change any more and is known, else None.
         """
         return NOTHING if self.kind is Kind.VIEW else self.record.usage
 
     @property
     def info(self) -> Info:
         """
-        Its description, the caller's to keep.
+        The description, a copy that the caller may keep.
         """
         return describe(self.record, self.parent_key)
 
 
 def describe(record: Record, parent_key: str) -> Info:
     """
-    The description of the snapshot that *record* is of.
+    Return the description of the snapshot with *record*.
     """
     created = _time(record.created)
     return Info(
@@ -90,10 +91,10 @@ def _time(nanoseconds: int) -> datetime:
 
 class Index:
     """
-    Snapshots by key.
+    The snapshots by key.
 
-    Its lock is never held across a system call. What an operation works on is held by `change` instead: a second one
-    on the same key waits, and is judged on the new state.
+    The lock of the index is never held across a system call. An operation locks its keys with `change` instead: a
+    second operation on the same key waits, and then sees the new state.
     """
 
     def __init__(self) -> None:
@@ -111,6 +112,8 @@ class Index:
 
     def get(self, key: str) -> Snapshot:
         """
+        Return the snapshot *key*.
+
         Raises:
             NotFoundError: No snapshot has the key.
         """
@@ -122,7 +125,7 @@ class Index:
 
     def snapshots(self) -> list[Snapshot]:
         """
-        All of them, at one moment.
+        Return all snapshots, as of one moment.
         """
         with self._condition:
             return list(self._by_key.values())
@@ -130,19 +133,19 @@ class Index:
     @contextlib.contextmanager
     def change(self, *keys: str, parent: str = "") -> Iterator[Snapshot | None]:
         """
-        Hold *keys*, which need not exist, until the operation on them is done, and keep *parent* from being removed.
+        Lock *keys* and pin *parent* for the ``with``, so that *parent* cannot be removed; give the snapshot *parent*.
 
-        Waits for whoever holds one of them, for all at once: so nobody waits while holding.
+        The keys need not exist. All keys are locked at once, so that no thread waits while it holds a lock.
 
         Raises:
             NotFoundError: *parent* is not empty and no snapshot has that name.
         """
-        wanted = {*keys, parent}
+        needed = {*keys, parent}
         pinned = None
         with self._condition:
-            if not self._held.isdisjoint(wanted):
+            if not self._held.isdisjoint(needed):
                 self._waiting += 1
-                self._condition.wait_for(lambda: self._held.isdisjoint(wanted))
+                self._condition.wait_for(lambda: self._held.isdisjoint(needed))
                 self._waiting -= 1
             if parent:
                 pinned = self.get(parent)
@@ -166,7 +169,7 @@ class Index:
 
     def update(self, snapshot: Snapshot, record: Record, *, settled: bool) -> None:
         """
-        Describe *snapshot* by a new record, under a new name if it has one.
+        Replace the record of *snapshot*, and move the snapshot to the key of the new record.
         """
         with self._condition:
             del self._by_key[snapshot.key]

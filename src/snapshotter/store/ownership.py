@@ -1,5 +1,5 @@
 """
-Whose snapshots a store holds: one client's alone, for another's garbage collection would remove them.
+Ownership of a store: one client owns all snapshots, because a second client's garbage collection would remove them.
 """
 
 import contextlib
@@ -13,19 +13,21 @@ from snapshotter.store.store import Store
 
 class Ownership:
     """
-    Binds a store to the client that makes the first snapshot in it.
+    The binding of a store to the client that creates its first snapshot.
     """
 
     def __init__(self, store: Store, index: Index) -> None:
         self._store = store
         self._index = index
         self._lock = threading.Lock()
-        self._making = 0
+        self._creating = 0
 
     def check(self, client: str) -> None:
         """
+        Raise an error unless *client* may change the store.
+
         Raises:
-            FailedPreconditionError: The snapshots are another client's.
+            FailedPreconditionError: The store has snapshots of another client.
         """
         if self._store.header.client not in ("", client) and len(self._index):
             raise self._foreign(client)
@@ -33,27 +35,27 @@ class Ownership:
     @contextlib.contextmanager
     def making(self, client: str) -> Iterator[None]:
         """
-        Around the making of a snapshot: the first one binds the store to its client, and two cannot be first.
+        Create a snapshot of *client* inside the ``with``; the first snapshot binds the store to its client.
 
         Raises:
-            FailedPreconditionError: The snapshots are another client's, or it is making the first one.
+            FailedPreconditionError: The store has snapshots of another client, or another client is creating the first.
         """
         with self._lock:
             if self._store.header.client != client:
-                if self._making:
+                if self._creating:
                     raise self._foreign(client)
                 self.check(client)
                 self._store.change(client=client)
-            self._making += 1
+            self._creating += 1
         try:
             yield
         finally:
             with self._lock:
-                self._making -= 1
+                self._creating -= 1
 
     def bind(self, client: str) -> None:
         """
-        Make the snapshots those of *client*, whosever they were; durable.
+        Give the store and all its snapshots to *client*, durably.
         """
         with self._lock:
             self._store.change(client=client)

@@ -1,5 +1,5 @@
 """
-How the record of a directory is kept: with the directory itself, so that one goes with the other.
+Storage of records: each lies in or on its snapshot's directory, so that neither can be lost without the other.
 """
 
 import contextlib
@@ -8,6 +8,7 @@ import os
 from typing import Protocol
 
 from pybtrfs import syscall
+from pybtrfs.path import open_directory
 
 DIRECTORY_MODE = 0o700
 XATTR = "user.snapshotter"
@@ -17,36 +18,36 @@ _NEW_FILE = "record.new"
 
 class RecordStorage(Protocol):
     """
-    How directories carry their records, which are bytes here.
+    Storage of the records of directories, as bytes.
     """
 
     def make_directory(self, dir_fd: int, name: str, data: bytes) -> int:
         """
-        Make the directory *name* with its record, or nothing, and return its fd.
+        Create the directory *name* with its record atomically, and return its file descriptor.
 
         Raises:
-            FileExistsError: There is one.
+            FileExistsError: *name* exists.
         """
 
     def read(self, fd: int) -> bytes | None:
         """
-        The record of the directory *fd*, or None when it has none.
+        Return the record of the directory *fd*, or None if the directory has no record.
         """
 
     def write(self, fd: int, data: bytes) -> None:
         """
-        Replace the record of the directory *fd*, atomically; durable only after a barrier.
+        Replace the record of the directory *fd* atomically; durable after `Volumes.barrier`.
         """
 
     def delete(self, fd: int) -> None:
         """
-        Delete what the record of the directory *fd* has in it, so that the directory is empty.
+        Delete the files that hold the record of the directory *fd*, so that the directory can be removed.
         """
 
 
 class Xattrs:
     """
-    `RecordStorage` of btrfs.
+    `RecordStorage` in extended attributes, for btrfs.
     """
 
     def make_directory(self, dir_fd: int, name: str, data: bytes) -> int:
@@ -64,19 +65,19 @@ class Xattrs:
         os.setxattr(fd, XATTR, data)
 
     def delete(self, fd: int) -> None:
-        pass  # it goes with the directory
+        pass  # rmdir(2) deletes the xattr
 
 
 class Files:
     """
-    `RecordStorage` of other filesystems, where an xattr holds less, or is refused.
+    `RecordStorage` in files, for filesystems with smaller xattrs or without xattrs.
     """
 
     def make_directory(self, dir_fd: int, name: str, data: bytes) -> int:
         os.mkdir(name, DIRECTORY_MODE, dir_fd=dir_fd)
         fd = -1
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
+            fd = open_directory(dir_fd, name)
             self.write(fd, data)
         except BaseException:
             with contextlib.suppress(OSError):

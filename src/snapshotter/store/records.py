@@ -1,8 +1,7 @@
 """
-Records: what a store remembers of each snapshot, as one small JSON object.
+Records: the state of each snapshot on disk, as one small JSON object.
 
-A record carries its own id and a checksum, so that one that was damaged, or moved to
-another snapshot's directory, is seen and never believed.
+A record carries its own id and a checksum, so a damaged or misplaced record is rejected.
 """
 
 import contextlib
@@ -21,10 +20,10 @@ FORMAT = 1
 
 class State(StrEnum):
     """
-    What a snapshot is, or what is being done to it.
+    The state of a snapshot, including the operation in progress.
 
     Attributes:
-        kind: What callers see; a commit under way has not happened yet.
+        kind: The kind that callers see. A snapshot stays active until its commit is done.
     """
 
     PREPARING = "preparing"
@@ -40,7 +39,11 @@ class State(StrEnum):
 
 class Commitment(NamedTuple):
     """
-    What a commit under way will make of the active snapshot; *verified* once the disk is known to have all its data.
+    The committed snapshot that a commit in progress makes of an active one.
+
+    Attributes:
+        time: Nanoseconds since the epoch, UTC.
+        verified: The disk has confirmed all data of the layer.
     """
 
     name: str
@@ -51,17 +54,18 @@ class Commitment(NamedTuple):
 
 class Record(NamedTuple):
     """
-    One snapshot as it stands on disk.
+    The state of one snapshot on disk.
 
     Attributes:
         id: The name of the snapshot's directory; never reused.
-        parent: The parent's id, or None.
-        created: Nanoseconds since the epoch, UTC; likewise *updated*.
-        base_transid: The generation from which usage counts, where the subvolume itself does not tell it.
-        write_errors: The devices' write errors as they were when the active was prepared.
-        suspect: Data of this snapshot may have been refused by the disk.
-        usage: Of a committed snapshot, once known.
-        commitment: Of a committing one.
+        parent: The id of the parent, or None.
+        created: Nanoseconds since the epoch, UTC.
+        updated: Nanoseconds since the epoch, UTC.
+        base_transid: The generation at which the snapshot began, for its usage; None to read it from the subvolume.
+        write_errors: The number of write errors of the devices when the active snapshot was prepared.
+        suspect: The disk may have refused data of this snapshot.
+        usage: The usage of a committed snapshot; None until measured.
+        commitment: The commit in progress, in state COMMITTING.
     """
 
     id: int
@@ -79,16 +83,19 @@ class Record(NamedTuple):
 
     def active(self) -> Self:
         """
-        The record of an active snapshot whose preparation is done, or whose commit is not.
+        Return the record of the active snapshot, with its preparation done or its commit rolled back.
         """
         return self if self.state is State.ACTIVE else self._replace(state=State.ACTIVE, commitment=None)
 
     def committed(self) -> Self:
         """
-        What the commit under way makes of it.
+        Return the record of the committed snapshot that the commit in progress makes.
+
+        Raises:
+            ValueError: No commit is in progress.
         """
         if self.commitment is None:
-            raise ValueError(f"no commit of {quoted(self.key)} is under way")
+            raise ValueError(f"no commit of snapshot {quoted(self.key)} is in progress")
         return self._replace(
             state=State.COMMITTED,
             key=self.commitment.name,
@@ -101,7 +108,7 @@ class Record(NamedTuple):
 
 class DamagedError(ValueError):
     """
-    A record that does not decode; the store goes on without it.
+    The bytes are not the record that was written.
     """
 
 
@@ -111,7 +118,7 @@ _from_json = json.JSONDecoder().decode
 
 def seal(values: Mapping[str, Any]) -> bytes:
     """
-    Encode a JSON object with the format's number and a checksum over the rest.
+    Encode *values* as a JSON object with the format number and a checksum of all other bytes.
     """
     body = _to_json({"format": FORMAT, **values})[1:].encode()
     return b'{"crc":"%08x",' % zlib.crc32(body) + body
@@ -122,11 +129,11 @@ _BODY = len(b'{"crc":"00000000",')
 
 def unseal(data: bytes) -> dict[str, Any]:
     """
-    Decode what `seal` made.
+    Decode the bytes of a sealed object.
 
     Raises:
-        DamagedError: The bytes are not what was written.
-        FailedPreconditionError: A newer release wrote them.
+        DamagedError: The checksum does not match, or the bytes are not a sealed object.
+        FailedPreconditionError: A newer release wrote the object.
     """
     if data[:_BODY] != b'{"crc":"%08x",' % zlib.crc32(data[_BODY:]):
         raise DamagedError("checksum does not match")
@@ -134,17 +141,17 @@ def unseal(data: bytes) -> dict[str, Any]:
         values: dict[str, Any] = _from_json(data.decode())
         newer = values["format"] > FORMAT
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DamagedError(f"it says something else: {error!r}") from error
+        raise DamagedError(f"its content is not a record: {error!r}") from error
     if newer:
         raise FailedPreconditionError(
-            f"format {values['format']} was written by a newer release; this one reads up to {FORMAT}: upgrade"
+            f"format {values['format']} was written by a newer release; this one reads up to {FORMAT}, so upgrade"
         )
     return values
 
 
 def encode(record: Record) -> bytes:
     """
-    The bytes of *record*; what is unset is left out.
+    Encode *record*, without the fields that are unset.
     """
     values: dict[str, Any] = {"id": record.id, "state": record.state, "key": record.key}
     if record.parent is not None:
@@ -169,7 +176,9 @@ def encode(record: Record) -> bytes:
 
 def _commit_values(commitment: Commitment, labels: Mapping[str, str]) -> list[Any]:
     """
-    *commitment*, its labels as what changes of the active's *labels*: containerd gives the same to both.
+    Return the JSON values of *commitment*, with its labels as the difference to the *labels* of the active snapshot.
+
+    containerd gives both the same labels, so the difference is small.
     """
     changed = {key: value for key, value in commitment.labels.items() if labels.get(key) != value}
     dropped = [key for key in labels if key not in commitment.labels]
@@ -188,20 +197,20 @@ def _labels(values: Any) -> dict[str, str]:
 
 def _checked(kind: Any, value: Any) -> Any:
     """
-    *value*, which has to be of the kind: JSON has others.
+    Return *value* if JSON gave it the type *kind*.
     """
     if not isinstance(value, kind):
-        raise TypeError(f"{value!r:.64} is no {kind}")
+        raise TypeError(f"{value!r:.64} is not of type {kind.__name__}")
     return value
 
 
 def decode(data: bytes, snapshot_id: int) -> Record:
     """
-    The record of snapshot *snapshot_id*.
+    Decode the record of snapshot *snapshot_id*.
 
     Raises:
-        DamagedError: The bytes are damaged, or another snapshot's.
-        FailedPreconditionError: A newer release wrote them.
+        DamagedError: The record is damaged, or belongs to another snapshot.
+        FailedPreconditionError: A newer release wrote the record.
     """
     values = unseal(data)
     try:
@@ -210,7 +219,7 @@ def decode(data: bytes, snapshot_id: int) -> Record:
         raise DamagedError(str(error)) from error
 
 
-_MAY_BE_UNSET = {
+_OPTIONAL = {
     "parent": ("parent", int),
     "born": ("base_transid", int),
     "errors": ("write_errors", int),
@@ -220,8 +229,8 @@ _MAY_BE_UNSET = {
 
 def _record(values: Mapping[str, Any], snapshot_id: int) -> Record:
     if values["id"] != snapshot_id:
-        raise ValueError(f"record of snapshot {values['id']} in the directory of {snapshot_id}")
-    fields = {field: _checked(kind, values[name]) for name, (field, kind) in _MAY_BE_UNSET.items() if name in values}
+        raise ValueError(f"record of snapshot {values['id']} in the directory of snapshot {snapshot_id}")
+    fields = {field: _checked(kind, values[name]) for name, (field, kind) in _OPTIONAL.items() if name in values}
     if "labels" in values:
         fields["labels"] = _labels(values["labels"])
     if "usage" in values:
@@ -245,7 +254,12 @@ def _usage(values: Any) -> Measured:
 
 def repair_bit_flip(data: bytes, read: Callable[[bytes], object]) -> bytes | None:
     """
-    *data* with one bit flipped back, if *read* takes that for what was written: a checksum finds one of them.
+    Return *data* with one bit flipped back, or None if no single flip makes *read* accept it.
+
+    The checksum detects every single flipped bit, so at most one flip is right.
+
+    Args:
+        read: Decodes the data; raises DamagedError if it is damaged.
     """
     flipped = bytearray(data)
     for at in range(len(flipped)):

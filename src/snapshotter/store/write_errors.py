@@ -1,5 +1,5 @@
 """
-Whether the disk took what was written to an active snapshot: data that it refused is never committed.
+Write errors: detection of data that the disk refused, so that no such data is committed.
 """
 
 from snapshotter.errors import DataLossError, quoted
@@ -11,10 +11,10 @@ from snapshotter.store.volumes import Volumes
 
 class WriteErrors:
     """
-    What is known of the data of a store that is open for writing.
+    The write errors of the filesystem of a store that is open for writing.
 
     Args:
-        verify: Off, nothing is asked of the disk, and all is trusted.
+        verify: Ask the disk; without it, all data is trusted.
     """
 
     def __init__(self, store: Store, volumes: Volumes, *, verify: bool) -> None:
@@ -25,35 +25,38 @@ class WriteErrors:
 
     def verify(self, active: Snapshot) -> None:
         """
-        Have the disk say whether it took everything so far.
+        Sync the filesystem and check that the disk took all data of *active*.
 
         Raises:
-            DataLossError: Data of the filesystem was lost while *active* was there to lose some.
+            DataLossError: The disk refused data of the filesystem since *active* was prepared.
         """
         if self._verify:
             try:
                 self._volumes.verify()
             except OSError as error:
-                # The kernel tells once, and not whose data it was.
+                # The kernel reports an error once, without the file, so every active snapshot becomes suspect.
                 Event.DATA_REFUSED.emit(root=self._store.root, error=str(error))
                 self._store.suspect_all()
         self.check(active)
 
     def check(self, active: Snapshot) -> None:
         """
+        Raise an error if the disk may have refused data of *active*.
+
         Raises:
             DataLossError: *active* is suspect.
         """
         if self._verify and self.is_suspect(active):
             raise DataLossError(
-                f"the disk may have refused data of snapshot {quoted(active.key)}: mend the disk and make it again"
+                f"the disk may have refused data of snapshot {quoted(active.key)}: "
+                "repair the disk, then prepare the snapshot again"
             )
 
     def is_suspect(self, active: Snapshot) -> bool:
         """
-        Whether the disk may have refused data of *active*.
+        Return whether the disk may have refused data of *active*.
         """
         if active.record.suspect or active.id < self._store.header.suspect:
             return True
-        # Before this opening nobody listened for write-back errors: the devices' counters have to do.
+        # Errors from before this open are not reported by syncfs, so compare the error counters of the devices.
         return active.id < self._first_id and self._volumes.write_errors() > active.record.write_errors

@@ -1,9 +1,10 @@
 """
-Records: what is written is what is read, and whatever is damaged is seen.
+Records: encoding and decoding are inverse, and every damage is detected.
 """
 
 import contextlib
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from snapshotter.model import Kind, Measured, Usage
 from snapshotter.store import records
 from snapshotter.store.records import Commitment, DamagedError, Record, State
 
-texts = st.text(min_size=1)  # surrogates cannot be encoded, and are no key
+texts = st.text(min_size=1)  # without surrogates, which keys cannot have
 labels = st.dictionaries(texts, texts, max_size=5)
 numbers = st.integers(0, 2**64 - 1)
 usages = st.builds(Usage, numbers, numbers)
@@ -57,14 +58,14 @@ FULL = Record(
 @example(FULL)
 def test_round_trip(record: Record) -> None:
     """
-    What is decoded equals what was encoded, for any text in keys and labels.
+    Decoding returns the record that was encoded, for any text in keys and labels.
     """
     assert records.decode(records.encode(record), record.id) == record
 
 
 def test_layout() -> None:
     """
-    A record is JSON, with the format's number and nothing that is unset: the next release has to read it.
+    A record is JSON with the format number and without unset fields, and its names stay the same across releases.
     """
     assert json.loads(records.encode(Record(3, State.VIEW, "k"))) == {
         "crc": "809b41dd",
@@ -83,7 +84,7 @@ def test_layout() -> None:
 
 def test_flipped_bytes() -> None:
     """
-    No record with one byte changed, to whatever value, is believed.
+    A record with any one byte changed is rejected.
     """
     data = records.encode(FULL)
     for position in range(len(data)):
@@ -96,7 +97,7 @@ def test_flipped_bytes() -> None:
 
 def test_truncated() -> None:
     """
-    No part of a record is believed, nor one with something behind it.
+    A truncated record is rejected, and so is a record with bytes appended.
     """
     data = records.encode(FULL)
     for length in range(len(data)):
@@ -108,20 +109,20 @@ def test_truncated() -> None:
 
 def test_of_another() -> None:
     """
-    A whole record in another snapshot's directory is not believed, and both are named.
+    An intact record in another snapshot's directory is rejected, and the error names both ids.
     """
-    with pytest.raises(DamagedError, match="record of snapshot 17 in the directory of 18"):
+    with pytest.raises(DamagedError, match="record of snapshot 17 in the directory of snapshot 18"):
         records.decode(records.encode(FULL), 18)
 
 
-def test_newer_format(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newer_format() -> None:
     """
-    A newer release's record is no damage: it is refused with both numbers, whatever else it says.
+    A record of a newer release is refused with both format numbers, not reported as damaged.
     """
-    monkeypatch.setattr(records, "FORMAT", 8)
-    newer = records.seal({"state": "frozen", "who": ["knows"]})
-    monkeypatch.undo()
-    with pytest.raises(FailedPreconditionError, match=r"format 8 was written by a newer release.* reads up to 1"):
+    newer = records.seal({"format": 8, "state": "frozen", "who": ["knows"]})
+    with pytest.raises(
+        FailedPreconditionError, match="format 8 was written by a newer release; this one reads up to 1, so upgrade"
+    ):
         records.decode(newer, 1)
 
 
@@ -130,7 +131,7 @@ def test_newer_format(monkeypatch: pytest.MonkeyPatch) -> None:
 @example(b'{"crc":"00000000",')
 def test_any_bytes(data: bytes) -> None:
     """
-    Bytes that nobody sealed are damage, and nothing else.
+    Arbitrary bytes raise DamagedError and no other error.
     """
     with pytest.raises(DamagedError):
         records.decode(data, 1)
@@ -150,7 +151,7 @@ json_values = st.recursive(
 @example({"id": 17, "state": "active", "key": "k", "created": 0, "updated": 0, "usage": [1]})
 def test_any_values(values: Mapping[str, Any]) -> None:
     """
-    An intact object that says something else than a record does is damage, too.
+    An intact object with other fields or values than a record raises DamagedError.
     """
     with contextlib.suppress(DamagedError, FailedPreconditionError):
         assert records.decode(records.seal(values), 17).id == 17
@@ -159,15 +160,47 @@ def test_any_values(values: Mapping[str, Any]) -> None:
 @pytest.mark.parametrize("body", [b"}", b'"format":1,"id":NaN}', b"\xff}", b'"format":1} {}', b'"format":[]}'])
 def test_no_json(body: bytes) -> None:
     """
-    Intact bytes that are no JSON object are damage.
+    Bytes with the right checksum that are not a JSON object raise DamagedError.
     """
-    with pytest.raises(DamagedError):
+    with pytest.raises(DamagedError, match=r"its content is not a record: |record of snapshot nan in "):
         records.decode(b'{"crc":"%08x",' % zlib.crc32(body) + body, 17)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("key", 1, "str"), ("parent", "1", "int"), ("suspect", 1, "bool"), ("labels", [], "dict"), ("usage", {}, "list")],
+)
+def test_wrong_type(name: str, value: object, expected: str) -> None:
+    """
+    A field with a value of another type raises DamagedError, which names the value and the expected type.
+    """
+    values = {"id": 17, "state": "active", "key": "k", "created": 0, "updated": 0, name: value}
+    with pytest.raises(DamagedError, match=re.escape(f"{value!r} is not of type {expected}")):
+        records.decode(records.seal(values), 17)
+
+
+def test_repair_bit_flip() -> None:
+    """
+    Every single flipped bit is found and flipped back; two flipped bits are not.
+    """
+
+    def read(data: bytes) -> Record:
+        return records.decode(data, 3)
+
+    data = records.encode(Record(3, State.VIEW, "k"))
+    for position in range(len(data)):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[position] ^= 1 << bit
+            assert records.repair_bit_flip(bytes(damaged), read) == data
+            damaged[(position + 1) % len(data)] ^= 1 << bit
+            if bit == 0:
+                assert records.repair_bit_flip(bytes(damaged), read) is None
 
 
 def test_states() -> None:
     """
-    What callers see of each state, and what a commit under way makes of a record.
+    Each state has the kind that callers see, and a commit in progress yields the record of the committed snapshot.
     """
     assert {state: state.kind for state in State} == {
         State.PREPARING: Kind.ACTIVE,
@@ -182,5 +215,5 @@ def test_states() -> None:
     assert FULL.committed() == active._replace(
         state=State.COMMITTED, key="name", labels={"a": "b"}, created=3, updated=3
     )
-    with pytest.raises(ValueError, match="no commit of 'default/3/a key' is under way"):
+    with pytest.raises(ValueError, match="no commit of snapshot 'default/3/a key' is in progress"):
         active.committed()
