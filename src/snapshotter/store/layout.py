@@ -14,14 +14,11 @@ Layout of a store on disk: every name below its root.
       quarantine/    entries without a usable record, moved here by a repair
 """
 
-import contextlib
 import os
 import stat
-from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 from pybtrfs import ioctl
-from pybtrfs.path import open_directory
 from snapshotter.errors import InvalidArgumentError, quoted
 
 STORE, LOCK, EMPTY, SNAPSHOTS, QUARANTINE = "store", "lock", "empty", "snapshots", "quarantine"
@@ -91,12 +88,3 @@ def is_subvolume(dir_fd: int, name: str) -> bool:
     except FileNotFoundError:
         return False
     return status.st_ino == ioctl.FIRST_FREE_OBJECTID and stat.S_ISDIR(status.st_mode)
-
-
-@contextlib.contextmanager
-def opened(dir_fd: int, name: str) -> Iterator[int]:
-    fd = open_directory(dir_fd, name)
-    try:
-        yield fd
-    finally:
-        os.close(fd)

@@ -11,15 +11,7 @@ from pathlib import Path
 
 from snapshotter import Snapshotter
 from snapshotter.store.record_storage import XATTR
-
-
-def settle(opened: Snapshotter) -> None:
-    """
-    Bring all records up to date, and destroy what is left over, now.
-    """
-    for snapshot in opened.opened.index.snapshots():
-        opened.opened.operations.settle(snapshot)
-    opened.cleanup()
+from snapshotter.testing import settle
 
 
 def works(opened: Snapshotter) -> None:
@@ -56,6 +48,7 @@ HOLD = """
 import os, sys
 from snapshotter import Snapshotter
 from snapshotter.store.record_storage import XATTR
+from snapshotter.testing import settle
 with Snapshotter(sys.argv[1]) as store:
     print("ready", flush=True)
     for expression in sys.stdin:

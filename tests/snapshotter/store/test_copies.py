@@ -13,7 +13,8 @@ from snapshotter import Snapshotter
 from snapshotter.errors import (
     FailedPreconditionError,
 )
-from tests.snapshotter.store.stores import CHANGES, everything, settle, works
+from snapshotter.testing import settle
+from tests.snapshotter.store.stores import CHANGES, everything, works
 
 pytestmark = pytest.mark.btrfs
 
