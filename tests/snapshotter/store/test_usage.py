@@ -17,7 +17,7 @@ from snapshotter import Snapshotter, Usage
 from snapshotter.model import Measured
 from snapshotter.store import records, usage
 from snapshotter.store.record_storage import XATTR
-from snapshotter.testing import DirectoryVolumes
+from snapshotter.testing import DirectoryVolumes, settle
 
 FILES = 400
 DIRECTORIES = 40
@@ -399,9 +399,7 @@ def test_chain(definition: str, open_: Callable[..., Snapshotter]) -> None:
             parent = f"c{number}"
         store.view("view", parent)
         assert store.usage("view") == Usage(0, 0)
-        for snapshot in store.opened.index.snapshots():
-            store.opened.operations.settle(snapshot)
-        store.cleanup()
+        settle(store)
     for other in ("added", "containerd"):
         with open_(usage=other) as store:
             for name, before in expected.items():
