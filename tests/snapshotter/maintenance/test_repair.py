@@ -297,7 +297,7 @@ def test_symlink(damaged: Damaged, btrfs: Path, key: str, name: str) -> None:
     [problem] = damaged.problems()
     assert (problem.subject, problem.what) == (
         key,
-        f"its subvolume is missing: '{name}' is something else, such as a symbolic link",
+        f"its subvolume is missing: '{name}' is not a subvolume",
     )
     [done] = repair.fix(damaged.root)
     assert (done.subject, done.what) == (
@@ -319,7 +319,7 @@ def test_writable_layer(damaged: Damaged) -> None:
     layer = damaged.directories["top"] / "layer"
     subvolume.set_read_only(layer, read_only=False)
     [problem] = damaged.problems()
-    assert (problem.subject, problem.what) == ("top", "its layer is writable, and may not be what was committed")
+    assert (problem.subject, problem.what) == ("top", "its layer is writable, so it may differ from the commit")
     assert "doctor --fix" in problem.cure
     [done] = repair.fix(damaged.root)
     assert (done.subject, done.what) == ("top", "made its layer read-only again: its content had not changed")
