@@ -123,6 +123,16 @@ def test_refused(text: str, message: str) -> None:
     assert str(caught.value) == f"filters: parse error: {message}"
 
 
+def test_long_filter() -> None:
+    """
+    An error quotes at most 512 characters on either side of its position.
+    """
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse(f"name=={'a' * 1000} {'b' * 1000}")
+    excerpt = f"[...{'a' * 512} >| |< {'b' * 512}...]"
+    assert str(caught.value) == f"filters: parse error: {excerpt}: unexpected input:  "
+
+
 def test_any_of_several_filters() -> None:
     """
     A list is OR; no filter and an empty one match everything; a bad one fails them all.

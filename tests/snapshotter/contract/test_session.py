@@ -160,6 +160,22 @@ def test_close_waits(session: Session, closed: list[str]) -> None:
     assert closed == ["resources"]
 
 
+def test_forked(session: Session, closed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    In another process than the one that opened the store, every call is refused and closing does nothing.
+    """
+    pid = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+    for refused in (session.check, session.reading("x").__enter__, session.changing("x").__enter__):
+        with pytest.raises(FailedPreconditionError, match="opened before a fork: open it in the process that uses it"):
+            refused()
+    session.close()
+    assert closed == []
+    monkeypatch.undo()
+    session.close()
+    assert closed == ["resources"]
+
+
 # A whole store
 
 

@@ -1,5 +1,5 @@
 """
-One run for all who wait: for a barrier that must be newer than the question.
+Coalescing of concurrent calls: every caller gets the result of a run that began after its call.
 """
 
 import threading
@@ -14,19 +14,19 @@ PATIENCE = 10
 
 class Call:
     """
-    A call whose runs are begun and ended by the test.
+    A call whose runs the test observes and ends.
     """
 
     def __init__(self) -> None:
         self.begun = [threading.Event() for _ in range(10)]
-        self.go_on = [threading.Event() for _ in range(10)]
+        self.may_end = [threading.Event() for _ in range(10)]
         self.count = 0
 
     def __call__(self) -> int:
         number = self.count
         self.count += 1
         self.begun[number].set()
-        assert self.go_on[number].wait(PATIENCE)
+        assert self.may_end[number].wait(PATIENCE)
         if number == 8:
             raise OSError(number, "the disk refused")
         return number
@@ -34,18 +34,18 @@ class Call:
 
 def test_alone() -> None:
     """
-    One after the other each caller has a run of its own.
+    Calls in sequence each have their own run.
     """
     call = Call()
-    for event in call.go_on:
+    for event in call.may_end:
         event.set()
     shared = Coalesced(call)
     assert [shared() for _ in range(3)] == [0, 1, 2]
 
 
-def test_who_comes_later_shares_the_next_run() -> None:
+def test_waiting_callers_share_the_next_run() -> None:
     """
-    A run under way began before who comes now asked: all of those share one run, begun after it ended.
+    Callers that come during a run share one run, which begins after it ended.
     """
     call = Call()
     shared = Coalesced(call)
@@ -61,22 +61,22 @@ def test_who_comes_later_shares_the_next_run() -> None:
         later = [pool.submit(ask) for _ in range(5)]
         waiting.wait(PATIENCE)
         with shared._condition:
-            while len(shared._condition._waiters) < 5:  # type: ignore[attr-defined]  # how many sleep, only it knows
+            while len(shared._condition._waiters) < 5:  # type: ignore[attr-defined]  # the only count of sleepers
                 shared._condition.wait(0.001)
         assert call.count == 1
-        call.go_on[0].set()
+        call.may_end[0].set()
         assert first.result(PATIENCE) == 0
         assert call.begun[1].wait(PATIENCE)
         after = pool.submit(shared)
-        call.go_on[1].set()
+        call.may_end[1].set()
         assert {future.result(PATIENCE) for future in later} == {1}
-        call.go_on[2].set()
+        call.may_end[2].set()
         assert after.result(PATIENCE) == 2
 
 
 def test_errors_are_shared() -> None:
     """
-    An error reaches everybody whose run it was, and not who comes later.
+    An error is raised for all callers of its run, and not for later callers.
     """
     call = Call()
     call.count = 7
@@ -86,9 +86,9 @@ def test_errors_are_shared() -> None:
         assert call.begun[7].wait(PATIENCE)
         failing = [pool.submit(shared) for _ in range(3)]
         with shared._condition:
-            while len(shared._condition._waiters) < 3:  # type: ignore[attr-defined]  # how many sleep, only it knows
+            while len(shared._condition._waiters) < 3:  # type: ignore[attr-defined]  # the only count of sleepers
                 shared._condition.wait(0.001)
-        for event in call.go_on:
+        for event in call.may_end:
             event.set()
         assert first.result(PATIENCE) == 7
         for future in failing:
@@ -99,7 +99,7 @@ def test_errors_are_shared() -> None:
 
 def test_many() -> None:
     """
-    However many ask at once, everybody gets a run that began after it asked.
+    Among many concurrent callers, each gets a run that began after its call.
     """
     clock = 0
     lock = threading.Lock()

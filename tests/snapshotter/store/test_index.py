@@ -1,5 +1,5 @@
 """
-The state in memory: who may change what at the moment.
+Index of a store: the snapshots in memory, and the locks of keys.
 """
 
 import threading
@@ -37,7 +37,7 @@ def index() -> Index:
 @contextmanager
 def holding(index: Index, *keys: str, parent: str = "") -> Iterator[None]:
     """
-    Another thread that holds *keys*.
+    Lock *keys* in another thread.
     """
     held, done = threading.Event(), threading.Event()
 
@@ -64,7 +64,7 @@ def wait_for_waiting(index: Index, number: int) -> None:
 
 def test_info() -> None:
     """
-    A description is the caller's to keep: microseconds in UTC, and its own labels.
+    A description has times in microseconds and UTC, and its own copy of the labels.
     """
     parent = snapshot("base")
     record = Record(3, State.VIEW, "k", 1, {"a": "b"}, created=1_000_001_999, updated=2_000_000_000)
@@ -77,13 +77,13 @@ def test_info() -> None:
         datetime(1970, 1, 1, 0, 0, 1, 1, tzinfo=UTC),
         datetime(1970, 1, 1, 0, 0, 2, tzinfo=UTC),
     )
-    info.labels["a"] = "c"  # type: ignore[index]  # that is what a caller may do
+    info.labels["a"] = "c"  # type: ignore[index]  # as a caller may
     assert record.labels == {"a": "b"}
 
 
 def test_children(index: Index) -> None:
     """
-    Children are counted as they come and go, and a parent is pinned for the time of a change.
+    A parent counts its children, and the changes that pin it.
     """
     base = index.get("base")
     assert base.children == 1
@@ -100,7 +100,7 @@ def test_children(index: Index) -> None:
 
 def test_missing(index: Index) -> None:
     """
-    A key that is not there is not found, nor is such a parent; nothing stays held.
+    A missing key or parent is NotFoundError, and no lock remains.
     """
     with pytest.raises(NotFoundError, match="snapshot 'x' does not exist: not found"):
         index.get("x")
@@ -113,7 +113,7 @@ def test_missing(index: Index) -> None:
 
 def test_renamed(index: Index) -> None:
     """
-    A commit moves a snapshot to its name, drops what was measured of the active, and children see the new name.
+    A commit moves a snapshot to its new name and drops the measurement of the active snapshot.
     """
     active = snapshot("active", index.get("base"), State.ACTIVE)
     index.add(active)
@@ -129,7 +129,7 @@ def test_renamed(index: Index) -> None:
 
 def waits(index: Index, *keys: str, parent: str = "") -> Future[list[str]]:
     """
-    Have another thread change *keys*; gives the keys it finds when its turn comes.
+    Change *keys* in another thread; the result is the keys of the index at that time.
     """
 
     def change() -> list[str]:
@@ -145,12 +145,12 @@ def waits(index: Index, *keys: str, parent: str = "") -> Future[list[str]]:
 @pytest.mark.parametrize("keys", [["k"], ["other", "k"], ["k", "other"]])
 def test_one_at_a_time(keys: list[str], index: Index) -> None:
     """
-    A second change of a key waits, also for one of several, and sees what the first one did; other keys are free.
+    A second change of a key waits for the first, and sees its effect; changes of other keys do not wait.
     """
     with holding(index, "k", "more"):
         future = waits(index, *keys)
         wait_for_waiting(index, 1)
-        assert "other" not in index._held  # nobody waits while holding
+        assert "other" not in index._held  # no thread waits while it holds a lock
         assert waits(index, "free").result(PATIENCE) == ["base", "child"]
         index.add(snapshot("k"))
         assert not future.done()
@@ -159,8 +159,7 @@ def test_one_at_a_time(keys: list[str], index: Index) -> None:
 
 def test_parent_under_change(index: Index) -> None:
     """
-    Who needs a parent waits for what is being done to it, and is judged on the outcome; users of one parent do not wait
-    for each other.
+    A change waits for a change of its parent, and sees its effect; two changes with one parent do not wait.
     """
     index.add(snapshot("other"))
     with holding(index, "base"):
@@ -176,7 +175,7 @@ def test_parent_under_change(index: Index) -> None:
 
 def test_no_deadlock(index: Index) -> None:
     """
-    Changes of the same keys in every order come to an end.
+    Concurrent changes of the same keys in any order do not deadlock.
     """
     orders = [("a", "b"), ("b", "a"), ("b", "c"), ("c", "a"), ("a", "b", "c")]
     done = []

@@ -1,98 +1,93 @@
 """
-Ownership: the snapshots of a store are one client's.
+Ownership of a store: the first snapshot binds it to a client, and other clients are refused while it has snapshots.
 """
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from snapshotter import Snapshotter
-from snapshotter.errors import (
-    FailedPreconditionError,
-    InvalidArgumentError,
-)
-from snapshotter.store.layout import Directory
-from snapshotter.testing import DirectoryVolumes
-from tests.snapshotter.store.stores import CHANGES, everything
-
-pytestmark = pytest.mark.btrfs
+from snapshotter.errors import FailedPreconditionError
+from snapshotter.store.header import Header
+from snapshotter.store.index import Index, Snapshot
+from snapshotter.store.ownership import Ownership
+from snapshotter.store.records import Record, State
 
 
-def test_client(btrfs: Path) -> None:
+class FakeStore:
+    root = "/root"
+
+    def __init__(self) -> None:
+        self.header = Header("uuid", {})
+
+    def change(self, **values: Any) -> None:
+        self.header = self.header._replace(**values)
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    return FakeStore()
+
+
+@pytest.fixture
+def index() -> Index:
+    return Index()
+
+
+@pytest.fixture
+def ownership(store: FakeStore, index: Index) -> Ownership:
+    return Ownership(store, index)  # type: ignore[arg-type]  # all of a store that ownership uses
+
+
+REFUSED = "store '/root' holds the snapshots of client 'a', and 'b' would delete them: make a second store beside it"
+
+
+def test_first_snapshot(store: FakeStore, index: Index, ownership: Ownership) -> None:
     """
-    The first snapshot binds a store to its client; another one's changes are refused with the cure, and change nothing,
-    until the store is empty.
+    The first snapshot binds the store to its client, and other clients are refused from then on.
     """
-    root = btrfs / "root"
-    with Snapshotter.create(root, client="nobody yet") as opened:
-        opened.cleanup()
-    with Snapshotter(root, client="containerd") as opened:
-        opened.prepare("active")
-        opened.commit("base", "active")
-        opened.prepare("active", "base")
-        opened.view("view", "base")
-        opened.cleanup()
-    before = everything(root)
-    with Snapshotter(root, client="auto") as opened:
-        for change in CHANGES.values():
-            with pytest.raises(
-                FailedPreconditionError,
-                match="holds the snapshots of client 'containerd', and 'auto' would delete them: make a second store",
-            ):
-                change(opened)
-        assert opened.stat("active").parent == "base"
-        assert opened.mounts("active")
-        assert everything(root).keys() == before.keys()
-    with Snapshotter(root, client="containerd") as opened:
-        for key in ("active", "view", "base"):
-            opened.remove(key)
-    with Snapshotter(root, client="auto") as opened:
-        opened.view("view")
-    with (
-        Snapshotter(root, client="containerd") as opened,
-        pytest.raises(FailedPreconditionError, match="of client 'auto'"),
-    ):
-        opened.remove("view")
+    with ownership.making("a"):
+        index.add(Snapshot(Record(1, State.ACTIVE, "k"), None))
+    assert store.header.client == "a"
+    ownership.check("a")
+    with ownership.making("a"):
+        pass
+    with pytest.raises(FailedPreconditionError, match=REFUSED):
+        ownership.check("b")
+    with pytest.raises(FailedPreconditionError, match=REFUSED), ownership.making("b"):
+        pytest.fail("entered")
 
 
-def test_two_clients_cannot_both_be_first(tmp_path: Path) -> None:
+def test_two_first_snapshots(store: FakeStore, ownership: Ownership) -> None:
     """
-    While the first snapshot of an empty store is being made, another client's changes are refused already.
+    While a client creates the first snapshot, another client is refused.
     """
-    begun, go = threading.Event(), threading.Event()
-
-    class Slow(DirectoryVolumes):
-        def create(self, directory: Directory) -> None:
-            begun.set()
-            go.wait()
-            super().create(directory)
-
-    with Snapshotter.create(tmp_path / "root", volumes=Slow) as opened, ThreadPoolExecutor(1) as pool:
-        try:
-            making = pool.submit(opened.bound_to("first").prepare, "k")
-            begun.wait()
-            with pytest.raises(FailedPreconditionError, match="of client 'first'"):
-                opened.bound_to("second").prepare("k2")
-        finally:
-            go.set()
-        assert making.result()
-        assert [info.name for info in opened.walk()] == ["k"]
+    with ownership.making("a"):
+        with pytest.raises(FailedPreconditionError, match=REFUSED), ownership.making("b"):
+            pytest.fail("entered")
+        with ownership.making("a"):
+            pass
+    assert store.header.client == "a"
 
 
-def test_bound_to(tmp_path: Path) -> None:
+def test_empty_store(store: FakeStore, ownership: Ownership) -> None:
     """
-    Another client's view of an open store is the same store: what one makes the other sees, and closing closes both.
+    A store without snapshots accepts another client.
     """
-    with Snapshotter.create(tmp_path / "root", volumes=DirectoryVolumes) as opened:
-        with pytest.raises(InvalidArgumentError, match="client is empty"):
-            opened.bound_to("")
-        bound = opened.bound_to("client")
-        bound.prepare("k")
-        assert (bound.client, opened.client) == ("client", "local")
-        assert list(bound.walk()) == list(opened.walk())
-        with pytest.raises(FailedPreconditionError, match="of client 'client'"):
-            opened.remove("k")
-    with pytest.raises(FailedPreconditionError, match="closed"):
-        bound.stat("k")
+    with ownership.making("a"):
+        pass
+    ownership.check("b")
+    with ownership.making("b"):
+        pass
+    assert store.header.client == "b"
+
+
+def test_bind(store: FakeStore, index: Index, ownership: Ownership) -> None:
+    """
+    `bind` gives the snapshots of one client to another.
+    """
+    index.add(Snapshot(Record(1, State.ACTIVE, "k"), None))
+    ownership.bind("b")
+    ownership.bind("a")
+    ownership.check("a")
+    with pytest.raises(FailedPreconditionError, match=REFUSED):
+        ownership.check("b")

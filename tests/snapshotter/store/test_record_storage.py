@@ -1,5 +1,5 @@
 """
-What directories carry: written whole, read as written, and with room for every record that is accepted.
+Storage of records: atomic replacement, unchanged bytes, and room for every record that is accepted.
 """
 
 import errno
@@ -26,7 +26,7 @@ def record_storage(backend: str) -> RecordStorage:
 
 def test_write_and_read(record_storage: RecordStorage, backend: str, work: Path) -> None:
     """
-    A record is replaced whole, in an xattr on btrfs, elsewhere in a file, and nothing is left beside it.
+    A record is replaced atomically, in an xattr on btrfs and in a file elsewhere, and leaves no other file.
     """
     fd = os.open(work, os.O_RDONLY)
     try:
@@ -47,7 +47,7 @@ def test_make_directory(
     record_storage: RecordStorage, backend: str, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    A directory is made with its record, for its owner alone, or not at all; one that is there is left alone.
+    A directory is created with its record and mode 0700, or not at all; an existing directory is left alone.
     """
     work_fd = os.open(work, os.O_RDONLY)
     try:
@@ -63,18 +63,29 @@ def test_make_directory(
             with pytest.raises(OSError, match="No space left"):  # as the kernel calls an xattr too large for a node
                 record_storage.make_directory(work_fd, "2", bytes(17_000))
         else:
-            monkeypatch.setattr(os, "rename", Mock(side_effect=OSError(errno.ENOSPC, "")))
-            with pytest.raises(OSError):
-                record_storage.make_directory(work_fd, "2", b"")
+            for call in ("rename", "open"):
+                with monkeypatch.context() as patch, pytest.raises(OSError, match="refused"):
+                    patch.setattr(os, call, Mock(side_effect=OSError(errno.ENOSPC, "refused")))
+                    record_storage.make_directory(work_fd, "2", b"")
         assert os.listdir(work) == ["1"]
     finally:
         os.close(work_fd)
 
 
+def test_failed_reading(record_storage: RecordStorage, work: Path) -> None:
+    """
+    A record that cannot be read is an error, not a missing record.
+    """
+    fd = os.open(work, os.O_RDONLY)
+    os.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        record_storage.read(fd)
+
+
 @pytest.fixture
 def small_nodes() -> Iterator[Path]:
     """
-    A btrfs with the smallest nodes there are, which only mkfs.btrfs makes.
+    A btrfs with the smallest possible nodes, which only mkfs.btrfs can make.
     """
     with tempfile.TemporaryDirectory() as own:
         path, target = Path(own, "image"), Path(own, "mount")
@@ -90,8 +101,7 @@ def small_nodes() -> Iterator[Path]:
 @pytest.mark.parametrize("nodesize", [4096, 16384])
 def test_room(nodesize: int, request: pytest.FixtureRequest, btrfs_mount: Callable[..., Path]) -> None:
     """
-    The kernel takes every record up to the limit, in place of any other, wherever in a leaf it stands: where it grew in
-    a crowded leaf it would be refused as on a full disk.
+    The kernel accepts every record up to the limit as a replacement of any other, even in a full leaf.
     """
     root: Path = request.getfixturevalue("small_nodes") if nodesize == 4096 else btrfs_mount()
     volumes = BtrfsVolumes(str(root), "btrfs")

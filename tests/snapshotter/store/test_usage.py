@@ -1,5 +1,5 @@
 """
-What a snapshot added: the search by generation against arithmetic and against a walk of both trees.
+Usage of a snapshot: the search by generation, compared with arithmetic and with a walk of both trees.
 """
 
 import errno
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pybtrfs import filesystem, subvolume, tree_search
+from pybtrfs.path import owned
 from snapshotter import Snapshotter, Usage
 from snapshotter.model import Measured
 from snapshotter.store import records, usage
@@ -31,10 +32,10 @@ def blocks(path: Path) -> int:
 
 def containerd(root: Path, parent: Path | None) -> Usage:
     """
-    containerd's usage: sizes of all inodes that its double walk finds added or modified, each once.
+    Return containerd's usage: the sizes of all inodes that its double walk finds added or modified, each once.
 
-    It compares a file with that of the same path: mode, owner, device; size and time, when not a directory; and which
-    files have links of their own.
+    The walk compares the files of each path by mode, owner and device, and files that are not directories also by size,
+    modification time and number of links.
     """
     seen: dict[int, int] = {}
     for directory, names, files in os.walk(root):
@@ -47,13 +48,13 @@ def containerd(root: Path, parent: Path | None) -> Usage:
                 with suppress(FileNotFoundError, NotADirectoryError):
                     before = (parent / path.relative_to(root)).lstat()
 
-            def what(status: os.stat_result) -> tuple[object, ...]:
+            def compared(status: os.stat_result) -> tuple[object, ...]:
                 identity = (status.st_mode, status.st_uid, status.st_gid, status.st_rdev)
                 if stat.S_ISDIR(status.st_mode):
                     return identity
                 return (*identity, status.st_size, status.st_mtime_ns, status.st_nlink)
 
-            if before is None or what(now) != what(before):
+            if before is None or compared(now) != compared(before):
                 seen[now.st_ino] = blocks(path)
     return Usage(sum(seen.values()), len(seen))
 
@@ -169,8 +170,8 @@ def partly(root: Path) -> None:
     write_at(1 << 19, os.urandom(4096))(root / "large")
 
 
-# What is done, bytes added and inodes changed on disk, and, where the search by inode number and the walk by path
-# differ, what the search says by containerd's definition.
+# Name of the case: the change, the bytes and inodes added on disk, and the search's usage by containerd's definition
+# where it differs from a walk, because the search compares inode numbers and the walk compares paths.
 CASES: dict[str, tuple[Callable[[Path], object], Usage, Usage | None]] = {
     "nothing": (lambda root: None, Usage(0, 0), None),
     "new files in one directory": (new_in_one, Usage(100 * SIZE, 100), None),
@@ -202,7 +203,7 @@ CASES: dict[str, tuple[Callable[[Path], object], Usage, Usage | None]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_cases(name: str, base: Path, child: Path) -> None:
     """
-    Both definitions are exact, whatever was done; the search finds what a walk of both trees does.
+    Both definitions are exact for every change, and the search agrees with a walk of both trees.
     """
     action, added, by_number = CASES[name]
     action(child)
@@ -215,7 +216,7 @@ def test_cases(name: str, base: Path, child: Path) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_walk(name: str, base: Path, child: Path) -> None:
     """
-    A walk of both trees, which needs no privilege, counts the inodes that containerd does.
+    A walk of both trees needs no privilege, and counts the same inodes as containerd.
     """
     action, added, by_number = CASES[name]
     action(child)
@@ -233,7 +234,7 @@ def test_walk(name: str, base: Path, child: Path) -> None:
 @pytest.mark.btrfs
 def test_unlinked_but_open(base: Path, child: Path) -> None:
     """
-    A file that is unlinked and open takes space, and is no file.
+    A file that is unlinked but open counts with its bytes, not with its inode.
     """
     with open(child / "file", "wb") as file:
         file.write(os.urandom(1 << 20))
@@ -246,7 +247,7 @@ def test_unlinked_but_open(base: Path, child: Path) -> None:
 @pytest.mark.btrfs
 def test_without_parent(base: Path) -> None:
     """
-    Without a parent everything counts, the root directory included, and what was made in the first transaction.
+    Without a parent everything counts, including the root directory and files of the first transaction.
     """
     total = Usage(FILES * SIZE, FILES + DIRECTORIES + 1)
     assert measured(base, None) == Measured(total, total)
@@ -258,7 +259,7 @@ def test_without_parent(base: Path) -> None:
 @pytest.mark.btrfs
 def test_reflinks(base: Path, child: Path) -> None:
     """
-    Extents shared with the parent are not added, and those shared inside are added once.
+    Extents shared with the parent do not count; extents shared inside the snapshot count once.
     """
     clone = child / "clone"
     with open(child / "d0" / "f0", "rb") as source, open(clone, "wb") as target:
@@ -275,7 +276,7 @@ def test_reflinks(base: Path, child: Path) -> None:
 @pytest.mark.btrfs
 def test_compressed(btrfs_mount: Callable[..., Path]) -> None:
     """
-    Compressed data counts as what it takes on disk; containerd sees its whole size.
+    Compressed data counts with its size on disk, and by containerd's definition with its whole size.
     """
     mount = btrfs_mount(options="compress-force=zstd")
     for name in ("base", "child"):
@@ -293,7 +294,7 @@ def test_compressed(btrfs_mount: Callable[..., Path]) -> None:
 @pytest.mark.btrfs
 def test_nested_subvolumes(base: Path, child: Path) -> None:
     """
-    What is in a nested subvolume is not in this one.
+    Files in a nested subvolume do not count.
     """
     subvolume.create(child / "nested")
     (child / "nested" / "file").write_bytes(os.urandom(1 << 20))
@@ -303,7 +304,7 @@ def test_nested_subvolumes(base: Path, child: Path) -> None:
 @pytest.mark.btrfs
 def test_without_privilege(base: Path, child: Path, unprivileged: Callable[..., Any], btrfs: Path) -> None:
     """
-    Without CAP_SYS_ADMIN the trees are walked, and the same inodes found.
+    Without CAP_SYS_ADMIN the trees are walked, and the same inodes are found.
     """
     new_in_forty(child)
     each(append)(child)
@@ -318,33 +319,80 @@ def test_without_privilege(base: Path, child: Path, unprivileged: Callable[..., 
     assert result.added.size == expected.containerd.size
 
 
-def test_walk_beside_changes(tmp_path: Path) -> None:
+def test_walk_during_deletion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A file that is deleted while the tree is walked does not count, and stops nothing.
+    A file that is deleted while the tree is walked does not count, and is not an error.
     """
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
         for number in range(3):
             (tmp_path / name / str(number)).touch()
-    fd = os.open(tmp_path, os.O_RDONLY)
-    try:
-        found = usage._lstats(fd)
-        seen = [next(found)[0] for _ in range(5)]  # the root, its directories, and one file of the first
-        for path in (tmp_path / name / str(number) for name in ("a", "b", "c") for number in range(3)):
-            path.unlink()
-        seen += [path for path, _ in found]
-    finally:
-        os.close(fd)
-    assert len(seen) == len(set(seen)) == 5
+    fwalk = os.fwalk
+
+    def deleting(*arguments: Any, **options: Any) -> Iterator[tuple[str, list[str], list[str], int]]:
+        for path, names, files, fd in fwalk(*arguments, **options):
+            for name in files[1:]:
+                os.unlink(name, dir_fd=fd)
+            yield path, names, files, fd
+
+    monkeypatch.setattr(os, "fwalk", deleting)
+    with owned(os.open(tmp_path, os.O_RDONLY)) as fd:
+        assert usage.walk(fd, None).added.inodes == 1 + 3 + 3
 
 
-# Of a store
+@pytest.mark.btrfs
+def test_measure_by_id(base: Path, child: Path) -> None:
+    """
+    Subvolumes are measured by their ids, without opening them; a deleted one is not found.
+    """
+    new_in_one(child)
+    each(append)(child)
+    expected = measured(child, base)
+    info, base_id = subvolume.get_info(child), subvolume.get_id(base)
+    with owned(os.open(base.parent, os.O_RDONLY)) as fd:
+        assert usage.measure_by_id(fd, info.id, info.otransid, base_id) == expected
+        subvolume.delete(child)
+        with pytest.raises(FileNotFoundError):
+            usage.measure_by_id(fd, info.id, info.otransid, base_id)
+
+
+@pytest.mark.btrfs
+def test_refused_search(base: Path, child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    If the kernel refuses the search, the trees are walked instead.
+    """
+
+    def search(*arguments: Any, **options: Any) -> Any:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    new_in_one(child)
+    expected = measured(child, base)
+    monkeypatch.setattr(tree_search, "search_changes", search)
+    result = measured(child, base)
+    assert result.containerd == expected.containerd
+    assert result.added == Usage(expected.containerd.size, expected.added.inodes)
+
+
+@pytest.mark.btrfs
+def test_other_parent(base: Path, child: Path) -> None:
+    """
+    A changed inode that is older than the snapshot and not in the parent, as in a replaced parent, counts whole.
+    """
+    subvolume.create(base.parent / "other")
+    path = files(child, 1)[0]
+    path.rename(path.with_suffix(".new"))
+    assert measured(child, base) == Measured(Usage(0, 1), Usage(0, 0))
+    # The file and its directory.
+    assert measured(child, base.parent / "other") == Measured(Usage(0, 2), Usage(SIZE, 2))
+
+
+# Usage of the snapshots of a store
 
 
 @pytest.fixture
 def open_(btrfs: Path) -> Iterator[Callable[..., Snapshotter]]:
     """
-    A function that opens the store, having made it the first time.
+    A function that opens the store, and creates it the first time.
     """
     root = btrfs / "root"
     with ExitStack() as stack:
@@ -363,7 +411,7 @@ def content(store: Snapshotter, id: int) -> Path:
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """
-    Counts the measurements; the list has an entry each.
+    Record the base generation of each measurement in the list.
     """
     calls: list[int] = []
     measure = usage.measure
@@ -381,8 +429,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 @pytest.mark.parametrize("definition", ["added", "containerd"])
 def test_chain(definition: str, open_: Callable[..., Snapshotter]) -> None:
     """
-    Along a chain each snapshot counts its own, by the definition that was chosen; commits neither add nor lose; what
-    was measured of a committed one is kept in its record, and both definitions are.
+    In a chain each snapshot counts its own changes, by the chosen definition, before and after its commit.
+
+    The usage of a committed snapshot is kept in its record, by both definitions.
     """
     unit = 1000 if definition == "added" else 4096
     with open_(usage=definition) as store:
@@ -414,7 +463,7 @@ def test_chain(definition: str, open_: Callable[..., Snapshotter]) -> None:
 @pytest.mark.btrfs
 def test_committed_after_a_restart(open_: Callable[..., Snapshotter]) -> None:
     """
-    A committed one that was not measured before the store was closed is, by what the active began with.
+    A committed snapshot that was not measured before the store was closed is measured after the next open.
     """
     with open_() as store:
         store.prepare("k")
@@ -432,7 +481,7 @@ def test_committed_after_a_restart(open_: Callable[..., Snapshotter]) -> None:
 @pytest.mark.btrfs
 def test_cached(open_: Callable[..., Snapshotter], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Without a change nothing is searched again; after one, it is; a committed one is searched once for good.
+    An active snapshot is searched again only after a change, and a committed snapshot once.
     """
     store = open_()
     store.prepare("k")
@@ -460,7 +509,7 @@ def test_cached(open_: Callable[..., Snapshotter], monkeypatch: pytest.MonkeyPat
 @pytest.mark.btrfs
 def test_fork(open_: Callable[..., Snapshotter]) -> None:
     """
-    A fork counts from where its source began: what the source had written by then, and what it writes itself.
+    A fork counts the data that its source had written by then, and its own changes.
     """
     store = open_()
     store.prepare("k")
@@ -486,7 +535,7 @@ def test_fork(open_: Callable[..., Snapshotter]) -> None:
 @pytest.mark.btrfs
 def test_failed_reading(open_: Callable[..., Snapshotter], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A search that the disk fails is an error of that call, and the store goes on.
+    An I/O error of a search fails that call only.
     """
     store = open_()
     store.prepare("k")
@@ -503,7 +552,7 @@ def test_failed_reading(open_: Callable[..., Snapshotter], monkeypatch: pytest.M
 
 def test_directories(tmp_path: Path) -> None:
     """
-    Plain directories are walked: files of the parent, copied, do not count.
+    On plain directories the trees are walked, and the copied files of the parent do not count.
     """
     with Snapshotter.create(tmp_path / "root", volumes=DirectoryVolumes, usage="containerd") as store:
         store.prepare("k")

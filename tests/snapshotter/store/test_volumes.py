@@ -233,6 +233,22 @@ def test_not_btrfs(tmp_path: Path) -> None:
         BtrfsVolumes(str(tmp_path), "btrfs")
 
 
+@pytest.mark.btrfs
+def test_failed_opening(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    If the filesystem cannot be read, no descriptor stays open.
+    """
+
+    def get_info(target: int) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        patch.setattr(filesystem, "get_info", get_info)
+        BtrfsVolumes(str(btrfs), "btrfs")
+    assert os.listdir("/proc/self/fd") == before
+
+
 # Mounts
 
 

@@ -1,0 +1,139 @@
+"""
+Mounting of snapshots: all mounts or none, only where nothing is hidden, and only snapshots of the store are unmounted.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pybtrfs import subvolume, syscall
+from snapshotter import Mount, Snapshotter
+from snapshotter.errors import FailedPreconditionError, NotFoundError
+from snapshotter.mounting import check_target, mount, mounted, unmount
+
+
+@pytest.fixture
+def store(btrfs: Path) -> Iterator[Snapshotter]:
+    with Snapshotter.create(btrfs / "root") as store:
+        yield store
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    path = tmp_path / "target"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.btrfs
+def test_mounted(store: Snapshotter, target: Path) -> None:
+    """
+    The mounts exist at the given target until the end of the ``with``.
+    """
+    with mounted(store.prepare("k"), target) as path:
+        assert path == str(target)
+        (target / "file").touch()
+        assert os.path.ismount(target)
+    assert os.listdir(target) == []
+
+
+@pytest.mark.btrfs
+def test_all_or_none(store: Snapshotter, target: Path) -> None:
+    """
+    If one mount fails, the mounts before it are undone.
+    """
+    mounts = (*store.prepare("k"), Mount("bind", str(target / "missing"), options=("rbind",)))
+    with pytest.raises(FileNotFoundError):
+        mount(mounts, target)
+    assert not os.path.ismount(target)
+
+
+@pytest.mark.btrfs
+def test_mount_in_a_mount(store: Snapshotter, target: Path) -> None:
+    """
+    A mount with a target of its own is made below the mounts before it, and unmounted first.
+    """
+    mounts = store.prepare("k")
+    with mounted(mounts, target):
+        (target / "inner").mkdir()
+    with mounted((*mounts, Mount("tmpfs", "none", target="inner")), target):
+        assert os.path.ismount(target / "inner")
+    assert not os.path.ismount(target)
+
+
+def test_check_target(tmp_path: Path, target: Path) -> None:
+    """
+    A target is refused if a mount there would hide files or the store, and the error says why.
+    """
+    root = tmp_path / "root"
+    (root / "snapshots").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    check_target(str(root), str(target))
+    cases: list[tuple[Path, type[Exception], str]] = [
+        (root, FailedPreconditionError, "is in the store: choose a directory elsewhere"),
+        (root / "snapshots", FailedPreconditionError, "is in the store: choose a directory elsewhere"),
+        (tmp_path, FailedPreconditionError, "is not empty: a mount would hide 'file'"),
+        (tmp_path / "file", FailedPreconditionError, "is not a directory"),
+        (tmp_path / "missing", NotFoundError, "does not exist: make it first"),
+        (Path("/proc"), FailedPreconditionError, "something is mounted at '/proc' already: choose another directory"),
+    ]
+    for path, kind, text in cases:
+        with pytest.raises(kind, match=text):
+            check_target(str(root), str(path))
+
+
+@pytest.mark.btrfs
+def test_unmount(store: Snapshotter, target: Path) -> None:
+    """
+    Active snapshots and views are unmounted, also a view without parent.
+    """
+    store.prepare("k")
+    store.commit("base", "k")
+    for mounts in (store.prepare("k", "base"), store.view("view", "base"), store.view("empty")):
+        mount(mounts, target)
+        unmount(store.root, str(target))
+        assert not os.path.ismount(target)
+
+
+@pytest.mark.btrfs
+def test_unmount_refused(store: Snapshotter, target: Path, btrfs: Path, tmp_path: Path) -> None:
+    """
+    Anything but a mount of a snapshot of the store is refused and left alone.
+    """
+    mounts = store.prepare("k")
+    subvolume.create(btrfs / "other")
+    subvolume.create(btrfs / "root" / "other")
+    (btrfs / "root" / "other" / "inner").mkdir()
+    subvolume.create(btrfs / "root" / "other" / "inner" / "other")
+    own = btrfs / "root" / "snapshots" / "1" / "fs"
+    cases: list[tuple[str | Path, type[Exception], str]] = [
+        (target, FailedPreconditionError, "no snapshot of store '.*/root' is mounted at '.*/target'"),
+        (btrfs / "root" / "snapshots", FailedPreconditionError, "no snapshot of store"),
+        (btrfs / "other", FailedPreconditionError, "no snapshot of store"),
+        (btrfs / "root" / "other" / "inner" / "other", FailedPreconditionError, "no snapshot of store"),
+        (own, FailedPreconditionError, "nothing is mounted at '.*/fs'"),
+        (tmp_path / "missing", NotFoundError, "'.*/missing' does not exist"),
+    ]
+    for path, kind, text in cases:
+        with pytest.raises(kind, match=text):
+            unmount(store.root, str(path))
+    with mounted(mounts, target), open(target / "file", "w"):
+        with pytest.raises(FailedPreconditionError, match="is in use: `fuser --mount` lists the processes"):
+            unmount(store.root, str(target))
+        assert os.path.ismount(target)
+
+
+@pytest.mark.btrfs
+def test_unmount_forbidden(store: Snapshotter, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Another error of the kernel passes through unchanged.
+    """
+
+    def umount2(path: str) -> None:
+        raise PermissionError(path)
+
+    with mounted(store.prepare("k"), target), monkeypatch.context() as patch, pytest.raises(PermissionError):
+        patch.setattr(syscall, "umount2", umount2)
+        unmount(store.root, str(target))
