@@ -81,7 +81,7 @@ def survey(store: Store, volumes: Volumes) -> Iterator[Recovered]:
     """
     Yield every entry of ``snapshots/`` with its verdict, parents before their children.
 
-    If the owner of the store changes an entry concurrently, the verdict is that of before or after the change.
+    If the owner of the store changes an entry concurrently, the verdict fits the entry before or after the change.
     """
     return resolve_duplicate_keys(list(_judged(store, volumes)))
 
@@ -90,9 +90,9 @@ def resolve_duplicate_keys(items: Sequence[Recovered]) -> Iterator[Recovered]:
     """
     Resolve duplicate keys among *items*, which are sorted by id, and yield all of them.
 
-    If several records claim a key, the newest claim wins: the others are creations or commits that failed and could not
-    be rolled back, for the key was free again. Roll them back now: a creation is removed, a commit's snapshot is active
-    again. A duplicate that cannot come from a failed call, such as a copy made by hand, becomes an orphan.
+    If several records claim a key, the newest claim wins. The others are creations or commits that failed and could not
+    be rolled back, because the key was free for the newest claim. They are rolled back now: a creation is removed, and
+    the snapshot of a commit is active again. A duplicate that no failed call can have left becomes an orphan.
     """
     owners: dict[str, Recovered] = {}
     claimed: dict[str, float] = {}

@@ -20,10 +20,10 @@ THREADS = 4  # each destroy waits in the kernel for a transaction commit, and co
 BATCH = 64
 BATCH_SECONDS = 0.1  # minimum time between batches that are not full, because each batch reads the mount table
 BACKLOG = 1000  # length of the queue beyond which `Worker.destroy` blocks
-CROWDED_SECONDS = 1.0  # the longest that it blocks
+CROWDED_SECONDS = 1.0  # maximum time that `Worker.destroy` blocks
 TASK_SECONDS = 1.0  # delay of tasks, because most short-lived snapshots are removed by then, which saves the task
 CLOSE_SECONDS = 1.0  # time for the remaining tasks at close
-RETRY_SECONDS = (0.5, 30.0)  # delay before a failed destroy is retried: the first delay and the longest; it doubles
+RETRY_SECONDS = (0.5, 30.0)  # first and longest delay before a failed destroy is retried; the delay doubles each time
 
 
 class PendingDestroy:
@@ -32,7 +32,7 @@ class PendingDestroy:
 
     Attributes:
         name: The subvolume, or empty for the whole directory.
-        due: When to destroy it, in seconds of the monotonic clock.
+        due: The earliest time of the destroy, in seconds of the monotonic clock.
         delay: The last delay before a retry, in seconds; 0 before the first failure.
     """
 

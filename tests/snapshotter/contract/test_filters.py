@@ -1,5 +1,5 @@
 """
-The filter language: a table, and containerd's own parser as the oracle of everything else.
+containerd's filter language: tables of filters, and containerd's own parser as the oracle of random filters.
 """
 
 import base64
@@ -108,7 +108,7 @@ REFUSED = {
 @pytest.mark.parametrize(("text", "matches"), ACCEPTED.items())
 def test_accepted(text: str, matches: bool) -> None:
     """
-    Each filter matches INFO, or does not.
+    Each filter of the table parses, and matches INFO as the table says.
     """
     assert parse(text).match(INFO) is matches
 
@@ -116,7 +116,7 @@ def test_accepted(text: str, matches: bool) -> None:
 @pytest.mark.parametrize(("text", "message"), REFUSED.items())
 def test_refused(text: str, message: str) -> None:
     """
-    Each mistake is refused with the place and containerd's words.
+    Each filter of the table is refused with containerd's message.
     """
     with pytest.raises(InvalidArgumentError) as caught:
         parse(text)
@@ -135,7 +135,9 @@ def test_long_filter() -> None:
 
 def test_any_of_several_filters() -> None:
     """
-    A list is OR; no filter and an empty one match everything; a bad one fails them all.
+    Several filters match if any of them does; no filter and an empty filter match everything.
+
+    An invalid filter makes the whole call fail.
     """
     assert parse().match(INFO)
     assert parse("name==bar", "").match(INFO)
@@ -147,7 +149,7 @@ def test_any_of_several_filters() -> None:
 
 def test_labels_are_absent_without_any() -> None:
     """
-    The field "labels" alone never is a label, nor is one of a snapshot without labels.
+    The field "labels" alone is never present, nor is any label of a snapshot without labels.
     """
     assert not parse("labels").match(Info(Kind.VIEW, "v"))
     assert not parse("labels.a").match(Info(Kind.VIEW, "v"))
@@ -156,14 +158,14 @@ def test_labels_are_absent_without_any() -> None:
 @pytest.mark.parametrize("kind", Kind)
 def test_kinds(kind: Kind) -> None:
     """
-    Kinds are spelled in lower case.
+    Filters spell kinds in lower case.
     """
     assert parse(f"kind=={kind.lower()}").match(Info(kind, "x"))
 
 
 def test_bad_regex_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """
-    A regular expression that is none, or takes too much memory, is no error and never matches.
+    A regular expression that does not compile, or needs too much memory, is logged and never matches.
     """
     with caplog.at_level(logging.WARNING):
         assert not parse("name~=/(/").match(INFO)
@@ -174,24 +176,25 @@ def test_bad_regex_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_regex_takes_linear_time() -> None:
     """
-    A pattern on which a backtracking engine takes days is answered.
+    A pattern that takes a backtracking engine days is matched at once.
     """
     assert not parse('name~="(a+)+$"').match(Info(Kind.ACTIVE, "a" * 1000 + "b"))
 
 
 def test_regex_without_google_re2(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Without google-re2 only ``~=`` fails, and says what to install.
+    Without google-re2 only ``~=`` fails, and the error names the package to install.
     """
     monkeypatch.setitem(sys.modules, "re2", None)
     assert parse("name==foo").match(INFO)
-    with pytest.raises(NotSupportedError, match=r"pip install 'btrfs-snapshotter\[daemon\]'"):
+    text = r"the filter operator ~= needs google-re2: pip install 'btrfs-snapshotter\[daemon\]'"
+    with pytest.raises(NotSupportedError, match=text):
         parse("name~=foo")
 
 
 def test_longest_key() -> None:
     """
-    A filter by the longest key passes, with each of its bytes escaped.
+    A filter by the longest key is accepted, with every byte escaped.
     """
     key, escaped = "\0" * 32_768, "\\x00" * 32_768
     assert parse(f'name=="{escaped}"').match(Info(Kind.ACTIVE, key))
@@ -210,7 +213,7 @@ def test_longest_key() -> None:
 )
 def test_caps(filters: list[str], text: str) -> None:
     """
-    Filters beyond the caps are refused.
+    Filters beyond the limits are refused.
     """
     with pytest.raises(InvalidArgumentError, match=text):
         parse(*filters)
@@ -218,7 +221,7 @@ def test_caps(filters: list[str], text: str) -> None:
 
 def test_largest_filters() -> None:
     """
-    The caps themselves are allowed, and an error repeats only what is around its place.
+    Filters at the limits are allowed, and an error quotes only the text around its position.
     """
     assert parse(*["name"] * MAX_SELECTORS).match(INFO)
     with pytest.raises(InvalidArgumentError) as caught:
@@ -261,7 +264,7 @@ def _request(text: bytes, infos: list[Info]) -> str:
 @pytest.fixture(scope="module")
 def oracle() -> Iterator[Oracle]:
     """
-    What containerd's own pkg/filters answers, from a small Go program.
+    containerd's own pkg/filters, in a small Go program.
     """
     program = needed(go_program, Path(__file__).parent / "oracle")
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -280,7 +283,7 @@ def oracle() -> Iterator[Oracle]:
 
 def compare(oracle: Oracle, text: str, infos: list[Info]) -> None:
     """
-    Assert that *text* is accepted or refused as by containerd, and what it matches.
+    Assert that *text* is accepted or refused as by containerd, and matches the same of *infos*.
     """
     encoded = text.encode("utf-8", "surrogateescape")
     text = encoded.decode("utf-8", "surrogateescape")  # bytes side by side can become a character
@@ -297,10 +300,9 @@ def compare(oracle: Oracle, text: str, infos: list[Info]) -> None:
 
 def plain(message: bytes) -> bytes:
     """
-    Leave out of a message what a Python string cannot say.
+    Return *message* without the details that a Python string cannot express.
 
-    containerd marks one byte, we a whole character; and bytes that are no
-    UTF-8 show as U+FFFD, of which one may stand for several.
+    containerd marks one byte where this parser marks a character. Invalid UTF-8 shows as one or several U+FFFD.
     """
     before, mark, rest = message.partition(b" >|")
     marked, _, after = rest.partition(b"|< ")
@@ -378,7 +380,7 @@ infos = st.builds(
 @example("name==\x1c", [INFO])
 def test_as_containerd(oracle: Oracle, text: str, infos: list[Info]) -> None:
     """
-    Any filter is accepted or refused, with the same words, and matches as in containerd.
+    Any filter is accepted or refused as by containerd, with the same message, and matches the same.
     """
     compare(oracle, text, infos)
 
@@ -386,6 +388,6 @@ def test_as_containerd(oracle: Oracle, text: str, infos: list[Info]) -> None:
 @pytest.mark.parametrize("text", [*ACCEPTED, *REFUSED])
 def test_table_as_containerd(oracle: Oracle, text: str) -> None:
     """
-    The tables above say what containerd does.
+    The tables above agree with containerd.
     """
     compare(oracle, text, [INFO])

@@ -1,5 +1,5 @@
 """
-The rules for keys and labels, without a store.
+Rules for keys and labels, without a store.
 """
 
 import pytest
@@ -23,7 +23,7 @@ def info(**labels: str) -> Info:
 @pytest.mark.parametrize("key", ["k", "default/1/a key", "/", "..", "a\0b", "\n", "é" * (MAX_KEY_SIZE // 2), "\ufffd"])
 def test_any_text_is_a_key(key: str) -> None:
     """
-    Slashes, NUL and everything else that has a UTF-8 form are legal.
+    A key may have slashes, NUL and every other character with a UTF-8 encoding.
     """
     check_key(key)
 
@@ -41,7 +41,7 @@ def test_any_text_is_a_key(key: str) -> None:
 )
 def test_bad_key(key: str, text: str) -> None:
     """
-    What is wrong is said, and a huge key is not repeated whole.
+    The error names the rule, and quotes only the beginning of a long key.
     """
     with pytest.raises(InvalidArgumentError, match=text) as caught:
         check_key(key)
@@ -50,7 +50,7 @@ def test_bad_key(key: str, text: str) -> None:
 
 def test_labels_without_value_are_dropped() -> None:
     """
-    An empty value means no label; no labels at all is an empty mapping.
+    Labels with an empty value are dropped, and None is no labels.
     """
     given = {"a": "1", "b": "", "c": " "}
     assert check_labels(given) == {"a": "1", "c": " "}
@@ -60,7 +60,7 @@ def test_labels_without_value_are_dropped() -> None:
 
 def test_largest_labels() -> None:
     """
-    The limits themselves are still allowed.
+    Labels at the limits are allowed.
     """
     assert check_labels({"k" * 96: "v" * (MAX_LABEL_SIZE - 96)})
     assert len(check_labels({f"k{n}": "v" for n in range(MAX_LABELS)})) == MAX_LABELS
@@ -83,7 +83,7 @@ def test_largest_labels() -> None:
 )
 def test_bad_labels(labels: dict[str, str], text: str) -> None:
     """
-    Each limit is named with the label that broke it.
+    The error names the limit and the label.
     """
     with pytest.raises(InvalidArgumentError, match=text) as caught:
         check_labels(labels)
@@ -109,7 +109,7 @@ def test_bad_labels(labels: dict[str, str], text: str) -> None:
 )
 def test_fieldpaths(paths: tuple[str, ...], given: dict[str, str], left: dict[str, str]) -> None:
     """
-    The paths decide what is replaced, set and deleted, one after the other.
+    The fieldpaths replace, set and delete labels, one after the other.
     """
     current = info(**{"a": "1", "b.c/d": "2"})
     assert apply_fieldpaths(current, info(**given), paths) == left
@@ -119,7 +119,7 @@ def test_fieldpaths(paths: tuple[str, ...], given: dict[str, str], left: dict[st
 @pytest.mark.parametrize("path", ["", "name", "parent", "kind", "Labels", "label.a", " labels", "labelsa", ["labels"]])
 def test_immutable_field(path: str) -> None:
     """
-    Only labels can be updated, and the error names path and snapshot.
+    Only labels can be updated, and the error names the fieldpath and the snapshot.
     """
     with pytest.raises(InvalidArgumentError, match=r"cannot update .* field on snapshot 'key'"):
         apply_fieldpaths(info(), info(a="1"), ["labels.a", path])
@@ -127,7 +127,7 @@ def test_immutable_field(path: str) -> None:
 
 def test_other_fields_are_ignored() -> None:
     """
-    A changed parent or kind beside the labels is neither an error nor applied.
+    A changed parent or kind is ignored.
     """
     given = info(a="1")._replace(kind=Kind.VIEW, parent="other")
     assert apply_fieldpaths(info(b="2"), given, []) == {"a": "1"}
@@ -136,7 +136,7 @@ def test_other_fields_are_ignored() -> None:
 @pytest.mark.parametrize("paths", [(), ("labels",), ("labels.k",)])
 def test_updated_labels_are_checked(paths: tuple[str, ...]) -> None:
     """
-    An update cannot bring in a label that prepare would refuse.
+    An update is refused if prepare would refuse its labels.
     """
     with pytest.raises(InvalidArgumentError, match="4097 bytes"):
         apply_fieldpaths(info(), info(k="v" * MAX_LABEL_SIZE), paths)

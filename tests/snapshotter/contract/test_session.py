@@ -1,5 +1,5 @@
 """
-The time that a store is open: who may use it, what refusals mean, and when its descriptors are let go.
+Session: the checks before each call, the translation of the kernel's errors, and the release of resources at the end.
 """
 
 import errno
@@ -47,7 +47,7 @@ MEANINGS = {
 @pytest.fixture
 def closed() -> list[str]:
     """
-    What a session has closed.
+    The names of the resources that the session has closed.
     """
     return []
 
@@ -63,7 +63,7 @@ def session(closed: list[str]) -> Session:
 @pytest.mark.parametrize(("number", "meaning"), MEANINGS.items())
 def test_meanings(number: int, meaning: tuple[type[Error], str], around: str, session: Session) -> None:
     """
-    Each refusal of the kernel is an error of the contract, with its cure and its cause.
+    Each OSError becomes an error of the contract, with its cure and its cause.
     """
     kind, text = meaning
     refusal = OSError(number, os.strerror(number))
@@ -75,7 +75,7 @@ def test_meanings(number: int, meaning: tuple[type[Error], str], around: str, se
 
 def test_other_errors(session: Session, closed: list[str]) -> None:
     """
-    What is no refusal of the kernel passes.
+    Other exceptions than OSError pass through.
     """
     with pytest.raises(ZeroDivisionError), session.changing("do it"):
         raise ZeroDivisionError
@@ -88,8 +88,7 @@ def test_other_errors(session: Session, closed: list[str]) -> None:
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS])
 def test_dead(number: int, session: Session, closed: list[str]) -> None:
     """
-    A change that meets a dead filesystem ends the session, once the calls under way have returned; what is in memory
-    can still be asked for.
+    A change that meets a dead filesystem ends the session after the calls in progress; memory can still be read.
     """
     with session.reading("look"):
         with pytest.raises(UnavailableError), session.changing("change"):
@@ -107,7 +106,7 @@ def test_dead(number: int, session: Session, closed: list[str]) -> None:
 
 def test_failed_reading(session: Session, closed: list[str]) -> None:
     """
-    A read that fails is that call's misfortune.
+    A read that fails does not end the session.
     """
     with pytest.raises(UnavailableError), session.reading("look"):
         raise OSError(errno.EIO, "")
@@ -118,7 +117,7 @@ def test_failed_reading(session: Session, closed: list[str]) -> None:
 
 def test_read_only(closed: list[str]) -> None:
     """
-    Where nothing may be changed, the reason is told.
+    On a read-only store a change is refused with the reason.
     """
     session = Session("/root", ExitStack(), "it is a copy")
     with (
@@ -132,7 +131,7 @@ def test_read_only(closed: list[str]) -> None:
 
 def test_close_waits(session: Session, closed: list[str]) -> None:
     """
-    Closing lets the calls under way finish, refuses new ones, and twice is fine.
+    Closing waits for the calls in progress and refuses new calls; closing twice is no error.
     """
     inside, go_on = threading.Event(), threading.Event()
 
@@ -162,7 +161,7 @@ def test_close_waits(session: Session, closed: list[str]) -> None:
 
 def test_forked(session: Session, closed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    In another process than the one that opened the store, every call is refused and closing does nothing.
+    In a forked child every call is refused, and closing does nothing.
     """
     pid = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: pid + 1)
@@ -181,7 +180,7 @@ def test_forked(session: Session, closed: list[str], monkeypatch: pytest.MonkeyP
 
 def descriptors(root: Path) -> list[str]:
     """
-    What this process has open below *root*.
+    Return the files below *root* that this process has open.
     """
     found = []
     for fd in os.listdir("/proc/self/fd"):
@@ -203,7 +202,7 @@ def store(tmp_path: Path) -> Iterator[Snapshotter]:
 
 def test_after_a_fork(store: Snapshotter) -> None:
     """
-    A child process is refused whatever it asks, and takes nothing from its parent, nor gives it back.
+    A forked child is refused every call, and the lock of the store stays with its parent process.
     """
     child = os.fork()
     if child == 0:
@@ -232,7 +231,7 @@ def test_after_a_fork(store: Snapshotter) -> None:
 
 def test_closed(store: Snapshotter) -> None:
     """
-    A closed store refuses whatever is asked, and has nothing open.
+    A closed store refuses every call, and has no open descriptors.
     """
     store.close()
     store.close()
@@ -257,8 +256,9 @@ def test_closed(store: Snapshotter) -> None:
 @pytest.mark.btrfs
 def test_remounted_read_only(btrfs_mount: Callable[..., Path]) -> None:
     """
-    When the filesystem turns read-only, changes end and every descriptor is let go; what is in memory can still be
-    read, and after a new mount the store opens as it was.
+    When the filesystem becomes read-only, changes are refused and every descriptor is closed.
+
+    The index can still be read, and after a remount the store opens unchanged.
     """
     root = btrfs_mount()
     with Snapshotter.create(root) as store:
@@ -269,7 +269,7 @@ def test_remounted_read_only(btrfs_mount: Callable[..., Path]) -> None:
         store.cleanup()
         with pytest.raises(OSError, match="busy"):
             syscall.mount("", root, "", syscall.MS_REMOUNT | syscall.MS_RDONLY)
-        # An open store keeps an administrator from that, its lock being open for writing. An abort does not ask.
+        # The lock, which is open for writing, prevents a remount. An abort of the filesystem is not prevented.
         lock = next(fd for fd in os.listdir("/proc/self/fd") if os.readlink(f"/proc/self/fd/{fd}") == f"{root}/lock")
         with open(root / "lock") as readable:
             os.dup2(readable.fileno(), int(lock), inheritable=False)
@@ -295,7 +295,7 @@ def test_remounted_read_only(btrfs_mount: Callable[..., Path]) -> None:
 
 class Failing(BtrfsVolumes):
     """
-    A disk that takes nothing any more, from a moment on.
+    Volumes on a disk that can be made to fail.
     """
 
     dead = False
@@ -310,7 +310,7 @@ class Failing(BtrfsVolumes):
 @pytest.mark.parametrize("call", ["prepare", "view", "update", "remove"])
 def test_failed_barrier(call: str, btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    What did not become durable is not acknowledged, and nothing is after it.
+    If a barrier fails, the call and all later changes fail.
     """
     with Snapshotter.create(btrfs / "root", volumes=Failing) as store:
         store.prepare("k")

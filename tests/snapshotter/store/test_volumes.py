@@ -1,5 +1,5 @@
 """
-The subvolumes of a store: what the contract asks, on plain directories and on btrfs, and what only btrfs does to them.
+Volumes: the operations that the contract needs, on plain directories and on btrfs, and the cases that only btrfs has.
 """
 
 import errno
@@ -101,7 +101,7 @@ def layer(directory: Directory) -> Path:
 
 def fill(root: Path) -> None:
     """
-    Put one of everything into a directory.
+    Put a file of every type into a directory.
     """
     (root / "directory").mkdir(0o711)
     (root / "directory" / "file").write_bytes(os.urandom(10_000))
@@ -117,7 +117,7 @@ def fill(root: Path) -> None:
 @pytest.mark.parametrize("umask", [0, 0o077])
 def test_create(umask: int, volumes: Volumes, make: Make) -> None:
     """
-    A new one is empty and 0755, whatever the umask.
+    A new subvolume is empty and has mode 0755, with any umask.
     """
     directory = make("1")
     assert found(volumes, directory) == Contents(False, False, False)
@@ -135,7 +135,7 @@ def test_create(umask: int, volumes: Volumes, make: Make) -> None:
 
 def test_freeze(volumes: Volumes, make: Make) -> None:
     """
-    A layer is everything that was there, and stays so; the active goes on; another try begins anew.
+    A layer has all files of the active subvolume, and does not follow its changes; a second freeze replaces the layer.
     """
     directory = make("1")
     volumes.create(directory)
@@ -153,7 +153,7 @@ def test_freeze(volumes: Volumes, make: Make) -> None:
 
 def test_snapshot(volumes: Volumes, make: Make, copy: Copy) -> None:
     """
-    A copy of a layer, or of what is active, is writable and its own.
+    A snapshot of a layer or of an active subvolume is writable and independent.
     """
     parent, fork = make("1"), make("3")
     volumes.create(parent)
@@ -178,7 +178,7 @@ def test_snapshot(volumes: Volumes, make: Make, copy: Copy) -> None:
 
 def test_destroy(volumes: Volumes, make: Make) -> None:
     """
-    What is destroyed is gone with all in it; what is not there is fine; what is beside it stays.
+    A subvolume is destroyed with its files, a missing subvolume is no error, and other subvolumes stay.
     """
     directory = make("1")
     volumes.destroy(directory, FS, NONE)
@@ -194,7 +194,7 @@ def test_destroy(volumes: Volumes, make: Make) -> None:
 
 def test_identity(volumes: Volumes, make: Make, work: Path) -> None:
     """
-    The same directory is recognised, and another one told from it.
+    The identity is the same for the same directory, and differs for another directory.
     """
     other = Path(make("other").path)
     with opened(type(volumes), work) as again, opened(type(volumes), other) as another:
@@ -205,7 +205,7 @@ def test_identity(volumes: Volumes, make: Make, work: Path) -> None:
 @pytest.mark.btrfs
 def test_identity_of_btrfs(btrfs: Path) -> None:
     """
-    It has the uuids as they are written everywhere.
+    The identity has UUIDs in their usual text form.
     """
     with opened(BtrfsVolumes, btrfs) as volumes:
         identity = volumes.identity()
@@ -215,7 +215,7 @@ def test_identity_of_btrfs(btrfs: Path) -> None:
 
 def test_quiet_disk(volumes: Volumes, make: Make) -> None:
     """
-    A disk that refuses nothing is said to have refused nothing.
+    A disk without errors has no write errors.
     """
     directory = make("1")
     volumes.barrier(directory.fd)
@@ -227,9 +227,9 @@ def test_quiet_disk(volumes: Volumes, make: Make) -> None:
 
 def test_not_btrfs(tmp_path: Path) -> None:
     """
-    Elsewhere the refusal names the place and the ways out.
+    On another filesystem the error names the path and the cures.
     """
-    with pytest.raises(FailedPreconditionError, match=r"is not on btrfs: choose .* `snapshotter init --image SIZE`"):
+    with pytest.raises(FailedPreconditionError, match="is not on btrfs: choose a directory on btrfs, or make an image"):
         BtrfsVolumes(str(tmp_path), "btrfs")
 
 
@@ -256,8 +256,9 @@ def test_failed_opening(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("mode", ["btrfs", "bind"])
 def test_mount(mode: MountMode, btrfs: Path) -> None:
     """
-    Both modes show the subvolume itself, read-only where that was asked for, also through a path with spaces; no id is
-    given for what stands in its place.
+    Both modes mount the subvolume itself, read-only on request, also with spaces in its path.
+
+    In mode btrfs, an entry that is not a subvolume is an error.
     """
     root = btrfs / "with a space"
     root.mkdir()
@@ -293,7 +294,7 @@ def test_mount(mode: MountMode, btrfs: Path) -> None:
 @pytest.mark.btrfs
 def test_device(btrfs_mount: Callable[..., Path]) -> None:
     """
-    The device is that of this filesystem, among others.
+    The device is a device of this filesystem, not of another.
     """
     roots = [btrfs_mount() for _ in range(3)]
     for root in roots:
@@ -313,7 +314,7 @@ def mount(*arguments: Any) -> Iterator[None]:
 
 def refused(volumes: Volumes, directory: Directory) -> None:
     """
-    Check that the active is found to be mounted, and stays as it is.
+    Check that destroying the active subvolume is refused with EBUSY and changes nothing.
     """
     before = entries(fs(directory)).keys()
     with pytest.raises(OSError, match=os.strerror(errno.EBUSY)) as caught:
@@ -325,7 +326,7 @@ def refused(volumes: Volumes, directory: Directory) -> None:
 @pytest.fixture
 def active(make: Make, btrfs: Path) -> Directory:
     """
-    An active with a file, on btrfs.
+    The directory of an active snapshot with a file, on btrfs.
     """
     directory = make("1")
     subvolume.create(fs(directory))
@@ -336,12 +337,12 @@ def active(make: Make, btrfs: Path) -> Directory:
 @pytest.mark.parametrize("backend", [pytest.param("btrfs", marks=pytest.mark.btrfs)], indirect=True)
 class TestBtrfs:
     """
-    What only subvolumes have.
+    The cases that only subvolumes have.
     """
 
     def test_mounted(self, volumes: Volumes, active: Directory, make: Make, btrfs: Path) -> None:
         """
-        What is mounted anywhere, in any way, is not destroyed, nor what something is mounted in.
+        A subvolume is not destroyed while it is mounted, in any way and any namespace, or has a mount inside.
         """
         point = make("point").path
         options = f"subvolid={subvolume.get_id(fs(active))}"
@@ -364,7 +365,7 @@ class TestBtrfs:
 
     def test_nested_mounted(self, volumes: Volumes, active: Directory, make: Make, btrfs: Path) -> None:
         """
-        Nor is anything of it when a nested subvolume is mounted, however deep.
+        A subvolume is not destroyed while a nested subvolume is mounted, at any depth.
         """
         for path in ("nested", "nested/directory/inner"):
             (fs(active) / path).parent.mkdir(exist_ok=True)
@@ -373,16 +374,15 @@ class TestBtrfs:
         (inner / "file").touch()
         with mount(source(btrfs), make("point").path, "btrfs", 0, f"subvolid={subvolume.get_id(inner)}"):
             refused(volumes, active)
-        beside = btrfs / "1" / "beside"
-        subvolume.create(beside)
+        subvolume.create(btrfs / "1" / "other")
         volumes.destroy(active, FS, volumes.mounts())
-        assert os.listdir(active.path) == ["beside"]
+        assert os.listdir(active.path) == ["other"]
 
     @pytest.mark.parametrize("flag", [ioctl.FS_IMMUTABLE_FL, ioctl.FS_APPEND_FL])
     @pytest.mark.parametrize("read_only", [False, True])
     def test_frozen_root(self, flag: int, read_only: bool, volumes: Volumes, active: Directory, copy: Copy) -> None:
         """
-        +i and +a on the root, even of one made read-only, stop neither a commit, nor what is built on it, nor removal.
+        The flags +i and +a of a root directory, even a read-only one, prevent no commit, child or removal.
         """
         with open_directory(fs(active)) as fd:
             ioctl.setflags(fd, flag)
@@ -403,7 +403,7 @@ class TestBtrfs:
 
     def test_default_subvolume(self, volumes: Volumes, active: Directory, btrfs: Path) -> None:
         """
-        The default subvolume cannot be destroyed, and can when it is none any more.
+        The default subvolume cannot be destroyed until another subvolume is the default.
         """
         before = subvolume.get_default(btrfs)
         subvolume.set_default(btrfs, subvolume.get_id(fs(active)))
@@ -417,7 +417,7 @@ class TestBtrfs:
 
     def test_lost_name(self, volumes: Volumes, active: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
         """
-        A subvolume that is there but not found by its name is destroyed by its id.
+        A subvolume that the kernel does not find by its name is destroyed by its id.
         """
 
         def delete(*arguments: Any, **options: Any) -> None:
@@ -429,22 +429,22 @@ class TestBtrfs:
 
     def test_plain_directory(self, volumes: Volumes, make: Make, btrfs: Path) -> None:
         """
-        A plain directory or a link in the place of a subvolume is not destroyed, nor is anything around it.
+        A plain directory or a symlink in place of a subvolume is not destroyed, nor is the target of the symlink.
         """
-        subvolume.create(btrfs / "beside")
+        subvolume.create(btrfs / "other")
         directory = make("1")
         fs(directory).mkdir()
         (fs(directory) / "file").touch()
-        layer(directory).symlink_to(btrfs / "beside")
+        layer(directory).symlink_to(btrfs / "other")
         for name in (FS, LAYER):
             with pytest.raises(OSError, match=r"not the root of a subvolume|Not a directory"):
                 volumes.destroy(directory, name, NONE)
         assert (fs(directory) / "file").exists()
-        assert (btrfs / "beside").exists()
+        assert (btrfs / "other").exists()
 
     def test_nested_with_content(self, volumes: Volumes, active: Directory, make: Make) -> None:
         """
-        A nested subvolume with content is refused by its path, wherever it is, and nothing is changed.
+        A nested subvolume with content is refused, the error names its path, and nothing changes.
         """
         fork = make("fork")
         nested = fs(active) / "var" / "lib" / os.fsdecode(b"caf\xe9 and more")
@@ -473,8 +473,9 @@ class TestBtrfs:
 
     def test_nested_empty(self, volumes: Volumes, active: Directory, make: Make, copy: Copy) -> None:
         """
-        An empty nested subvolume is a directory of the layer, and of a fork, with all that it had, and things can be
-        made in it; the directories around it are as they were.
+        An empty nested subvolume becomes an ordinary directory in layers and forks, with its metadata.
+
+        The directories that contain it keep their times.
         """
         nested = fs(active) / "var" / "lib" / "machines"
         nested.parent.mkdir(parents=True)
@@ -508,7 +509,7 @@ class TestBtrfs:
 
     def test_many_nested(self, volumes: Volumes, active: Directory) -> None:
         """
-        However many there are, all are found.
+        All nested subvolumes are found, even if there are more than the kernel lists at once.
         """
         for number in range(260):
             subvolume.create(fs(active) / str(number))
@@ -520,23 +521,23 @@ class TestBtrfs:
         assert not fs(active).exists()
 
     @pytest.mark.parametrize("content", ["", "content"])
-    def test_nested_meanwhile(
+    def test_nested_concurrently(
         self, content: str, volumes: Volumes, active: Directory, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """
-        One that is made, or filled, while the commit is under way is seen before it is done.
+        A nested subvolume that is created, or filled, during the commit makes it fail.
         """
         subvolume.create(fs(active) / "nested")
         snapshot = subvolume.snapshot
 
-        def meanwhile(*arguments: Any, **options: Any) -> None:
+        def changing(*arguments: Any, **options: Any) -> None:
             if content:
                 (fs(active) / "nested" / content).touch()
             else:
                 subvolume.create(fs(active) / "another")
             snapshot(*arguments, **options)
 
-        monkeypatch.setattr(subvolume, "snapshot", meanwhile)
+        monkeypatch.setattr(subvolume, "snapshot", changing)
         text = "content of the nested subvolume 'nested' would" if content else "created concurrently: try again"
         with pytest.raises(FailedPreconditionError, match=text):
             volumes.freeze(active)
@@ -544,7 +545,7 @@ class TestBtrfs:
 
     def test_layer_is_read_only(self, volumes: Volumes, active: Directory) -> None:
         """
-        Nothing can be written into a layer by its path.
+        A layer cannot be changed through its path.
         """
         volumes.freeze(active)
         for change in (
@@ -569,7 +570,7 @@ def open_directory(path: Path) -> Iterator[int]:
 @pytest.mark.btrfs
 def test_reclaim(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The space of many destroyed subvolumes is there afterwards, also if the cleaner did not hear the first call.
+    The space of many destroyed subvolumes is free afterwards, even if the first wake-up of the cleaner is lost.
     """
     mount = btrfs_mount()
     filesystem.sync(mount)
@@ -580,15 +581,15 @@ def test_reclaim(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPat
     filesystem.sync(mount)
     for number in range(500):
         subvolume.delete(mount / str(number))
-    sync, unheard = filesystem.sync, [mount]
+    sync, lost = filesystem.sync, [mount]
 
-    def sync_unheard(target: int) -> None:
-        if unheard:
-            unheard.pop()
+    def losing_sync(target: int) -> None:
+        if lost:
+            lost.pop()
         else:
             sync(target)
 
-    monkeypatch.setattr(filesystem, "sync", sync_unheard)
+    monkeypatch.setattr(filesystem, "sync", losing_sync)
     with closing(BtrfsVolumes(str(mount), "btrfs", wake_seconds=0.1)) as volumes:
         volumes.reclaim(PATIENCE)
     assert subvolume.count_deleted(mount) == 0
