@@ -1,5 +1,5 @@
 """
-A store in one page of HTML, which needs nothing from elsewhere: no script, no font, no picture.
+Report on a store as one self-contained page of HTML, without scripts, fonts or pictures.
 """
 
 import html
@@ -17,25 +17,27 @@ from snapshotter.analysis.treemap import Rectangle, squarify
 from snapshotter.model import Kind, Problem
 from snapshotter.text import format_size, printable
 
-GROUPS, CELLS = 40, 300  # in the map; what is smaller is summed up
-IMAGES = 16  # in the matrix
+GROUPS, CELLS = 40, 300  # at most, in the map; the smallest are summed up
+IMAGES = 16  # at most, in the matrix; the smallest are left out
 _SHAPE = Rectangle(0, 0, 16, 9)
-_WHAT = {
-    "committed": "layers that others can rest on",
+_KINDS = {
+    "committed": "layers, on which other snapshots are made",
     "active": "writable snapshots",
-    "view": "read-only looks at a layer, which take no space",
-    "pending": "left of removed snapshots until it is destroyed",
-    "orphaned": "subvolumes that no record accounts for",
+    "view": "read-only views of a layer, which take no space",
+    "pending": "subvolumes that wait for destruction",
+    "orphaned": "subvolumes that belong to no snapshot",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """
-    What a page is made of.
+    The content of a page.
 
     Args:
-        amounts: By kind, and of what is pending and orphaned.
+        time: When the content was read, in UTC.
+        entries: The snapshots by key.
+        amounts: By kind of snapshot in lower case, and for "pending" and "orphaned".
     """
 
     root: str
@@ -48,7 +50,7 @@ class Report:
 
 def render(report: Report) -> str:
     """
-    The page.
+    Return the page.
     """
     rows = list(family.walk(entry.info for entry in report.entries.values()))
     totals = family.totals(rows, {key: _size(entry) for key, entry in report.entries.items()})
@@ -82,7 +84,7 @@ def _text(value: str) -> str:
 
 def _short(key: str) -> str:
     """
-    *key* for where there is little place; digests differ at both ends.
+    Return *key* shortened in the middle, because digests differ at both ends.
     """
     return _text(key if len(key) <= 28 else f"{key[:14]}…{key[-13:]}")
 
@@ -91,7 +93,7 @@ def _size(entry: Entry) -> int:
     return entry.usage.size if entry.usage else 0
 
 
-# -- what is at the top
+# -- the summary, the findings and the space
 
 
 def _summary(report: Report) -> Iterator[str]:
@@ -105,8 +107,8 @@ def _summary(report: Report) -> Iterator[str]:
         (str(found), "finding" if found == 1 else "findings", "bad" if found else "good"),
     ]
     yield '<ul class="tiles">'
-    for value, what, state in tiles:
-        yield f'<li class="{state}"><strong>{value}</strong> {what}</li>'
+    for value, label, state in tiles:
+        yield f'<li class="{state}"><strong>{value}</strong> {label}</li>'
     yield "</ul>"
 
 
@@ -124,7 +126,7 @@ def _space(report: Report) -> Iterator[str]:
     yield "<table><thead><tr><th>Kind<th>Count<th>Size<th>Reclaimable</thead><tbody>"
     for kind, amount in report.amounts.items():
         yield (
-            f'<tr><th><i class="{kind}"></i>{kind}<small>{_WHAT[kind]}</small>'
+            f'<tr><th><i class="{kind}"></i>{kind}<small>{_KINDS[kind]}</small>'
             f"<td>{amount.count:,}<td>{format_size(amount.size)}<td>{format_size(amount.reclaimable)}"
         )
     yield "</tbody></table><h3>The filesystem</h3><dl>"
@@ -137,11 +139,11 @@ def _space(report: Report) -> Iterator[str]:
         yield f"<p>Deleted subvolumes that are still being cleaned: {filesystem.deleted:,}</p>"
 
 
-def _bar(name: str, what: str, part: int, whole: int) -> Iterator[str]:
+def _bar(name: str, label: str, part: int, whole: int) -> Iterator[str]:
     share = part / whole if whole else 0
     yield (
-        f"<dt>{_text(name)}<dd><b style=--v:{share:.1%}></b>"
-        f"{format_size(part)} of {format_size(whole)} {what}, {share:.0%}"
+        f'<dt>{_text(name)}<dd><b style="--v:{share:.1%}"></b>'
+        f"{format_size(part)} of {format_size(whole)} {label}, {share:.0%}"
     )
 
 
@@ -150,8 +152,10 @@ def _bar(name: str, what: str, part: int, whole: int) -> Iterator[str]:
 
 class _Cell(NamedTuple):
     """
+    An area of the map.
+
     Args:
-        place: Where in the tree; -1 for what is not there.
+        place: The snapshot's place in the tree; -1 if the area is not one snapshot.
     """
 
     size: int
@@ -161,9 +165,9 @@ class _Cell(NamedTuple):
 
 
 def _map(report: Report, entries: Sequence[tuple[int, Entry]]) -> Iterator[str]:
-    yield "<p>Each area is what one snapshot added on disk, beside those that rest on the same. Each leads to its "
-    yield "place in the tree.</p><p class=legend>"
-    yield from (f'<span><i class="{kind}"></i>{kind}</span>' for kind in _WHAT if kind != "view")
+    yield "<p>Each area is the space that one snapshot added on disk, and links to the snapshot in the tree. Snapshots "
+    yield 'with the same first layer stand together.</p><p class="legend">'
+    yield from (f'<span><i class="{kind}"></i>{kind}</span>' for kind in _KINDS if kind != "view")
     yield "</p>"
     groups = _groups(report, entries)
     if not groups:
@@ -176,7 +180,7 @@ def _map(report: Report, entries: Sequence[tuple[int, Entry]]) -> Iterator[str]:
         yield f'<div class="group"{_style(area, _SHAPE)}><h3>{_short(name)}</h3><div>'
         shown = [cell for cell in cells if cell in largest]
         if rest := cells[len(shown) :]:
-            shown.append(_Cell(_weight(rest), "rest", f"{len(rest):,} smaller ones"))
+            shown.append(_Cell(_weight(rest), "rest", f"{len(rest):,} smaller"))
         inner = Rectangle(0, 0, area.width, area.height)
         for cell, place in zip(shown, squarify([cell.size for cell in shown], inner), strict=True):
             size = format_size(cell.size)
@@ -191,7 +195,7 @@ def _map(report: Report, entries: Sequence[tuple[int, Entry]]) -> Iterator[str]:
 
 def _groups(report: Report, entries: Sequence[tuple[int, Entry]]) -> list[tuple[str, list[_Cell]]]:
     """
-    What takes space, by what it rests on in the end, the largest first.
+    Return the areas by the name of their first layer, the largest first.
     """
     groups: list[tuple[str, list[_Cell]]] = []
     for place, (depth, entry) in enumerate(entries):
@@ -199,9 +203,8 @@ def _groups(report: Report, entries: Sequence[tuple[int, Entry]]) -> list[tuple[
             groups.append((entry.info.name, []))
         if size := _size(entry):
             groups[-1][1].append(_Cell(size, entry.info.kind.lower(), entry.info.name, place))
-    for kind in ("pending", "orphaned"):
-        if size := report.amounts[kind].size:
-            groups.append((kind, [_Cell(size, kind, kind)]))
+    left_over = {kind: report.amounts[kind].size for kind in ("pending", "orphaned")}
+    groups.extend((kind, [_Cell(size, kind, kind)]) for kind, size in left_over.items() if size)
     groups.sort(key=lambda group: -_weight(group[1]))
     groups[GROUPS:] = [("others", [cell for _, cells in groups[GROUPS:] for cell in cells])]
     for _, cells in groups:
@@ -221,12 +224,12 @@ def _style(area: Rectangle, whole: Rectangle) -> str:
     return f' style="left:{left};top:{top};width:{width};height:{height}"'
 
 
-# -- what images share
+# -- the matrix of images
 
 
 def _sharing(entries: Sequence[Entry]) -> Iterator[str]:
     layers = {entry.info.name: entry for entry in entries if entry.info.kind is Kind.COMMITTED}
-    sizes: dict[str, int] = {}  # with all below, which come first
+    sizes: dict[str, int] = {}  # with all ancestors, which come first in *entries*
     for name, layer in layers.items():
         sizes[name] = _size(layer) + sizes.get(layer.info.parent, 0)
     images = sizes.keys() - {layer.info.parent for layer in layers.values()}
@@ -234,12 +237,12 @@ def _sharing(entries: Sequence[Entry]) -> Iterator[str]:
     shown = [name for name in layers if name in largest]
     chains = {name: _chain(name, layers) for name in shown}
     if len(shown) < 2:
-        yield "<p>There are no two images to compare.</p>"
+        yield "<p>There are fewer than two images, so there is nothing to compare.</p>"
         return
-    which = f"the {len(shown)} largest of {len(images):,} images" if len(shown) < len(images) else "images"
+    compared = f"the {len(shown)} largest of {len(images):,} images" if len(shown) < len(images) else "all images"
     yield (
-        f"<p>How much of each row's image is in layers that each column's rests on, too, of {which}: "
-        "committed snapshots on which no other rests.</p>"
+        f"<p>The share of each row's image that is in layers of the column's image too, for {compared}. An image is a "
+        "committed snapshot without committed children.</p>"
     )
     yield '<div class="wide"><table class="matrix"><thead><tr><th>Image<th>Size'
     yield "".join(f"<th>{number}" for number in range(1, len(shown) + 1))
@@ -250,16 +253,16 @@ def _sharing(entries: Sequence[Entry]) -> Iterator[str]:
             shared = sum(size for layer, size in chains[name].items() if layer in chains[other])
             share = shared / sizes[name] if sizes[name] else 0
             if other == name:
-                yield "<td class=self>"
+                yield '<td class="self">'
             else:
                 title = f"{_text(name)} shares {format_size(shared)} with {_text(other)}"
-                yield f'<td style=--v:{share:.0%} title="{title}">{f"{share:.0%}" if share >= 0.005 else ""}'
+                yield f'<td style="--v:{share:.0%}" title="{title}">{f"{share:.0%}" if share >= 0.005 else ""}'
     yield "</tbody></table></div>"
 
 
 def _chain(name: str, layers: Mapping[str, Entry]) -> dict[str, int]:
     """
-    The layers that *name* consists of, with their sizes.
+    Return the layers of the image *name* with their sizes.
     """
     chain = {}
     while name in layers:
@@ -275,7 +278,8 @@ def _tree(entries: Sequence[tuple[int, Entry]], totals: Mapping[str, int]) -> It
     if not entries:
         yield "<p>The store is empty.</p>"
         return
-    yield "<p>Each snapshot below its parent, with what it added on disk, and what it and all that rests on it did.</p>"
+    yield "<p>Each snapshot is below its parent. Size is the space that it added on disk, and Total adds the sizes of "
+    yield "all snapshots below it.</p>"
     yield '<ol class="tree"><li class="head"><span>Key</span><span>Size</span><span>Total</span></li>'
     most = max(_size(entry) for _, entry in entries) or 1
     for number, (depth, entry) in enumerate(entries):
