@@ -1,8 +1,8 @@
 """
-What changed between two snapshots, in the number of changes, not of files.
+The files that differ between two snapshots, found in time proportional to the changes, not to the files.
 
-A snapshot shares every leaf of its tree with what it was made of until something in the leaf changes. So a search meets
-the changed leaves only, and the directories whose entries changed are the ones whose inodes did.
+A snapshot shares every leaf of its tree with its parent until an item in the leaf changes. So a search reads only the
+changed leaves. A directory whose entries changed has a changed inode.
 """
 
 import os
@@ -23,14 +23,14 @@ ChangeKind = Literal["added", "modified", "deleted", "renamed"]
 @dataclass(frozen=True, slots=True)
 class Change:
     """
-    One path that is not what it was.
+    One path that was added, modified, deleted or renamed.
 
     Args:
-        path: From the root of the snapshot; where it was, when it is deleted.
+        path: The path from the root of the snapshot; the former path if the file is deleted.
         type: ``file``, ``directory``, ``symlink``, ``fifo``, ``socket`` or ``device``.
-        size: In bytes; None when it is deleted.
-        size_before: None when it is added.
-        source: The path that it had, when it is renamed.
+        size: In bytes; None if the file is deleted.
+        size_before: In bytes; None if the file is added.
+        source: The former path if the file is renamed, else "".
     """
 
     path: str
@@ -43,16 +43,20 @@ class Change:
 
 def between(store: Snapshotter, key: str, other: str) -> list[Change]:
     """
-    What makes the snapshot *other* of *key*, by path; one of them has to rest on the other one, however far below.
+    Return the changes that lead from the snapshot *key* to the snapshot *other*, sorted by path.
 
-    What a directory that was renamed contains is not listed. A file is modified when its content, owner, mode or
-    extended attributes are, or when it got or lost a link; a directory when its owner or mode are. What is not written
-    back is not seen, and nested subvolumes are not looked into. Needs ``CAP_SYS_ADMIN``.
+    One of the two must be an ancestor of the other.
+
+    A file is modified if its content, owner, mode, extended attributes or number of links changed. A directory is
+    modified if its owner or mode changed. The files in a renamed directory are listed only if they changed themselves.
+    Data that has not been written back is not seen. Nested subvolumes are not searched.
+
+    Needs ``CAP_SYS_ADMIN``.
 
     Raises:
         NotFoundError: No snapshot has one of the keys.
-        FailedPreconditionError: Neither rests on the other.
-        DataLossError: The subvolume of one is gone.
+        FailedPreconditionError: Neither snapshot is an ancestor of the other.
+        DataLossError: The subvolume of one snapshot is gone.
     """
     ancestors, others = list(_line(store, key)), list(_line(store, other))
     if key in others:
@@ -60,20 +64,24 @@ def between(store: Snapshotter, key: str, other: str) -> list[Change]:
     if other in ancestors:
         return sorted(map(_inverse, _changes(store, other, key)), key=_path)
     common = next((ancestor for ancestor in ancestors if ancestor in others), None)
-    cure = f"compare each with {quoted(common)}, on which both do" if common else "they have nothing in common"
-    raise FailedPreconditionError(f"neither of {quoted(key)} and {quoted(other)} rests on the other: {cure}")
+    cure = f"compare each with their common ancestor {quoted(common)}" if common else "they have no common ancestor"
+    raise FailedPreconditionError(
+        f"neither of the snapshots {quoted(key)} and {quoted(other)} is an ancestor of the other: {cure}"
+    )
 
 
 def from_parent(store: Snapshotter, key: str) -> list[Change]:
     """
-    What the snapshot *key* changed of its parent; everything in it when it has none. As `between` for the rest.
+    Return the changes of the snapshot *key* to its parent; without a parent, every file is added.
+
+    The rest is as in `between`.
     """
     return _changes(store, store.stat(key).parent, key)
 
 
 def _line(store: Snapshotter, key: str) -> Iterator[str]:
     """
-    A snapshot, its parent, its parent's, and so on.
+    Yield *key* and the keys of its ancestors.
     """
     while key:
         yield key
@@ -104,9 +112,16 @@ def _inverse(change: Change) -> Change:
     )
 
 
+# -- the comparison of two trees, which knows subvolumes and no keys
+
+
 class _Comparison:
     """
-    Of the tree *new* with *old*, of which it was a snapshot that was changed after the transaction *since*.
+    The comparison of the tree *new* with the tree *old*.
+
+    Args:
+        old: The tree that *new* was snapshotted from; None to compare with an empty one.
+        since: The last transaction that changed *old*; only later changes of *new* are compared.
     """
 
     def __init__(self, old: Tree | None, new: Tree, since: int) -> None:
@@ -114,17 +129,17 @@ class _Comparison:
         self._new = new
         self._since = since
         self._changed = dict(new.changed(since))
-        self._gone: dict[Name, int] = {}
-        self._come: dict[Name, int] = {}
+        self._deleted: dict[Name, int] = {}
+        self._added: dict[Name, int] = {}
 
     def changes(self) -> Iterator[Change]:
         self._compare_directories()
-        sources = {number: name for name, number in self._gone.items()}
-        for name, number in self._come.items():
+        sources = {number: name for name, number in self._deleted.items()}
+        for name, number in self._added.items():
             inode, before = self._inode(number), self._before(number)
             source = sources.pop(number, None) if before else None
             if source and self._old:
-                del self._gone[source]
+                del self._deleted[source]
                 yield from _change("renamed", self._new.path(name), inode, before, self._old.path(source))
             else:
                 yield from _change("added", self._new.path(name), inode, None)
@@ -132,35 +147,35 @@ class _Comparison:
             before = self._before(number)
             if before and differs(inode, before, inode.ctime, before.ctime):
                 for name in self._new.names(number):
-                    if name not in self._come:
+                    if name not in self._added:
                         yield from _change("modified", self._new.path(name), inode, before)
         if self._old:
-            for name, number in self._gone.items():
+            for name, number in self._deleted.items():
                 yield from _change("deleted", self._old.path(name), None, self._old.inode(number))
 
     def _compare_directories(self) -> None:
         """
-        Find the names that came and went: in directories that changed, that came, or that went themselves.
+        Find the added and deleted names: in changed and added directories, and below deleted directories.
         """
         for number, inode in self._changed.items():
             if file_type(inode) == "directory":
                 now = self._new.entries(number)
                 before = self._old.entries(number) if self._old and self._before(number) else {}
                 same = {name for name, entry in now.items() if before.get(name) == entry and not self._is_new(entry)}
-                self._come.update({Name(number, name): entry for name, entry in now.items() if name not in same})
-                self._gone.update({Name(number, name): entry for name, entry in before.items() if name not in same})
-        pending = list(self._gone.values())
+                self._added.update({Name(number, name): entry for name, entry in now.items() if name not in same})
+                self._deleted.update({Name(number, name): entry for name, entry in before.items() if name not in same})
+        pending = list(self._deleted.values())
         while self._old and pending:
             number = pending.pop()
             gone = self._old.inode(number)
             if gone and file_type(gone) == "directory" and (self._is_new(number) or not self._inode(number)):
                 entries = self._old.entries(number)
-                self._gone.update({Name(number, name): entry for name, entry in entries.items()})
+                self._deleted.update({Name(number, name): entry for name, entry in entries.items()})
                 pending += entries.values()
 
     def _is_new(self, number: int) -> bool:
         """
-        Whether the inode was made since, if only with the number of one that was deleted.
+        Return whether the inode was made after *since*, even if it reuses the number of a deleted inode.
         """
         inode = self._changed.get(number)
         return inode is not None and inode.generation > self._since
@@ -180,12 +195,12 @@ def _change(
     source: bytes | None = b"",
 ) -> Iterator[Change]:
     """
-    The change, unless what it is of was deleted meanwhile.
+    Yield the change, or nothing if the file has been deleted since.
     """
-    one = inode or before
-    if one and path is not None and source is not None:
+    shown = inode or before
+    if shown and path is not None and source is not None:
         size, size_before = (_size(each) if each else None for each in (inode, before))
-        yield Change(os.fsdecode(path), change, file_type(one), size, size_before, os.fsdecode(source))
+        yield Change(os.fsdecode(path), change, file_type(shown), size, size_before, os.fsdecode(source))
 
 
 def _size(inode: InodeItem) -> int:

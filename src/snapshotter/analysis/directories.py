@@ -1,5 +1,5 @@
 """
-What is big in a snapshot: the bytes on disk of each directory, by whether anybody else has them as well.
+The bytes on disk of each directory of a snapshot: exclusive to the snapshot, or shared with others.
 """
 
 import os
@@ -34,13 +34,15 @@ _LAST = Key(LAST_FREE_OBJECTID, EXTENT_DATA_KEY, tree_search.MAX)
 @dataclass(frozen=True, slots=True)
 class DirectoryUsage:
     """
-    A directory with all that is below it; sizes are in bytes on disk.
+    The usage of a directory with everything below it.
+
+    Neither size includes the content of files up to 2 KiB, because btrfs keeps that with their inodes.
 
     Args:
-        path: From the root of the snapshot, which itself is ``.``.
-        exclusive: Of extents that no other snapshot, and nothing else on the filesystem, has.
-        shared: Of the others. The content of files up to 2 KiB, which is kept with their inodes, is in neither.
-        inodes: It and what is below it.
+        path: The path from the root of the snapshot; ``.`` for the root.
+        exclusive: The size on disk of extents that nothing else on the filesystem refers to, in bytes.
+        shared: The size on disk of all other extents, in bytes.
+        inodes: The number of inodes, including the directory's own.
     """
 
     path: str
@@ -51,18 +53,20 @@ class DirectoryUsage:
 
 def measure(store: Snapshotter, key: str, depth: int = 1, track: Track = iter) -> list[DirectoryUsage]:
     """
-    Measure the directories of the snapshot *key* down to *depth*, by path; the root is the first.
+    Return the usage of the directories of the snapshot *key* down to *depth*, sorted by path; the root comes first.
 
-    What has several names counts at the first, as does an extent that several files have. Reads the whole tree of the
-    subvolume, and opens none of its files. What is not written back is not seen, what is removed and not yet destroyed
-    is taken for gone, and nested subvolumes are not looked into. Needs ``CAP_SYS_ADMIN``.
+    An inode with several names, and an extent of several files, count once, at the first. Removed snapshots count as
+    gone even before they are destroyed. Data that has not been written back is not seen. Nested subvolumes are not
+    searched.
+
+    Reads the whole tree of the subvolume, but opens none of its files. Needs ``CAP_SYS_ADMIN``.
 
     Args:
-        track: Passes on what is read, and then what is asked for.
+        track: Wraps the items while they are read, then the extents while they are checked, to show progress.
 
     Raises:
         NotFoundError: No snapshot has the key.
-        DataLossError: Its subvolume is gone.
+        DataLossError: The subvolume of the snapshot is gone.
     """
     path = store.subvolume(key)
     info = store.stat(key)
@@ -75,23 +79,23 @@ def measure(store: Snapshotter, key: str, depth: int = 1, track: Track = iter) -
     with translating(f"measure the directories of snapshot {quoted(key)}"), opened(store.root) as fd:
         subvolid = subvolume.get_id(path)
         content = _Content()
-        # What is in a leaf from before its parent was frozen is the parent's, too, and need not be asked for.
+        # Items in a leaf that is not newer than the parent are shared with it, so their extents need no check.
         frozen = parent.volume.info.ctransid if parent and parent.volume else 0
         for item in track(tree_search.search(fd, tree_id=subvolid, min_key=Key(_ROOT, 0, 0), max_key=_LAST)):
             content.add(item, shared=item.transid <= frozen)
         relatives = [volume.info.id for volume in (parent and parent.volume, child) if volume]
-        unknown = [
-            found
-            for found in track(list(content.unknown()))
-            if not any(has_reference(fd, relative, found) for relative in relatives)
+        candidates = [
+            extent
+            for extent in track(list(content.candidates()))
+            if not any(has_reference(fd, relative, extent) for relative in relatives)
         ]
         owners = {subvolid, *(subvolid for volume in taken.pending for subvolid in volume.subvolids)}
-        return list(content.directories(unshared(fd, unknown, owners, track), depth))
+        return list(content.directories(unshared(fd, candidates, owners, track), depth))
 
 
 class _Content:
     """
-    The items of a subvolume, as far as they tell what its directories hold.
+    The inodes, names and extents of a subvolume, collected from its items.
     """
 
     def __init__(self) -> None:
@@ -118,9 +122,9 @@ class _Content:
                 if shared:
                     self._shared.add(found.disk_bytenr)
 
-    def unknown(self) -> Iterator[Extent]:
+    def candidates(self) -> Iterator[Extent]:
         """
-        The extents that may be shared, or not.
+        Return the extents that may be exclusive: all that are not known to be shared.
         """
         return (extent for bytenr, extent in self._extents.items() if bytenr not in self._shared)
 
@@ -142,7 +146,7 @@ class _Content:
 
     def _home(self, number: int) -> int:
         """
-        The directory that an inode counts for; what has no name any more counts for the root.
+        Return the directory that an inode counts for; the root for an inode without a name, such as a deleted file.
         """
         if number in self._directories:
             return number
@@ -150,7 +154,7 @@ class _Content:
 
     def _paths(self) -> dict[int, tuple[bytes, int]]:
         """
-        The paths of the directories, and how deep they are, each behind the one it is in.
+        Return the path and the depth of each directory, every directory after its parent.
         """
         inside: dict[int, list[int]] = {}
         for directory in self._directories - {_ROOT}:

@@ -10,7 +10,11 @@ from snapshotter.model import Info
 
 def totals(rows: Sequence[tuple[int, str, Info]], sizes: Mapping[str, int]) -> dict[str, int]:
     """
-    The size of each snapshot that `family` arranged, with those of all that rest on it.
+    Return the size of each snapshot together with all of its descendants, by key.
+
+    Args:
+        rows: The snapshots as `walk` yields them.
+        sizes: The size of each snapshot alone, by key.
     """
     found = dict(sizes)
     for _, _, info in reversed(rows):
@@ -21,7 +25,10 @@ def totals(rows: Sequence[tuple[int, str, Info]], sizes: Mapping[str, int]) -> d
 
 def walk(infos: Iterable[Info]) -> Iterator[tuple[int, str, Info]]:
     """
-    Each snapshot below its parent, by name: depth, the lines of the tree in front of its name, and itself.
+    Yield each snapshot after its parent, siblings sorted by name: its depth, its branch, and the snapshot.
+
+    The branch is the text to print in front of the name, as tree(1) does; in ASCII if standard output is not UTF-8. A
+    snapshot whose parent is not in *infos* is a root, at depth 0.
     """
     by_parent: dict[str, list[Info]] = {}
     every = sorted(infos, key=lambda info: info.name)
@@ -30,7 +37,7 @@ def walk(infos: Iterable[Info]) -> Iterator[tuple[int, str, Info]]:
         by_parent.setdefault(info.parent if info.parent in names else "", []).append(info)
     encoding = (sys.stdout and sys.stdout.encoding) or "ascii"
     tee, corner, bar = ("├─ ", "└─ ", "│  ") if encoding.lower().startswith("utf") else ("|- ", "`- ", "|  ")
-    # A stack: a chain of layers may be longer than Python recurses.
+    # A stack, because a chain of layers may be longer than Python's recursion limit.
     pending = [(0, "", "", info) for info in reversed(by_parent.get("", []))]
     while pending:
         depth, lines, indent, info = pending.pop()

@@ -1,5 +1,5 @@
 """
-What keeps a snapshot: the snapshots that rest on it, its mounts, and the processes that use them.
+Holders of a snapshot: its children, its mounts, and the processes that use it.
 """
 
 import os
@@ -12,17 +12,18 @@ from pybtrfs.path import opened
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import DataLossError, quoted, translating
 
-_COMMAND_SIZE = 200  # bytes; more does not tell a process from others
+_COMMAND_SIZE = 200  # bytes of the command line; enough to recognize a process
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
     """
-    A process that would notice.
+    A process that uses files of a snapshot.
 
     Args:
-        uses: Of ``"root"``, when it lives in there as in a container, ``"cwd"`` and ``"exe"`` those that are there.
-        open_files: How many it has open there.
+        command: The command line, separated by spaces, cut off after 200 bytes.
+        uses: Which of its ``"root"``, ``"cwd"`` and ``"exe"`` are in the snapshot.
+        open_files: The number of its open files in the snapshot.
     """
 
     pid: int
@@ -34,10 +35,12 @@ class Process:
 @dataclass(frozen=True, slots=True)
 class Holders:
     """
+    Everything that keeps a snapshot from being removed or destroyed.
+
     Args:
-        children: The keys of the snapshots on it: it cannot be removed before them.
-        mounts: In every mount namespace that can be seen; of a view these are those of its parent's layer.
-        processes: Those that have their root, working directory, program or an open file in it.
+        children: The keys of its children, which must be removed first.
+        mounts: Its mounts in every visible mount namespace; for a view, the mounts of its parent's layer.
+        processes: The processes whose root, working directory, program or open files are in it.
     """
 
     children: tuple[str, ...]
@@ -47,10 +50,10 @@ class Holders:
 
 def find(store: Snapshotter, key: str) -> Holders:
     """
-    Find what keeps the snapshot *key*.
+    Find the holders of the snapshot *key*.
 
-    A process that ended, or began, meanwhile is found or not. Files that are mapped and no longer open are not seen,
-    nor is what other users' processes do unless the caller is root in their user namespace.
+    Processes that start or end during the call may be missing. Files that are mapped but no longer open are not found.
+    Processes of other users are found only if the caller is root in their user namespace.
 
     Raises:
         NotFoundError: No snapshot has the key.
@@ -60,8 +63,8 @@ def find(store: Snapshotter, key: str) -> Holders:
     try:
         path = store.subvolume(key)
     except DataLossError:
-        return Holders(children, (), ())  # there is nothing left to mount
-    with translating(f"look for what keeps snapshot {quoted(key)}"), opened(path) as fd:
+        return Holders(children, (), ())  # its subvolume is gone, so nothing can be mounted
+    with translating(f"find the holders of snapshot {quoted(key)}"), opened(path) as fd:
         subvolids = {subvolume.get_id(fd)}
         if any(subvolume.children(fd)):
             subvolids.update(entry.info.id for entry in subvolume.iterate(fd, top=0))
@@ -71,7 +74,7 @@ def find(store: Snapshotter, key: str) -> Holders:
 
 def _processes(device: int) -> Iterator[Process]:
     """
-    Those that use what is on *device*, which is the subvolume's own number.
+    Yield the processes that use files on *device*, the device number of the subvolume.
     """
     own = str(os.getpid())
     for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
@@ -86,7 +89,7 @@ def _is_on(device: int, path: str) -> bool:
     try:
         return os.stat(path).st_dev == device
     except OSError:
-        return False  # ended, closed, or not ours to look at
+        return False  # the process ended, the file was closed, or access is denied
 
 
 def _listed(path: str) -> list[str]:

@@ -1,6 +1,5 @@
 """
-What a store holds at one moment: its snapshots with their subvolumes and sizes, and the subvolumes that are no
-snapshot's.
+Inventory of a store at one moment: its snapshots with their subvolumes and sizes, and its other subvolumes.
 """
 
 import os
@@ -24,11 +23,11 @@ from snapshotter.store.usage import measure_by_id
 
 class Volume(NamedTuple):
     """
-    A subvolume in a store, with those nested in it.
+    A subvolume in a store, with its nested subvolumes.
 
     Args:
-        path: Where it is, from the root of the store.
-        base: The layer that it began as; None where it began empty, or that layer is gone.
+        path: The path from the root of the store.
+        base: The layer that it was snapshotted from; None if it was created empty, or if the layer is gone.
     """
 
     path: str
@@ -38,19 +37,23 @@ class Volume(NamedTuple):
 
     @property
     def subvolids(self) -> frozenset[int]:
+        """
+        The ids of the subvolume and of its nested subvolumes.
+        """
         return frozenset(info.id for info in (self.info, *self.nested))
 
 
 class Entry(NamedTuple):
     """
-    A snapshot.
+    A snapshot in the inventory.
 
     Args:
-        volume: Its own; None for a view, and for one that is lost.
-        usage: What it added to its parent; None when it or its parent is lost, and where nobody asked.
-        children: How many snapshots rest on it.
-        mounted: In any mount namespace that can be seen; of a view it cannot be told from the others of its parent.
-        problem: Why it cannot be used; empty when it can.
+        volume: Its own subvolume; None for a view, and if the subvolume is missing.
+        usage: Its usage; None if its subvolume or its parent's is missing, or if usage was not asked for.
+        children: The number of its children.
+        mounted: Whether it is mounted in any visible mount namespace. A view counts as mounted whenever its parent's
+            layer is, because the two cannot be told apart.
+        problem: The reason why it cannot be used; empty if it can.
     """
 
     info: Info
@@ -64,10 +67,12 @@ class Entry(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Inventory:
     """
+    The inventory of a store.
+
     Args:
-        entries: By key, in its order.
-        pending: What is left of removed snapshots, and of commits, until it is destroyed.
-        orphaned: What no record accounts for; `Snapshotter.problems` names it.
+        entries: The snapshots by key, sorted by key.
+        pending: The subvolumes that wait for destruction after a removal or a commit.
+        orphaned: The subvolumes that belong to no snapshot; `Snapshotter.problems` names their directories.
     """
 
     entries: dict[str, Entry]
@@ -77,13 +82,15 @@ class Inventory:
 
 def take(store: Snapshotter, *, measured: bool = True) -> Inventory:
     """
-    Take the inventory of an open *store*, best of one opened read-only: it needs no lock, beside whoever has it.
+    Take the inventory of an open *store*.
 
-    What its owner makes or removes meanwhile is left out. Issues one tree search of all subvolumes, and one for each
-    active snapshot; needs ``CAP_SYS_ADMIN``.
+    Needs no lock, so the store may be open read-only while another process holds it. Snapshots that the other process
+    makes or removes during the call are left out.
+
+    Issues one tree search for all subvolumes, and one for each active snapshot. Needs ``CAP_SYS_ADMIN``.
 
     Args:
-        measured: Ask for the usage of each.
+        measured: Measure the usage of each snapshot.
 
     Raises:
         UnavailableError: The filesystem does not answer.
@@ -98,7 +105,7 @@ def take(store: Snapshotter, *, measured: bool = True) -> Inventory:
             info, path, known_usage, problem = located[name]
             volume = volumes.get(path)
             if volume is None and not problem:
-                continue  # its owner committed or removed it meanwhile
+                continue  # committed or removed by the process that holds the store
             usage = None
             if volume:
                 base = volumes.get(located[info.parent].path) if info.parent in located else None
@@ -123,17 +130,17 @@ def take(store: Snapshotter, *, measured: bool = True) -> Inventory:
 def _usage(store: Snapshotter, fd: int, key: str, volume: Volume) -> Usage | None:
     base = volume.base
     try:
-        # By ids, for thousands of active snapshots: to open them and their parents takes longer than to search.
+        # Measured by id, because opening a snapshot and its parent takes longer than the search itself.
         if base and volume.info.raw.parent_uuid == base.raw.uuid:
             return store.opened.usage_of(measure_by_id(fd, volume.info.id, volume.info.otransid, base.id))
         return store.usage(key)
     except (DataLossError, FileNotFoundError):
-        return None  # its parent's subvolume is lost, or its own was destroyed meanwhile
+        return None  # its parent's subvolume is missing, or its own has been destroyed since
 
 
 def _volumes(fd: int, root: str) -> Iterator[Volume]:
     """
-    The subvolumes below the *root*, which is open as *fd*.
+    Yield the subvolumes below *root*, which is open as *fd*.
     """
     inode = os.fstat(fd).st_ino
     above = "" if inode == ioctl.FIRST_FREE_OBJECTID else os.fsdecode(ioctl.ino_lookup(fd, 0, inode)[1])
@@ -155,7 +162,7 @@ def _volumes(fd: int, root: str) -> Iterator[Volume]:
 
 def _directory(path: str) -> str:
     """
-    The directory of the snapshot that the subvolume *path* is or was of; empty for what is elsewhere.
+    Return the snapshot directory that contains the subvolume *path*; "" if *path* is not a subvolume of a snapshot.
     """
     directory, _, name = path.rpartition("/")
     return directory if directory.startswith(f"{SNAPSHOTS}/") and name in (FS, LAYER) else ""
@@ -163,7 +170,7 @@ def _directory(path: str) -> str:
 
 def _with_origin(volumes: Mapping[str, Volume], path: str) -> Volume:
     """
-    The volume at *path*, of which no record says what it began as, with what the filesystem does.
+    Return the volume at *path* with the base that the filesystem knows, because no record names one.
     """
     volume = volumes[path]
     source = volume.info.raw.parent_uuid
@@ -175,7 +182,7 @@ def _with_origin(volumes: Mapping[str, Volume], path: str) -> Volume:
 
 def _record(fd: int, directory: str) -> Record | None:
     """
-    The record of a snapshot, as it is by now; None when there is none that can be read.
+    Return the current record of a snapshot; None if it is missing or damaged.
     """
     try:
         data, _ = syscall.read_directory(fd, directory, XATTR, ())
@@ -186,7 +193,7 @@ def _record(fd: int, directory: str) -> Record | None:
 
 def _is_pending(record: Record, path: str) -> bool:
     """
-    Whether *record* says that the subvolume *path* is to be destroyed, not that it is newer than the inventory.
+    Return whether *record* has the subvolume *path* destroyed. If not, *path* is newer than the inventory.
     """
     left_over = State.COMMITTED if path.endswith(f"/{FS}") else State.ACTIVE
     return record.state in (State.REMOVED, State.COMMITTING, left_over)

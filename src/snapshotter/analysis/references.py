@@ -1,5 +1,5 @@
 """
-What containerd itself needs a snapshot for: asked of its own services, over its socket.
+References from containerd to a snapshot, read from containerd's own services over its socket.
 """
 
 import asyncio
@@ -29,14 +29,16 @@ SNAPSHOT = f"{GC}ref.snapshot."
 @dataclass(frozen=True, slots=True)
 class References:
     """
+    Everything in containerd that refers to one snapshot.
+
     Args:
-        namespace: Of containerd, in which it is.
-        name: What it is called there.
-        known: Whether containerd knows it; if not, its next garbage collection removes it.
-        labels: Those of its own that keep it, or keep it for a time, from garbage collection.
-        containers: Those that run on it.
-        images: Those whose uppermost layer it is.
-        leases: Those that keep it until they end.
+        namespace: The containerd namespace of the snapshot.
+        name: The name of the snapshot in the namespace.
+        known: Whether containerd knows the snapshot. If not, its next garbage collection removes the snapshot.
+        labels: The labels of the snapshot that protect it from garbage collection, for ever or for a time.
+        containers: The containers that run on the snapshot.
+        images: The images whose top layer is the snapshot.
+        leases: The leases that hold the snapshot.
     """
 
     namespace: str
@@ -50,24 +52,25 @@ class References:
 
 def find(address: str, snapshotter: str, key: str, timeout: float = 5.0) -> References:
     """
-    Ask the containerd at *address* for what needs the snapshot *key*.
+    Ask the containerd at *address* for the references to the snapshot *key*.
 
     Args:
-        snapshotter: What containerd calls the snapshotter: the client that the store is bound to.
-        key: As it is in the store: NAMESPACE/NUMBER/NAME.
-        timeout: For each question, in seconds.
+        address: The path of containerd's socket.
+        snapshotter: The name of the snapshotter in containerd, which is the client that the store is bound to.
+        key: The key in the store: NAMESPACE/NUMBER/NAME.
+        timeout: The limit for the whole call, in seconds.
 
     Raises:
-        InvalidArgumentError: *key* is none of containerd's.
-        UnavailableError: Nobody answers, or containerd lacks one of the services.
+        InvalidArgumentError: *key* does not have containerd's form.
+        UnavailableError: containerd does not answer in time, or lacks one of the services.
     """
     namespace, number, name = ([*key.split("/", 2), "", ""])[:3]
     if not (namespace and number.isdecimal() and name):
-        raise InvalidArgumentError(f"{quoted(key)} is no key of containerd's")
+        raise InvalidArgumentError(f"{quoted(key)} is not a key of containerd")
     try:
         return asyncio.run(asyncio.wait_for(_find(address, snapshotter, namespace, name), timeout))
     except (GRPCError, OSError, ProtocolError, StreamTerminatedError, TimeoutError) as error:
-        why = (error.strerror if isinstance(error, OSError) else str(error)) or "it takes too long"
+        why = (error.strerror if isinstance(error, OSError) else str(error)) or "timed out"
         raise UnavailableError(f"no answer from containerd at {address!r}: {why}") from error
 
 
@@ -80,7 +83,7 @@ async def _find(address: str, snapshotter: str, namespace: str, name: str) -> Re
         except GRPCError as error:
             if error.status.name != "NOT_FOUND":
                 raise
-            return References(namespace, name, False)
+            return References(namespace, name, known=False)
         containers = [
             message.container.id
             for message in await ContainersStub(channel).ListStream(ListContainersRequest(), metadata=metadata)
@@ -94,12 +97,20 @@ async def _find(address: str, snapshotter: str, namespace: str, name: str) -> Re
                 leases.append(lease.id)
         images = await _images(channel, metadata, f"{SNAPSHOT}{snapshotter}", name)
         labels = {label: value for label, value in info.labels.items() if label.startswith(GC)}
-        return References(namespace, name, True, labels, *map(_sorted, (containers, images, leases)))
+        return References(
+            namespace,
+            name,
+            known=True,
+            labels=labels,
+            containers=tuple(sorted(containers)),
+            images=tuple(sorted(images)),
+            leases=tuple(sorted(leases)),
+        )
 
 
 async def _images(channel: Channel, metadata: Mapping[str, str], label: str, name: str) -> list[str]:
     """
-    The images that lead to the snapshot *name*, from content to content by the labels that containerd follows.
+    Return the images that refer to the snapshot *name*, through the labels of content that containerd follows.
     """
     replies = await ContentStub(channel).List(ListContentRequest(), metadata=metadata)
     content = {info.digest: info.labels for reply in replies for info in reply.info}
@@ -107,20 +118,18 @@ async def _images(channel: Channel, metadata: Mapping[str, str], label: str, nam
     found: set[str] = set()
     while holding - found:
         found |= holding
-        holding = {digest for digest, labels in content.items() if any(_refers(labels, CONTENT, one) for one in found)}
+        holding = {
+            digest for digest, labels in content.items() if any(_refers(labels, CONTENT, child) for child in found)
+        }
     images = (await ImagesStub(channel).List(ListImagesRequest(), metadata=metadata)).images
     return [image.name for image in images if image.target.digest in found]
 
 
 def _refers(labels: Mapping[str, str], prefix: str, value: str) -> bool:
     """
-    Whether a label *prefix*, or one of several that begin with it and a dot or a slash, has *value*.
+    Return whether the label *prefix*, or a label that continues *prefix* with a dot or a slash, has *value*.
     """
     return any(
         found == value and (label == prefix or label.startswith((f"{prefix}.", f"{prefix}/")))
         for label, found in labels.items()
     )
-
-
-def _sorted(names: list[str]) -> tuple[str, ...]:
-    return tuple(sorted(names))

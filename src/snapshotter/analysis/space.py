@@ -1,5 +1,5 @@
 """
-How much a store takes of its filesystem, and how full that is.
+Space that a store takes on its filesystem, and the space of the filesystem itself.
 """
 
 import os
@@ -20,12 +20,12 @@ from snapshotter.model import Kind
 @dataclass(frozen=True, slots=True)
 class Amount:
     """
-    How much there is of one kind.
+    The number and size of the snapshots or subvolumes of one kind.
 
     Args:
-        size: What all of them added on disk, in bytes.
-        reclaimable: What those of them added that nothing uses: active ones that are not mounted, committed ones that
-            no active snapshot and no view rests on, and all that is no snapshot's.
+        size: Bytes on disk that they added.
+        reclaimable: Bytes added by unused snapshots: unmounted active ones, committed ones with no active snapshot or
+            view on top, and subvolumes that belong to no snapshot.
     """
 
     count: int
@@ -36,7 +36,7 @@ class Amount:
 @dataclass(frozen=True, slots=True)
 class BlockGroups:
     """
-    The block groups of one type, in bytes, without the copies that their profile keeps.
+    The block groups of one type, in bytes. Copies that their profile keeps count once.
     """
 
     type: str
@@ -48,13 +48,13 @@ class BlockGroups:
 @dataclass(frozen=True, slots=True)
 class FilesystemSpace:
     """
-    A filesystem, in bytes of its devices.
+    The space of a filesystem, in bytes of its devices.
 
     Args:
-        allocated: What block groups have taken.
-        unallocated: What they can still take; with none, a filesystem whose metadata is full is full.
-        available: What can be written before it is full, as statvfs(3) estimates it.
-        deleted: Deleted subvolumes, whoever's, that the kernel has not cleaned yet.
+        allocated: The space that block groups take.
+        unallocated: The space left for further block groups. If it is 0 and the metadata is full, so is the filesystem.
+        available: The estimate of statvfs(3) for the data that can still be written.
+        deleted: The number of deleted subvolumes that the kernel has not cleaned yet, in the store and outside.
     """
 
     size: int
@@ -67,7 +67,7 @@ class FilesystemSpace:
     @property
     def metadata_full(self) -> float:
         """
-        How full the block groups of metadata are, from 0 to 1.
+        The used fraction of the metadata block groups, from 0 to 1.
         """
         groups = [group for group in self.block_groups if "metadata" in group.type]
         return sum(group.used for group in groups) / (sum(group.size for group in groups) or 1)
@@ -75,7 +75,7 @@ class FilesystemSpace:
 
 def of_store(store: Snapshotter, inventory: Inventory) -> dict[str, Amount]:
     """
-    The snapshots of each kind, what is left of removed ones, and what no record accounts for.
+    Return the amounts of an open *store* by kind: the kinds of snapshots in lower case, "pending" and "orphaned".
     """
     kinds = {str(kind).lower(): amount for kind, amount in of_snapshots(inventory).items()}
     pending, orphaned = (of_volumes(store.root, volumes) for volumes in (inventory.pending, inventory.orphaned))
@@ -84,7 +84,7 @@ def of_store(store: Snapshotter, inventory: Inventory) -> dict[str, Amount]:
 
 def of_snapshots(inventory: Inventory) -> dict[Kind, Amount]:
     """
-    The snapshots of each kind. One that is lost counts, and has no size.
+    Return the amount of snapshots of each kind. A snapshot whose subvolume is missing counts with size 0.
     """
     used = _used(inventory)
     entries = inventory.entries.values()
@@ -98,28 +98,31 @@ def of_snapshots(inventory: Inventory) -> dict[Kind, Amount]:
 
 def of_volumes(root: str, volumes: Collection[Volume]) -> Amount:
     """
-    Subvolumes of the store at *root* that are no snapshot's, with what comes back when all of them are destroyed.
+    Return the amount of *volumes*, subvolumes of the store at *root* that belong to no snapshot.
+
+    The size is the space that is freed when all of them are destroyed.
     """
-    with translating(f"measure what is no snapshot's in {root!r}"), opened(root) as fd:
+    with translating(f"measure subvolumes of {root!r}"), opened(root) as fd:
         size = _only_theirs(fd, volumes, volumes)
     return Amount(len(volumes), size, size)
 
 
 def frees(store: Snapshotter, keys: Collection[str], track: Track = iter) -> int:
     """
-    The bytes of data that come back when the snapshots *keys* are removed, what several of them share counted once.
+    Return the bytes of data that are freed when the snapshots *keys* are removed.
 
-    Exact for what is written back, also where files were cloned, or the filesystem deduplicated. Not counted are names
-    and inodes, and the content of files up to 2 KiB, which is kept with them. What is removed and not yet destroyed is
-    taken for gone. Costs a search of what they changed, and a call for each extent that they wrote; needs
-    ``CAP_SYS_ADMIN``.
+    Data that several of them share counts once. The number is exact for data that has been written back, even if files
+    were cloned or deduplicated. Metadata does not count: names, inodes, and the content of files up to 2 KiB. Removed
+    snapshots count as gone even before they are destroyed.
+
+    Issues a tree search for the changes of each snapshot, and an ioctl for each extent found. Needs ``CAP_SYS_ADMIN``.
 
     Args:
-        track: Passes on what is found, and then what is asked for.
+        track: Wraps the extents while they are found, then while they are checked, to show progress.
 
     Raises:
         NotFoundError: No snapshot has one of the keys.
-        FailedPreconditionError: A snapshot that is none of *keys* rests on one.
+        FailedPreconditionError: A snapshot in *keys* has a child that is not in *keys*.
     """
     wanted = set(keys)
     for key in wanted:
@@ -127,7 +130,7 @@ def frees(store: Snapshotter, keys: Collection[str], track: Track = iter) -> int
     for info in store.walk():
         if info.parent in wanted and info.name not in wanted:
             raise FailedPreconditionError(
-                f"cannot remove snapshot {quoted(info.parent)} with child {quoted(info.name)}: name that, too"
+                f"cannot remove snapshot {quoted(info.parent)} with child {quoted(info.name)}: name the child too"
             )
     taken = inventory.take(store, measured=False)
     volumes = [entry.volume for key, entry in taken.entries.items() if key in wanted and entry.volume]
@@ -137,7 +140,7 @@ def frees(store: Snapshotter, keys: Collection[str], track: Track = iter) -> int
 
 def _only_theirs(fd: int, volumes: Iterable[Volume], owners: Iterable[Volume], track: Track = iter) -> int:
     """
-    The bytes of what *volumes* added to what they began as, and no subvolume but those of *owners* has.
+    Return the bytes of the extents that *volumes* added to their bases and that only *owners* refer to.
     """
     found = (
         added
@@ -151,9 +154,9 @@ def _only_theirs(fd: int, volumes: Iterable[Volume], owners: Iterable[Volume], t
 
 def of_filesystem(root: str) -> FilesystemSpace:
     """
-    The filesystem of the store at *root*. Needs no privilege.
+    Return the space of the filesystem of the store at *root*. Needs no privilege.
     """
-    with translating(f"look at the filesystem of {root!r}"), opened(root) as fd:
+    with translating(f"read the space of the filesystem of {root!r}"), opened(root) as fd:
         devices = list(device.iterate(fd))
         size = sum(device.total_bytes for device in devices)
         allocated = sum(device.bytes_used for device in devices)
@@ -174,7 +177,7 @@ def _block_groups(space: SpaceInfo) -> BlockGroups:
 
 def _used(inventory: Inventory) -> set[str]:
     """
-    The keys of what is mounted, and of the layers that active snapshots and views rest on.
+    Return the keys of mounted snapshots, and of the layers below active snapshots and views.
     """
     used: set[str] = set()
     for entry in inventory.entries.values():

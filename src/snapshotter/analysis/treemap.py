@@ -1,5 +1,5 @@
 """
-Rectangles whose areas say how much there is of what.
+Layout of a treemap: rectangles whose areas are proportional to weights.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 class Rectangle(NamedTuple):
     """
-    Its sides, in any unit.
+    A rectangle, in any unit.
     """
 
     left: float
@@ -19,8 +19,12 @@ class Rectangle(NamedTuple):
 
 def squarify(weights: Sequence[float], whole: Rectangle) -> list[Rectangle]:
     """
-    Part *whole* by *weights*, which are positive and best descend, into rectangles that are as near to squares as the
-    algorithm of Bruls, Huizing and van Wijk ("Squarified Treemaps", 2000) brings them.
+    Divide *whole* into one rectangle for each weight, as nearly square as possible.
+
+    The algorithm is that of Bruls, Huizing and van Wijk ("Squarified Treemaps", 2000).
+
+    Args:
+        weights: Positive numbers, best in descending order.
     """
     rectangles: list[Rectangle] = []
     left, top, width, height = whole
@@ -52,7 +56,7 @@ def squarify(weights: Sequence[float], whole: Rectangle) -> list[Rectangle]:
 
 def _worst(row: Sequence[float], scale: float, side: float) -> float:
     """
-    How far the least square of *row*, laid along *side*, is from a square: 1 for one.
+    Return the worst aspect ratio of a *row* of weights laid along *side*, at least 1; 1 is a square.
     """
     depth = sum(row) * scale / side
     return max(max(weight * scale / depth**2, depth**2 / (weight * scale)) for weight in (min(row), max(row)))

@@ -176,9 +176,9 @@ def test_unrelated(store: Snapshotter) -> None:
     """
     store.prepare("b", "base")
     store.prepare("c")
-    with pytest.raises(FailedPreconditionError, match="compare each with 'base', on which both do"):
+    with pytest.raises(FailedPreconditionError, match="compare each with their common ancestor 'base'"):
         difference.between(store, "a", "b")
-    with pytest.raises(FailedPreconditionError, match="nothing in common"):
+    with pytest.raises(FailedPreconditionError, match="no common ancestor"):
         difference.between(store, "a", "c")
     with pytest.raises(NotFoundError):
         difference.between(store, "a", "none")
