@@ -1,10 +1,10 @@
 """
-Write the man pages and shell completions of both commands, as their parsers declare them.
+Write the man pages and shell completions of both commands from their parsers.
 
     python tools/make_manual.py DIRECTORY
 
-The completions are shtab's. argparse-manpage leaves out each command's examples and repeats the shared options in all
-of them, so the pages are made here.
+shtab writes the completions. The man pages are written here, because argparse-manpage drops the examples of commands
+and repeats the shared options for each command.
 """
 
 import argparse
@@ -25,9 +25,9 @@ COMPLETIONS = {
     "fish": "fish/vendor_completions.d/{}.fish",
 }
 
-# Only keys that are plain words: keys come from anywhere, and bash would run what others hold when it completes them.
+# List only keys that are plain words. Keys come from anywhere, and bash would execute command substitutions in them.
 LIST_KEYS = "snapshotter ls --columns=key 2>/dev/null | sed 1d | grep '^[[:alnum:]._/:@+-]*$'"
-# Keys hold colons, at which bash would begin a new word.
+# Keys contain colons, and bash by default splits words at colons.
 BASH = f"""\
 COMP_WORDBREAKS=${{COMP_WORDBREAKS//:}}
 _snapshotter_keys() {{
@@ -56,7 +56,7 @@ BY_METAVAR = {
 
 def main(target: Path) -> None:
     """
-    Write them below *target*, at the paths where they are installed.
+    Write all files below *target*, at the paths where they are installed.
     """
     for parser in pybtrfs.cli.main.parser(), snapshotter.cli.parser():
         files = {f"man/man1/{parser.prog}.1": "\n".join(page(parser)) + "\n"}
@@ -73,7 +73,7 @@ def main(target: Path) -> None:
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
     """
-    *parser* and all those of the commands below it.
+    Yield *parser* and the parsers of all commands below it.
     """
     yield parser
     for action in parser._actions:
@@ -84,7 +84,7 @@ def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
 
 def page(whole: argparse.ArgumentParser) -> Iterator[str]:
     """
-    The lines of a man page, in man(7).
+    Yield the lines of the man page, in the language of man(7).
     """
     description = str(whole.description)
     everywhere = {action.dest for action in whole._actions}
@@ -118,7 +118,7 @@ def synopsis(prog: str, actions: Iterable[argparse.Action]) -> str:
     for action in actions:
         if action.option_strings:
             repeated = " ..." if isinstance(action, argparse._AppendAction) else ""
-            # \% lets no line end inside a name.
+            # \% prevents a line break inside an option.
             options.append(rf"\%[{invocation(action, action.option_strings[:1])}{repeated}]")
         else:
             operands.append(invocation(action))
@@ -127,7 +127,7 @@ def synopsis(prog: str, actions: Iterable[argparse.Action]) -> str:
 
 def invocation(action: argparse.Action, options: Sequence[str] = ()) -> str:
     """
-    How *action* is given, by any of its *options*.
+    Return the syntax of *action*, with all of *options*.
     """
     given = ", ".join(map(bold, options))
     if action.nargs == 0:

@@ -1,5 +1,5 @@
 """
-``python -m snapshotter``, and the command ``snapshotter``.
+Entry point of ``python -m snapshotter`` and of the installed command ``snapshotter``.
 """
 
 import gc
@@ -10,10 +10,10 @@ from snapshotter.cli import main
 
 def run() -> int:
     """
-    Run the command in a process of its own, and return its exit code.
+    Run the command as a whole process, and return its exit code.
     """
-    # What a command holds on to is hardly ever garbage, and looking through it takes longer and longer. Those that run
-    # until they are stopped enable it.
+    # A short command creates almost no cyclic garbage, and each collection takes longer than the one before. Commands
+    # that run until they are stopped enable the collector again.
     gc.disable()
     return main()
 

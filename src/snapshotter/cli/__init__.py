@@ -15,61 +15,62 @@ from snapshotter.cli import arguments
 from snapshotter.cli.codes import DONE, FAILED, INTERRUPTED, complain, report
 from snapshotter.errors import Error
 
-# By name: the module of `snapshotter.cli.commands`, and one line of help.
+# The name of each command, its module in `snapshotter.cli.commands`, and its line of help.
 COMMANDS = {
-    "init": ("init", "make a store, on a btrfs or in an image file"),
-    "doctor": ("doctor", "look for what is wrong with a store, and say how to mend it; 5 if something is"),
-    "purge": ("doctor", "delete what `doctor --fix` moved to the quarantine"),
-    "prepare": ("prepare", "make an active snapshot, and print how to mount it"),
-    "view": ("prepare", "make a read-only view, and print how to mount it"),
-    "fork": ("prepare", "copy an active snapshot while it runs, and print how to mount the copy"),
+    "init": ("init", "create a store, on btrfs or in an image file"),
+    "doctor": ("doctor", "check a store, and print the cure for each problem"),
+    "purge": ("doctor", "delete the entries that `doctor --fix` moved to the quarantine"),
+    "prepare": ("prepare", "create an active snapshot, and print its mount command"),
+    "view": ("prepare", "create a read-only view, and print its mount command"),
+    "fork": ("prepare", "copy an active snapshot while it runs, and print the mount command of the copy"),
     "commit": ("commit", "freeze an active snapshot under a name"),
-    "label": ("label", "show the labels of a snapshot, or change some"),
-    "rm": ("rm", "remove snapshots, children before what they rest on, and wait for their space"),
-    "cleanup": ("rm", "destroy what is left of removed snapshots, and wait for their space"),
+    "label": ("label", "show or change the labels of a snapshot"),
+    "rm": ("rm", "remove snapshots, children first, and wait until their space is free"),
+    "cleanup": ("rm", "destroy the subvolumes of removed snapshots, and wait until their space is free"),
     "mount": ("mount", "mount an active snapshot or a view"),
     "umount": ("mount", "unmount a snapshot"),
-    "mounts": ("mount", "print how to mount an active snapshot or a view"),
-    "export": ("archive", "write what a snapshot holds as a tar"),
-    "import": ("archive", "make a committed snapshot of a tar, which may be compressed"),
+    "mounts": ("mount", "print the mount command of an active snapshot or a view"),
+    "export": ("archive", "write the files of a snapshot to a tar archive"),
+    "import": ("archive", "create a committed snapshot from a tar archive"),
     "ls": ("ls", "list snapshots"),
-    "tree": ("tree", "show snapshots below their parents, with what each added and all that rests on it did"),
-    "info": ("info", "describe one snapshot"),
-    "usage": ("info", "measure what snapshots add to their parents"),
-    "df": ("df", "show what a store takes of its filesystem, and how full that is"),
-    "frees": ("df", "show how much comes back when snapshots are removed, all together"),
-    "why": ("why", "show what keeps a snapshot: children, mounts, processes, and what containerd needs it for"),
-    "diff": ("diff", "list the paths that changed between two snapshots, one resting on the other"),
-    "du": ("du", "show what is big in a snapshot, by directory, the largest first"),
-    "report": ("report", "write a page of HTML that shows what is in a store, what takes its space, and what is wrong"),
-    "serve": ("serve", "serve a store to containerd; make it where there is none"),
+    "tree": ("tree", "show snapshots below their parents, with the size of each and of all below it"),
+    "info": ("info", "describe a snapshot"),
+    "usage": ("info", "measure the bytes and inodes that snapshots add to their parents"),
+    "df": ("df", "show the space that a store uses, and how full its filesystem is"),
+    "frees": ("df", "show how many bytes removing a set of snapshots would free"),
+    "why": ("why", "show the children, mounts, processes and containerd objects that keep a snapshot"),
+    "diff": ("diff", "list the changed paths between a snapshot and one of its ancestors"),
+    "du": ("du", "show the largest directories of a snapshot"),
+    "report": ("report", "write an HTML page about the contents, space and problems of a store"),
+    "serve": ("serve", "serve a store to containerd, and create the store if it is missing"),
     "config": ("serve", "print or check the configuration of serve"),
-    "ping": ("serve", "ask whether a daemon serves its store"),
-    "events": ("events", "show what a daemon's log tells, of one snapshot or of all"),
-    "setup": ("setup", "print what containerd and systemd have to know of the daemon"),
-    "demo": ("demo", "show it all on a btrfs of its own, which is gone afterwards; needs root"),
+    "ping": ("serve", "check that a daemon serves its store"),
+    "events": ("events", "show the events of one snapshot or of all from a daemon's log"),
+    "setup": ("setup", "print or write the configuration of containerd and systemd"),
+    "demo": ("demo", "demonstrate the main features on a temporary btrfs; needs root"),
 }
 
 _EXAMPLES = """\
 examples:
   export SNAPSHOTTER_ROOT=/var/lib/snapshots
-  snapshotter init                           a store, on a btrfs
+  snapshotter init                           create a store on btrfs
   snapshotter init --image 20G               or in an image file, anywhere
-  snapshotter prepare build                  an empty snapshot, and how to mount it
-  snapshotter mounts build /mnt | sh
+  snapshotter prepare build                  create an empty snapshot
+  snapshotter mounts build /mnt | sh         mount it
   snapshotter commit base build              freeze it
-  snapshotter prepare web base               a writable copy
-  snapshotter fork web web-2                 and a copy of that, while it runs
+  snapshotter prepare web base               create a writable copy
+  snapshotter fork web web-2                 copy the copy while it runs
   snapshotter tree
   snapshotter rm web web-2
 
 environment:
-  SNAPSHOTTER_ROOT     the store, where --root names none
-  SNAPSHOTTER_CONFIG   the configuration of serve, where --config names none
-  NO_COLOR             no colours, if it is set
+  SNAPSHOTTER_ROOT     the store, unless --root is given
+  SNAPSHOTTER_CONFIG   the configuration file of serve, unless --config is given
+  NO_COLOR             disables colours
 
 exit codes:
-  0 done, 1 failed, 2 usage or configuration, 3 store held by another, 4 not found, 5 inconsistent, 130 interrupted
+  0 done, 1 failed, 2 usage or configuration, 3 store held by another process, 4 not found, 5 inconsistent,
+  130 interrupted
 """
 
 
@@ -77,13 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     Run the command with *argv*, by default the process's arguments, and return its exit code.
 
-    0 done, 1 failed, 2 usage or configuration, 3 store held by another, 4 not found, 5 inconsistent, 130 interrupted.
-    Only ``--help`` and ``--version`` raise SystemExit.
+    0 done, 1 failed, 2 usage or configuration, 3 store held by another process, 4 not found, 5 inconsistent,
+    130 interrupted. Only ``--help`` and ``--version`` raise SystemExit.
     """
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
-        # Two passes, because the parsers of all commands take longer to build than most commands take to run.
+        # Parse twice, because building the parsers of all commands takes longer than most commands run.
         name: str = _names().parse_args(argv).command
         parsed = parser([name]).parse_args(argv)
         code: int | None = parsed.run(parsed)
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # Who read has seen enough. Python flushes once more at its end.
+        # The reader closed the pipe. Python flushes standard output again at exit, which must not fail.
         with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return FAILED
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     """
-    Return the parser of the command with the commands *names* below it, and those that share their modules.
+    Return the parser of the whole command line, with the commands *names* and their modules' other commands.
     """
     whole = _whole(_EXAMPLES)
     commands = arguments.Commands(whole, {name: text for name, (_, text) in COMMANDS.items()})
@@ -120,9 +121,9 @@ def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
 
 def _names() -> argparse.ArgumentParser:
     """
-    Return a parser that finds the name of the command, and lists all of them in its help.
+    Return the parser that finds the command's name, and whose help lists all commands.
     """
-    lines = "\n".join(f"  {name:9} {text}" for name, (_, text) in COMMANDS.items())
+    lines = "\n".join(f"    {name:9} {text}" for name, (_, text) in COMMANDS.items())
     whole = _whole(f"commands:\n{lines}\n\n{_EXAMPLES}")
     whole.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of the commands below")
     whole.add_argument("...", nargs=argparse.REMAINDER, help="its arguments; see `snapshotter COMMAND --help`")
@@ -132,7 +133,7 @@ def _names() -> argparse.ArgumentParser:
 def _whole(epilog: str) -> arguments.Parser:
     whole = arguments.Parser(
         prog="snapshotter",
-        description="Keep filesystem snapshots by containerd's contract, on btrfs.",
+        description="Manage filesystem snapshots on btrfs, by containerd's contract.",
         epilog=epilog,
         parents=[arguments.ROOT],
     )

@@ -1,5 +1,5 @@
 """
-The arguments that commands share, and how a command is declared.
+Declaration of commands, and the arguments that several commands share.
 """
 
 import argparse
@@ -23,7 +23,7 @@ Run = Callable[[argparse.Namespace], int | None]
 
 class Parser(argparse.ArgumentParser):
     """
-    One whose complaint is an InvalidArgumentError.
+    An argument parser that raises InvalidArgumentError instead of exiting.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -34,17 +34,17 @@ class Parser(argparse.ArgumentParser):
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         values = super()._get_values(action, arg_strings)
-        if values == [] and action.nargs is None:  # some Pythons take each "--" for the end of the options
-            self.error(f"argument {action.metavar}: '--' behind '--' is no value here")
+        if values == [] and action.nargs is None:  # some Pythons drop every "--", not only the first
+            self.error(f"argument {action.metavar}: '--' is not accepted as a value after '--'")
         return values
 
 
 class Commands:
     """
-    The commands of *parser*, or those below one of its commands.
+    The commands below *parser*.
 
     Args:
-        lines: A line of help for each command, by its name.
+        lines: The line of help of each command, by its name.
     """
 
     def __init__(self, parser: argparse.ArgumentParser, lines: Mapping[str, str], metavar: str = "COMMAND") -> None:
@@ -53,10 +53,11 @@ class Commands:
 
     def add(self, name: str, run: Run | None, *parents: Parser, example: str = "") -> Parser:
         """
-        Declare a command that calls *run*; None is for one with commands below it.
+        Declare the command *name*, and return its parser.
 
         Args:
-            parents: Parsers whose arguments it takes, besides ``--root``.
+            run: Called with the parsed arguments, returns the exit code; None if the command has commands below it.
+            parents: Parsers of shared arguments; ``--root`` is always added.
         """
         text = self._lines[name]
         parser = self._parsers.add_parser(
@@ -79,7 +80,7 @@ def _label(text: str) -> tuple[str, str]:
 
 def key(text: str) -> str:
     """
-    What can be the key or name of a snapshot.
+    Return *text* if it is a valid key or name of a snapshot.
     """
     try:
         check_key(text)
@@ -90,14 +91,14 @@ def key(text: str) -> str:
 
 def parent(text: str) -> str:
     """
-    The same, or nothing for none.
+    Return *text* if it is a valid key, or empty for a snapshot without parent.
     """
     return text and key(text)
 
 
 def size(text: str) -> int:
     """
-    A number of bytes, as in ``20G``.
+    Return the number of bytes that *text* means, as in ``20G``.
     """
     try:
         return parse(text)
@@ -111,17 +112,21 @@ def _shared(*flags: str, **options: Any) -> Parser:
     return parser
 
 
-ROOT = _shared("--root", metavar="DIR", default=argparse.SUPPRESS, help="the store; by default $SNAPSHOTTER_ROOT")
-JSON = _shared("--json", action="store_true", help="print JSON, as docs/cli.md and schema.json describe it")
+ROOT = _shared(
+    "--root", metavar="DIR", default=argparse.SUPPRESS, help="root of the store (default: $SNAPSHOTTER_ROOT)"
+)
+JSON = _shared("--json", action="store_true", help="print JSON in the format of docs/cli.md and schema.json")
 BYTES = _shared("--bytes", action="store_true", help="print sizes in bytes")
-LABELS = _shared("--label", metavar="KEY=VALUE", type=_label, action="append", default=[], help="may be repeated")
+LABELS = _shared(
+    "--label", metavar="KEY=VALUE", type=_label, action="append", default=[], help="set a label, repeatable"
+)
 KEY = _shared("key", metavar="KEY", type=key)
 KEYS = _shared("keys", metavar="KEY", nargs="+", type=key)
 
 
 def root(arguments: argparse.Namespace) -> str:
     """
-    The store that is meant.
+    Return the root directory of the store, from ``--root`` or the environment.
     """
     given: str = getattr(arguments, "root", "") or os.environ.get("SNAPSHOTTER_ROOT", "")
     if not given:
@@ -131,42 +136,42 @@ def root(arguments: argparse.Namespace) -> str:
 
 def reading(arguments: argparse.Namespace) -> Snapshotter:
     """
-    That store, read without its lock.
+    Return the store, opened read-only and without taking its lock.
     """
     return Snapshotter(root(arguments), read_only=True, client=None)
 
 
 @contextlib.contextmanager
-def alone(what: str) -> Iterator[None]:
+def exclusive(command: str) -> Iterator[None]:
     """
-    Around what cannot be done through a daemon: says so when another process has the store.
+    Name *command* in the error if another process holds the store, because no daemon can run it.
     """
     try:
         yield
     except StoreHeldError as error:
-        raise StoreHeldError(f"{what} needs the store to itself: {error}") from error
+        raise StoreHeldError(f"{command} needs exclusive access to the store: {error}") from error
 
 
 def changing(arguments: argparse.Namespace) -> "Snapshotter | Client":
     """
-    That store, as the client that it is bound to: held, or through the daemon that has it.
+    Return the store for changes, as the client that it is bound to: opened here, or through the daemon that holds it.
     """
     return _open(arguments)[0]
 
 
-def making(arguments: argparse.Namespace) -> "Snapshotter | Client":
+def creating(arguments: argparse.Namespace) -> "Snapshotter | Client":
     """
-    The same for what makes a snapshot.
+    Return the store like `changing`, for commands that create snapshots.
 
     Raises:
-        FailedPreconditionError: The store is containerd's.
+        FailedPreconditionError: The store is bound to another client than this command, such as containerd.
     """
     store, client = _open(arguments)
     if client != LOCAL:
         store.close()
         raise FailedPreconditionError(
-            f"the store is that of client {quoted(client)}, and containerd's garbage collection deletes what "
-            "containerd did not make: make a second store beside it"
+            f"the store belongs to client {quoted(client)}, and containerd's garbage collection deletes snapshots that "
+            "containerd did not create: create another store with `snapshotter init --root DIR`"
         )
     return store
 
@@ -186,17 +191,17 @@ def _open(arguments: argparse.Namespace) -> tuple["Snapshotter | Client", str]:
 
 def daemon_place() -> Parser:
     """
-    Return the flags that say where a daemon is.
+    Return a parser of the flags that locate a daemon.
     """
     parser = Parser(add_help=False)
-    parser.add_argument("--config", metavar="FILE", help="the daemon's configuration; by default $SNAPSHOTTER_CONFIG")
-    parser.add_argument("--address", metavar="SOCKET", help="the daemon's socket")
+    parser.add_argument("--config", metavar="FILE", help="configuration of the daemon (default: $SNAPSHOTTER_CONFIG)")
+    parser.add_argument("--address", metavar="SOCKET", help="socket of the daemon")
     return parser
 
 
 def daemon_settings() -> Parser:
     """
-    Return the flags of all settings of the daemon.
+    Return a parser of the flags of all settings of the daemon, but ``--root``.
     """
     from snapshotter.daemon import config
 
@@ -209,7 +214,7 @@ def daemon_settings() -> Parser:
 
 def load_settings(arguments: argparse.Namespace) -> "Loaded":
     """
-    Return the settings of the daemon from its configuration file, the environment and the flags.
+    Return the settings of the daemon: flags override the environment, which overrides the configuration file.
     """
     from snapshotter.daemon import config
 

@@ -1,5 +1,5 @@
 """
-How the command ends, and what it says of a failure.
+Exit codes of the command, and its messages on standard error.
 """
 
 import contextlib
@@ -21,12 +21,15 @@ _CODES = (
 
 def report(error: Error) -> int:
     """
-    Say what *error* says on standard error, and give its exit code.
+    Print *error* to standard error, and return its exit code.
     """
     return complain(str(error), next(code for kind, code in _CODES if isinstance(error, kind)))
 
 
 def complain(text: str, code: int) -> int:
+    """
+    Print *text* to standard error, and return *code*.
+    """
     with contextlib.suppress(OSError):
         print("snapshotter:", printable(text), file=sys.stderr)
     return code

@@ -1,5 +1,5 @@
 """
-What people read: sizes, tables and trees. Plain text, or rich's where it is installed and a terminal reads.
+Tables and fields for people: coloured on a terminal if rich is installed, else plain text.
 """
 
 import os
@@ -28,7 +28,7 @@ _COLOURS = {
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """
-    Print *rows* below *headings*.
+    Print *rows* below *headings*; columns of numbers are aligned to the right.
     """
     cells = [[printable(cell) for cell in row] for row in rows]
     if console := _console():
@@ -39,7 +39,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def fields(pairs: Iterable[tuple[str, str]]) -> None:
     """
-    Print names and values, a line each; a name that comes again is left out.
+    Print one line for each name and value; a name equal to the line before is left blank.
     """
     last = ""
     for name, value in pairs:

@@ -1,5 +1,5 @@
 """
-Ctrl-C at a moment of our choice, so that nothing is left half made.
+Deferred signals, so that Ctrl-C interrupts a command only where it can undo its work.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class Deferred:
     """
-    What asked the process to end while `deferred` held it back.
+    The state of signals that `deferred` holds back.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Deferred:
 
     def check(self) -> None:
         """
-        Raise KeyboardInterrupt if something did.
+        Raise KeyboardInterrupt if a signal has arrived.
         """
         if self._received:
             raise KeyboardInterrupt
@@ -35,7 +35,7 @@ class Deferred:
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """
-        Around what may last, and can be left at any moment: raise KeyboardInterrupt as soon as something does.
+        Raise KeyboardInterrupt as soon as a signal arrives, for a block that may last long and is safe to leave.
         """
         self._at_once = True
         try:
@@ -48,9 +48,9 @@ class Deferred:
 @contextlib.contextmanager
 def deferred() -> Iterator[Deferred]:
     """
-    Hold back what asks the process to end, for the time of a ``with``.
+    Hold back SIGINT, SIGTERM and SIGHUP during a ``with``, and yield the object to poll for them.
 
-    Outside the main thread, where Python never delivers signals, this does nothing.
+    Does nothing outside the main thread, because Python delivers signals to the main thread only.
     """
     held = Deferred()
     if threading.current_thread() is not threading.main_thread():
@@ -59,7 +59,7 @@ def deferred() -> Iterator[Deferred]:
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         for number, handler in before.items():
-            if handler is not signal.SIG_IGN:  # as nohup has it
+            if handler is not signal.SIG_IGN:  # ignored by nohup
                 signal.signal(number, held.receive)
         yield held
     finally:

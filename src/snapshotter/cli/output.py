@@ -1,5 +1,5 @@
 """
-What commands print alike.
+Output formats that several commands share.
 """
 
 import argparse
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def print_json(value: Any) -> None:
     """
-    Print *value*; of a list each element on a line of its own.
+    Print *value* as JSON; a list has one element a line.
     """
     if isinstance(value, list):
         print("[" + ",\n ".join(map(json.dumps, value)) + "]")
@@ -33,16 +33,16 @@ def print_json(value: Any) -> None:
 
 def values(value: "DataclassInstance") -> dict[str, Any]:
     """
-    *value* as JSON has it.
+    Return *value* as a JSON object.
     """
-    from dataclasses import asdict  # slow to import
+    from dataclasses import asdict  # slow to import, and most commands do without
 
     return asdict(value)
 
 
 def described(info: Info) -> dict[str, Any]:
     """
-    *info* as JSON has it.
+    Return *info* as a JSON object.
     """
     return {
         "kind": str(info.kind),
@@ -56,7 +56,7 @@ def described(info: Info) -> dict[str, Any]:
 
 def detailed(entry: "Entry") -> dict[str, Any]:
     """
-    *entry* as JSON has it.
+    Return *entry* as a JSON object, as `described`, with its usage, subvolume and state.
     """
     return described(entry.info) | {
         "size": entry.usage and entry.usage.size,
@@ -70,7 +70,7 @@ def detailed(entry: "Entry") -> dict[str, Any]:
 
 def amount(arguments: argparse.Namespace) -> Callable[[int], str]:
     """
-    How sizes are written.
+    Return the function that formats sizes: in bytes with ``--bytes``, else with units.
     """
     return str if arguments.bytes else format_size
 
@@ -89,7 +89,7 @@ def print_mounts(arguments: argparse.Namespace, mounts: Iterable[Mount]) -> None
 
 def mount_command(mount: Mount, target: str) -> str:
     """
-    The mount(8) command line that makes *mount* at *target*.
+    Return the mount(8) command line that performs *mount* at *target*.
     """
     kind = [] if mount.type == "bind" else ["-t", mount.type]
     options = ["-o", ",".join(mount.options)] if mount.options else []
@@ -100,7 +100,9 @@ def mount_command(mount: Mount, target: str) -> str:
 @contextlib.contextmanager
 def replaced(path: str) -> Iterator[IO[bytes]]:
     """
-    The file *path*, new or in place of the old one, once all of it is written; a device or a FIFO as it is.
+    Open the file *path* for writing, and rename it into place when the ``with`` ends without an exception.
+
+    Devices and FIFOs are written directly.
     """
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(os.stat(path).st_mode):

@@ -1,5 +1,5 @@
 """
-How far something long is: a bar where rich is installed, a line elsewhere; for terminals alone.
+Progress on a terminal: a bar if rich is installed, else one line.
 """
 
 import contextlib
@@ -12,75 +12,75 @@ from typing import TypeVar
 
 from snapshotter.text import format_size
 
-_SECONDS = 0.2  # between two looks of the line
-_STEP = 100  # things; telling of each would take longer than most
+_SECONDS = 0.2  # between two updates of the line
+_STEP = 100  # items between two reports: a report takes longer than processing most items
 
 T = TypeVar("T")
 
 Report = Callable[[int], None]
 """
-Is told how much is done.
+Receives the amount done so far.
 """
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, amount: Callable[[int], str] = format_size) -> Iterator[Report]:
+def progress(title: str, total: int, amount: Callable[[int], str] = format_size) -> Iterator[Report]:
     """
-    Show on standard error how far *what* is, for the time of a ``with``; gives the function to tell.
+    Show progress on standard error during a ``with``, and yield the function to report it to.
 
     Args:
-        total: 0 where it is not known.
-        amount: Says a number of the units that are counted.
+        total: 0 if unknown.
+        amount: Formats a number of the counted units.
     """
     if not visible():
-        yield lambda done: None
+        yield lambda _: None
         return
     try:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:
-        line = _Line(what, total, amount)
+        line = _Line(title, total, amount)
         try:
-            yield line.tell
+            yield line.report
         finally:
             line.clear()
         return
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total or None, amount="")
+        task = bar.add_task(title, total=total or None, amount="")
         yield lambda done: bar.update(task, completed=done, amount=_amounts(done, total, amount))
 
 
-def with_progress(things: Iterable[T]) -> Iterator[T]:
+def with_progress(items: Iterable[T]) -> Iterator[T]:
     """
-    Pass *things* on, and show how many of them are done.
+    Yield *items*, and show how many are done.
     """
-    with progress("looking at", length_hint(things), "{:,}".format) as report:
-        for done, thing in enumerate(things):
-            yield thing
+    with progress("looking at", length_hint(items), "{:,}".format) as report:
+        for done, item in enumerate(items):
+            yield item
             if not done % _STEP:
                 report(done)
 
 
 def visible() -> bool:
     """
-    Whether anybody sees it: finding out a total may cost something.
+    Return whether progress is shown, for callers that compute a total only then.
     """
     return bool(sys.stderr and sys.stderr.isatty()) and os.environ.get("TERM") != "dumb"
 
 
 class _Line:
-    def __init__(self, what: str, total: int, amount: Callable[[int], str]) -> None:
-        self._what, self._total, self._amount = what, total, amount
+    def __init__(self, title: str, total: int, amount: Callable[[int], str]) -> None:
+        self._title, self._total, self._amount = title, total, amount
         self._begun = self._shown = time.monotonic()
         self._width = 0
 
-    def tell(self, done: int) -> None:
+    def report(self, done: int) -> None:
         now = time.monotonic()
         if now - self._shown < _SECONDS:
             return
         self._shown = now
-        text = f"{self._what} {_amounts(done, self._total, self._amount)}"
+        text = f"{self._title} {_amounts(done, self._total, self._amount)}"
         if self._total and done:
             seconds = (now - self._begun) * max(0, self._total - done) / done
             text += f", {seconds // 60:.0f}:{seconds % 60:02.0f} left"

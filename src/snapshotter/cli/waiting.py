@@ -1,5 +1,5 @@
 """
-Waiting for the space of what was removed.
+Waiting until the kernel has freed the space of deleted subvolumes.
 """
 
 import contextlib
@@ -14,8 +14,9 @@ _LOOK_SECONDS = 0.5
 
 def wait(root: str, subvolids: Collection[int], cleanup: Callable[[], None] = lambda: None) -> set[int]:
     """
-    Have *cleanup* destroy subvolumes of the store at *root*, and wait until the kernel has cleaned them; gives those
-    that are held, and stay for now.
+    Call *cleanup* until it destroys no more of *subvolids*, and wait until the kernel has cleaned the destroyed ones.
+
+    Return the ids of subvolumes that are still in use, and so not destroyed.
     """
     with (
         translating(f"wait for the space of {root!r}"),
@@ -28,7 +29,7 @@ def wait(root: str, subvolids: Collection[int], cleanup: Callable[[], None] = la
             held, cleaning = _left(root, held)
             while cleaning:
                 report(len(subvolids) - len(held) - len(cleaning))
-                filesystem.sync(root)  # wakes the cleaner, which may sleep for half a minute
+                filesystem.sync(root)  # wakes the cleaner, which can sleep for 30 s
                 with contextlib.suppress(TimeoutError):
                     subvolume.wait_deleted(root, min(cleaning), _LOOK_SECONDS)
                 _, cleaning = _left(root, cleaning)
@@ -38,7 +39,7 @@ def wait(root: str, subvolids: Collection[int], cleanup: Callable[[], None] = la
 
 def _left(root: str, subvolids: Collection[int]) -> tuple[set[int], set[int]]:
     """
-    Those that are not deleted, and those that are not cleaned.
+    Return the ids that are not deleted, and the ids that are deleted and not cleaned.
     """
     held, cleaning = set(), set()
     for subvolid in subvolids:

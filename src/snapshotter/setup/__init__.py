@@ -1,3 +1,3 @@
 """
-Installation: containerd's configuration, systemd's units, image files.
+Installation of the daemon: containerd's configuration, systemd units and image files.
 """

@@ -1,5 +1,5 @@
 """
-What containerd has to be told of a daemon: a file for its configuration, and what that file cannot say.
+containerd's configuration for a daemon: the drop-in file, advice on further steps, and a check of the result.
 """
 
 import os
@@ -18,7 +18,7 @@ ConfigVersion = Literal[2, 3, 4]
 
 DROP_INS = "/etc/containerd/conf.d"
 
-# containerd does not start with a second one of a name; the last two are k3s's.
+# containerd fails to start if a proxy plugin has the name of a built-in one. The last two names are built into k3s.
 BUILT_IN = {"aufs", "blockfile", "btrfs", "devmapper", "erofs", "native", "overlayfs", "windows", "windows-lcow", "zfs"}
 BUILT_IN |= {"fuse-overlayfs", "stargz"}
 
@@ -45,7 +45,7 @@ class Version(NamedTuple):
     @property
     def config(self) -> ConfigVersion:
         """
-        The newest version of the configuration that it reads.
+        The newest version of the configuration file that this release reads.
         """
         if self < (2, 0, 0):
             return 2
@@ -54,7 +54,7 @@ class Version(NamedTuple):
     @property
     def reads_exports(self) -> bool:
         """
-        Whether it can be told where the root of a proxy plugin is.
+        Whether this release reads ``exports``, which has the root of a proxy plugin.
         """
         return self >= (1, 7, 16) or (1, 6, 32) <= self < (1, 7, 0)
 
@@ -65,8 +65,8 @@ class Plugin:
     The daemon as containerd sees it.
 
     Args:
-        name: What clients call the snapshotter.
-        cri: Whether it is to be that of Kubernetes' containers.
+        name: The name of the snapshotter for containerd's clients.
+        cri: Whether CRI, and so Kubernetes, uses the snapshotter.
     """
 
     name: str
@@ -77,24 +77,26 @@ class Plugin:
     def __post_init__(self) -> None:
         if self.name in BUILT_IN:
             raise InvalidArgumentError(
-                f"{self.name!r} is a snapshotter of containerd's own, which does not start with two of one name: "
-                "choose another one"
+                f"{self.name!r} is a built-in snapshotter, and containerd does not start with two of one name: choose "
+                "another name with --name"
             )
         if len(self.name) > 76 or not _IDENTIFIER.fullmatch(self.name):
             raise InvalidArgumentError(
-                f"{self.name!r} is no name for containerd: letters and digits, with single dots, dashes or underscores "
-                "between them, 76 at most"
+                f"{self.name!r} is not a valid name for containerd: use at most 76 letters and digits, with single "
+                "dots, dashes or underscores between them"
             )
         for path in (self.root, self.address):
             try:
                 path.encode()
             except UnicodeEncodeError as error:
-                raise InvalidArgumentError(f"{path!r} is not UTF-8, as containerd's configuration has to be") from error
+                raise InvalidArgumentError(
+                    f"{path!r} is not UTF-8, which containerd's configuration requires"
+                ) from error
 
 
 class Main(NamedTuple):
     """
-    containerd's own configuration file, as far as there is one.
+    containerd's main configuration file.
     """
 
     path: str
@@ -111,12 +113,12 @@ class Main(NamedTuple):
 
     def imports(self, path: str) -> bool:
         """
-        Whether it reads the file *path*, too.
+        Return whether containerd imports the file *path*.
         """
         directory = os.path.dirname(os.path.abspath(self.path))
         return any(
             isinstance(pattern, str)
-            # containerd 1.x takes the relative ones with a star from wherever it was started.
+            # containerd 1.x resolves relative patterns from its working directory, so they may match elsewhere.
             and (os.path.isabs(pattern) or "*" not in pattern)
             and PurePath(path).match(os.path.join(directory, pattern))
             for pattern in self.values.get("imports", ())
@@ -125,19 +127,24 @@ class Main(NamedTuple):
 
 def installed(containerd: str) -> Version:
     """
-    The version of the program *containerd*, a path or a name in ``$PATH``.
+    Return the version of the program *containerd*, a path or a name in ``$PATH``.
+
+    Raises:
+        FailedPreconditionError: The program is missing, fails, or does not print a version.
     """
     said = _run(containerd, "--version")
     found = _VERSION.search(said)
     if not found:
-        raise FailedPreconditionError(f"{containerd!r} does not tell its version: {said.strip()!r}")
+        raise FailedPreconditionError(f"{containerd!r} printed no version, but {said.strip()!r}: use --config-version")
     return Version(*map(int, found.groups()))
 
 
 def read_main(path: str) -> Main:
     """
+    Return containerd's main configuration file; a missing file is like an empty one.
+
     Raises:
-        InvalidArgumentError: The file cannot be read, or is no TOML.
+        InvalidArgumentError: The file cannot be read, or is not TOML.
     """
     try:
         with open(path, "rb") as file:
@@ -152,7 +159,7 @@ def read_main(path: str) -> Main:
 
 def dumped(containerd: str, main: str) -> str:
     """
-    What containerd makes of its configuration; of none, where the file *main* is missing.
+    Return the configuration that containerd uses, as TOML: the defaults if the file *main* is missing.
     """
     if not os.path.exists(main):
         return _run(containerd, "config", "default")
@@ -164,8 +171,8 @@ def _run(*command: str) -> str:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
     except FileNotFoundError as error:
         raise FailedPreconditionError(
-            f"there is no {command[0]!r}: name it with --containerd, or its configuration's version with "
-            "--config-version"
+            f"there is no program {command[0]!r}: give its path with --containerd, or the version of its configuration "
+            "with --config-version"
         ) from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise FailedPreconditionError(f"cannot run {command[0]!r}: {error}") from error
@@ -177,11 +184,11 @@ def _run(*command: str) -> str:
 
 def drop_in(plugin: Plugin, version: ConfigVersion, main: Main) -> str:
     """
-    The file that makes containerd know *plugin*: it can be imported by *main*, whose settings it keeps.
+    Return the file that declares *plugin* to containerd, for import by *main*, whose settings stay in force.
     """
     parts = [
         f"version = {version}\n",
-        # No capabilities: remap-ids and rebase are not true here.
+        # No capabilities, because this snapshotter supports neither remap-ids nor rebase.
         f"[proxy_plugins.{toml(plugin.name)}]\n"
         f'  type = "snapshot"\n'
         f"  address = {toml(plugin.address)}\n"
@@ -190,7 +197,7 @@ def drop_in(plugin: Plugin, version: ConfigVersion, main: Main) -> str:
     ]
     if version > 2:
         others = [entry for entry in _unpack_config(main.values) if entry.get("snapshotter") != plugin.name]
-        # With any entry of ours, containerd's own default for overlayfs is gone.
+        # An entry here removes containerd's default entry for overlayfs, so repeat it.
         others = others or [{"platform": "linux", "snapshotter": "overlayfs"}]
         for entry in [*others, {"platform": "linux", "snapshotter": plugin.name}]:
             lines = [f"  {name} = {toml(value)}\n" for name, value in entry.items()]
@@ -206,48 +213,51 @@ def _cri_section(plugin: Plugin, version: ConfigVersion) -> str:
 
 
 def _by_hand(version: ConfigVersion, main: Main) -> bool:
-    # containerd 1.x has a file that is imported replace the sections of a plugin, not merge them.
+    # In containerd 1.x an imported file replaces the section of a plugin instead of merging it.
     return version == 2 and bool(main.section(_CRI[2][0]))
 
 
 def advice(plugin: Plugin, version: ConfigVersion, release: Version | None, main: Main, path: str) -> list[str]:
     """
-    What is to be done beside having the drop-in at *path*.
+    Return the steps that remain once the drop-in is at *path*.
+
+    Args:
+        release: The release of containerd; None if unknown.
     """
     lines = []
     directory = os.path.dirname(path)
     imports = f"imports = [{toml(os.path.join(directory, '*.toml'))}]"
     if not main.exists:
-        lines.append(f"make {main.path}:\n    version = {version}\n    {imports}")
+        lines.append(f"create {main.path}:\n    version = {version}\n    {imports}")
     elif not main.imports(path):
         lines.append(f"add to {main.path}, above its first section:\n    {imports}")
     if main.exists and version > 2 and main.version < 3:
         lines.append(
-            f"{main.path} is of version {main.version}, and containerd before 2.3 forgets its settings of CRI when it "
-            f"imports newer ones. Migrate it first:\n    containerd --config {main.path} config migrate"
+            f"{main.path} has version {main.version}, and containerd before 2.3 loses its CRI settings when it imports "
+            f"a newer version. Migrate it first:\n    containerd --config {main.path} config migrate"
         )
     if plugin.cri and _by_hand(version, main):
         section = _cri_section(plugin, version).replace("\n", "\n    ").rstrip()
         lines.append(
-            f"{main.path} has settings of CRI, which a drop-in would replace. Add the line by hand:\n    {section}"
+            f"{main.path} has CRI settings, which a drop-in would replace. Add this line by hand:\n    {section}"
         )
     if not plugin.cri:
         section = _cri_section(plugin, version).replace("\n", "\n    ").rstrip()
-        lines.append(f"Kubernetes goes on with the snapshotter it has; with --cri it uses this one:\n    {section}")
+        lines.append(f"Kubernetes keeps its present snapshotter; with --cri it uses this one:\n    {section}")
     if version == 2 and (release is None or not release.reads_exports):
         lines.append(
-            "containerd before 1.6.32, and 1.7 before 1.7.16, does not read exports: there kubelet sees the disk's "
-            f"usage only if the root is {_guessed_root(plugin, main.values)}"
+            "containerd before 1.6.32, and 1.7 before 1.7.16, ignores exports: kubelet then sees the disk usage only "
+            f"if the root is {_guessed_root(plugin, main.values)}"
         )
-    lines.append("restart containerd, then see what it makes of it:\n    snapshotter setup containerd --check")
+    lines.append("restart containerd, then check its configuration:\n    snapshotter setup containerd --check")
     lines.append(f"ctr and nerdctl: --snapshotter {plugin.name}, or CONTAINERD_SNAPSHOTTER={plugin.name}")
     lines.append(
-        'k3s: put the file, without its version and unpack_config, behind `{{ template "base" . }}` in\n'
+        'k3s: append the file, without version and unpack_config, to `{{ template "base" . }}` in\n'
         "    /var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.tmpl\n"
         f"and `snapshotter: {plugin.name}` in /etc/rancher/k3s/config.yaml"
     )
     lines.append(
-        "BuildKit without containerd needs a daemon with a root and a socket of its own:\n"
+        "BuildKit without containerd needs its own daemon, with its own root and socket:\n"
         f"    buildkitd --containerd-worker=false --oci-worker=true --oci-worker-snapshotter={plugin.name} "
         "--oci-worker-proxy-snapshotter-path=SOCKET"
     )
@@ -256,17 +266,17 @@ def advice(plugin: Plugin, version: ConfigVersion, release: Version | None, main
 
 def missing(plugin: Plugin, dump: str) -> list[str]:
     """
-    What containerd's configuration, as ``containerd config dump`` has it, lacks for *plugin*.
+    Return a line for each setting that *plugin* needs and *dump*, an output of ``containerd config dump``, lacks.
 
     Raises:
-        InvalidArgumentError: It is no such dump.
+        InvalidArgumentError: *dump* is not an output of ``containerd config dump``.
     """
     try:
         values = tomllib.loads(dump)
         version = values["version"]
         cri = _CRI[min(version, 4)]
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidArgumentError(f"this is no output of `containerd config dump`: {error!r}") from error
+        raise InvalidArgumentError(f"the input is not an output of `containerd config dump`: {error!r}") from error
     return [
         *_lacks_plugin(plugin, values),
         *_lacks_unpacking(plugin, values, version),
@@ -278,17 +288,17 @@ def _lacks_plugin(plugin: Plugin, values: Mapping[str, Any]) -> Iterator[str]:
     entry = _table(values, "proxy_plugins", plugin.name)
     where = f"proxy_plugins.{plugin.name}"
     if not entry:
-        yield f"{where}: there is none; is the drop-in imported?"
+        yield f"{where}: missing; check that the drop-in is imported"
         return
     if entry.get("type") not in ("snapshot", "io.containerd.snapshotter.v1"):
-        yield f"{where}.type: it is {entry.get('type')!r}, not 'snapshot'"
+        yield f"{where}.type: is {entry.get('type')!r}, has to be 'snapshot'"
     if entry.get("address") != plugin.address:
-        yield f"{where}.address: it is {entry.get('address')!r}, and the daemon's {plugin.address!r}"
+        yield f"{where}.address: is {entry.get('address')!r}, but the daemon's is {plugin.address!r}"
     root = _table(entry, "exports").get("root", _guessed_root(plugin, values))
     if root != plugin.root:
-        yield f"{where}.exports.root: kubelet looks for the disk's usage at {root!r}, and the root is {plugin.root!r}"
+        yield f"{where}.exports.root: kubelet measures disk usage at {root!r}, but the root is {plugin.root!r}"
     for capability in entry.get("capabilities", ()):
-        yield f"{where}.capabilities: {capability!r} is not true of this snapshotter"
+        yield f"{where}.capabilities: this snapshotter does not support {capability!r}"
 
 
 def _lacks_unpacking(plugin: Plugin, values: Mapping[str, Any], version: int) -> Iterator[str]:
@@ -298,7 +308,7 @@ def _lacks_unpacking(plugin: Plugin, values: Mapping[str, Any], version: int) ->
     where = f"plugins.{toml(_TRANSFER)}.unpack_config"
     for name in (plugin.name, "overlayfs"):
         if name not in names and (names or name == plugin.name):
-            yield f"{where}: there is none for {name!r}, so nothing can be pulled for it"
+            yield f"{where}: no entry for {name!r}, so images cannot be pulled for it"
 
 
 def _lacks_cri(plugin: Plugin, values: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
@@ -306,9 +316,9 @@ def _lacks_cri(plugin: Plugin, values: Mapping[str, Any], path: tuple[str, ...])
         return
     disabled = values.get("disabled_plugins", ())
     if {"cri", *path} & set(disabled):
-        yield f"disabled_plugins: {', '.join(map(repr, disabled))} has CRI in it"
+        yield f"disabled_plugins: {', '.join(map(repr, disabled))} disables CRI"
     elif (name := _table(values, "plugins", *path).get("snapshotter")) != plugin.name:
-        yield f"plugins.{'.'.join(map(toml, path))}.snapshotter: it is {name!r}, not {plugin.name!r}"
+        yield f"plugins.{'.'.join(map(toml, path))}.snapshotter: is {name!r}, has to be {plugin.name!r}"
 
 
 def _unpack_config(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -327,9 +337,9 @@ def _guessed_root(plugin: Plugin, values: Mapping[str, Any]) -> str:
 
 def _table(values: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
     """
-    The table at *path*; an empty one where there is none.
+    Return the table at *path*, or an empty table if it is missing.
     """
     for name in path:
         found = values.get(name)
-        values = cast(Mapping[str, Any], found) if isinstance(found, dict) else {}
+        values = cast("Mapping[str, Any]", found) if isinstance(found, dict) else {}
     return values

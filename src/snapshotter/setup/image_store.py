@@ -1,5 +1,5 @@
 """
-A store where there is no btrfs: in an image file, mounted at its root.
+A store in an image file that is mounted at the root, for machines without btrfs.
 """
 
 import contextlib
@@ -19,26 +19,28 @@ _PLAIN = frozenset(string.ascii_letters + string.digits + ":_.")
 
 def create(root: str, file: str, size: int, *, sparse: bool = False, check: Callable[[], None] = lambda: None) -> None:
     """
-    Make the image *file* of *size* bytes, mount it at *root*, and make a store there; all of it, or nothing.
+    Create the image *file*, mount it at *root*, and create a store there; undo all steps if one fails.
 
-    It stays mounted until the next boot; `mount_unit` brings it back then. Needs CAP_SYS_ADMIN.
+    The image stays mounted until the next boot; `mount_unit` mounts it again. Needs ``CAP_SYS_ADMIN``.
 
     Args:
-        sparse: Do not reserve the space: a disk below that fills up then loses data that was written already.
-        check: Called last, when everything can still be undone: an exception of it undoes everything.
+        size: The size of the image, in bytes.
+        sparse: Do not reserve the space. If the disk below fills up, data already written to the store is lost.
+        check: Called as the last step; an exception undoes all steps.
 
     Raises:
-        NotFoundError: The directory that *root* would be in does not exist.
-        FailedPreconditionError: *root* is not an empty directory, *file* exists, or btrfs or a privilege is missing.
-        InvalidArgumentError: *size* is too small; a path holds what a mount unit cannot.
-        ResourceExhaustedError: There is not enough space.
+        NotFoundError: The parent directory of *root* does not exist.
+        FailedPreconditionError: *root* is a mount point or not an empty directory, *file* exists, or btrfs, loop
+            devices or a privilege are missing.
+        InvalidArgumentError: *size* is too small, or a path has characters that a mount unit cannot contain.
+        ResourceExhaustedError: The disk is full.
     """
     root, file = real_path(root), real_path(file)
     for path in (root, file):
         if not path.isprintable():
-            raise InvalidArgumentError(f"{path!r} cannot stand in a systemd unit: choose another path")
+            raise InvalidArgumentError(f"{path!r} has characters that a unit file cannot contain: choose another path")
     if size < image.MINIMUM_SIZE:
-        raise InvalidArgumentError(f"an image of {size} bytes is too small: the least is {image.MINIMUM_SIZE}")
+        raise InvalidArgumentError(f"an image of {size} bytes is too small: the minimum is {image.MINIMUM_SIZE}")
     with contextlib.ExitStack() as undo:
         try:
             os.mkdir(root, 0o700)
@@ -46,13 +48,13 @@ def create(root: str, file: str, size: int, *, sparse: bool = False, check: Call
         except FileExistsError:
             check_empty(root)
         except FileNotFoundError as error:
-            raise NotFoundError(f"{os.path.dirname(root)!r} does not exist: make it first") from error
+            raise NotFoundError(f"{os.path.dirname(root)!r} does not exist: create it first") from error
         try:
             image.create(file, size, sparse=sparse)
         except FileExistsError as error:
-            raise FailedPreconditionError(f"{file!r} exists: choose another with --image-file") from error
+            raise FailedPreconditionError(f"{file!r} exists: choose another file with --image-file") from error
         except OSError as error:
-            text = f"cannot make {file!r} of {size} bytes: {error.strerror}"
+            text = f"cannot create {file!r} of {size} bytes: {error.strerror}"
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             raise (ResourceExhaustedError if full else FailedPreconditionError)(text) from error
         undo.callback(os.unlink, file)
@@ -68,15 +70,15 @@ def create(root: str, file: str, size: int, *, sparse: bool = False, check: Call
 
 def unmountable(error: OSError) -> FailedPreconditionError:
     """
-    What it means that a mount of an image failed with *error*, and the cure.
+    Return the error with the cure, for a mount of an image that failed with *error*.
     """
     match error.errno:
         case errno.ENODEV:
             cure = "this kernel has no btrfs: try `modprobe btrfs`"
         case errno.ENOENT | errno.ENXIO:
-            cure = "there are no loop devices here: try `modprobe loop`"
+            cure = "loop devices are missing: try `modprobe loop`"
         case errno.EPERM | errno.EACCES:
-            cure = "CAP_SYS_ADMIN or access to the loop devices is missing: run it as root, and not in a container"
+            cure = "CAP_SYS_ADMIN or access to loop devices is missing: run the command as root, outside of containers"
         case _:
             cure = str(error)
     return FailedPreconditionError(f"cannot mount a btrfs from an image: {cure}")
@@ -84,13 +86,13 @@ def unmountable(error: OSError) -> FailedPreconditionError:
 
 def mount_unit(root: str, file: str) -> str:
     """
-    The systemd unit that mounts the image *file* at *root*, with how to install it as a comment.
+    Return a systemd unit that mounts the image *file* at *root*; a comment says how to install it.
     """
     root, file = real_path(root), real_path(file)
     name = _unit_name(root)
     what, where = file.replace("%", "%%"), root.replace("%", "%%")
     return f"""\
-# Mounts the store again after a reboot. Save this as '/etc/systemd/system/{name}', then
+# Mounts the store after a reboot. Save this file as '/etc/systemd/system/{name}', then run
 #   systemctl daemon-reload && systemctl enable '{name}'
 [Unit]
 Description=snapshot store in {what}
@@ -108,7 +110,7 @@ WantedBy=local-fs.target
 
 def _unit_name(root: str) -> str:
     """
-    As ``systemd-escape --path --suffix=mount`` says.
+    Return the name of the mount unit for *root*, as ``systemd-escape --path --suffix=mount`` prints it.
     """
     escaped = []
     for at, byte in enumerate(os.fsencode(root.strip("/"))):

@@ -1,5 +1,5 @@
 """
-The systemd units of the daemon, for a root and a socket.
+The systemd units of the daemon, for a given root and socket.
 """
 
 import re
@@ -18,17 +18,17 @@ _PLAIN = re.compile(r"[\w@/.,:=+-]+")
 
 def text(name: str, root: str, address: str, command: Sequence[str] = COMMAND) -> str:
     """
-    The unit *name* for a daemon that *command* starts.
+    Return the text of the unit *name*, with *root*, *address* and the *command* that starts the daemon.
 
     Raises:
-        InvalidArgumentError: A path cannot be written in a unit.
+        InvalidArgumentError: A path has characters that a unit file cannot contain.
     """
     unit = resources.files("snapshotter.setup").joinpath("units", name).read_text()
     default = Config()
     started = f"{shlex.join(COMMAND)} serve --root {default.root} --address {default.address}"
     unit = unit.replace(started, " ".join(map(_word, [*command, "serve", "--root", root, "--address", address])))
     unit = unit.replace(f"RequiresMountsFor={default.root}\n", f"RequiresMountsFor={_word(root)}\n")
-    # Of a listening address only the percent sign is special.
+    # In ListenStream only the percent sign is special.
     unit = unit.replace(f"ListenStream={default.address}\n", f"ListenStream={_percent(_line(address))}\n")
     if root != default.root:
         made = "StateDirectory=btrfs-snapshotter\nStateDirectoryMode=0700\n"
@@ -38,7 +38,7 @@ def text(name: str, root: str, address: str, command: Sequence[str] = COMMAND) -
 
 def _word(value: str) -> str:
     """
-    One argument of a setting.
+    Return *value* quoted as one word of a command line.
     """
     value = _percent(_line(value)).replace("$", "$$")
     return value if _PLAIN.fullmatch(value) else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -50,5 +50,5 @@ def _percent(value: str) -> str:
 
 def _line(value: str) -> str:
     if not value.isprintable():
-        raise InvalidArgumentError(f"{value!r} has characters that a unit cannot hold: choose another path")
+        raise InvalidArgumentError(f"{value!r} has characters that a unit file cannot contain: choose another path")
     return value

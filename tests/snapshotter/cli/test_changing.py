@@ -129,9 +129,10 @@ def test_cleanup(layers: str, run: Run) -> None:
     rm and cleanup name what is held, and a later cleanup destroys it.
     """
     with Snapshotter(layers, read_only=True) as store, mounted(store.mounts("web")):
-        held = "snapshotter: the space of 'web' comes back later: it is mounted, or held otherwise\n"
+        cure = "because it is mounted or in use: unmount it, then run `snapshotter cleanup`"
+        held = f"snapshotter: the space of 'web' is not free yet, {cure}\n"
         assert run("rm", "web") == (0, "", held)
-        assert "/fs' comes back later: it is mounted" in run("cleanup").err
+        assert f"/fs' is not free yet, {cure}" in run("cleanup").err
         assert len(os.listdir(f"{layers}/snapshots")) == 3
     assert run("cleanup") == (0, "", "")
     assert len(os.listdir(f"{layers}/snapshots")) == 2
@@ -141,11 +142,11 @@ def test_cleanup(layers: str, run: Run) -> None:
 @pytest.mark.parametrize(("argv", "what"), [("init --adopt", "init"), ("init --client x", "init")])
 def test_alone_only(layers: str, run: Run, argv: str, what: str) -> None:
     """
-    What needs the store to itself says so, and who has it.
+    A command that needs exclusive access to the store says so, and names the holder.
     """
     refused = run(*argv.split())
     assert refused.code == 3
-    assert f"snapshotter: {what} needs the store to itself: " in refused.err
+    assert f"snapshotter: {what} needs exclusive access to the store: " in refused.err
     assert f"is held by process {os.getpid()}" in refused.err
 
 
@@ -177,7 +178,7 @@ def test_a_store_of_containerd(btrfs: Path, run: Run, way: str, monkeypatch: pyt
         for argv in ("prepare x", "view x", "commit x a", "fork a x"):
             refused = run(*argv.split())
             assert refused.code == 1, argv
-            assert "is that of client 'btrfs', and containerd's garbage collection deletes" in refused.err
+            assert "belongs to client 'btrfs', and containerd's garbage collection deletes" in refused.err
         assert [info[0] for info in infos(run)] == ["a"]
         assert run("rm", "a").code == 0
         assert infos(run) == []

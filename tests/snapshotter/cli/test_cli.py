@@ -200,7 +200,7 @@ class TestInit:
         init makes a store of what is missing or empty, and of nothing else.
         """
         root = str(btrfs / "new")
-        assert run("init", "--root", root) == (0, f"made a store in {root}\n", "")
+        assert run("init", "--root", root) == (0, f"created a store in {root}\n", "")
         assert run("init", "--root", root).code == 1
         assert run("ls", "--root", root).code == 0
         (btrfs / "empty").mkdir()
@@ -351,11 +351,11 @@ class TestInit:
         init --client says whose the snapshots are, of a new store and of one with snapshots.
         """
         root = str(btrfs / "s")
-        assert run("init", "--client", "btrfs", "--root", root) == (0, f"made a store in {root}\n", "")
+        assert run("init", "--client", "btrfs", "--root", root) == (0, f"created a store in {root}\n", "")
         with Snapshotter(root, client="btrfs") as store:
             store.prepare("a")
         assert run("prepare", "b", "--root", root).code == 1
-        assert run("init", "--client", "local", "--root", root) == (0, f"{root} is of client local now\n", "")
+        assert run("init", "--client", "local", "--root", root) == (0, f"{root} is now bound to client local\n", "")
         assert run("prepare", "b", "--root", root).code == 0
         with Snapshotter(root, client="btrfs") as store, pytest.raises(FailedPreconditionError, match="client 'local'"):
             store.prepare("c")
@@ -450,7 +450,7 @@ class TestErrors:
         A second "--", which the argparse of some Pythons loses, is wrong usage there, and else the name of no file.
         """
         ran = run(*argv, "--", "--")
-        assert (ran.code, "'--' behind '--' is no value" in ran.err) in ((2, True), (1, False))
+        assert (ran.code, "'--' is not accepted as a value after '--'" in ran.err) in ((2, True), (1, False))
 
     def test_root_wins(self, layers: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """

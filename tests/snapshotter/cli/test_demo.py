@@ -45,11 +45,11 @@ def test_demo() -> None:
     ("moment", "number"),
     [
         ("", signal.SIGINT),
-        ("make a store", signal.SIGINT),
+        ("create a store", signal.SIGINT),
         ("commit it", signal.SIGINT),
         ("prepare 100", signal.SIGINT),
         ("fork", signal.SIGINT),
-        ("make a store", signal.SIGTERM),
+        ("create a store", signal.SIGTERM),
         ("remove 9", signal.SIGTERM),
     ],
 )
@@ -94,7 +94,7 @@ def test_verification_can_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
     monkeypatch.setattr(demo, "_described", flip)
     assert cli.main(["demo"]) == 1
-    assert "the demo found this wrong: it equals its source" in capsys.readouterr().err
+    assert "verification failed: it equals its source" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

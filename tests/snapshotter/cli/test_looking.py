@@ -112,7 +112,7 @@ def test_why(store: Snapshotter, run: Run) -> None:
     why names what keeps a snapshot.
     """
     assert run("why", "base") == "child      v\n           web\n"
-    assert run("why", "web") == "nothing keeps it\n"
+    assert run("why", "web") == "nothing keeps the snapshot\n"
     with mounted(store.mounts("web")) as path:
         assert run("why", "web").startswith(f"mount      {path} in the namespace of process ")
         found = json.loads(run("why", "web", "--json"))

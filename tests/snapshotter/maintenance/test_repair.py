@@ -503,7 +503,7 @@ def test_held(damaged: Damaged, run: Run) -> None:
     with Snapshotter(damaged.root):
         refused = run("doctor", "--fix", "--root", str(damaged.root))
     assert refused.code == 3
-    assert "doctor --fix needs the store to itself" in refused.err
+    assert "doctor --fix needs exclusive access to the store" in refused.err
 
 
 class TestCommands:
@@ -538,13 +538,13 @@ class TestCommands:
         directory = f"{quarantined.root}/quarantine"
         assert dry.out.splitlines() == [
             *(f"{directory}/{name}" for name in sorted([number, "file", "plain"])),
-            "3 in the quarantine, of which the subvolumes free 0",
+            "entries in the quarantine: 3; deleting their subvolumes frees 0",
         ]
         assert "give --yes" in run("purge").err
         assert quarantined.quarantine() == sorted([number, "file", "plain"])
         assert run("purge", "--yes").code == 0
         assert quarantined.quarantine() == []
-        assert run("purge", "--yes") == (0, "nothing is in the quarantine\n", "")
+        assert run("purge", "--yes") == (0, "the quarantine is empty\n", "")
         assert quarantined.problems() == []
         assert quarantined.names() == ["base", "top", "v"]
 

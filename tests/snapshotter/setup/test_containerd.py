@@ -136,7 +136,7 @@ def test_unfit_names(name: str) -> None:
     """
     A name that containerd would refuse is refused here.
     """
-    with pytest.raises(InvalidArgumentError, match="no name for containerd"):
+    with pytest.raises(InvalidArgumentError, match="not a valid name for containerd"):
         Plugin(name, "/r", "/a")
 
 
@@ -157,7 +157,7 @@ def test_advice_on_imports() -> None:
     How the main file comes to import the drop-in is said unless it does.
     """
     line = 'imports = ["/etc/containerd/conf.d/*.toml"]'
-    assert f"make /etc/containerd/config.toml:\n    version = 3\n    {line}" in said(PLUGIN, 3, NO_MAIN)
+    assert f"create /etc/containerd/config.toml:\n    version = 3\n    {line}" in said(PLUGIN, 3, NO_MAIN)
     assert f"add to /c/config.toml, above its first section:\n    {line}" in said(
         PLUGIN, 3, Main("/c/config.toml", {"version": 3, "imports": ["conf.d/*.toml", "/etc/other.toml", 7]})
     )
@@ -182,7 +182,7 @@ def test_advice_on_cri() -> None:
     main = Main("/c", {"version": 2, "plugins": {"io.containerd.grpc.v1.cri": {"sandbox_image": "mine"}}})
     assert "cri" not in drop_in(CRI, 2, main)
     section = '[plugins."io.containerd.grpc.v1.cri"."containerd"]\n      snapshotter = "btrfs-snapshotter"'
-    assert f"Add the line by hand:\n    {section}" in said(CRI, 2, main)
+    assert f"Add this line by hand:\n    {section}" in said(CRI, 2, main)
     assert "by hand" not in said(CRI, 3, main) + said(CRI, 2, NO_MAIN) + said(PLUGIN, 2, main)
     assert "with --cri" in said(PLUGIN, 4, NO_MAIN)
 
@@ -230,20 +230,20 @@ snapshotter = "btrfs-snapshotter"
 @pytest.mark.parametrize(
     ("before", "after", "lack"),
     [
-        ("[proxy_plugins.btrfs-snapshotter]", "[proxy_plugins.other]", "there is none; is the drop-in imported"),
-        ('type = "snapshot"', 'type = "content"', "type: it is 'content'"),
-        (PLUGIN.address, "/run/other.sock", "address: it is '/run/other.sock'"),
-        (PLUGIN.root, "/other", "exports.root: kubelet looks for the disk's usage at '/other'"),
+        ("[proxy_plugins.btrfs-snapshotter]", "[proxy_plugins.other]", "missing; check that the drop-in is imported"),
+        ('type = "snapshot"', 'type = "content"', "type: is 'content', has to be 'snapshot'"),
+        (PLUGIN.address, "/run/other.sock", "address: is '/run/other.sock'"),
+        (PLUGIN.root, "/other", "exports.root: kubelet measures disk usage at '/other'"),
         (f'exports = {{ root = "{PLUGIN.root}" }}', "", "at '/var/lib/containerd/io.containerd.snapshotter.v1.btrfs-"),
-        ("exports =", 'capabilities = ["rebase"]\nexports =', "'rebase' is not true"),
-        ('snapshotter = "overlayfs"', 'snapshotter = "native"', "none for 'overlayfs'"),
-        ('snapshotter = "btrfs-snapshotter"\n[plugins', "[plugins", "none for 'btrfs-snapshotter'"),
+        ("exports =", 'capabilities = ["rebase"]\nexports =', "does not support 'rebase'"),
+        ('snapshotter = "overlayfs"', 'snapshotter = "native"', "no entry for 'overlayfs'"),
+        ('snapshotter = "btrfs-snapshotter"\n[plugins', "[plugins", "no entry for 'btrfs-snapshotter'"),
         (
             'images"]\nsnapshotter = "btrfs-snapshotter"',
             'images"]\nsnapshotter = "btrfs"',
-            "it is 'btrfs'",
+            "is 'btrfs', has to be 'btrfs-snapshotter'",
         ),
-        ("version = 3", 'version = 3\ndisabled_plugins = ["cri"]', "has CRI in it"),
+        ("version = 3", 'version = 3\ndisabled_plugins = ["cri"]', "disables CRI"),
     ],
 )
 def test_check(before: str, after: str, lack: str) -> None:
@@ -268,7 +268,7 @@ def test_check_of_nonsense(dump: str) -> None:
     """
     What is no dump is said to be none, rather than to lack everything.
     """
-    with pytest.raises(InvalidArgumentError, match="no output of `containerd config dump`"):
+    with pytest.raises(InvalidArgumentError, match="not an output of `containerd config dump`"):
         missing(PLUGIN, dump)
 
 

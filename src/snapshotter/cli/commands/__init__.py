@@ -1,3 +1,3 @@
 """
-The commands, a file each.
+The commands, one file for each command or group of related commands.
 """

@@ -16,13 +16,18 @@ from snapshotter.errors import InvalidArgumentError
 
 def add(commands: arguments.Commands) -> None:
     export = commands.add("export", _export, arguments.KEY, example="snapshotter export base - | gzip > base.tgz")
-    export.add_argument("file", metavar="FILE", help="- for standard output")
+    export.add_argument("file", metavar="FILE", help="tar archive to write, or - for standard output")
     import_ = commands.add(
         "import", _import, arguments.KEY, arguments.LABELS, example="snapshotter import base base.tgz"
     )
-    import_.add_argument("file", metavar="FILE", help="- for standard input")
+    import_.add_argument("file", metavar="FILE", help="tar archive to read, compressed or not, or - for standard input")
     import_.add_argument(
-        "parent", metavar="PARENT", nargs="?", type=arguments.parent, default="", help="what it is put on top of"
+        "parent",
+        metavar="PARENT",
+        nargs="?",
+        type=arguments.parent,
+        default="",
+        help="committed snapshot to unpack onto (default: empty)",
     )
 
 
@@ -35,7 +40,7 @@ def _export(parsed: argparse.Namespace) -> None:
 
 def _import(parsed: argparse.Namespace) -> None:
     with (
-        arguments.making(parsed) as store,
+        arguments.creating(parsed) as store,
         interruption.deferred() as interrupted,
         _read(parsed.file) as file,
         progress("import", os.fstat(file.fileno()).st_size) as report,
@@ -46,7 +51,7 @@ def _import(parsed: argparse.Namespace) -> None:
 
 class _Watched:
     """
-    A file that tells how much went through it, and where Ctrl-C is heard.
+    A file that reports progress, and that Ctrl-C interrupts while it reads or writes.
     """
 
     def __init__(self, file: IO[bytes], interrupted: interruption.Deferred, report: Report) -> None:
@@ -57,21 +62,21 @@ class _Watched:
 
     @property
     def stream(self) -> IO[bytes]:
-        return cast(IO[bytes], self)
+        return cast("IO[bytes]", self)
 
     def read(self, size: int) -> bytes:
         with self._interrupted.at_once():
             data = self._file.read(size)
-        self._tell(len(data))
+        self._add(len(data))
         return data
 
     def write(self, data: bytes) -> int:
         with self._interrupted.at_once():
             self._file.write(data)
-        self._tell(len(data))
+        self._add(len(data))
         return len(data)
 
-    def _tell(self, count: int) -> None:
+    def _add(self, count: int) -> None:
         self._count += count
         self._report(self._count)
 
@@ -79,11 +84,13 @@ class _Watched:
 @contextlib.contextmanager
 def _written(path: str) -> Iterator[IO[bytes]]:
     """
-    `output.replaced`, or standard output.
+    Open the file *path* as `output.replaced` does, or standard output for ``-``.
     """
     if path == "-":
         if os.isatty(1):
-            raise InvalidArgumentError("a tar is nothing for a terminal: name a file, or redirect the output")
+            raise InvalidArgumentError(
+                "cannot write a tar archive to a terminal: name a file, or redirect standard output"
+            )
         with open(1, "wb", closefd=False) as file:
             yield file
         return
@@ -93,7 +100,10 @@ def _written(path: str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _read(path: str) -> Iterator[IO[bytes]]:
+    """
+    Open the file *path* for reading, or standard input for ``-``.
+    """
     if path == "-" and os.isatty(0):
-        raise InvalidArgumentError("a tar does not come from a terminal: name a file, or redirect the input")
+        raise InvalidArgumentError("cannot read a tar archive from a terminal: name a file, or redirect standard input")
     with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
         yield file

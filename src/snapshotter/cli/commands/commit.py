@@ -11,10 +11,10 @@ def add(commands: arguments.Commands) -> None:
     commit = commands.add(
         "commit", _commit, arguments.LABELS, example="snapshotter commit release web --label owner=me"
     )
-    commit.add_argument("name", metavar="NAME", type=arguments.key)
-    commit.add_argument("key", metavar="KEY", type=arguments.key)
+    commit.add_argument("name", metavar="NAME", type=arguments.key, help="name of the committed snapshot")
+    commit.add_argument("key", metavar="KEY", type=arguments.key, help="key of the active snapshot")
 
 
 def _commit(parsed: argparse.Namespace) -> None:
-    with arguments.making(parsed) as store:
+    with arguments.creating(parsed) as store:
         store.commit(parsed.name, parsed.key, dict(parsed.label))

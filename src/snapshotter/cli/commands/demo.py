@@ -1,8 +1,7 @@
 """
-The main job on real input: layers, a view and a hundred containers, made of the running Python's own files.
+``snapshotter demo``: layers, a view and a hundred containers, made from the files of the running Python.
 
-It believes nothing it can compare: what a snapshot shows is read back, and the digest of every file held against that
-of its source.
+The demo reads each snapshot back, and compares the digest of every file with the digest of its source.
 """
 
 import argparse
@@ -36,12 +35,12 @@ WRITERS = 10
 WRITTEN = 1 << 20  # by each writer, in bytes
 READERS = 8
 RECLAIM_SECONDS = 60
-_LEFT_OUT = {"__pycache__", "site-packages"}  # Python writes the first while it runs; the second is copied by itself
+_SKIPPED = {"__pycache__", "site-packages"}  # Python writes the first while it runs; the second is copied separately
 _NOTHING = "nothing"
 
 Manifest = dict[str, str]
 """
-What a tree holds: by path, the type, mode and content of what is there.
+The type, mode and content of each file of a tree, by path.
 """
 
 
@@ -49,13 +48,13 @@ def add(commands: arguments.Commands) -> None:
     commands.add("demo", _demo, example="snapshotter demo")
 
 
-def _demo(parsed: argparse.Namespace) -> None:
+def _demo(_: argparse.Namespace) -> None:
     """
-    Show it on a btrfs in a temporary directory; both are gone afterwards, also after Ctrl-C. Needs root.
+    Run the demo on a btrfs in a temporary directory, and remove both at the end, also after Ctrl-C. Needs root.
 
     Raises:
         FailedPreconditionError: A privilege, btrfs or space is missing.
-        Error: Something was not as it has to be.
+        Error: A verification failed.
     """
     if os.geteuid():
         raise FailedPreconditionError("the demo mounts a btrfs of its own: run it as root")
@@ -66,7 +65,9 @@ def _demo(parsed: argparse.Namespace) -> None:
     )
     needed = 2 * size + (256 << 20)
     if shutil.disk_usage(tempfile.gettempdir()).free < needed:
-        raise FailedPreconditionError(f"the demo needs {format_size(needed)} in {tempfile.gettempdir()!r}")
+        raise FailedPreconditionError(
+            f"the demo needs {format_size(needed)} of free space in {tempfile.gettempdir()!r}: free some, or set TMPDIR"
+        )
     started = time.perf_counter()
     with interruption.deferred() as interrupted, contextlib.ExitStack() as stack:
         try:
@@ -75,12 +76,16 @@ def _demo(parsed: argparse.Namespace) -> None:
             raise image_store.unmountable(error) from error
         targets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="snapshotter-demo-")))
         _Demo(root / "store", targets, interrupted.check).run(sources)
-    print(f"\neverything was verified, and is gone again, after {time.perf_counter() - started:.1f} s")
+    print(f"\nverified everything, and removed it again, in {time.perf_counter() - started:.1f} s")
 
 
 class _Demo:
     """
-    The demo on the store *root*; *targets* is a directory to mount in, and *check* ends it where that is harmless.
+    The demo on the store *root*.
+
+    Args:
+        targets: A directory to create mount points in.
+        check: Raises KeyboardInterrupt after Ctrl-C; called where the demo can be left.
     """
 
     def __init__(self, root: Path, targets: Path, check: Callable[[], None]) -> None:
@@ -89,10 +94,10 @@ class _Demo:
         self._check = check
         self._keys = [f"container-{number:03}" for number in range(CONTAINERS)]
         self._data = {key: os.urandom(WRITTEN) for key in self._keys[:WRITERS]}
-        self._shown: Manifest = {}  # by the topmost layer
+        self._shown: Manifest = {}  # contents of the topmost layer
 
     def run(self, sources: dict[str, str]) -> None:
-        with self._step("make a store"):
+        with self._step("create a store"):
             store = Snapshotter.create(self._root)
         with store:
             self._make_base(store, sources)
@@ -108,7 +113,7 @@ class _Demo:
         with self._step("close the store, and open it again"):
             store = Snapshotter(self._root)
         with store:
-            self._verify("every snapshot is as it was", {info.name: info for info in store.walk()} == infos)
+            self._verify("every snapshot is as it was", holds={info.name: info for info in store.walk()} == infos)
             print()
             sizes = {info.name: store.usage(info.name).size for info in infos.values()}
             display.table(
@@ -119,12 +124,10 @@ class _Demo:
                 ],
             )
 
-    # -- the acts
-
     def _make_base(self, store: Snapshotter, sources: dict[str, str]) -> None:
         for place, source in sources.items():
             self._shown |= self._manifest(source, place)
-        files = sum(what.startswith("file") for what in self._shown.values())
+        files = sum(described.startswith("file") for described in self._shown.values())
         with self._mounted(store.prepare("base-build")) as path:
             with self._step(f"copy {files:,} files of the running Python, the base layer"):
                 for place, source in sources.items():
@@ -149,7 +152,7 @@ class _Demo:
                 with open(path / "python/os.py", "ab") as file:
                     file.write(b"# changed\n")
             store.commit("settings", "settings-build", {"demo/layer": "settings"})
-        kept = {path: what for path, what in self._shown.items() if not f"{path}/".startswith("python/json/")}
+        kept = {path: text for path, text in self._shown.items() if not f"{path}/".startswith("python/json/")}
         original = Path(python, "os.py")
         self._shown = {
             **kept,
@@ -169,7 +172,7 @@ class _Demo:
                 refused = False
             except OSError as error:
                 refused = error.errno == errno.EROFS
-            self._verify("it cannot be written to", refused)
+            self._verify("it cannot be written to", holds=refused)
 
     def _prepare(self, store: Snapshotter) -> None:
         together = threading.Barrier(CONTAINERS, timeout=60)
@@ -188,14 +191,16 @@ class _Demo:
                     _write(path / "data", data)
                     _write(path / "settings", f"name = {key}\n".encode())
                     (path / "current").unlink()
-        others = []
+        wrong = []
         for key in self._keys:
             expected = self._expected(key)
             with self._mounted(store.mounts(key)) as path:
-                for name in ("data", "settings", "current"):
-                    if _described(path / name) != expected.get(name, _NOTHING):
-                        others.append((key, name))
-        self._verify(f"each of the {CONTAINERS} shows its own writes, and nobody else's", not others)
+                wrong += [
+                    (key, name)
+                    for name in ("data", "settings", "current")
+                    if _described(path / name) != expected.get(name, _NOTHING)
+                ]
+        self._verify(f"each of the {CONTAINERS} shows its own writes and no others", holds=not wrong)
 
     def _fork(self, store: Snapshotter, key: str) -> None:
         with self._mounted(store.mounts(key)) as path, open(path / "log", "wb", buffering=0) as running:
@@ -209,14 +214,14 @@ class _Demo:
                 _write(fork / "settings", b"name = fork\n")
                 apart = (path / "settings").read_bytes(), (path / "log").read_bytes(), (fork / "log").read_bytes()
                 self._verify(
-                    "from then on they differ", apart == (f"name = {key}\n".encode(), b"before, after", b"before")
+                    "from then on they differ", holds=apart == (f"name = {key}\n".encode(), b"before, after", b"before")
                 )
 
     def _measure(self, store: Snapshotter, keys: list[str]) -> None:
         with self._step(f"measure {len(keys)} that wrote"):
             usages = {key: store.usage(key) for key in keys}
         expected = {key: Usage(WRITTEN + len(f"name = {key}\n"), inodes=2) for key in keys}
-        self._verify("each is the bytes written, in two files", usages == expected)
+        self._verify("each is the bytes written, in two files", holds=usages == expected)
 
     def _commit(self, store: Snapshotter, key: str) -> None:
         with self._mounted(store.mounts(key)) as path, open(path / "data", "r+b", buffering=0) as late:
@@ -225,7 +230,7 @@ class _Demo:
             late.write(b"too late")
             os.fsync(late.fileno())
         with self._mounted(store.view("release-view", "release")) as path:
-            claim = "the layer is that of the commit, without what was written after"
+            claim = "the layer has the contents at the commit, without later writes"
             self._compare(claim, self._manifest(path), self._expected(key))
         store.remove("release-view")
 
@@ -235,31 +240,29 @@ class _Demo:
         with self._step(f"remove {len(keys)} containers"):
             for key in keys:
                 store.remove(key)
-        self._verify("they are gone, and nothing else is", {info.name for info in store.walk()} == kept)
+        self._verify("they are gone, and all others are there", holds={info.name for info in store.walk()} == kept)
         deadline = time.monotonic() + RECLAIM_SECONDS
         with self._step("wait for their space"):
             while before - self._used() < WRITTEN and time.monotonic() < deadline:
                 self._check()
                 store.cleanup()
-        self._verify(f"{format_size(before - self._used())} came back", before - self._used() >= WRITTEN)
-
-    # -- the means
+        self._verify(f"{format_size(before - self._used())} were freed", holds=before - self._used() >= WRITTEN)
 
     @contextlib.contextmanager
-    def _step(self, what: str) -> Iterator[None]:
+    def _step(self, title: str) -> Iterator[None]:
         self._check()
         started = time.perf_counter()
         yield
-        print(f"{what:<64} {(time.perf_counter() - started) * 1000:8,.1f} ms", flush=True)
+        print(f"{title:<64} {(time.perf_counter() - started) * 1000:8,.1f} ms", flush=True)
 
-    def _verify(self, claim: str, holds: bool) -> None:
+    def _verify(self, claim: str, *, holds: bool) -> None:
         if not holds:
-            raise Error(f"the demo found this wrong: {claim}")
+            raise Error(f"verification failed: {claim}")
         print(f"  verified: {claim}", flush=True)
 
     def _compare(self, claim: str, found: Manifest, expected: Manifest) -> None:
         different = sorted(path for path, _ in found.items() ^ expected.items())
-        self._verify(f"{claim}: {different[0]!r} differs" if different else claim, not different)
+        self._verify(f"{claim}: {different[0]!r} differs" if different else claim, holds=not different)
 
     @contextlib.contextmanager
     def _mounted(self, mounts: tuple[Mount, ...]) -> Iterator[Path]:
@@ -283,7 +286,7 @@ class _Demo:
 
     def _manifest(self, top: str | Path, place: str = "") -> Manifest:
         """
-        What is in the directory *top*, as if that were at *place*.
+        Return the manifest of the directory *top*, with its paths below *place*.
         """
 
         def describe(found: tuple[str, os.DirEntry[str]]) -> tuple[str, str]:
@@ -297,7 +300,7 @@ class _Demo:
 
     def _expected(self, key: str) -> Manifest:
         """
-        What a container has to show after all writes.
+        Return the manifest of the container *key* after all writes.
         """
         if key not in self._data:
             return self._shown
@@ -311,14 +314,14 @@ class _Demo:
 
 def _entries(top: str | Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """
-    Everything below *top* by its path from there, directories first, without what changes while Python runs.
+    Yield all files below *top* with their relative paths, parents first, but the files that a running Python writes.
     """
     pending = [""]
     while pending:
         directory = pending.pop()
         with os.scandir(os.path.join(top, directory)) as entries:
             for entry in entries:
-                if entry.name in _LEFT_OUT:
+                if entry.name in _SKIPPED:
                     continue
                 path = os.path.join(directory, entry.name)
                 yield path, entry
@@ -328,7 +331,7 @@ def _entries(top: str | Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
 
 def _described(path: str | os.PathLike[str]) -> str:
     """
-    Type, mode and content of what is at *path*.
+    Return the type, mode and content of the file at *path*.
     """
     try:
         status = os.lstat(path)
@@ -344,14 +347,14 @@ def _described(path: str | os.PathLike[str]) -> str:
 
 def _file(content: bytes, mode: int = 0o644) -> str:
     """
-    What `_described` says of a file with this content.
+    Return the text of `_described` for a regular file with this content.
     """
     return f"file {mode:04o} {hashlib.sha256(content).hexdigest()}"
 
 
 def _write(path: Path, content: bytes) -> None:
     """
-    Make the file *path*, mode 0644, on disk too: usage counts what is.
+    Create the file *path* with mode 0644, and sync it, because usage counts only data on disk.
     """
     with open(path, "wb") as file:
         file.write(content)

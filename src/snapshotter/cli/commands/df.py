@@ -39,7 +39,7 @@ def _df(parsed: argparse.Namespace) -> None:
     )
     print(f"unallocated {amount(whole.unallocated)}, available {amount(whole.available)}")
     if whole.deleted:
-        print(f"deleted subvolumes that are still being cleaned: {whole.deleted}")
+        print(f"deleted subvolumes that the kernel has yet to clean: {whole.deleted}")
 
 
 def _frees(parsed: argparse.Namespace) -> None:

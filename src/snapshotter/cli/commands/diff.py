@@ -10,8 +10,10 @@ from snapshotter.cli import arguments, display, output
 
 def add(commands: arguments.Commands) -> None:
     diff = commands.add("diff", _diff, arguments.JSON, arguments.BYTES, example="snapshotter diff base web")
-    diff.add_argument("key", metavar="KEY", help="what it was; or, alone, what is compared with its parent")
-    diff.add_argument("other", metavar="OTHER", nargs="?", help="what became of it")
+    diff.add_argument(
+        "key", metavar="KEY", help="snapshot before the changes; without OTHER, snapshot to compare with its parent"
+    )
+    diff.add_argument("other", metavar="OTHER", nargs="?", help="snapshot after the changes")
 
 
 def _diff(parsed: argparse.Namespace) -> None:

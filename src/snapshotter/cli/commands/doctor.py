@@ -17,18 +17,20 @@ from snapshotter.text import printable
 def add(commands: arguments.Commands) -> None:
     examine = commands.add("doctor", _doctor, arguments.JSON, example="snapshotter doctor")
     examine.add_argument(
-        "--fix", action="store_true", help="mend what can be known, and move away the rest; deletes nothing"
+        "--fix",
+        action="store_true",
+        help="repair the store, and move unusable entries to the quarantine; deletes nothing",
     )
     purge = commands.add("purge", _purge, arguments.BYTES, example="snapshotter purge --dry-run")
-    purge.add_argument("--yes", action="store_true", help="do not ask")
-    purge.add_argument("--dry-run", action="store_true", help="only say what there is")
+    purge.add_argument("--yes", action="store_true", help="delete without asking")
+    purge.add_argument("--dry-run", action="store_true", help="only list the quarantine")
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
     root = arguments.root(parsed)
     repairs = []
     if parsed.fix:
-        with arguments.alone("doctor --fix"):
+        with arguments.exclusive("doctor --fix"):
             repairs = repair.fix(root)
     problems = doctor.examine(root)
     if parsed.json:
@@ -53,12 +55,12 @@ def _purge(parsed: argparse.Namespace) -> None:
         for path in paths:
             print(printable(path))
         if not paths:
-            print("nothing is in the quarantine")
+            print("the quarantine is empty")
             return
         orphaned = inventory.take(store, measured=False).orphaned
         theirs = [volume for volume in orphaned if volume.path.startswith(f"{QUARANTINE}/")]
         size = output.amount(parsed)(space.of_volumes(store.root, theirs).reclaimable)
-        print(f"{len(paths)} in the quarantine, of which the subvolumes free {size}")
+        print(f"entries in the quarantine: {len(paths)}; deleting their subvolumes frees {size}")
         if parsed.dry_run:
             return
         if not parsed.yes and not _agreed():
@@ -69,7 +71,7 @@ def _purge(parsed: argparse.Namespace) -> None:
 
 def _agreed() -> bool:
     if not sys.stdin or not sys.stdin.isatty():
-        raise InvalidArgumentError("whether to delete them is asked on a terminal: give --yes")
+        raise InvalidArgumentError("cannot ask for confirmation, because standard input is not a terminal: give --yes")
     try:
         return input("delete them? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:

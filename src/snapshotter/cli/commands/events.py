@@ -17,14 +17,20 @@ def add(commands: arguments.Commands) -> None:
     events = commands.add(
         "events", _events, arguments.JSON, example="snapshotter events web --log /var/log/snapshots.log"
     )
-    events.add_argument("key", metavar="KEY", nargs="?", help="one that it has, or had before it was committed")
-    events.add_argument("--log", metavar="FILE", help="the log; by default what is piped in, as by journalctl")
-    events.add_argument("--follow", action="store_true", help="go on with what is written to the file from now on")
+    events.add_argument(
+        "key", metavar="KEY", nargs="?", help="present key, or the key before the commit (default: all snapshots)"
+    )
+    events.add_argument("--log", metavar="FILE", help="log file (default: standard input, as piped in by journalctl)")
+    events.add_argument(
+        "--follow", action="store_true", help="wait for new events of the log file, also after its rotation"
+    )
 
 
 def _events(parsed: argparse.Namespace) -> None:
     if parsed.log is None and os.isatty(0):
-        raise InvalidArgumentError("no log is given: use --log FILE, or pipe one in, as in `journalctl -u UNIT |`")
+        raise InvalidArgumentError(
+            "no log is given: use --log FILE, or pipe a log in, as in `journalctl -u UNIT | snapshotter events`"
+        )
     gc.enable()
     texts = log.read("/dev/stdin") if parsed.log is None else log.read(parsed.log, follow=parsed.follow)
     lines = (line for text in texts if (line := log.parse(text.rstrip("\n"))))

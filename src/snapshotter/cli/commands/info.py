@@ -16,15 +16,15 @@ def add(commands: arguments.Commands) -> None:
 
 
 def _info(parsed: argparse.Namespace) -> None:
-    from snapshotter.analysis import inventory
+    from snapshotter.analysis import inventory  # usage does without
 
     with arguments.reading(parsed) as store:
         store.stat(parsed.key)
         entries = inventory.take(store, measured=False).entries
         entry = entries.get(parsed.key)
         if entry is None:
-            raise NotFoundError(f"snapshot {quoted(parsed.key)} was removed or committed meanwhile")
-        with contextlib.suppress(DataLossError):  # its own subvolume or its parent's is lost
+            raise NotFoundError(f"snapshot {quoted(parsed.key)} was removed or committed concurrently")
+        with contextlib.suppress(DataLossError):  # the subvolume of the snapshot or of its parent is lost
             entry = entry._replace(usage=store.usage(parsed.key))
     children = [other.info.name for other in entries.values() if other.info.parent == parsed.key]
     if parsed.json:

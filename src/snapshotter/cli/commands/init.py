@@ -14,25 +14,33 @@ from snapshotter.text import printable
 
 def add(commands: arguments.Commands) -> None:
     init = commands.add("init", _init, example="snapshotter init --root /var/lib/snapshots --image 20G")
-    init.add_argument("--image", metavar="SIZE", type=arguments.size, help="make a btrfs of this size, as in 20G")
-    init.add_argument("--image-file", metavar="FILE", help="in that file; by default the root with .img behind it")
-    init.add_argument("--sparse", action="store_true", help="do not reserve its space: a full disk loses data then")
-    init.add_argument("--adopt", action="store_true", help="make a store of one that was moved here")
     init.add_argument(
-        "--client", metavar="NAME", help=f"whose its snapshots are; {LOCAL} is this command. Also of a store there is"
+        "--image", metavar="SIZE", type=arguments.size, help="create a btrfs of this size in an image file, as in 20G"
+    )
+    init.add_argument(
+        "--image-file", metavar="FILE", help="path of the image file (default: the root with .img appended)"
+    )
+    init.add_argument(
+        "--sparse", action="store_true", help="do not reserve the space of the image; a full disk then loses data"
+    )
+    init.add_argument("--adopt", action="store_true", help="adopt a store that was moved here with its subvolumes")
+    init.add_argument(
+        "--client",
+        metavar="NAME",
+        help=f"bind the store to this client, also an existing store ({LOCAL} is this command)",
     )
 
 
 def _init(parsed: argparse.Namespace) -> None:
     root = arguments.root(parsed)
     if parsed.adopt and (parsed.image or parsed.image_file or parsed.sparse):
-        raise InvalidArgumentError("--adopt takes the store as it is, without an image")
+        raise InvalidArgumentError("--adopt cannot be combined with --image, --image-file or --sparse")
     if parsed.image is None and (parsed.image_file or parsed.sparse):
         raise InvalidArgumentError("--image-file and --sparse need --image SIZE")
     if parsed.client == "":
-        raise InvalidArgumentError("the client of --client NAME is empty")
+        raise InvalidArgumentError("--client '' is empty: give the name of a client")
     said = ""
-    with arguments.alone("init"):
+    with arguments.exclusive("init"):
         if parsed.adopt:
             Snapshotter.adopt(root, client=None).close()
             said = f"adopted {printable(root)}\n"
@@ -46,12 +54,12 @@ def _init(parsed: argparse.Namespace) -> None:
         else:
             try:
                 Snapshotter.create(root).close()
-                said = f"made a store in {printable(root)}\n"
+                said = f"created a store in {printable(root)}\n"
             except AlreadyExistsError:
                 if parsed.client is None:
                     raise
         if parsed.client is not None:
             with Snapshotter(root, client=None) as store:
                 store.bind(parsed.client)
-            said = said or f"{printable(root)} is of client {printable(parsed.client)} now\n"
+            said = said or f"{printable(root)} is now bound to client {printable(parsed.client)}\n"
     print(said, end="")

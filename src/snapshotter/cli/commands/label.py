@@ -13,7 +13,7 @@ def add(commands: arguments.Commands) -> None:
     label = commands.add(
         "label", _label, arguments.KEY, arguments.JSON, example="snapshotter label web owner=me draft-"
     )
-    label.add_argument("changes", metavar="K=V|K-", nargs="*", type=_change, help="set one, or take it away")
+    label.add_argument("changes", metavar="K=V|K-", nargs="*", type=_change, help="set or remove a label")
 
 
 def _change(text: str) -> tuple[str, str]:

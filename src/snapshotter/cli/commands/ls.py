@@ -18,7 +18,8 @@ class _Column(NamedTuple):
     A column of ls.
 
     Attributes:
-        of: The value that rows are sorted by; None stands first, and is shown as nothing.
+        of: Returns the value of a row, by which rows are sorted; None sorts first, and its cell is empty.
+        text: Formats the value.
     """
 
     of: Callable[[Any], Any]
@@ -52,16 +53,25 @@ def add(commands: arguments.Commands) -> None:
         arguments.BYTES,
         example="snapshotter ls 'kind==active,labels.owner==me' 'parent==base' --columns=key,size --sort=-size",
     )
-    ls.add_argument("filters", metavar="FILTER", nargs="*", help="containerd's filters; one of them has to match")
+    ls.add_argument(
+        "filters",
+        metavar="FILTER",
+        nargs="*",
+        help="filter in containerd's syntax; a snapshot has to match one of them",
+    )
     ls.add_argument(
         "--columns",
         metavar="NAMES",
         type=_columns,
         default=_SHOWN,
-        help=f"of {', '.join([*_OF_INFO, *_OF_ENTRY])}; by default {','.join(_SHOWN)}",
+        help=f"columns to show (default: {','.join(_SHOWN)}), of {', '.join([*_OF_INFO, *_OF_ENTRY])}",
     )
     ls.add_argument(
-        "--sort", metavar="COLUMN", type=_sort, default="key", help="or --sort=-COLUMN, for the largest first"
+        "--sort",
+        metavar="COLUMN",
+        type=_sort,
+        default="key",
+        help="column to sort by; --sort=-COLUMN sorts the largest first",
     )
 
 
@@ -69,7 +79,7 @@ def _columns(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
         if name not in _OF_INFO and name not in _OF_ENTRY:
-            raise argparse.ArgumentTypeError(f"{name!r} is no column")
+            raise argparse.ArgumentTypeError(f"{name!r} is not a column")
     return names
 
 

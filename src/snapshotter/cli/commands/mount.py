@@ -11,11 +11,11 @@ from snapshotter.store.layout import real_path
 
 def add(commands: arguments.Commands) -> None:
     mount = commands.add("mount", _mount, arguments.KEY, example="snapshotter mount web /mnt")
-    mount.add_argument("target", metavar="DIR", help="empty")
+    mount.add_argument("target", metavar="DIR", help="empty directory")
     umount = commands.add("umount", _umount, example="snapshotter umount /mnt")
-    umount.add_argument("target", metavar="DIR", help="where a snapshot of this store is mounted")
+    umount.add_argument("target", metavar="DIR", help="mount point of a snapshot of this store")
     mounts = commands.add("mounts", _mounts, arguments.KEY, arguments.JSON, example="snapshotter mounts web /mnt | sh")
-    mounts.add_argument("target", metavar="TARGET", nargs="?", default="TARGET", help="where")
+    mounts.add_argument("target", metavar="TARGET", nargs="?", default="TARGET", help="mount point to print")
 
 
 def _mounts(parsed: argparse.Namespace) -> None:

@@ -18,22 +18,27 @@ def add(commands: arguments.Commands) -> None:
             example=f"snapshotter {name} new base --label owner=me",
         )
         new.add_argument(
-            "parent", metavar="PARENT", type=arguments.parent, nargs="?", default="", help="none for empty"
+            "parent",
+            metavar="PARENT",
+            type=arguments.parent,
+            nargs="?",
+            default="",
+            help="committed snapshot to start from (default: empty)",
         )
     fork = commands.add("fork", _fork, arguments.KEY, arguments.JSON, example="snapshotter fork web copy")
-    fork.add_argument("new", metavar="NEW", type=arguments.key)
+    fork.add_argument("new", metavar="NEW", type=arguments.key, help="key of the copy")
 
 
 def _prepare(parsed: argparse.Namespace) -> None:
-    with arguments.making(parsed) as store:
+    with arguments.creating(parsed) as store:
         output.print_mounts(parsed, store.prepare(parsed.key, parsed.parent, dict(parsed.label)))
 
 
 def _view(parsed: argparse.Namespace) -> None:
-    with arguments.making(parsed) as store:
+    with arguments.creating(parsed) as store:
         output.print_mounts(parsed, store.view(parsed.key, parsed.parent, dict(parsed.label)))
 
 
 def _fork(parsed: argparse.Namespace) -> None:
-    with arguments.making(parsed) as store:
+    with arguments.creating(parsed) as store:
         output.print_mounts(parsed, store.fork(parsed.key, parsed.new))

@@ -12,7 +12,7 @@ from snapshotter.maintenance import doctor
 
 def add(commands: arguments.Commands) -> None:
     write = commands.add("report", _report, example="snapshotter report -o store.html")
-    write.add_argument("-o", "--output", metavar="FILE", help="by default standard output")
+    write.add_argument("-o", "--output", metavar="FILE", help="file to write (default: standard output)")
 
 
 def _report(parsed: argparse.Namespace) -> None:

@@ -11,17 +11,17 @@ from snapshotter.analysis import inventory, space
 from snapshotter.cli import arguments, output, waiting
 from snapshotter.cli.codes import DONE, complain, report
 from snapshotter.cli.progress import with_progress
-from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, quoted
 
 if TYPE_CHECKING:
     from snapshotter.client import Client
+    from snapshotter.contract import Snapshotter
 
 
 def add(commands: arguments.Commands) -> None:
     rm = commands.add("rm", _rm, arguments.KEYS, arguments.BYTES, example="snapshotter rm web web-2")
-    rm.add_argument("--no-wait", action="store_true", help="let the space come back in the background")
-    rm.add_argument("--dry-run", action="store_true", help="only say how much would come back, as `frees` does")
+    rm.add_argument("--no-wait", action="store_true", help="free the space in the background")
+    rm.add_argument("--dry-run", action="store_true", help="only print how many bytes would be freed, as `frees` does")
     commands.add("cleanup", _cleanup, example="snapshotter cleanup")
 
 
@@ -68,8 +68,14 @@ def _cleanup(parsed: argparse.Namespace) -> None:
 
 def _wait(root: str, names: Mapping[int, str], store: "Snapshotter | Client") -> None:
     """
-    Wait for the space of subvolumes, by id, and name those that are held.
+    Wait until the space of subvolumes is free, and complain about the subvolumes in use.
+
+    Args:
+        names: The name to print of each subvolume, by its id.
     """
     if held := waiting.wait(root, names, store.cleanup):
         which = ", ".join(sorted({quoted(names[subvolid]) for subvolid in held}))
-        complain(f"the space of {which} comes back later: it is mounted, or held otherwise", DONE)
+        complain(
+            f"the space of {which} is not free yet, because it is mounted or in use: unmount it, then run `snapshotter cleanup`",
+            DONE,
+        )

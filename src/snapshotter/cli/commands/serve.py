@@ -30,9 +30,9 @@ def add(commands: arguments.Commands) -> None:
         example="snapshotter config dump --log-level debug",
     )
     configuration.add_argument(
-        "what",
+        "action",
         choices=("default", "dump", "check"),
-        help="a file with the defaults; what is in force, and where from; or nothing, if it is right",
+        help="print a file of the defaults; print the settings in force and their origins; or only check",
     )
     commands.add("ping", _ping, arguments.daemon_place(), example="snapshotter ping --address /run/snapshots.sock")
 
@@ -48,11 +48,11 @@ def _serve(parsed: argparse.Namespace) -> None:
 
 
 def _config(parsed: argparse.Namespace) -> None:
-    if parsed.what == "default":
+    if parsed.action == "default":
         print(config.default(), end="")
         return
     loaded = arguments.load_settings(parsed)
-    if parsed.what == "dump":
+    if parsed.action == "dump":
         print(config.dump(loaded), end="")
 
 

@@ -14,36 +14,49 @@ from snapshotter.setup import containerd, unit_files
 from snapshotter.text import printable
 
 _LINES = {
-    "containerd": "print or write a file for containerd's configuration, or check what is in force",
-    "systemd": "print or write the units of the daemon",
+    "containerd": "print or write containerd's configuration file for the daemon, or check containerd's configuration",
+    "systemd": "print or write the systemd units of the daemon",
 }
 
 
 def add(commands: arguments.Commands) -> None:
     place = arguments.daemon_place()
-    targets = arguments.Commands(commands.add("setup", None), _LINES, "WHAT")
+    targets = arguments.Commands(commands.add("setup", None), _LINES, "PROGRAM")
     to_containerd = targets.add(
         "containerd",
         _setup_containerd,
         place,
         example="snapshotter setup containerd --cri",
     )
-    to_containerd.add_argument("--name", default="btrfs-snapshotter", help="what containerd calls it (%(default)s)")
-    to_containerd.add_argument("--cri", action="store_true", help="make it the snapshotter of Kubernetes")
-    to_containerd.add_argument("--containerd", metavar="PATH", default="containerd", help="the program to ask")
     to_containerd.add_argument(
-        "--containerd-config", metavar="FILE", default="/etc/containerd/config.toml", help="by default %(default)s"
+        "--name", default="btrfs-snapshotter", help="name of the snapshotter in containerd (default: %(default)s)"
+    )
+    to_containerd.add_argument("--cri", action="store_true", help="make it the snapshotter of Kubernetes, too")
+    to_containerd.add_argument(
+        "--containerd",
+        metavar="PATH",
+        default="containerd",
+        help="program that tells the version (default: %(default)s)",
     )
     to_containerd.add_argument(
-        "--config-version", type=int, choices=(2, 3, 4), help="of containerd's configuration, instead of asking it"
+        "--containerd-config",
+        metavar="FILE",
+        default="/etc/containerd/config.toml",
+        help="main configuration file (default: %(default)s)",
     )
-    to_containerd.add_argument("--write", metavar="FILE", help="write the file instead of printing it")
+    to_containerd.add_argument(
+        "--config-version",
+        type=int,
+        choices=(2, 3, 4),
+        help="version of the configuration file, instead of running containerd",
+    )
+    to_containerd.add_argument("--write", metavar="FILE", help="write this file instead of printing it")
     to_containerd.add_argument(
         "--check",
         metavar="FILE",
         nargs="?",
         const="",
-        help="name what a `containerd config dump` lacks, a FILE or - or of the program; 1 if anything",
+        help="list settings missing from `containerd config dump` (or its output in FILE or -); 1 if any",
     )
     to_systemd = targets.add(
         "systemd",
@@ -51,7 +64,7 @@ def add(commands: arguments.Commands) -> None:
         place,
         example="snapshotter setup systemd --root /var/lib/snapshots",
     )
-    to_systemd.add_argument("--write", metavar="DIR", help="write them there, instead of printing them")
+    to_systemd.add_argument("--write", metavar="DIR", help="write the units to this directory instead of printing them")
 
 
 def _setup_containerd(parsed: argparse.Namespace) -> int:
@@ -71,7 +84,7 @@ def _setup_containerd(parsed: argparse.Namespace) -> int:
         _write(path, text)
     else:
         print(text, end="")
-    _advise(f"for {path}; then:", containerd.advice(plugin, version, release, main_file, path))
+    _advise(f"after writing {path}:", containerd.advice(plugin, version, release, main_file, path))
     return DONE
 
 
@@ -98,10 +111,10 @@ def _setup_systemd(parsed: argparse.Namespace) -> None:
             print(f"# {path}\n{text}")
     steps = [f"systemctl daemon-reload && systemctl enable --now {' '.join(reversed(unit_files.NAMES))}"]
     if not os.path.exists(settings.root):
-        steps.insert(0, f"before that, make a store: snapshotter init --root {shlex.quote(settings.root)}")
+        steps.insert(0, f"before that, create the store: snapshotter init --root {shlex.quote(settings.root)}")
     if command[0].startswith(("/home/", "/root/", "/tmp/", "/var/tmp/")):
-        steps.insert(0, f"install this package elsewhere: the daemon of the unit sees nothing of {command[0]}")
-    _advise(f"for {directory}; then:", steps)
+        steps.insert(0, f"install this package elsewhere, because the unit hides {command[0]} from the daemon")
+    _advise(f"after writing the units to {directory}:", steps)
 
 
 def _write(path: str, text: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from snapshotter.analysis import holders
 from snapshotter.cli import arguments, display, output
 from snapshotter.errors import InvalidArgumentError, UnavailableError
+from snapshotter.model import LOCAL
 from snapshotter.text import printable
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _CONTAINERD = "/run/containerd/containerd.sock"
 def add(commands: arguments.Commands) -> None:
     why = commands.add("why", _why, arguments.KEY, arguments.JSON, example="snapshotter why base")
     why.add_argument(
-        "--containerd", metavar="SOCKET", default=_CONTAINERD, help="of the containerd to ask, by default %(default)s"
+        "--containerd", metavar="SOCKET", default=_CONTAINERD, help="socket of containerd (default: %(default)s)"
     )
 
 
@@ -47,19 +48,21 @@ def _why(parsed: argparse.Namespace) -> None:
         fields += [("lease", name) for name in references.leases]
         fields += [("label", f"{name}={value}") for name, value in sorted(references.labels.items())]
         if not references.known:
-            fields.append(("containerd", "does not know it, and removes it when it collects garbage next"))
+            fields.append(("containerd", "does not know the snapshot, and removes it at the next garbage collection"))
     display.fields(fields)
     if not fields:
-        print("nothing keeps it")
+        print("nothing keeps the snapshot")
     if unasked:
-        print(printable(f"containerd was not asked: {unasked}"), file=sys.stderr)
+        print(printable(f"cannot ask containerd: {unasked}"), file=sys.stderr)
 
 
 def _ask_containerd(parsed: argparse.Namespace, client: str) -> "tuple[References | None, str]":
     """
-    What containerd says of a snapshot, or why it was not asked; neither for one that is none of its own.
+    Return containerd's references to a snapshot, or why containerd cannot be asked.
+
+    Both are empty if the snapshot is not one of containerd's.
     """
-    if client == "local":
+    if client == LOCAL:
         return None, ""
     try:
         from snapshotter.analysis import references
