@@ -58,7 +58,7 @@ def test_it_finds_what_there_is() -> None:
     found = {f"{module}.{name}" for module in MODULES for name, _ in public(module)}
     assert {
         "pybtrfs.subvolume.info.get_info",
-        "pybtrfs.ioctl.subvolume.sync",
+        "pybtrfs.ioctl.filesystem.sync",
         "pybtrfs.subvolume.creation.Batch.create",
     } <= found
     assert len(found) > 150
