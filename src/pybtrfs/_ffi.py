@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from pybtrfs._btrfs import ffi, lib
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pybtrfs._btrfs import CData as CData
     from pybtrfs._btrfs import CType
 

@@ -326,7 +326,7 @@ def test_loop_devices(tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
         os.truncate(backing, 8 << 20)
         ioctl.loop_set_capacity(device)
         assert os.lseek(device, 0, os.SEEK_END) == (8 << 20) - 4096
-        ioctl.loop_set_direct_io(device, False)
+        ioctl.loop_set_direct_io(device, enable=False)
         ioctl.loop_clr_fd(device)
     finally:
         for fd in (device, control, backing):

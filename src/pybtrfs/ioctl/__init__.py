@@ -1,5 +1,11 @@
 """
-The ioctls of btrfs, of loop devices and of file attributes.
+The ioctls of btrfs, of loop devices and of file attributes, one function each, named after the ioctl.
+
+A function takes file descriptors and plain values, issues one ioctl with the GIL released, and returns plain values. A
+refusal is an `OSError` with the name of the ioctl as a note and, for ``EPERM``, the missing privilege as a second note.
+
+Names are bytes. A name with a NUL byte and a number that does not fit into its field are a `ValueError`. `pybtrfs.path`
+has all other checks of names.
 """
 
 from pybtrfs.ioctl.device import (
@@ -90,6 +96,7 @@ from pybtrfs.ioctl.subvolume import (
 )
 from pybtrfs.ioctl.tree import (
     LOGICAL_INO_ARGS_IGNORE_OFFSET,
+    SEARCH_HEADER,
     SearchKey,
     ino_lookup,
     ino_lookup_user,
@@ -126,6 +133,7 @@ __all__ = [
     "QUOTA_CTL_DISABLE",
     "QUOTA_CTL_ENABLE",
     "QUOTA_CTL_ENABLE_SIMPLE_QUOTA",
+    "SEARCH_HEADER",
     "SPACE_INFO_GLOBAL_RSV",
     "SUBVOL_RDONLY",
     "SUBVOL_SYNC_COUNT",

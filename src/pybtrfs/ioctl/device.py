@@ -1,5 +1,5 @@
 """
-The ioctls on the devices of a filesystem, and on the space that they give.
+The ioctls on the devices of a filesystem and their space.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pybtrfs import kernel
 from pybtrfs._ffi import ffi, lib, new
 
 DEV_STATS_RESET: int = lib.PYBTRFS_DEV_STATS_RESET
+
 BLOCK_GROUP_DATA: int = lib.PYBTRFS_BLOCK_GROUP_DATA
 BLOCK_GROUP_SYSTEM: int = lib.PYBTRFS_BLOCK_GROUP_SYSTEM
 BLOCK_GROUP_METADATA: int = lib.PYBTRFS_BLOCK_GROUP_METADATA
@@ -44,7 +45,10 @@ def dev_info(fd: int, devid: int) -> DevInfo:
 
 def get_dev_stats(fd: int, devid: int, flags: int = 0) -> tuple[int, ...]:
     """
-    Return the counters of errors in writing, reading, flushing, of corruptions and of wrong generations.
+    Return the counters of write, read, flush, corruption and generation errors.
+
+    Args:
+        flags: ``DEV_STATS_RESET`` resets the counters.
     """
     stats = new(
         "struct pybtrfs_ioctl_get_dev_stats *",
@@ -56,7 +60,7 @@ def get_dev_stats(fd: int, devid: int, flags: int = 0) -> tuple[int, ...]:
 
 def space_info(fd: int, space_slots: int) -> tuple[int, list[tuple[int, int, int]]]:
     """
-    Return how many spaces there are, and (flags, total_bytes, used_bytes) of at most *space_slots* of them.
+    Return the number of spaces, and the (flags, total_bytes, used_bytes) of at most *space_slots* of them.
     """
     arguments = new("struct pybtrfs_ioctl_space_args *", {"space_slots": space_slots, "spaces": space_slots})
     kernel.current.ioctl(fd, "BTRFS_IOC_SPACE_INFO", arguments)

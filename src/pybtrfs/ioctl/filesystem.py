@@ -1,5 +1,5 @@
 """
-The ioctls on a whole filesystem.
+The ioctls on a whole filesystem: transactions, identity and size.
 """
 
 from __future__ import annotations

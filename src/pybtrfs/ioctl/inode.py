@@ -1,5 +1,5 @@
 """
-The ioctls on the attributes of a file.
+The ioctls on file attributes.
 """
 
 from __future__ import annotations

@@ -33,7 +33,14 @@ def loop_configure(
     file_name: bytes = b"",
 ) -> None:
     """
-    *file_name* is what loop_get_status64 and losetup show of the file: its first 63 bytes.
+    Attach the file *file_fd* to the loop device *fd*.
+
+    Args:
+        flags: ``LO_FLAGS_*``.
+        block_size: In bytes; 0 lets the kernel choose.
+        offset: The start of the device in the file, in bytes.
+        sizelimit: In bytes; 0 is no limit.
+        file_name: The name that `loop_get_status64` and losetup show. The kernel keeps the first 63 bytes.
     """
     info = {"lo_offset": offset, "lo_sizelimit": sizelimit, "lo_flags": flags, "lo_file_name": file_name[:63]}
     arguments = new("struct pybtrfs_loop_config *", {"fd": file_fd, "block_size": block_size, "info": info})
@@ -56,13 +63,13 @@ def loop_set_capacity(fd: int) -> None:
     kernel.current.ioctl(fd, "LOOP_SET_CAPACITY")
 
 
-def loop_set_direct_io(fd: int, enable: bool) -> None:
+def loop_set_direct_io(fd: int, *, enable: bool) -> None:
     kernel.current.ioctl(fd, "LOOP_SET_DIRECT_IO", int(enable))
 
 
 class LoopInfo(NamedTuple):
     """
-    ``struct loop_info64``, as far as it says what is attached and how.
+    The fields of ``struct loop_info64`` that describe the attached file.
     """
 
     lo_device: int

@@ -1,5 +1,5 @@
 """
-The ioctls on quotas.
+The ioctls on quotas and quota groups.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ QUOTA_CTL_DISABLE: int = lib.PYBTRFS_QUOTA_CTL_DISABLE
 QUOTA_CTL_ENABLE_SIMPLE_QUOTA: int = lib.PYBTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA
 
 Limit = tuple[int | None, int | None]
-"""Limits of a qgroup in bytes, of what it references and of what is exclusively its own; None is no limit."""
+"""The limits of a qgroup on referenced and on exclusive bytes; None is no limit."""
 
 Inherit = tuple[Sequence[int], Limit | None]
-"""The qgroups a new subvolume joins, and the limits of its own qgroup."""
+"""The qgroups that a new subvolume joins, and the limits of its own qgroup."""
 
 
 def qgroup_inherit(inherit: Inherit) -> CData:
+    """
+    Return *inherit* as a ``struct btrfs_qgroup_inherit``.
+    """
     groups, limit = inherit
     values: dict[str, object] = {"num_qgroups": len(groups), "qgroups": groups}
     if limit is not None:
@@ -52,7 +55,10 @@ def quota_rescan_wait(fd: int) -> None:
     kernel.current.ioctl(fd, "BTRFS_IOC_QUOTA_RESCAN_WAIT")
 
 
-def qgroup_create(fd: int, qgroupid: int, create: bool = True) -> None:
+def qgroup_create(fd: int, qgroupid: int, *, create: bool = True) -> None:
+    """
+    Create the qgroup *qgroupid*, or destroy it if *create* is false.
+    """
     arguments = new("struct pybtrfs_ioctl_qgroup_create_args *", {"create": create, "qgroupid": qgroupid})
     kernel.current.ioctl(fd, "BTRFS_IOC_QGROUP_CREATE", arguments)
 

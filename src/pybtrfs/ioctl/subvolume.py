@@ -1,5 +1,5 @@
 """
-The ioctls on subvolumes.
+The ioctls that create, describe, change and destroy subvolumes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ SUBVOL_RDONLY: int = lib.PYBTRFS_SUBVOL_RDONLY
 FIRST_FREE_OBJECTID: int = lib.PYBTRFS_FIRST_FREE_OBJECTID
 EMPTY_SUBVOL_DIR_OBJECTID: int = lib.PYBTRFS_EMPTY_SUBVOL_DIR_OBJECTID
 VOL_NAME_MAX: int = lib.PYBTRFS_VOL_NAME_MAX
+
 SUBVOL_SYNC_WAIT_FOR_ONE: int = lib.PYBTRFS_SUBVOL_SYNC_WAIT_FOR_ONE
 SUBVOL_SYNC_WAIT_FOR_QUEUED: int = lib.PYBTRFS_SUBVOL_SYNC_WAIT_FOR_QUEUED
 SUBVOL_SYNC_COUNT: int = lib.PYBTRFS_SUBVOL_SYNC_COUNT
@@ -42,10 +43,13 @@ def snap_create_v2_in(
     source_dirfd: int, source: bytes, dirfd: int, directory: bytes, mode: int, xattr: bytes, value: bytes, name: bytes
 ) -> None:
     """
-    `pybtrfs.syscall.make_directory` of *directory*, and in it `snap_create_v2` of the subvolume at *source*, relative
-    to *source_dirfd*; or nothing. A symlink is refused.
+    Create *directory* as `pybtrfs.syscall.make_directory` does, and a snapshot of *source* in it as *name*.
 
-    Gives up the GIL once for all of it. The snapshot commits the directory and its extended attribute, too.
+    A failure leaves nothing behind. The transaction that commits the snapshot also commits the directory and its
+    extended attribute. The GIL is released once for all calls.
+
+    Args:
+        source: The path of a subvolume, relative to *source_dirfd*. A symlink is refused.
     """
     result = call(
         lib.pybtrfs_snapshot_in_directory,
@@ -89,12 +93,12 @@ def default_subvol(fd: int, subvolid: int) -> None:
 
 
 SubvolRecord = tuple[int, bytes, int, int, bytes]
-"""treeid, name, parent_id and dirid of a subvolume, and the rest of ``struct pybtrfs_subvolume``."""
+"""The treeid, name, parent_id and dirid of a subvolume, and the undecoded rest of ``struct pybtrfs_subvolume``."""
 
 
 class _Number:
     """
-    An attribute that is a number in the rest of a `SubvolRecord`.
+    An attribute of `SubvolInfo` that is decoded from the rest of a `SubvolRecord`.
     """
 
     def __init__(self, offset: int, layout: str = "=Q") -> None:
@@ -114,9 +118,9 @@ class _Number:
 
 class SubvolInfo(SubvolRecord):
     """
-    ``struct btrfs_ioctl_get_subvol_info_args``; times in nanoseconds since 1970.
+    ``struct btrfs_ioctl_get_subvol_info_args``; times are in nanoseconds since 1970.
 
-    Most of it is decoded when it is asked for: of each of thousands that is little.
+    Most fields are decoded on access, because a listing of thousands of subvolumes reads few fields of each.
     """
 
     __slots__ = ()
@@ -168,8 +172,7 @@ class SubvolInfo(SubvolRecord):
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self._fields)})"
 
 
-SUBVOLUME = Struct("=Q 256p 2Q 128s")
-
+SUBVOLUME = Struct("=Q 256p 2Q 128s")  # struct pybtrfs_subvolume as a SubvolRecord
 _SUBVOLUME_TYPE = ffi.typeof("struct pybtrfs_subvolume *")
 
 
@@ -185,7 +188,8 @@ def _nanoseconds(timespec: CData) -> int:
 
 def get_subvol_rootref(fd: int, min_treeid: int = 0) -> tuple[list[tuple[int, int]], int | None]:
     """
-    Return (treeid, dirid) of subvolumes directly below, and the *min_treeid* to go on with, or None at the end.
+    Return the (treeid, dirid) of subvolumes directly below *fd*, and the *min_treeid* of the next call, or None at the
+    end.
     """
     arguments = new("struct pybtrfs_ioctl_get_subvol_rootref_args *", {"min_treeid": min_treeid})
     more = None
@@ -200,10 +204,14 @@ def get_subvol_rootref(fd: int, min_treeid: int = 0) -> tuple[list[tuple[int, in
 
 def set_received_subvol(fd: int, uuid: bytes, stransid: int = 0, stime: int = 0) -> tuple[int, int]:
     """
-    Return rtransid and rtime as the kernel set them; times in nanoseconds since 1970.
+    Return the rtransid and rtime that the kernel set.
+
+    Args:
+        uuid: 16 bytes.
+        stime: In nanoseconds since 1970, like the rtime.
     """
     if len(uuid) != 16:
-        raise ValueError(f"{uuid!r} is not a uuid of 16 bytes")
+        raise ValueError(f"{uuid!r} is not a UUID of 16 bytes")
     time = divmod(stime, 1_000_000_000)
     arguments = new("struct pybtrfs_ioctl_received_subvol_args *", {"uuid": uuid, "stransid": stransid, "stime": time})
     kernel.current.ioctl(fd, "BTRFS_IOC_SET_RECEIVED_SUBVOL", arguments)
@@ -212,7 +220,13 @@ def set_received_subvol(fd: int, uuid: bytes, stransid: int = 0, stime: int = 0)
 
 def subvol_sync_wait(fd: int, subvolid: int, mode: int) -> tuple[int, int]:
     """
-    Return (subvolid, count) as the kernel filled them in, which depends on *mode*.
+    Wait for deleted subvolumes to be cleaned, or query the queue of deleted subvolumes, depending on *mode*.
+
+    Args:
+        mode: One of ``SUBVOL_SYNC_*``.
+
+    Returns:
+        The subvolid and the count, each as given, or as the kernel set it in this *mode*.
     """
     arguments = new("struct pybtrfs_ioctl_subvol_wait *", {"subvolid": subvolid, "mode": mode})
     kernel.current.ioctl(fd, "BTRFS_IOC_SUBVOL_SYNC_WAIT", arguments)

@@ -4,14 +4,22 @@ The ioctls that search trees and look up inodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from struct import Struct
+from typing import TYPE_CHECKING, NamedTuple
 
 from pybtrfs import kernel
 from pybtrfs._ffi import call, check, ffi, lib, new, uncleared
 from pybtrfs.ioctl.subvolume import SUBVOLUME, SubvolRecord
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 LOGICAL_INO_ARGS_IGNORE_OFFSET: int = lib.PYBTRFS_LOGICAL_INO_ARGS_IGNORE_OFFSET
+
+SEARCH_HEADER = Struct("=QQQII")
+"""``struct btrfs_ioctl_search_header``, which precedes each item in a search buffer."""
+
+_LARGEST_ITEM = 1 << 16  # bytes; an item is smaller than a node, and no node is larger
 
 
 class SearchKey(NamedTuple):
@@ -31,12 +39,9 @@ class SearchKey(NamedTuple):
     nr_items: int
 
 
-_LARGEST_ITEM = 1 << 16  # bytes; a node has no more, and not all of one is an item
-
-
 def tree_search(fd: int, key: SearchKey) -> tuple[int, bytes]:
     """
-    Return the number of items, and the buffer of 3,992 bytes with their headers and data.
+    Search a tree, and return the number of items found, and the buffer of 3,992 bytes with their headers and data.
     """
     arguments = new("struct pybtrfs_ioctl_search_args *", {"key": key})
     kernel.current.ioctl(fd, "BTRFS_IOC_TREE_SEARCH", arguments)
@@ -45,7 +50,7 @@ def tree_search(fd: int, key: SearchKey) -> tuple[int, bytes]:
 
 def tree_search_v2(fd: int, key: SearchKey, buf_size: int) -> tuple[int, bytes]:
     """
-    Return the number of items, and the buffer of *buf_size* bytes with their headers and data.
+    Search a tree, and return the number of items found, and the buffer of *buf_size* bytes with their headers and data.
     """
     arguments = new("struct pybtrfs_ioctl_search_args_v2 *", {"key": key, "buf_size": buf_size, "buf": buf_size})
     kernel.current.ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
@@ -56,8 +61,12 @@ def tree_search_v2_changed(
     fd: int, key: SearchKey, buf_size: int, transid: int
 ) -> tuple[int, bytes, tuple[int, int, int] | None]:
     """
-    As `tree_search_v2`, and keep only the inodes and file extents that changed after *transid*; return also the
-    objectid, type and offset to go on behind, unless there was room in the buffer for another item of any size.
+    Search a tree like `tree_search_v2`, and keep only inodes and file extents that changed after *transid*.
+
+    Returns:
+        The number of kept items, their headers and data, and the objectid, type and offset of the last item searched.
+        The last is None when the search is complete: the buffer had room for another item of any size, or no item was
+        found.
     """
     values = {"key": (*key, 0, 0, 0, 0, 0), "buf_size": buf_size, "buf": buf_size}
     arguments = new("struct pybtrfs_ioctl_search_args_v2 *", values, uncleared)
@@ -77,9 +86,11 @@ def tree_search_v2_subvolumes(
     fd: int, key: SearchKey, buf_size: int
 ) -> tuple[Iterator[SubvolRecord], tuple[int, int, int] | None]:
     """
-    As `tree_search_v2` in the tree of roots, and return the subvolumes found, as `SubvolInfo` takes them, those that
-    are deleted with zeros for their place and an empty name; and the objectid, type and offset to go on behind, if any
-    item was found.
+    Search the tree of roots like `tree_search_v2`, and return the subvolumes found.
+
+    Returns:
+        The subvolumes, and the objectid, type and offset of the last item that was decoded, or None if no item was
+        found. A deleted subvolume has an empty name, and 0 as its parent_id and dirid.
     """
     arguments = new("struct pybtrfs_ioctl_search_args_v2 *", {"key": key, "buf_size": buf_size, "buf": buf_size})
     kernel.current.ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", arguments)
@@ -87,7 +98,7 @@ def tree_search_v2_subvolumes(
     if not count:
         return iter(()), None
     last = ffi.new("struct pybtrfs_ioctl_search_header *")
-    # No more than have room, whatever the kernel says.
+    # A buffer has room for fewer items than a faulty kernel might claim.
     subvolumes = new("struct pybtrfs_subvolume[]", min(count, buf_size // ffi.sizeof(last[0])))
     items = ffi.cast("char *", arguments.buf)
     read = call(lib.pybtrfs_read_subvolumes, items, buf_size, count, subvolumes, last)
@@ -98,7 +109,12 @@ def tree_search_v2_subvolumes(
 
 def ino_lookup(fd: int, treeid: int, objectid: int) -> tuple[int, bytes]:
     """
-    Return the tree, and the path of the inode in it with a slash behind, empty for the root of the tree.
+    Return the id of the tree, and the path of the inode *objectid* in it.
+
+    The path ends in a slash, or is empty for the root of the tree.
+
+    Args:
+        treeid: The tree; 0 is the subvolume that contains *fd*.
     """
     arguments = new("struct pybtrfs_ioctl_ino_lookup_args *", {"treeid": treeid, "objectid": objectid})
     kernel.current.ioctl(fd, "BTRFS_IOC_INO_LOOKUP", arguments)
@@ -107,8 +123,9 @@ def ino_lookup(fd: int, treeid: int, objectid: int) -> tuple[int, bytes]:
 
 def ino_lookup_user(fd: int, dirid: int, treeid: int) -> tuple[bytes, bytes]:
     """
-    Return the name of the subvolume *treeid*, and the path from *fd* to the directory *dirid* that has it, with a
-    slash behind, empty when that is *fd* itself.
+    Return the name of the subvolume *treeid*, and the path from *fd* to *dirid*, the directory that contains it.
+
+    The path ends in a slash, or is empty if *dirid* is *fd* itself.
     """
     arguments = new("struct pybtrfs_ioctl_ino_lookup_user_args *", {"dirid": dirid, "treeid": treeid})
     kernel.current.ioctl(fd, "BTRFS_IOC_INO_LOOKUP_USER", arguments)
@@ -117,8 +134,11 @@ def ino_lookup_user(fd: int, dirid: int, treeid: int) -> tuple[bytes, bytes]:
 
 def logical_ino_v2(fd: int, logical: int, size: int, flags: int = 0) -> tuple[list[tuple[int, int, int]], int]:
     """
-    Return the inode, the offset in it and the tree of each reference to the extent at *logical*, as many as *size*
-    bytes hold, and the number of those left out.
+    Return the (inode, offset, tree) of references to the extent at *logical*, and the number of omitted references.
+
+    Args:
+        size: The size of the kernel's answer, in bytes. References beyond it are omitted.
+        flags: ``LOGICAL_INO_ARGS_*``.
     """
     found = new("struct pybtrfs_data_container *", {"val": size // 8})
     arguments = new("struct pybtrfs_ioctl_logical_ino_args *", {"logical": logical, "flags": flags})
