@@ -1,8 +1,8 @@
 """
-Items of btrfs trees: the numbers of their keys, and decoders of their data.
+The items of btrfs trees: the numbers in their keys, and decoders of their data.
 
-Everything here is pure: bytes in, values out. Bytes that are too few, or that name lengths beyond their end, are a
-`ValueError`. Times are nanoseconds since 1970.
+Each decoder takes the data of an item and returns values, or raises `ValueError` if the data is too short. Times are in
+nanoseconds since 1970. A ``*_LAYOUT`` is the fixed part of an item, to encode one.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,7 +68,7 @@ FILE_EXTENT_PREALLOC = 2
 
 class Key(NamedTuple):
     """
-    Where an item stands in its tree; trees are ordered by it.
+    The key of an item. The items of a tree are sorted by key.
     """
 
     objectid: int
@@ -78,7 +78,7 @@ class Key(NamedTuple):
 
 class Item(NamedTuple):
     """
-    An item of a tree: its key, the transaction that wrote its leaf, and its data.
+    An item of a tree: its key, the transid of its leaf, and its data.
     """
 
     objectid: int
@@ -112,9 +112,10 @@ class InodeItem(NamedTuple):
 
 class InodeRef(NamedTuple):
     """
-    INODE_REF: a name of an inode, in the directory that is the offset of the key.
+    INODE_REF: a name of an inode. The offset of the key is the inode number of the directory.
 
-    *dir_index* is where DIR_INDEX has it.
+    Attributes:
+        dir_index: The offset of the DIR_INDEX item with the same name.
     """
 
     dir_index: int
@@ -123,7 +124,7 @@ class InodeRef(NamedTuple):
 
 class InodeExtref(NamedTuple):
     """
-    INODE_EXTREF: a name of an inode with many of them.
+    INODE_EXTREF: a name of an inode whose names do not fit into one INODE_REF.
     """
 
     parent_objectid: int
@@ -133,7 +134,7 @@ class InodeExtref(NamedTuple):
 
 class DirItem(NamedTuple):
     """
-    DIR_ITEM and DIR_INDEX: an entry of a directory. XATTR_ITEM: an extended attribute, with its value as *data*.
+    DIR_ITEM and DIR_INDEX: an entry of a directory. XATTR_ITEM: an extended attribute, whose value is *data*.
     """
 
     location: Key
@@ -145,7 +146,7 @@ class DirItem(NamedTuple):
 
 class InlineExtent(NamedTuple):
     """
-    EXTENT_DATA of a small file: the data itself, compressed as *compression* says.
+    EXTENT_DATA of a small file: the file's data, compressed if *compression* is not 0.
     """
 
     generation: int
@@ -158,7 +159,10 @@ class InlineExtent(NamedTuple):
 
 class FileExtent(NamedTuple):
     """
-    EXTENT_DATA: *num_bytes* of the file lie at *offset* of the extent at *disk_bytenr*, which is 0 for a hole.
+    EXTENT_DATA: *num_bytes* of the file, stored at *offset* in the extent at *disk_bytenr*.
+
+    Attributes:
+        disk_bytenr: A logical address in bytes; 0 for a hole.
     """
 
     generation: int
@@ -175,9 +179,9 @@ class FileExtent(NamedTuple):
 
 class RootItem(NamedTuple):
     """
-    ROOT_ITEM: a tree, and what is known of the subvolume that it is.
+    ROOT_ITEM: a tree, and the attributes of a subvolume if the tree is one.
 
-    What Linux added later (uuid and all behind it) is zero when an older kernel wrote the item last.
+    The fields from *uuid* on are newer than the others. They are zero if a kernel without them wrote the item last.
     """
 
     generation: int
@@ -204,7 +208,9 @@ class RootItem(NamedTuple):
 
 class DropProgress(NamedTuple):
     """
-    ROOT_ITEM of a deleted subvolume: everything before *key*, on *level* of the tree, is freed; zero before it begins.
+    ROOT_ITEM of a deleted subvolume: on *level* of the tree, everything before *key* is freed.
+
+    Key and level are zero until the cleaner begins.
     """
 
     key: Key
@@ -213,7 +219,7 @@ class DropProgress(NamedTuple):
 
 class RootRef(NamedTuple):
     """
-    ROOT_REF and ROOT_BACKREF: the directory that contains a subvolume, and its name there.
+    ROOT_REF and ROOT_BACKREF: the directory that contains a subvolume, and the subvolume's name in it.
     """
 
     dirid: int
@@ -223,7 +229,10 @@ class RootRef(NamedTuple):
 
 class QgroupStatus(NamedTuple):
     """
-    QGROUP_STATUS: flags are 1 on, 2 rescan running, 4 inconsistent, 8 simple quotas.
+    QGROUP_STATUS: the state of quotas.
+
+    Attributes:
+        flags: 1 enabled, 2 rescan running, 4 inconsistent, 8 simple quotas.
     """
 
     version: int
@@ -234,7 +243,7 @@ class QgroupStatus(NamedTuple):
 
 class QgroupInfo(NamedTuple):
     """
-    QGROUP_INFO: what a qgroup holds, in bytes.
+    QGROUP_INFO: the referenced and exclusive bytes of a qgroup.
     """
 
     generation: int
@@ -246,7 +255,7 @@ class QgroupInfo(NamedTuple):
 
 class QgroupLimits(NamedTuple):
     """
-    QGROUP_LIMIT: the limits of a qgroup, in bytes, of which *flags* says which are set.
+    QGROUP_LIMIT: the limits of a qgroup in bytes. A bit of *flags* marks each limit that is set.
     """
 
     flags: int
@@ -271,32 +280,32 @@ Value = (
     | tuple[int, ...]
     | bytes
 )
-"""What `decode` returns."""
+"""A decoded item."""
 
 _Entry = TypeVar("_Entry")
 
-_INODE_ITEM = Struct("<5Q4IQQQ32x qIqIqIqI")
-_INODE_REF = Struct("<QH")
-_INODE_EXTREF = Struct("<QQH")
-_DIR_ITEM = Struct("<QBQQHHB")
-_FILE_EXTENT = Struct("<QQBBHB")
-_FILE_EXTENT_ON_DISK = Struct("<4Q")
-_ROOT_ITEM = Struct("<160x7QI17xxB Q16s16s16s4QqIqIqIqI64x")
-_ROOT_ITEM_V1 = Struct("<160x7QI17xxB")
-_DROP_PROGRESS = Struct("<220xQBQB")
-_ROOT_REF = Struct("<QQH")
-_UUID_ITEM = Struct("<Q")
-_QGROUP_STATUS = Struct("<4Q")
-_QGROUP_INFO = Struct("<5Q")
+INODE_ITEM_LAYOUT = Struct("<5Q4IQQQ32x qIqIqIqI")
+INODE_REF_LAYOUT = Struct("<QH")
+INODE_EXTREF_LAYOUT = Struct("<QQH")
+DIR_ITEM_LAYOUT = Struct("<QBQQHHB")
+FILE_EXTENT_LAYOUT = Struct("<QQBBHB")
+FILE_EXTENT_ON_DISK_LAYOUT = Struct("<4Q")
+ROOT_ITEM_LAYOUT = Struct("<160x7QI17xxB Q16s16s16s4QqIqIqIqI64x")
+ROOT_ITEM_V1_LAYOUT = Struct("<160x7QI17xxB")
+DROP_PROGRESS_LAYOUT = Struct("<220xQBQB")
+ROOT_REF_LAYOUT = Struct("<QQH")
+UUID_ITEM_LAYOUT = Struct("<Q")
+QGROUP_STATUS_LAYOUT = Struct("<4Q")
+QGROUP_INFO_LAYOUT = Struct("<5Q")
 
-_make = tuple.__new__  # without the checks of a NamedTuple's own
+_make = tuple.__new__  # a NamedTuple's own __new__ and _make check more, and take longer
 
 _NEVER = (bytes(16), bytes(16), bytes(16), 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def inode_item(data: bytes) -> InodeItem:
     generation, transid, size, nbytes, _, nlink, uid, gid, mode, rdev, flags, sequence, *times = _unpack(
-        _INODE_ITEM, data
+        INODE_ITEM_LAYOUT, data
     )
     return InodeItem(generation, transid, size, nbytes, nlink, uid, gid, mode, rdev, flags, sequence, *_times(times))
 
@@ -314,50 +323,50 @@ def dir_item(data: bytes) -> tuple[DirItem, ...]:
 
 
 def extent_data(data: bytes) -> InlineExtent | FileExtent:
-    *head, type_ = _unpack(_FILE_EXTENT, data)
+    *head, type_ = _unpack(FILE_EXTENT_LAYOUT, data)
     if type_ == FILE_EXTENT_INLINE:
-        return InlineExtent._make((*head, data[_FILE_EXTENT.size :]))
+        return InlineExtent._make((*head, data[FILE_EXTENT_LAYOUT.size :]))
     if type_ not in (FILE_EXTENT_REG, FILE_EXTENT_PREALLOC):
-        raise ValueError(f"{type_} is not a type of file extent")
-    return FileExtent._make((*head, type_, *_unpack(_FILE_EXTENT_ON_DISK, data, _FILE_EXTENT.size)))
+        raise ValueError(f"{type_} is not a file extent type")
+    return FileExtent._make((*head, type_, *_unpack(FILE_EXTENT_ON_DISK_LAYOUT, data, FILE_EXTENT_LAYOUT.size)))
 
 
 def root_item(data: bytes) -> RootItem:
-    if len(data) < _ROOT_ITEM.size:
-        return RootItem._make((*_unpack(_ROOT_ITEM_V1, data), *_NEVER))
-    values = _ROOT_ITEM.unpack_from(data)
+    if len(data) < ROOT_ITEM_LAYOUT.size:
+        return RootItem._make((*_unpack(ROOT_ITEM_V1_LAYOUT, data), *_NEVER))
+    values = ROOT_ITEM_LAYOUT.unpack_from(data)
     generation, generation_v2 = values[0], values[9]
     if generation != generation_v2:
-        # Last written by a kernel that does not know the new fields, and left them as they were.
+        # A kernel without the new fields wrote the item last and left stale values in them.
         return RootItem._make((*values[:9], *_NEVER))
     return _make(RootItem, values[:9] + values[10:17] + _times(values[17:]))
 
 
 def drop_progress(data: bytes) -> DropProgress:
-    objectid, type_, offset, level = _unpack(_DROP_PROGRESS, data)
+    objectid, type_, offset, level = _unpack(DROP_PROGRESS_LAYOUT, data)
     return DropProgress(Key(objectid, type_, offset), level)
 
 
 def root_ref(data: bytes) -> RootRef:
-    dirid, sequence, name_len = _unpack(_ROOT_REF, data)
-    return RootRef(dirid, sequence, _cut(data, _ROOT_REF.size, name_len))
+    dirid, sequence, name_len = _unpack(ROOT_REF_LAYOUT, data)
+    return RootRef(dirid, sequence, _cut(data, ROOT_REF_LAYOUT.size, name_len))
 
 
 def qgroup_status(data: bytes) -> QgroupStatus:
-    return QgroupStatus(*_unpack(_QGROUP_STATUS, data))
+    return QgroupStatus(*_unpack(QGROUP_STATUS_LAYOUT, data))
 
 
 def qgroup_info(data: bytes) -> QgroupInfo:
-    return QgroupInfo(*_unpack(_QGROUP_INFO, data))
+    return QgroupInfo(*_unpack(QGROUP_INFO_LAYOUT, data))
 
 
 def qgroup_limit(data: bytes) -> QgroupLimits:
-    return QgroupLimits(*_unpack(_QGROUP_INFO, data))
+    return QgroupLimits(*_unpack(QGROUP_INFO_LAYOUT, data))
 
 
 def uuid_item(data: bytes) -> tuple[int, ...]:
     """
-    UUID_KEY_SUBVOL and UUID_KEY_RECEIVED_SUBVOL: the ids of the subvolumes with the uuid that the key is.
+    Return the ids of the subvolumes with the UUID in the key of a UUID_KEY_SUBVOL or UUID_KEY_RECEIVED_SUBVOL.
     """
     return _sequence(data, _uuid_item)
 
@@ -383,10 +392,10 @@ _DECODERS: dict[int, Callable[[bytes], Value]] = {
 
 def decode(item: Item) -> Value:
     """
-    Return the data of *item* decoded as its type says, or the bytes themselves when there is no decoder for it.
+    Decode the data of *item* by its type. Return the bytes as they are if the type has no decoder.
 
     Raises:
-        ValueError: The data is too short for its type, or wrong.
+        ValueError: The data is too short for its type or invalid.
     """
     decoder = _DECODERS.get(item.type)
     return decoder(item.data) if decoder else item.data
@@ -394,13 +403,13 @@ def decode(item: Item) -> Value:
 
 def _unpack(layout: Struct, data: bytes, offset: int = 0) -> tuple[Any, ...]:
     if len(data) < offset + layout.size:
-        raise ValueError(f"item of {len(data)} bytes is too short: {offset + layout.size} are needed")
+        raise ValueError(f"item is too short: {offset + layout.size} bytes needed, {len(data)} found")
     return layout.unpack_from(data, offset)
 
 
 def _cut(data: bytes, offset: int, length: int) -> bytes:
     if len(data) < offset + length:
-        raise ValueError(f"item of {len(data)} bytes is too short: {offset + length} are needed")
+        raise ValueError(f"item is too short: {offset + length} bytes needed, {len(data)} found")
     return data[offset : offset + length]
 
 
@@ -416,20 +425,20 @@ def _sequence(data: bytes, decoder: Callable[[bytes, int], tuple[_Entry, int]]) 
 
 
 def _inode_ref(data: bytes, offset: int) -> tuple[InodeRef, int]:
-    index, name_len = _unpack(_INODE_REF, data, offset)
-    offset += _INODE_REF.size
+    index, name_len = _unpack(INODE_REF_LAYOUT, data, offset)
+    offset += INODE_REF_LAYOUT.size
     return InodeRef(index, _cut(data, offset, name_len)), offset + name_len
 
 
 def _inode_extref(data: bytes, offset: int) -> tuple[InodeExtref, int]:
-    parent, index, name_len = _unpack(_INODE_EXTREF, data, offset)
-    offset += _INODE_EXTREF.size
+    parent, index, name_len = _unpack(INODE_EXTREF_LAYOUT, data, offset)
+    offset += INODE_EXTREF_LAYOUT.size
     return InodeExtref(parent, index, _cut(data, offset, name_len)), offset + name_len
 
 
 def _dir_item(data: bytes, offset: int) -> tuple[DirItem, int]:
-    objectid, type_, key_offset, transid, data_len, name_len, kind = _unpack(_DIR_ITEM, data, offset)
-    offset += _DIR_ITEM.size
+    objectid, type_, key_offset, transid, data_len, name_len, kind = _unpack(DIR_ITEM_LAYOUT, data, offset)
+    offset += DIR_ITEM_LAYOUT.size
     name = _cut(data, offset, name_len)
     offset += name_len
     value = _cut(data, offset, data_len)
@@ -437,8 +446,8 @@ def _dir_item(data: bytes, offset: int) -> tuple[DirItem, int]:
 
 
 def _uuid_item(data: bytes, offset: int) -> tuple[int, int]:
-    (subvolid,) = _unpack(_UUID_ITEM, data, offset)
-    return subvolid, offset + _UUID_ITEM.size
+    (subvolid,) = _unpack(UUID_ITEM_LAYOUT, data, offset)
+    return subvolid, offset + UUID_ITEM_LAYOUT.size
 
 
 def _times(values: Sequence[int]) -> tuple[int, int, int, int]:

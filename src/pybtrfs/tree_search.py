@@ -6,10 +6,10 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from itertools import chain
-from struct import Struct
 from typing import TypeVar
 
 from pybtrfs import ioctl
+from pybtrfs.ioctl import SEARCH_HEADER
 from pybtrfs.items import (
     FIRST_FREE_OBJECTID,
     FREE_SPACE_EXTENT_KEY,
@@ -47,7 +47,6 @@ MAX_KEY = Key(MAX, 255, MAX)
 _FIRST_OF_FILES = Key(FIRST_FREE_OBJECTID, 0, 0)
 _LAST_OF_FILES = Key(LAST_FREE_OBJECTID, 255, MAX)
 
-_HEADER = Struct("=QQQII")
 _ALL_ITEMS = (1 << 32) - 1
 _BUFFER_SIZE = 1 << 16  # bytes; larger ones are no faster
 _CHANGES_SIZE = 1 << 18  # bytes; the kernel descends anew for each
@@ -221,10 +220,10 @@ def _items(count: int, buffer: bytes) -> Iterator[Item]:
     size = len(buffer)
     end = 0
     for _ in range(count):
-        data = end + _HEADER.size
+        data = end + SEARCH_HEADER.size
         if data > size:
             raise _cut_short()
-        transid, objectid, offset, type_, length = _HEADER.unpack_from(buffer, end)
+        transid, objectid, offset, type_, length = SEARCH_HEADER.unpack_from(buffer, end)
         end = data + length
         if end > size:
             raise _cut_short()
@@ -242,7 +241,7 @@ def _search_v2(fd: int, key: ioctl.SearchKey, buffer_size: int) -> tuple[int, by
 def _search_v1(fd: int, key: ioctl.SearchKey, buffer_size: int) -> tuple[int, bytes]:
     count, buffer = ioctl.tree_search(fd, key)
     if count == 1:
-        _, _, _, type_, length = _HEADER.unpack_from(buffer)
+        _, _, _, type_, length = SEARCH_HEADER.unpack_from(buffer)
         # What does not fit into the buffer is returned without its data.
         if length == 0 and type_ not in _WITHOUT_DATA:
             raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))

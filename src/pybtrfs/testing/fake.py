@@ -1,11 +1,5 @@
 """
-btrfs for tests: subvolumes that are plain directories, for where there is no root or no btrfs; what a real one needs.
-
-::
-
-    with fake_btrfs(tmp_path):
-        subvolume.create(tmp_path / "work")
-        subvolume.snapshot(tmp_path / "work", tmp_path / "copy", read_only=True)
+A fake kernel, in which the subvolumes below one directory are plain directories.
 """
 
 from __future__ import annotations
@@ -13,52 +7,44 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from struct import Struct
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pybtrfs import ioctl, items, kernel, syscall
 from pybtrfs._ffi import check, ffi
 from pybtrfs.ioctl import EMPTY_SUBVOL_DIR_OBJECTID, FIRST_FREE_OBJECTID, SUBVOL_RDONLY
 from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, UUID_TREE_OBJECTID
+from pybtrfs.testing.trees import copy_tree, file_id, remove_tree
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from pybtrfs._ffi import CData
 
-_CAP_SYS_ADMIN = 21
 _U64_MAX = (1 << 64) - 1
 _SECOND = 1_000_000_000  # nanoseconds
 _TRANSACTIONS = ("ctransid", "otransid", "stransid", "rtransid")
 _TIMES = ("ctime", "otime", "stime", "rtime")
-
-_HEADER = Struct("=QQQII")
-_ROOT_ITEM = Struct("<160x7QI17xxB Q16s16s16s4QqIqIqIqI64x")
-_ROOT_REF = Struct("<QQH")
-_DIR_ITEM = Struct("<QBQQHHB")
-_INODE_ITEM = Struct("<Q152x")
-_UUID_ITEM = Struct("<Q")
+_INODE_ITEM = items.INODE_ITEM_LAYOUT.pack(1, *[0] * 19)  # of generation 1
 
 
 @contextlib.contextmanager
 def fake_btrfs(directory: str | os.PathLike[str]) -> Iterator[None]:
     """
-    Let the plain *directory* be the top level of a btrfs, for all of pybtrfs in this process.
+    Make the plain *directory* the top level of a btrfs, for all of pybtrfs in this process.
 
-    `pybtrfs.subvolume` does there what it does on btrfs for root, its errors included, for what is replaced is the
-    kernel. A subvolume is a directory, and a snapshot a copy, which takes time and space and must be allowed to read
-    what it copies. Elsewhere the real kernel answers.
+    A fake kernel answers for files in *directory*, and the real kernel for all other files. So `pybtrfs.subvolume`
+    works in *directory* as it does for root on btrfs, and raises the same errors. A subvolume is a directory. A
+    snapshot is a copy: it takes time and space, and needs permission to read the files it copies.
 
-    Nothing but pybtrfs knows of it: open() writes to read-only subvolumes, inode numbers are those of directories, and
-    no change of a file moves a generation. Deleted subvolumes are cleaned at once. What has no counterpart is refused
-    as by a kernel that lacks the ioctl: quotas, devices, and searches for other things than subvolumes.
+    Only pybtrfs sees the fake. open() writes to read-only subvolumes, os.stat() returns the directory's own inode
+    number, and changing a file does not change a generation. Deleted subvolumes are cleaned at once. Quotas, devices,
+    and searches for anything but subvolumes fail as on a kernel without the ioctl.
 
-    Each subvolume takes a file descriptor until the end. What is in the directory stays there.
+    Each subvolume uses a file descriptor until the end. The files in *directory* remain.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(setattr, kernel, "current", kernel.current)
@@ -69,10 +55,10 @@ def fake_btrfs(directory: str | os.PathLike[str]) -> Iterator[None]:
 @dataclass(slots=True)
 class _Subvolume:
     """
-    What the kernel knows of a subvolume.
+    A subvolume, with the fields that the kernel keeps of it.
 
     Attributes:
-        fd: Finds the directory, wherever it is renamed to, and keeps its inode number from being used again.
+        fd: The directory. The file descriptor follows renames, and keeps the inode number from being reused.
     """
 
     fd: int
@@ -91,48 +77,48 @@ class _Subvolume:
     rtime: int = 0
 
 
-class _Place:
+class _Paths:
     """
-    Where the subvolumes are at the moment of a call.
+    The paths of the subvolumes that are not deleted, at the time of a call.
 
     Attributes:
-        paths: Of each that is not deleted, by id.
+        by_id: The path of each subvolume.
     """
 
     def __init__(self, paths: dict[int, str]) -> None:
-        self.paths = paths
+        self.by_id = paths
         self._ids = {path: subvolid for subvolid, path in paths.items()}
 
     def path(self, subvolid: int) -> str:
-        if subvolid not in self.paths:
+        if subvolid not in self.by_id:
             raise _error(errno.ENOENT)
-        return self.paths[subvolid]
+        return self.by_id[subvolid]
 
     def containing(self, path: str) -> int:
         """
-        The subvolume that has *path*, or is there.
+        Return the id of the subvolume that contains *path*, or whose root is *path*.
         """
         while path not in self._ids:
             path = os.path.dirname(path)
         return self._ids[path]
 
-    def of(self, subvolid: int) -> tuple[int, int, bytes]:
+    def location(self, subvolid: int) -> tuple[int, int, bytes]:
         """
-        The subvolume that contains another one, the directory there, and the name in it.
+        Return the parent_id, dirid and name of a subvolume.
         """
         if subvolid == FS_TREE_OBJECTID:
             return 0, 0, b""
-        directory, name = os.path.split(self.paths[subvolid])
+        directory, name = os.path.split(self.by_id[subvolid])
         parent_id = self.containing(directory)
-        dirid = FIRST_FREE_OBJECTID if directory == self.paths[parent_id] else _objectid(os.stat(directory))
+        dirid = FIRST_FREE_OBJECTID if directory == self.by_id[parent_id] else _objectid(os.stat(directory))
         return parent_id, dirid, os.fsencode(name)
 
     def children(self, subvolid: int) -> list[int]:
-        return [child for child in sorted(self.paths) if self.of(child)[0] == subvolid]
+        return [child for child in sorted(self.by_id) if self.location(child)[0] == subvolid]
 
     def directory(self, subvolid: int, objectid: int) -> str:
         """
-        The path of a directory in a subvolume.
+        Return the path of the directory *objectid* in the subvolume *subvolid*.
         """
         top = self.path(subvolid)
         if objectid == FIRST_FREE_OBJECTID:
@@ -146,7 +132,7 @@ class _Place:
 
 class _Kernel:
     """
-    Answers calls for files below the directory of *filesystem*. *real* answers all other calls.
+    A `pybtrfs.kernel.Kernel` that answers for the files of *filesystem*, and passes all other calls to *real*.
     """
 
     def __init__(self, filesystem: _Filesystem, real: kernel.Kernel) -> None:
@@ -203,9 +189,9 @@ class _Kernel:
 
 class _Filesystem:
     """
-    The subvolumes below one directory, and a method for each ioctl.
+    The subvolumes below one directory, with a method for each ioctl.
 
-    Each method is named after its ioctl, and takes the C struct, or the arguments of `Kernel.vol_ioctl`.
+    Such a method has the name of the ioctl. It takes the C struct, or the arguments of the C function that makes it.
     """
 
     def __init__(self, directory: str | os.PathLike[str], stack: contextlib.ExitStack) -> None:
@@ -215,17 +201,17 @@ class _Filesystem:
         self._default = FS_TREE_OBJECTID
         self._next_id = FIRST_FREE_OBJECTID
         self._subvolumes: dict[int, _Subvolume] = {}
-        self._ids: dict[tuple[int, int], int] = {}  # of all, also of the deleted
+        self._ids: dict[tuple[int, int], int] = {}  # including deleted subvolumes
         self._placeholders: set[tuple[int, int]] = set()
         self._add(FS_TREE_OBJECTID, os.fspath(directory))
         self._top = _path(self._subvolumes[FS_TREE_OBJECTID].fd)
 
     def answer(self, fd: int, name: str, *arguments: object) -> None:
-        if _key(os.fstat(fd)) in self._placeholders:
+        if file_id(os.fstat(fd)) in self._placeholders:
             raise _error(errno.ENOTTY)
         getattr(self, name.partition("_IOC_")[2].lower(), _lacking)(fd, *arguments)
 
-    # What a file is
+    # Files
 
     def has(self, fd: Any) -> bool:
         try:
@@ -234,39 +220,39 @@ class _Filesystem:
             return False
         return path == self._top or path.startswith(self._top.rstrip("/") + "/")
 
-    def _place(self) -> _Place:
+    def _paths(self) -> _Paths:
         paths = {subvolid: _path(subvolume.fd) for subvolid, subvolume in self._subvolumes.items()}
-        return _Place({subvolid: path for subvolid, path in paths.items() if self._is_there(subvolid, path)})
+        return _Paths({subvolid: path for subvolid, path in paths.items() if self._is_there(subvolid, path)})
 
     def _is_there(self, subvolid: int, path: str) -> bool:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return self._ids.get(_key(os.lstat(path))) == subvolid
+            return self._ids.get(file_id(os.lstat(path))) == subvolid
         return False
 
-    def _containing(self, fd: int, place: _Place) -> int:
-        root = self._ids.get(_key(os.fstat(fd)))
-        return place.containing(_path(fd)) if root is None else root
+    def _containing(self, fd: int, paths: _Paths) -> int:
+        root = self._ids.get(file_id(os.fstat(fd)))
+        return paths.containing(_path(fd)) if root is None else root
 
     def _root(self, fd: int) -> _Subvolume:
-        root = self._ids.get(_key(os.fstat(fd)))
+        root = self._ids.get(file_id(os.fstat(fd)))
         if root is None:
             raise _error(errno.EINVAL)
         return self._subvolumes[root]
 
-    def _live(self, fd: int) -> tuple[int, _Place]:
-        place = self._place()
-        subvolid = self._containing(fd, place)
-        place.path(subvolid)
-        return subvolid, place
+    def _live(self, fd: int) -> tuple[int, _Paths]:
+        paths = self._paths()
+        subvolid = self._containing(fd, paths)
+        paths.path(subvolid)
+        return subvolid, paths
 
     def inode(self, fd: int) -> int:
         status = os.fstat(fd)
-        if _key(status) in self._placeholders:
+        if file_id(status) in self._placeholders:
             return EMPTY_SUBVOL_DIR_OBJECTID
-        return FIRST_FREE_OBJECTID if _key(status) in self._ids else _objectid(status)
+        return FIRST_FREE_OBJECTID if file_id(status) in self._ids else _objectid(status)
 
     def open_by_handle_at(self, handle: Any, flags: int) -> int:
-        return os.open(self._place().directory(handle.root_objectid, handle.objectid), flags)
+        return os.open(self._paths().directory(handle.root_objectid, handle.objectid), flags)
 
     def getflags(self, fd: int, flags: Any) -> None:
         flags[0] = 0
@@ -286,7 +272,7 @@ class _Filesystem:
         fd, now, transid = self._hold(os.path.realpath(path)), time.time_ns(), self._commit()
         made = _Subvolume(fd, os.urandom(16), transid, now, transid, now, transid)
         self._subvolumes[subvolid] = made
-        self._ids[_key(os.fstat(fd))] = subvolid
+        self._ids[file_id(os.fstat(fd))] = subvolid
         return made
 
     def _new(self, dirfd: int, name: bytes, make: Callable[[str], object]) -> _Subvolume:
@@ -312,20 +298,20 @@ class _Filesystem:
         if not self.has(source_fd):
             raise _error(errno.EXDEV)
         self._root(source_fd)
-        subvolid, place = self._live(source_fd)
-        source, source_path = self._subvolumes[subvolid], place.paths[subvolid]
+        subvolid, paths = self._live(source_fd)
+        source, source_path = self._subvolumes[subvolid], paths.by_id[subvolid]
         nested: list[str] = []
 
         def is_nested(path: str) -> bool:
-            key = _key(os.lstat(path))
-            if key in self._ids or key in self._placeholders:
+            found = file_id(os.lstat(path))
+            if found in self._ids or found in self._placeholders:
                 nested.append(os.path.relpath(path, source_path))
                 return True
             return False
 
         made = self._new(dirfd, name, lambda path: copy_tree(source_path, path, is_nested))
         for path in nested:
-            self._placeholders.add(_key(os.fstat(self._hold(os.path.join(_path(made.fd), path)))))
+            self._placeholders.add(file_id(os.fstat(self._hold(os.path.join(_path(made.fd), path)))))
         source.generation = made.generation
         made.parent_uuid, made.ctransid, made.ctime = source.uuid, source.ctransid, source.ctime
         made.read_only = bool(flags & SUBVOL_RDONLY)
@@ -342,12 +328,12 @@ class _Filesystem:
         self._check_writable(dirfd)
         if not stat.S_ISDIR(status.st_mode):
             raise _error(errno.ENOTDIR)
-        subvolid = self._ids.get(_key(status))
+        subvolid = self._ids.get(file_id(status))
         if subvolid is None:
             raise _error(errno.EINVAL)
         if subvolid == self._default:
             raise _error(errno.EPERM)
-        if self._place().children(subvolid):
+        if self._paths().children(subvolid):
             raise _error(errno.ENOTEMPTY)
         remove_tree(path)
         self._commit()
@@ -355,7 +341,7 @@ class _Filesystem:
     def snap_destroy_v2(self, fd: int, arguments: Any) -> None:
         if arguments.subvolid < FIRST_FREE_OBJECTID:
             raise _error(errno.EINVAL)
-        directory, name = os.path.split(self._place().path(arguments.subvolid))
+        directory, name = os.path.split(self._paths().path(arguments.subvolid))
         dirfd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._destroy(dirfd, directory, name)
@@ -375,26 +361,26 @@ class _Filesystem:
 
     def default_subvol(self, fd: int, subvolid: Any) -> None:
         default = subvolid[0] or FS_TREE_OBJECTID
-        self._place().path(default)
+        self._paths().path(default)
         self._default = default
 
     def get_subvol_info(self, fd: int, info: Any) -> None:
-        subvolid, place = self._live(fd)
+        subvolid, paths = self._live(fd)
         subvolume = self._subvolumes[subvolid]
         info.treeid = subvolid
-        info.parent_id, info.dirid, name = place.of(subvolid)
+        info.parent_id, info.dirid, name = paths.location(subvolid)
         info.name, info.name_len = name, len(name)
         info.flags = items.ROOT_SUBVOL_RDONLY if subvolume.read_only else 0
         for field in ("generation", "uuid", "parent_uuid", "received_uuid", *_TRANSACTIONS, *_TIMES):
             setattr(info, field, getattr(subvolume, field))
 
     def get_subvol_rootref(self, fd: int, arguments: Any) -> None:
-        subvolid, place = self._live(fd)
-        left = [child for child in place.children(subvolid) if child >= arguments.min_treeid]
+        subvolid, paths = self._live(fd)
+        left = [child for child in paths.children(subvolid) if child >= arguments.min_treeid]
         arguments.num_items = min(len(left), len(arguments.rootref))
         for number, child in enumerate(left[: arguments.num_items]):
             arguments.rootref[number].treeid = child
-            arguments.rootref[number].dirid = place.of(child)[1]
+            arguments.rootref[number].dirid = paths.location(child)[1]
         if len(left) > arguments.num_items:
             arguments.min_treeid = left[arguments.num_items]
             raise _error(errno.EOVERFLOW)
@@ -411,21 +397,21 @@ class _Filesystem:
 
     def subvol_sync_wait(self, fd: int, arguments: Any) -> None:
         if arguments.mode != ioctl.SUBVOL_SYNC_COUNT:
-            raise _error(errno.EEXIST if arguments.subvolid in self._place().paths else errno.ENOENT)
+            raise _error(errno.EEXIST if arguments.subvolid in self._paths().by_id else errno.ENOENT)
 
     # Trees
 
     def ino_lookup(self, fd: int, arguments: Any) -> None:
-        place = self._place()
-        arguments.treeid = arguments.treeid or self._containing(fd, place)
+        paths = self._paths()
+        arguments.treeid = arguments.treeid or self._containing(fd, paths)
         if arguments.objectid != FIRST_FREE_OBJECTID:
-            path = place.directory(arguments.treeid, arguments.objectid)
-            arguments.name = os.fsencode(os.path.relpath(path, place.paths[arguments.treeid])) + b"/"
+            path = paths.directory(arguments.treeid, arguments.objectid)
+            arguments.name = os.fsencode(os.path.relpath(path, paths.by_id[arguments.treeid])) + b"/"
 
     def ino_lookup_user(self, fd: int, arguments: Any) -> None:
-        subvolid, place = self._live(fd)
-        directory, name = os.path.split(place.path(arguments.treeid))
-        if place.of(arguments.treeid)[:2] != (subvolid, arguments.dirid):
+        subvolid, paths = self._live(fd)
+        directory, name = os.path.split(paths.path(arguments.treeid))
+        if paths.location(arguments.treeid)[:2] != (subvolid, arguments.dirid):
             raise _error(errno.ENOENT)
         arguments.name = os.fsencode(name)
         if directory != _path(fd):
@@ -435,36 +421,37 @@ class _Filesystem:
         key = arguments.key
         least = key.min_objectid, key.min_type, key.min_offset
         most = key.max_objectid, key.max_type, key.max_offset
-        place = self._place()
+        paths = self._paths()
         if key.tree_id == ROOT_TREE_OBJECTID:
-            found = self._root_items(place)
+            found = self._root_items(paths)
         elif key.tree_id == UUID_TREE_OBJECTID:
-            found = self._uuid_items(place)
+            found = self._uuid_items(paths)
         elif least[:2] == most[:2] and key.min_type == items.INODE_ITEM_KEY:
-            place.directory(key.tree_id or self._containing(fd, place), key.min_objectid)
-            found = iter([((key.min_objectid, items.INODE_ITEM_KEY, 0), _INODE_ITEM.pack(1))])
+            paths.directory(key.tree_id or self._containing(fd, paths), key.min_objectid)
+            found = iter([((key.min_objectid, items.INODE_ITEM_KEY, 0), _INODE_ITEM)])
         else:
             raise _error(errno.ENOTTY)
         key.nr_items = end = 0
         for (objectid, type_, offset), data in sorted(found):
             if least <= (objectid, type_, offset) <= most:
-                start, end = end, end + _HEADER.size + len(data)
+                start, end = end, end + ioctl.SEARCH_HEADER.size + len(data)
                 if end > arguments.buf_size:
                     break
-                arguments.buf[start:end] = _HEADER.pack(self._transid, objectid, offset, type_, len(data)) + data
+                header = ioctl.SEARCH_HEADER.pack(self._transid, objectid, offset, type_, len(data))
+                arguments.buf[start:end] = header + data
                 key.nr_items += 1
 
-    def _root_items(self, place: _Place) -> Iterator[tuple[tuple[int, int, int], bytes]]:
+    def _root_items(self, paths: _Paths) -> Iterator[tuple[tuple[int, int, int], bytes]]:
         location = self._default, items.ROOT_ITEM_KEY, _U64_MAX
         name = b"default"
-        default = _DIR_ITEM.pack(*location, 0, 0, len(name), items.FT_DIR) + name
+        default = items.DIR_ITEM_LAYOUT.pack(*location, 0, 0, len(name), items.FT_DIR) + name
         yield (items.ROOT_TREE_DIR_OBJECTID, items.DIR_ITEM_KEY, 0), default
-        for subvolid in place.paths:
+        for subvolid in paths.by_id:
             of = self._subvolumes[subvolid]
             times = (part for field in _TIMES for part in divmod(getattr(of, field), _SECOND))
             yield (
                 (subvolid, items.ROOT_ITEM_KEY, 0),
-                _ROOT_ITEM.pack(
+                items.ROOT_ITEM_LAYOUT.pack(
                     *(of.generation, FIRST_FREE_OBJECTID, 0, 0, 0, 0),
                     *(items.ROOT_SUBVOL_RDONLY if of.read_only else 0, 1, 0, of.generation),
                     *(of.uuid, of.parent_uuid, of.received_uuid),
@@ -473,18 +460,18 @@ class _Filesystem:
                 ),
             )
             if subvolid != FS_TREE_OBJECTID:
-                parent_id, dirid, name = place.of(subvolid)
-                ref = _ROOT_REF.pack(dirid, 0, len(name)) + name
+                parent_id, dirid, name = paths.location(subvolid)
+                ref = items.ROOT_REF_LAYOUT.pack(dirid, 0, len(name)) + name
                 yield (subvolid, items.ROOT_BACKREF_KEY, parent_id), ref
                 yield (parent_id, items.ROOT_REF_KEY, subvolid), ref
 
-    def _uuid_items(self, place: _Place) -> Iterator[tuple[tuple[int, int, int], bytes]]:
+    def _uuid_items(self, paths: _Paths) -> Iterator[tuple[tuple[int, int, int], bytes]]:
         found: dict[tuple[int, bytes], bytes] = {}
-        for subvolid in place.paths:
+        for subvolid in paths.by_id:
             of = self._subvolumes[subvolid]
             for type_, uuid in ((items.UUID_KEY_SUBVOL, of.uuid), (items.UUID_KEY_RECEIVED_SUBVOL, of.received_uuid)):
                 if any(uuid):
-                    found[type_, uuid] = found.get((type_, uuid), b"") + _UUID_ITEM.pack(subvolid)
+                    found[type_, uuid] = found.get((type_, uuid), b"") + items.UUID_ITEM_LAYOUT.pack(subvolid)
         for (type_, uuid), data in found.items():
             yield (int.from_bytes(uuid[:8], "little"), type_, int.from_bytes(uuid[8:], "little")), data
 
@@ -511,7 +498,7 @@ def _error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-def _lacking(fd: int, *_: object) -> NoReturn:
+def _lacking(*_: object) -> NoReturn:
     raise _error(errno.ENOTTY)
 
 
@@ -523,105 +510,6 @@ def _path(fd: int) -> str:
     return os.readlink(f"/proc/self/fd/{fd}")
 
 
-def _key(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
 def _objectid(status: os.stat_result) -> int:
-    # On tmpfs a directory can have a number that means something else on btrfs.
+    # On tmpfs the inode number of a directory may be one that is special on btrfs.
     return status.st_ino if status.st_ino > FIRST_FREE_OBJECTID else status.st_ino + (1 << 62)
-
-
-def copy_tree(source: str, target: str, is_nested: Callable[[str], bool] = lambda path: False) -> None:
-    """
-    Copy the directory *source* to *target*: files of any type with their modes, times and xattrs, and their owners as
-    far as we may; hard links stay links. When this raises, nothing is left of *target*.
-
-    Args:
-        is_nested: Whether a directory below stays empty.
-
-    Raises:
-        FileExistsError: *target* exists.
-    """
-    os.mkdir(target)
-    made = _key(os.lstat(target))
-    links: dict[tuple[int, int], str] = {}
-
-    def copy(source: str, target: str) -> None:
-        status = os.lstat(source)
-        if _key(status) == made:
-            return  # no copy has itself inside
-        if first := links.get(_key(status)):
-            os.link(first, target, follow_symlinks=False)
-            return
-        if stat.S_ISDIR(status.st_mode):
-            os.mkdir(target)
-            if not is_nested(source):
-                copy_all(source, target)
-        elif stat.S_ISLNK(status.st_mode):
-            os.symlink(os.readlink(source), target)
-        elif stat.S_ISREG(status.st_mode):
-            shutil.copyfile(source, target)
-        else:
-            os.mknod(target, status.st_mode, status.st_rdev)
-        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-            links[_key(status)] = target
-        _copy_status(source, status, target)
-
-    def copy_all(source: str, target: str) -> None:
-        for name in os.listdir(source):
-            copy(os.path.join(source, name), os.path.join(target, name))
-
-    try:
-        copy_all(source, target)
-        _copy_status(source, os.lstat(source), target)
-    except BaseException:
-        remove_tree(target)
-        raise
-
-
-def _copy_status(source: str, status: os.stat_result, target: str) -> None:
-    try:
-        os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
-    except OSError as error:
-        # EINVAL: a user namespace does not have the owner.
-        if error.errno not in (errno.EPERM, errno.EINVAL):
-            raise
-    shutil.copystat(source, target, follow_symlinks=False)
-
-
-def remove_tree(path: str) -> None:
-    """
-    Remove the directory *path* and all that is in it, also from directories that their owner may not write to.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
-    try:
-        shutil.rmtree(path)
-    except PermissionError:
-        os.chmod(path, 0o700)
-        for directory, names, _ in os.walk(path):
-            for name in names:
-                if not os.path.islink(os.path.join(directory, name)):
-                    os.chmod(os.path.join(directory, name), 0o700)
-        shutil.rmtree(path)
-
-
-def why_no_btrfs() -> str:
-    """
-    Return what this process lacks for a btrfs of its own, such as `pybtrfs.image.temporary`; empty when nothing.
-    """
-    if os.geteuid():
-        return "needs root"
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    if not int(status["CapEff"], 16) >> _CAP_SYS_ADMIN & 1:
-        return "needs CAP_SYS_ADMIN, which root lacks here (a container?)"
-    try:
-        syscall.mount("/nonexistent", "/", "btrfs")  # loads the module where there is one
-    except OSError as error:
-        if error.errno == errno.ENODEV:
-            return "needs a kernel with btrfs"
-        if error.errno == errno.EPERM:
-            return "needs CAP_SYS_ADMIN outside of every user namespace"
-    return ""
