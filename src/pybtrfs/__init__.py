@@ -1,5 +1,5 @@
 """
-btrfs from Python with nothing but the kernel.
+A btrfs binding that needs nothing but the kernel.
 """
 
 from pybtrfs._btrfs import ffi, lib
@@ -10,6 +10,6 @@ __all__ = ["__version__"]
 _compiled = ffi.string(lib.PYBTRFS_VERSION).decode()
 if _compiled != __version__:
     raise ImportError(
-        f"pybtrfs is version {__version__!r}, its compiled module {_compiled!r}: another distribution named pybtrfs "
-        "has probably overwritten files of btrfs-snapshotter; uninstall both, and install btrfs-snapshotter again"
+        f"pybtrfs has version {__version__!r}, but its compiled module has {_compiled!r}. Another distribution named "
+        "pybtrfs has probably overwritten files of btrfs-snapshotter. Uninstall both, then install btrfs-snapshotter."
     )

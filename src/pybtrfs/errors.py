@@ -1,5 +1,5 @@
 """
-Errors of the kernel that its errno alone does not explain. Every other one is the plain `OSError` of its errno.
+Errors whose errno is misleading. Every other refusal of the kernel is the plain `OSError` of its errno.
 """
 
 import errno
@@ -20,13 +20,15 @@ class NotSubvolumeError(OSError):
     """
     The file is not the root of a subvolume.
 
-    A snapshot shows a subvolume nested in its source as an empty directory, which is none either.
+    This includes the empty directory that a snapshot has in place of a subvolume nested in its source.
     """
 
 
 def explained(error: OSError, fd: int, filename: object) -> OSError:
     """
-    Return what to raise for *error*, which an ioctl on *fd* met: with *filename*, and of the class that says why.
+    Return the error to raise for *error*, the refusal of an ioctl on *fd*.
+
+    It has *filename*, and a class or note that explains ENOTTY.
     """
     if error.filename is not None:
         return error

@@ -1,8 +1,8 @@
 """
 The calls of the kernel that a test can replace: `current` is the real kernel, or the fake of `pybtrfs.testing`.
 
-Every ioctl of `pybtrfs.ioctl` that takes one file goes through `current`, and so do the system calls of
-`pybtrfs.syscall` whose results differ between btrfs and other filesystems.
+All ioctls go through `current`, except `pybtrfs.ioctl.snap_create_v2_in`, which is one call of C. So do the system
+calls that recognise a subvolume, and that open a directory by its inode number.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ PRIVILEGES = {
     "BTRFS_IOC_SNAP_DESTROY_V2": _DESTROY,
     "FS_IOC_SETFLAGS": "ownership, or CAP_FOWNER; CAP_LINUX_IMMUTABLE for immutable and append-only",
 }
-"""The privilege that EPERM of an ioctl asks for, if it is not ``CAP_SYS_ADMIN``."""
+"""The privilege that each ioctl needs. All other ioctls need ``CAP_SYS_ADMIN``, if any."""
 
-# Signals interrupt these ioctls alone, and these alone can be repeated without another effect.
+# Only these ioctls are interrupted by signals, and only these can be repeated without a second effect.
 _WAITS = ("BTRFS_IOC_SUBVOL_SYNC_WAIT", "BTRFS_IOC_QUOTA_RESCAN_WAIT")
 
 # Hot path: the C functions fill and read the structs of the most frequent ioctls, and are looked up once, at import.
@@ -93,9 +93,9 @@ class Kernel(Protocol):
         """
 
 
-class Linux:
+class _Linux:
     """
-    The kernel of this machine.
+    The real kernel.
     """
 
     def ioctl(self, fd: int, name: str, argument: CData | int = 0, /) -> int:
@@ -105,7 +105,7 @@ class Linux:
             argument = ffi.cast("void *", argument)
         number = request(name)
         try:
-            # Signal handlers run between the calls.
+            # Python's signal handlers run between the calls.
             while (result := lib.pybtrfs_ioctl(fd, number, argument)) == -errno.EINTR and name in _WAITS:
                 pass
         except OverflowError as error:
@@ -152,7 +152,8 @@ class Linux:
         return check(result, "open_by_handle_at", "CAP_DAC_READ_SEARCH")
 
 
-current: Kernel = Linux()
+current: Kernel = _Linux()
+"""The kernel that answers. A test may put another object here, or replace a method of this one."""
 
 
 @cache

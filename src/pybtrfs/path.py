@@ -1,5 +1,5 @@
 """
-What functions of pybtrfs take for a file: a path, an open file, or a name in an open directory.
+The files that pybtrfs takes: a path, an open file, or a name in an open directory.
 """
 
 import os
@@ -12,7 +12,7 @@ from pybtrfs import syscall
 from pybtrfs.errors import explained
 from pybtrfs.ioctl import VOL_NAME_MAX
 
-# Those of os.fsencode and os.fsdecode, each of which is two functions of Python.
+# Hot path: os.fsencode() and os.fsdecode() encode the same, but through two Python functions each.
 ENCODING, ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 _Result = TypeVar("_Result")
@@ -22,24 +22,25 @@ _is_name = re.compile(rb"(?!\.\.?\Z)[^/\0]{1,%d}" % VOL_NAME_MAX).fullmatch
 
 class HasFileno(Protocol):
     """
-    An open file, such as what open() returns.
+    An open file, such as the result of open().
     """
 
     def fileno(self) -> int: ...
 
 
 Target = str | bytes | os.PathLike[str] | os.PathLike[bytes] | int | HasFileno
-"""Something that exists: a path, a file descriptor, or an object with one."""
+"""An existing file: a path, a file descriptor, or an object with a file descriptor."""
 
 Destination = str | bytes | os.PathLike[str] | os.PathLike[bytes] | tuple[int | HasFileno, str | bytes]
-"""A name to make or remove: a path, or an open directory and a name in it."""
+"""A name to create or remove: a path, or an open directory and a name in it."""
 
 
 class opened:  # noqa: N801 - used like a function
     """
-    Give a file descriptor of *target* for the length of a ``with``: its own, or one that is closed at the end.
+    A context manager that yields a file descriptor of *target*.
 
-    An error of the kernel inside is raised with *target* as its filename.
+    An open file yields its own descriptor. A path is opened, and closed at the end of the ``with``. An OSError inside
+    the ``with`` gets *target* as its filename.
     """
 
     __slots__ = ("_fd", "_owned", "_target")
@@ -49,12 +50,12 @@ class opened:  # noqa: N801 - used like a function
 
     def __enter__(self) -> int:
         target = self._target
-        # A number first: asking whether it is a path takes as long as an ioctl.
+        # Hot path: test for a number first, because isinstance() with os.PathLike takes as long as an ioctl.
         if isinstance(target, int) or not isinstance(target, (str, bytes, os.PathLike)):
             self._fd = descriptor(target)
             self._owned = False
         else:
-            # Non-blocking, for a path may lead to a FIFO or a device.
+            # O_NONBLOCK, because opening a FIFO or a device could block.
             self._fd = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
             self._owned = True
         return self._fd
@@ -70,7 +71,7 @@ class opened:  # noqa: N801 - used like a function
 
 class owned:  # noqa: N801 - used like a function
     """
-    Close the file descriptor *fd* at the end of a ``with``.
+    A context manager that yields the file descriptor *fd*, and closes it at the end.
     """
 
     __slots__ = ("_fd",)
@@ -90,7 +91,7 @@ def open_directory(dir_fd: int, name: str | bytes) -> int:
     Open the directory *name* in the directory *dir_fd* and return its file descriptor, close-on-exec.
 
     Raises:
-        NotADirectoryError: *name* is a symbolic link, or no directory.
+        NotADirectoryError: *name* is not a directory, or is a symbolic link.
     """
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
 
@@ -101,14 +102,14 @@ def open_beneath(
     """
     Open *path* below the directory *dir_fd* and return its file descriptor, close-on-exec.
 
-    No component of *path* may lead out of *dir_fd*, because others may have made the names in there.
+    No component of *path* may lead out of *dir_fd*, because other users may have created the names below it.
 
     Issues openat2(2) (Linux 5.6).
 
     Args:
         path: A relative path; empty for *dir_fd* itself.
         flags: ``O_*`` flags.
-        cross_mounts: Follow mounts on the way.
+        cross_mounts: Follow *path* into other mounts.
 
     Raises:
         OSError: ELOOP: a component is a symbolic link. EXDEV: *path* leads out of *dir_fd* or, without *cross_mounts*,
@@ -120,13 +121,13 @@ def open_beneath(
 
 def at(destination: Destination, call: Callable[..., _Result], *arguments: object) -> _Result:
     """
-    Return what *call* does for the directory that has or gets *destination*, as a file descriptor, the name in it, and
-    the *arguments*. A call of it takes less time than a ``with``.
+    Call *call* with the directory of *destination* as a file descriptor, the name in it and *arguments*.
 
-    An error of the kernel is raised with the path, or the name, as its filename.
+    An OSError of *call* gets the path, or the name, as its filename. This is a function, because a call takes less time
+    than a ``with``.
 
     Raises:
-        ValueError: The name is empty, ``.`` or ``..``, longer than 255 bytes, or contains a slash or a null byte.
+        ValueError: The name is empty, ``.`` or ``..``, longer than 255 bytes, or contains a slash or a NUL byte.
     """
     if owned := not isinstance(destination, tuple):
         filename: object = destination
@@ -136,8 +137,8 @@ def at(destination: Destination, call: Callable[..., _Result], *arguments: objec
         name = filename.encode(ENCODING, ERRORS) if isinstance(filename, str) else os.fsencode(filename)
     if not _is_name(name):
         raise ValueError(
-            f"{filename!r} does not end in a name, of 1 to {VOL_NAME_MAX} bytes without slash and null byte, "
-            "not . or .."
+            f"{filename!r} does not end in a valid name: 1 to {VOL_NAME_MAX} bytes without slash or NUL byte, "
+            "and not '.' or '..'"
         )
     fd = os.open(head or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if owned else descriptor(directory)
     try:

@@ -1,5 +1,5 @@
 """
-Quota groups: their ids, and what a new subvolume takes of them. Nothing here calls the kernel.
+Quota groups: ids, limits and inheritance. Nothing here calls the kernel.
 """
 
 from typing import NamedTuple
@@ -9,11 +9,11 @@ _LEVEL_SHIFT = 48
 
 class QgroupLimit(NamedTuple):
     """
-    What a subvolume may hold, in bytes; None is no limit.
+    The limits of a qgroup, in bytes; None is no limit.
 
     Attributes:
-        max_rfer: Of everything it references, shared or not.
-        max_excl: Of what nothing else shares.
+        max_rfer: The limit on referenced bytes, shared or not.
+        max_excl: The limit on exclusive bytes, which no other qgroup references.
     """
 
     max_rfer: int | None = None
@@ -22,9 +22,14 @@ class QgroupLimit(NamedTuple):
 
 class QgroupInherit(NamedTuple):
     """
-    What a new subvolume is given at once: the qgroups it joins, and the limit of its own.
+    The qgroups that a new subvolume joins, and the limits of its own qgroup.
 
-    With simple quotas a subvolume made inside another one joins that one's qgroups, unless this is given, even empty.
+    With simple quotas, a subvolume that is created without a QgroupInherit joins the qgroups of the subvolume that
+    contains it. An empty QgroupInherit prevents that.
+
+    Attributes:
+        groups: The ids of the qgroups to join.
+        limit: The limits of the new subvolume's own qgroup.
     """
 
     groups: tuple[int, ...] = ()
@@ -33,11 +38,13 @@ class QgroupInherit(NamedTuple):
 
 def qgroupid(level: int, number: int) -> int:
     """
-    Return the id of the qgroup written *level*/*number*. Level 0 is that of the subvolumes, whose id is *number*.
+    Return the id of the qgroup *level*/*number*.
+
+    A subvolume's own qgroup has the level 0 and the subvolume's id as number.
 
     Raises:
-        ValueError: *level* or *number* does not fit its 16 or 48 bits.
+        ValueError: *level* does not fit into 16 bits, or *number* into 48.
     """
     if not 0 <= level < 1 << 16 or not 0 <= number < 1 << _LEVEL_SHIFT:
-        raise ValueError(f"'{level}/{number}' is not a qgroup")
+        raise ValueError(f"'{level}/{number}' is not a qgroup id")
     return level << _LEVEL_SHIFT | number

@@ -1,5 +1,5 @@
 """
-Sizes in bytes, as people write and read them.
+Sizes in bytes as text.
 """
 
 import re
@@ -11,7 +11,7 @@ _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(iB)?", re.IGNORECASE | re.ASCII)
 
 def parse(text: str) -> int:
     """
-    Return the number of bytes that *text* means, such as ``512M``, ``20GiB`` or ``4096``; units are powers of 1024.
+    Return the number of bytes in *text*, such as ``512M``, ``20GiB`` or ``4096``. Units are powers of 1024.
 
     Raises:
         ValueError: *text* is not a size.

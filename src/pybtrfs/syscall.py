@@ -1,7 +1,7 @@
 """
 System calls that Python's standard library lacks, one function each.
 
-A refusal is an `OSError` with a note naming the call and, for ``EPERM``, the privilege it needs.
+A refusal is an `OSError` with the name of the call as a note. For ``EPERM``, a second note has the missing privilege.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MNT_DETACH: int = lib.MNT_DETACH
 UMOUNT_NOFOLLOW: int = lib.UMOUNT_NOFOLLOW
 
 O_PATH: int = lib.O_PATH
-"""`os` has it, but PyPy's has not."""
+"""``os.O_PATH``, which PyPy lacks."""
 
 RESOLVE_NO_XDEV: int = lib.PYBTRFS_RESOLVE_NO_XDEV
 RESOLVE_NO_MAGICLINKS: int = lib.PYBTRFS_RESOLVE_NO_MAGICLINKS
@@ -46,9 +46,13 @@ _XATTR_SIZE_MAX = 1 << 16
 
 def mount(source: _PathLike, target: _PathLike, fstype: str, flags: int = 0, data: str | bytes = b"") -> None:
     """
-    Attach the filesystem on *source* at *target*, with ``MS_*`` *flags* and the filesystem's own options in *data*.
+    Mount the filesystem on *source* at *target*.
 
     Issues mount(2), which needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        flags: ``MS_*`` flags.
+        data: The options of the filesystem, separated by commas.
     """
     result = call(lib.pybtrfs_mount, _text(source), _text(target), _text(fstype), flags, _text(data))
     check(result, "mount", "CAP_SYS_ADMIN", target)
@@ -56,25 +60,28 @@ def mount(source: _PathLike, target: _PathLike, fstype: str, flags: int = 0, dat
 
 def umount2(target: _PathLike, flags: int = 0) -> None:
     """
-    Detach the filesystem mounted at *target*, with ``MNT_*`` or ``UMOUNT_*`` *flags*.
+    Unmount the filesystem at *target*.
 
     Issues umount2(2), which needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        flags: ``MNT_*`` and ``UMOUNT_*`` flags.
     """
     check(call(lib.pybtrfs_umount2, _text(target), flags), "umount2", "CAP_SYS_ADMIN", target)
 
 
 def syncfs(fd: int) -> None:
     """
-    Write everything of the filesystem that holds *fd*, and report an error of write-back since *fd* was opened, once.
+    Write all data of the filesystem that contains *fd* to disk.
 
-    Issues syncfs(2).
+    Issues syncfs(2). An error of write-back since *fd* was opened is raised once.
     """
     check(call(lib.pybtrfs_syncfs, fd), "syncfs")
 
 
 def fstatfs_type(fd: int) -> int:
     """
-    Return the magic number of the filesystem that holds *fd*.
+    Return the magic number of the filesystem that contains *fd*.
 
     Issues fstatfs(2).
     """
@@ -85,16 +92,20 @@ def fstat_ino(fd: int) -> int:
     """
     Return the inode number of *fd*.
 
-    Issues fstat(2). The standard library has it, but there the subvolumes of `pybtrfs.testing` have other numbers.
+    Issues fstat(2). Unlike os.fstat(), it returns btrfs's numbers for the fake subvolumes of `pybtrfs.testing`.
     """
     return kernel.current.fstat_ino(fd)
 
 
 def openat2(dirfd: int, path: _PathLike, flags: int, resolve: int = 0, mode: int = 0) -> int:
     """
-    Open *path*, relative to *dirfd* and under the ``RESOLVE_*`` rules, close-on-exec, and return the fd.
+    Open *path*, relative to *dirfd*, and return the fd, close-on-exec.
 
     Issues openat2(2) (Linux 5.6).
+
+    Args:
+        resolve: ``RESOLVE_*`` flags, which restrict the components of *path*.
+        mode: The permissions of a file that ``O_CREAT`` creates.
     """
     how = new("struct pybtrfs_open_how *", {"flags": flags | os.O_CLOEXEC, "mode": mode, "resolve": resolve})
     return check(call(lib.pybtrfs_openat2, dirfd, _text(path), how), "openat2", filename=path)
@@ -102,12 +113,12 @@ def openat2(dirfd: int, path: _PathLike, flags: int, resolve: int = 0, mode: int
 
 def make_directory(dirfd: int, name: _PathLike, mode: int, xattr: str, value: bytes) -> int:
     """
-    Make the directory *name* in *dirfd*, with an extended attribute, or nothing, and return its fd, close-on-exec.
+    Create the directory *name* in *dirfd* with an extended attribute, and return its fd, close-on-exec.
 
-    A crash of the process may leave it without the attribute.
+    A failure removes the directory again. If the process is killed, the directory may remain without the attribute.
 
-    Issues mkdirat(2), openat(2) and fsetxattr(2), and gives up the GIL once for all of them: where many threads make
-    directories, each time is a turn to wait for.
+    Issues mkdirat(2), openat(2) and fsetxattr(2). Releases the GIL once for all calls, because each re-acquisition
+    waits for other threads.
     """
     result = call(lib.pybtrfs_make_directory, dirfd, _text(name), mode, _text(xattr), value, len(value))
     return check(result, "mkdirat, openat, fsetxattr", filename=name)
@@ -117,15 +128,17 @@ def read_directory(
     dirfd: int, name: _PathLike, xattr: str, names: tuple[_PathLike, ...]
 ) -> tuple[bytes | None, list[int]]:
     """
-    Return the value of an extended attribute of the directory *name* in *dirfd*, None without one, and then the inode
-    numbers of the directories in it that have one of *names*, 0 where there is none. A symlink is none.
+    Return an extended attribute of the directory *name* in *dirfd*, and the inode numbers of its entries *names*.
 
-    Issues openat(2), fgetxattr(2) and fstatat(2), and gives up the GIL once for all of them: of thousands of
-    directories, that and the objects for what is in between take twice as long as the calls.
+    The value is None if the attribute does not exist. The inode number is 0 for an entry that does not exist, or is not
+    a directory. Symlinks are not followed.
+
+    Issues openat(2), fgetxattr(2) and fstatat(2). Releases the GIL once for all calls. For thousands of directories,
+    re-acquiring it and building intermediate objects would take twice as long as the calls themselves.
 
     Raises:
-        FileNotFoundError: There is no *name*.
-        NotADirectoryError: It is something else.
+        FileNotFoundError: *name* does not exist.
+        NotADirectoryError: *name* is not a directory.
     """
     value = uncleared(typeof("char[]"), _XATTR_SIZE_MAX)
     inodes = uncleared(typeof("uint64_t[]"), len(names))
@@ -152,9 +165,9 @@ def _joined(names: tuple[_PathLike, ...]) -> bytes:
 
 def name_to_handle_at(dirfd: int, path: _PathLike, flags: int = 0) -> tuple[int, int]:
     """
-    Return the subvolume and the inode number of the file at *path*, relative to *dirfd*, on btrfs.
+    Return the subvolume id and the inode number of the file at *path*, relative to *dirfd*.
 
-    A symlink at the end is not followed, and nothing is opened.
+    A final symlink is not followed, and no file is opened.
 
     Issues name_to_handle_at(2), which some sandboxes refuse without ``CAP_SYS_ADMIN``.
 
@@ -171,14 +184,18 @@ def name_to_handle_at(dirfd: int, path: _PathLike, flags: int = 0) -> tuple[int,
 
 def open_by_handle_at(fd: int, treeid: int, objectid: int, generation: int, flags: int) -> int:
     """
-    Open the inode *objectid* of the subvolume *treeid* of the btrfs that holds *fd*, close-on-exec, and return the fd.
+    Open the inode *objectid* of the subvolume *treeid* on the btrfs that contains *fd*, and return the fd,
+    close-on-exec.
 
-    No path is followed, and no permission of a directory above is asked for.
+    No path is followed, and the permissions of the directories above are not checked.
 
     Issues open_by_handle_at(2), which needs ``CAP_DAC_READ_SEARCH``.
 
     Args:
-        generation: The inode's, as its INODE_ITEM has it: guards against an inode number used again.
+        generation: The generation in the INODE_ITEM, which tells the inode from a later one with the same number.
+
+    Raises:
+        OSError: ESTALE: no such inode has this generation.
     """
     handle = new(
         "struct pybtrfs_file_handle *",

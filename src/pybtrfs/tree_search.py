@@ -1,5 +1,5 @@
 """
-The items of a btrfs tree, as the kernel finds them.
+Searches of btrfs trees.
 """
 
 import errno
@@ -48,8 +48,8 @@ _FIRST_OF_FILES = Key(FIRST_FREE_OBJECTID, 0, 0)
 _LAST_OF_FILES = Key(LAST_FREE_OBJECTID, 255, MAX)
 
 _ALL_ITEMS = (1 << 32) - 1
-_BUFFER_SIZE = 1 << 16  # bytes; larger ones are no faster
-_CHANGES_SIZE = 1 << 18  # bytes; the kernel descends anew for each
+_BUFFER_SIZE = 1 << 16  # bytes; larger buffers are no faster
+_CHANGES_SIZE = 1 << 18  # bytes; larger, because the kernel descends the tree again for each buffer
 _WITHOUT_DATA = (
     ORPHAN_ITEM_KEY,
     TREE_BLOCK_REF_KEY,
@@ -70,37 +70,37 @@ def search(
     buffer_size: int = _BUFFER_SIZE,
 ) -> Iterator[Item]:
     """
-    Yield the items of a tree from *min_key* to *max_key*, both included, in the order of their keys.
+    Yield the items of a tree from *min_key* to *max_key*, both included, sorted by key.
 
-    The keys bound one range: between two objectids items of every type are found. The tree may change meanwhile: the
-    search is not atomic beyond one buffer.
+    The keys bound one range: between two objectids, items of every type are found. Only the items of one buffer are
+    read atomically, so the tree may change during the search.
 
-    Issues ``BTRFS_IOC_TREE_SEARCH_V2`` as often as it takes, or ``BTRFS_IOC_TREE_SEARCH`` where the kernel has no
-    other. Both need ``CAP_SYS_ADMIN``.
+    Issues ``BTRFS_IOC_TREE_SEARCH_V2`` for each buffer, or ``BTRFS_IOC_TREE_SEARCH`` on kernels before Linux 3.16. Both
+    need ``CAP_SYS_ADMIN``.
 
     Args:
         target: Any file of the filesystem.
         tree_id: The tree; 0 is the subvolume that contains *target*.
-        min_transid: Leave out leaves not written since this transaction. It speaks of leaves: items that
-            did not change are found as well when a neighbour did.
-        buffer_size: In bytes; enlarged when an item does not fit.
+        min_transid: Skip leaves that were last written before this transaction. An unchanged item is found, too, if
+            another item of its leaf changed.
+        buffer_size: In bytes. The buffer grows if an item does not fit.
 
     Raises:
-        FileNotFoundError: There is no such tree.
+        FileNotFoundError: The tree does not exist.
     """
     with opened(target) as fd:
-        call = _search_v2
+        has_v2 = True
         start = min_key
         while True:
             key = _search_key(tree_id, start, max_key, min_transid, max_transid)
             try:
-                count, buffer = call(fd, key, buffer_size)
+                count, buffer = ioctl.tree_search_v2(fd, key, buffer_size) if has_v2 else _search_v1(fd, key)
             except OSError as error:
-                if error.errno == errno.EOVERFLOW and call is _search_v2:
+                if error.errno == errno.EOVERFLOW and has_v2:
                     buffer_size *= 2
                     continue
-                if error.errno == errno.ENOTTY and call is _search_v2:
-                    call = _search_v1
+                if error.errno == errno.ENOTTY and has_v2:
+                    has_v2 = False
                     continue
                 raise
             if count == 0:
@@ -115,27 +115,27 @@ def search(
 
 def search_changes(target: Target, transid: int, *, tree_id: int = 0) -> Iterator[Item]:
     """
-    Yield the inodes and file extents of a subvolume that changed after the transaction *transid*; all of them for 0.
+    Yield the inodes and file extents of a subvolume that changed after the transaction *transid*, or all for 0.
 
-    Leaves that did not change are skipped by the kernel, and unchanged items of the others before they become objects:
-    a search of 20,000 files of which few changed costs a tenth of `search`.
+    The kernel skips leaves that did not change, and C code skips unchanged items before they become Python objects. If
+    few of 20,000 files changed, this takes a tenth of the time of `search`.
 
     Issues ``BTRFS_IOC_TREE_SEARCH_V2`` (Linux 3.16), which needs ``CAP_SYS_ADMIN``.
 
     Raises:
-        FileNotFoundError: There is no such tree.
+        FileNotFoundError: The tree does not exist.
     """
     return _search_files(target, tree_id, transid + 1 if transid else 0, transid)
 
 
 def search_files(target: Target, *, tree_id: int = 0, min_transid: int = 0) -> Iterator[Item]:
     """
-    Yield the inodes and file extents of a subvolume, as `search` with *min_transid* does, and nothing else of it.
+    Yield the inodes and file extents of a subvolume, and no other items. *min_transid* is as in `search`.
 
     Issues ``BTRFS_IOC_TREE_SEARCH_V2`` (Linux 3.16), which needs ``CAP_SYS_ADMIN``.
 
     Raises:
-        FileNotFoundError: There is no such tree.
+        FileNotFoundError: The tree does not exist.
     """
     return _search_files(target, tree_id, min_transid, 0)
 
@@ -159,15 +159,15 @@ def search_subvolumes(
     buffer_size: int = _BUFFER_SIZE,
 ) -> Iterator[_Kind]:
     """
-    Yield the subvolumes from *min_id* to *max_id*, both included, by id. For the top level and for what is deleted and
-    not yet cleaned the place is zeros, and the name empty.
+    Yield the subvolumes from *min_id* to *max_id*, both included, sorted by id.
 
-    Times and transactions of what is not yet committed are not seen.
+    The top level, and subvolumes that are deleted but not yet cleaned, have an empty name, and 0 as the ids of the
+    containing subvolume and directory. Times and transids that are not yet committed are missing.
 
-    Issues ``BTRFS_IOC_TREE_SEARCH_V2`` (Linux 3.16) as often as it takes, which needs ``CAP_SYS_ADMIN``.
+    Issues ``BTRFS_IOC_TREE_SEARCH_V2`` (Linux 3.16) for each buffer, which needs ``CAP_SYS_ADMIN``.
 
     Args:
-        kind: What each is to be: `pybtrfs.ioctl.SubvolInfo` or `pybtrfs.subvolume.SubvolumeInfo`.
+        kind: The class of the result: `pybtrfs.ioctl.SubvolInfo` or `pybtrfs.subvolume.SubvolumeInfo`.
     """
     return map(kind, search_subvolume_records(target, min_id=min_id, max_id=max_id, buffer_size=buffer_size))
 
@@ -180,7 +180,7 @@ def search_subvolume_records(
     buffer_size: int = _BUFFER_SIZE,
 ) -> Iterator[ioctl.SubvolRecord]:
     """
-    As `search_subvolumes`, but yield the tuples that either kind is made from.
+    Yield the same subvolumes as `search_subvolumes`, as tuples from which either class is made.
     """
     return chain.from_iterable(_searched_subvolumes(target, min_id, max_id, buffer_size))
 
@@ -216,7 +216,7 @@ def _search_key(tree_id: int, start: Key, end: Key, min_transid: int, max_transi
 
 
 def _items(count: int, buffer: bytes) -> Iterator[Item]:
-    make = tuple.__new__  # of a NamedTuple half as expensive as its own
+    make = tuple.__new__  # takes half the time of Item()
     size = len(buffer)
     end = 0
     for _ in range(count):
@@ -231,18 +231,14 @@ def _items(count: int, buffer: bytes) -> Iterator[Item]:
 
 
 def _cut_short() -> OSError:
-    return OSError(errno.EIO, "the kernel found more items than it returned")
+    return OSError(errno.EIO, "the kernel returned fewer items than it counted")
 
 
-def _search_v2(fd: int, key: ioctl.SearchKey, buffer_size: int) -> tuple[int, bytes]:
-    return ioctl.tree_search_v2(fd, key, buffer_size)
-
-
-def _search_v1(fd: int, key: ioctl.SearchKey, buffer_size: int) -> tuple[int, bytes]:
+def _search_v1(fd: int, key: ioctl.SearchKey) -> tuple[int, bytes]:
     count, buffer = ioctl.tree_search(fd, key)
     if count == 1:
         _, _, _, type_, length = SEARCH_HEADER.unpack_from(buffer)
-        # What does not fit into the buffer is returned without its data.
+        # The old ioctl returns an item without its data if the data does not fit into the buffer.
         if length == 0 and type_ not in _WITHOUT_DATA:
             raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
     return count, buffer

@@ -157,5 +157,5 @@ def test_other_pybtrfs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     import runpy
 
     monkeypatch.setattr("pybtrfs._version.__version__", "999.0")
-    with pytest.raises(ImportError, match="another distribution named pybtrfs"):
+    with pytest.raises(ImportError, match="Another distribution named pybtrfs"):
         runpy.run_path(str(INCLUDE / "__init__.py"))

@@ -2,7 +2,7 @@
 The ioctls of btrfs, of loop devices and of file attributes, one function each, named after the ioctl.
 
 A function takes file descriptors and plain values, issues one ioctl with the GIL released, and returns plain values. A
-refusal is an `OSError` with the name of the ioctl as a note and, for ``EPERM``, the missing privilege as a second note.
+refusal is an `OSError` with the name of the ioctl as a note. For ``EPERM``, a second note has the missing privilege.
 
 Names are bytes. A name with a NUL byte and a number that does not fit into its field are a `ValueError`. `pybtrfs.path`
 has all other checks of names.

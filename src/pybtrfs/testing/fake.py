@@ -447,15 +447,15 @@ class _Filesystem:
         default = items.DIR_ITEM_LAYOUT.pack(*location, 0, 0, len(name), items.FT_DIR) + name
         yield (items.ROOT_TREE_DIR_OBJECTID, items.DIR_ITEM_KEY, 0), default
         for subvolid in paths.by_id:
-            of = self._subvolumes[subvolid]
-            times = (part for field in _TIMES for part in divmod(getattr(of, field), _SECOND))
+            subvolume = self._subvolumes[subvolid]
+            times = (part for field in _TIMES for part in divmod(getattr(subvolume, field), _SECOND))
             yield (
                 (subvolid, items.ROOT_ITEM_KEY, 0),
                 items.ROOT_ITEM_LAYOUT.pack(
-                    *(of.generation, FIRST_FREE_OBJECTID, 0, 0, 0, 0),
-                    *(items.ROOT_SUBVOL_RDONLY if of.read_only else 0, 1, 0, of.generation),
-                    *(of.uuid, of.parent_uuid, of.received_uuid),
-                    *(getattr(of, field) for field in _TRANSACTIONS),
+                    *(subvolume.generation, FIRST_FREE_OBJECTID, 0, 0, 0, 0),
+                    *(items.ROOT_SUBVOL_RDONLY if subvolume.read_only else 0, 1, 0, subvolume.generation),
+                    *(subvolume.uuid, subvolume.parent_uuid, subvolume.received_uuid),
+                    *(getattr(subvolume, field) for field in _TRANSACTIONS),
                     *times,
                 ),
             )
@@ -468,8 +468,11 @@ class _Filesystem:
     def _uuid_items(self, paths: _Paths) -> Iterator[tuple[tuple[int, int, int], bytes]]:
         found: dict[tuple[int, bytes], bytes] = {}
         for subvolid in paths.by_id:
-            of = self._subvolumes[subvolid]
-            for type_, uuid in ((items.UUID_KEY_SUBVOL, of.uuid), (items.UUID_KEY_RECEIVED_SUBVOL, of.received_uuid)):
+            subvolume = self._subvolumes[subvolid]
+            for type_, uuid in (
+                (items.UUID_KEY_SUBVOL, subvolume.uuid),
+                (items.UUID_KEY_RECEIVED_SUBVOL, subvolume.received_uuid),
+            ):
                 if any(uuid):
                     found[type_, uuid] = found.get((type_, uuid), b"") + items.UUID_ITEM_LAYOUT.pack(subvolid)
         for (type_, uuid), data in found.items():
