@@ -186,7 +186,7 @@ _VALUES: list[Any] = [
 
 def call(data: bytes, fds: list[int], without: tuple[object, ...] = ()) -> None:
     """
-    Call a function of the raw floor with arguments that *data* chooses, and the files *fds*.
+    Call a function of the raw floor with arguments that *data* chooses, and with the files *fds*.
     """
     chosen = iter(data)
     functions = [function for function in _CALLS if function not in without]

@@ -56,7 +56,7 @@ def test_threads(base: Path) -> None:
 @pytest.mark.btrfs
 def test_fork(base: Path) -> None:
     """
-    After a fork(2), also one beside other threads' calls, the child uses and closes what the parent has open.
+    After a fork(2), the child uses and closes the parent's open files, even if other threads are in a call.
     """
 
     def work() -> None:
@@ -87,7 +87,8 @@ def test_fork(base: Path) -> None:
 @pytest.mark.parametrize("kind", ["legacy", "isolated"])
 def test_subinterpreter(kind: str, base: Path) -> None:
     """
-    A sub-interpreter that shares the GIL has pybtrfs; one with a GIL of its own (Python 3.12) has an ImportError.
+    A sub-interpreter that shares the GIL can import pybtrfs. A sub-interpreter with its own GIL (Python 3.12) gets an
+    ImportError.
     """
     command = [sys.executable, "-c", IN_A_SUBINTERPRETER, kind, str(base)]
     ran = subprocess.run(command, capture_output=True, text=True)

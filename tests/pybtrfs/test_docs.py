@@ -1,5 +1,5 @@
 """
-The tables of the documentation are complete, and name what there is.
+The tables of the documentation are complete, and every name in them exists.
 """
 
 import ast
@@ -33,7 +33,7 @@ def text(page: str) -> str:
 
 def table(markdown: str) -> list[list[str]]:
     """
-    The rows of all tables, less their headings.
+    Return the rows of all tables, without their headings.
     """
     rows = []
     for block in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
@@ -47,7 +47,7 @@ def code(cell: str) -> list[str]:
 
 def is_there(test: str) -> bool:
     """
-    Whether the file of a test below ``tests/`` has a function of the name, or the Makefile the target.
+    Return whether the test exists below ``tests/``, or the target in the Makefile.
     """
     if test.startswith("make "):
         return f"\n{test.removeprefix('make ')}:" in (ROOT / "Makefile").read_text()
@@ -58,7 +58,7 @@ def is_there(test: str) -> bool:
 
 def test_every_ioctl_has_its_row() -> None:
     """
-    docs/ioctls.md has each ioctl of the header with its number, and each function of the raw floor.
+    docs/ioctls.md has each ioctl of the header with its number, and each function of `pybtrfs.ioctl`.
     """
     rows = table(text("ioctls.md"))
     assert {code(row[1])[0]: int(row[0], 0) for row in rows} == NUMBERS
@@ -70,8 +70,8 @@ def test_every_ioctl_has_its_row() -> None:
 @pytest.mark.parametrize("row", table(text("ioctls.md")), ids=lambda row: code(row[1])[0])
 def test_what_is_said_of_an_ioctl(row: list[str]) -> None:
     """
-    The function issues the ioctl, what is said to use it names it, the privilege is that of the tests, and the test is
-    there.
+    The function issues the ioctl, each user calls the function, the privilege is the one of the tests, and the test
+    exists.
     """
     _, name, raw, users, linux, privilege, test = row
     for function in code(raw):
@@ -89,7 +89,7 @@ def test_what_is_said_of_an_ioctl(row: list[str]) -> None:
 @pytest.mark.parametrize("row", table(text("features.md")), ids=lambda row: row[0])
 def test_features(row: list[str]) -> None:
     """
-    What docs/features.md names of pybtrfs is there, and so is each test.
+    Each name of pybtrfs in docs/features.md exists, and so does each test.
     """
     _, names, tests = row
     for name in code(names):
@@ -100,7 +100,7 @@ def test_features(row: list[str]) -> None:
 
 def test_moving() -> None:
     """
-    What docs/moving.md has of pybtrfs is there, as is what it has of libbtrfsutil's binding and of python-btrfs.
+    Each name in docs/moving.md exists, be it of pybtrfs, libbtrfsutil's binding or python-btrfs.
     """
     areas = {path.stem for path in (ROOT / "src/pybtrfs").iterdir()}
     pages = re.split(r"^(?:## |New )", text("moving.md"), flags=re.MULTILINE)

@@ -1,5 +1,6 @@
 """
-The C of the compiled module: the kernel's header against the installed one, and the functions against their stub.
+The C code of the compiled module: the kernel's header against the installed header, and the functions against their
+stub.
 """
 
 import ast
@@ -25,7 +26,7 @@ STRUCTS = re.findall(r"^struct (pybtrfs_\w+) \{\n(.*?)^\};", HEADER, flags=re.MU
 
 def run(tmp_path: Path, body: str) -> dict[str, tuple[int, int]]:
     """
-    The lines ``NAME OURS THEIRS`` that a C program with *body* in it prints.
+    Return the lines ``NAME OURS THEIRS`` that a C program with *body* prints.
     """
     source = tmp_path / "compare.c"
     includes = "".join(f"#include <linux/{name}>\n" for name in SYSTEM)
@@ -47,7 +48,7 @@ def different(found: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
 
 def test_numbers(tmp_path: Path) -> None:
     """
-    Every number that the installed headers define as well is the same there.
+    Every number has the value of the installed headers, if they define it.
     """
     body = ""
     for ours in NUMBERS:
@@ -60,7 +61,7 @@ def test_numbers(tmp_path: Path) -> None:
 
 def test_structs(tmp_path: Path) -> None:
     """
-    Every struct that the installed headers define as well has the same size and offsets there.
+    Every struct has the size and offsets of the installed headers, if they define it.
     """
     installed = "".join((Path("/usr/include/linux") / name).read_text() for name in SYSTEM)
     body = ""
@@ -81,7 +82,7 @@ def test_structs(tmp_path: Path) -> None:
 
 def test_item_numbers(tmp_path: Path) -> None:
     """
-    The numbers of `pybtrfs.items`, which stand in no header of ours, are the kernel's.
+    The numbers of `pybtrfs.items`, which our headers lack, are the kernel's.
     """
     numbers = {name: value for name, value in vars(items).items() if name.isupper() and isinstance(value, int)}
     body = ""
@@ -152,7 +153,7 @@ def test_a_wrong_number_is_found(tmp_path: Path) -> None:
 
 def test_other_pybtrfs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A compiled module of another version than the package is an ImportError that says what probably happened.
+    A compiled module of another version than the package is an ImportError that names the probable cause.
     """
     import runpy
 

@@ -1,5 +1,5 @@
 """
-Every ioctl of the raw floor against the kernel: with privileges, and without.
+Every ioctl of the raw floor against the kernel, with and without privileges.
 """
 
 import errno
@@ -30,7 +30,7 @@ ROOTS = ioctl.SearchKey(1, 5, U64 - 255, 0, U64, 0, U64, 132, 144, 100)
 
 class Case:
     """
-    An ioctl, what is to be true of what it returns, and the errno it refuses an ordinary user with, if it does.
+    An ioctl, a check of its result, and the errno with which it refuses an ordinary user, or None.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ QUOTA_CASES = [
 @pytest.fixture
 def there(btrfs: Path) -> Iterator[SimpleNamespace]:
     """
-    A directory open to all, with a subvolume of an ordinary user, and one of root's with another one inside.
+    A directory that is open to all, with a subvolume of an ordinary user and one of root that contains another.
     """
     btrfs.chmod(0o777)
     with ExitStack() as stack:
@@ -224,7 +224,7 @@ def there(btrfs: Path) -> Iterator[SimpleNamespace]:
 @pytest.fixture
 def quota(btrfs_mount: Callable[..., Path]) -> Iterator[SimpleNamespace]:
     """
-    A filesystem of its own, with simple quotas.
+    A separate filesystem with simple quotas.
     """
     fd = os.open(btrfs_mount(), os.O_RDONLY)
     try:
@@ -249,8 +249,8 @@ def refuses(case: Case, e: SimpleNamespace, unprivileged: Callable[..., Any]) ->
 
 def test_names_that_no_struct_can_hold(there: SimpleNamespace) -> None:
     """
-    A name with a null byte is a ValueError, one that is too long is refused as the kernel refuses one of 256 bytes, and
-    neither is cut.
+    A name with a NUL byte is a ValueError. A name that is too long for the struct is refused like a name of 256 bytes.
+    No name is cut.
     """
     calls = (
         lambda name: ioctl.subvol_create_v2(there.open, name),
@@ -269,7 +269,7 @@ def test_names_that_no_struct_can_hold(there: SimpleNamespace) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
 def test_privileged(there: SimpleNamespace, case: Case) -> None:
     """
-    As root each ioctl does what it says.
+    As root, each ioctl works.
     """
     with needing(f"BTRFS_IOC_{case.name.upper()}", refusal=errno.ENOTTY):
         assert case.holds(there, case.call(there))
@@ -278,7 +278,7 @@ def test_privileged(there: SimpleNamespace, case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
 def test_unprivileged(there: SimpleNamespace, unprivileged: Callable[..., Any], case: Case) -> None:
     """
-    An ordinary user may do the same, or gets the errno, the ioctl's name and the missing privilege.
+    An ordinary user may issue the ioctl, or gets the errno, the ioctl's name and the missing privilege.
     """
     if case.refused:
         refuses(case, there, unprivileged)
@@ -290,7 +290,7 @@ def test_unprivileged(there: SimpleNamespace, unprivileged: Callable[..., Any], 
 @pytest.mark.parametrize("case", QUOTA_CASES, ids=lambda case: case.label)
 def test_quota(quota: SimpleNamespace, unprivileged: Callable[..., Any], case: Case) -> None:
     """
-    Quotas are root's alone.
+    Only root may use quotas.
     """
     refuses(case, quota, unprivileged)
     assert case.holds(quota, case.call(quota))
@@ -298,7 +298,7 @@ def test_quota(quota: SimpleNamespace, unprivileged: Callable[..., Any], case: C
 
 def test_loop_devices(tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    A file is attached, shown, grown and detached; an ordinary user cannot even open what it takes.
+    A file is attached, described, grown and detached. An ordinary user cannot open the device.
     """
     backing = os.open(tmp_path / "backing", os.O_RDWR | os.O_CREAT)
     control = os.open("/dev/loop-control", os.O_RDWR)
@@ -336,7 +336,7 @@ def test_loop_devices(tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
 
 def test_a_loop_device_in_two_steps(tmp_path: Path) -> None:
     """
-    What older kernels need in place of LOOP_CONFIGURE does the same.
+    The two ioctls that kernels without LOOP_CONFIGURE need do the same.
     """
     backing = os.open(tmp_path / "backing", os.O_RDWR | os.O_CREAT)
     control = os.open("/dev/loop-control", os.O_RDWR)
@@ -371,7 +371,7 @@ def test_every_ioctl_is_tested() -> None:
 @pytest.mark.parametrize("fd", [-1, 1 << 20])
 def test_a_bad_file_descriptor(fd: int) -> None:
     """
-    The kernel's errno arrives, whatever it is.
+    The kernel's errno is raised.
     """
     with pytest.raises(OSError) as caught:
         ioctl.sync(fd)
@@ -390,7 +390,7 @@ def test_numbers_that_do_not_fit(there: SimpleNamespace) -> None:
 
 def test_rootref_goes_on_where_it_stopped(there: SimpleNamespace) -> None:
     """
-    More than the 255 subvolumes that one call returns are found by the next one.
+    One call returns at most 255 subvolumes, and the next call returns the rest.
     """
     for number in range(300):
         ioctl.subvol_create_v2(there.mine, b"%d" % number)
@@ -404,7 +404,7 @@ def test_rootref_goes_on_where_it_stopped(there: SimpleNamespace) -> None:
 
 def test_a_snapshot_in_a_directory_is_whole_or_nothing(there: SimpleNamespace) -> None:
     """
-    The new directory has its mode, its attribute and the snapshot; a step that is refused leaves nothing.
+    The new directory has its mode, its attribute and the snapshot. A refused step leaves nothing.
     """
 
     def make(

@@ -47,7 +47,7 @@ def nanoseconds(time: tuple[int, int]) -> int:
 @given(U8, st.binary(max_size=600))
 def test_any_bytes_are_decoded_or_refused(type_: int, data: bytes) -> None:
     """
-    No data of any type raises anything but a ValueError; without a decoder it stays what it is.
+    Data of any type is decoded or a ValueError. Data without a decoder is returned as it is.
     """
     try:
         value = items.decode(Item(1, type_, 2, 3, data))
@@ -80,7 +80,7 @@ def test_inode_item(
     head: tuple[int, ...], ids: tuple[int, ...], tail: tuple[int, ...], times: tuple[tuple[int, int], ...], rest: bytes
 ) -> None:
     """
-    An inode has the fields that the kernel wrote, whatever a newer one puts behind.
+    An inode has the fields that the kernel wrote. Bytes that a newer kernel appends are ignored.
     """
     data = struct.pack("<5Q4I3Q32x", *head, *ids, *tail) + b"".join(struct.pack("<qI", *time) for time in times)
     generation, transid, size, nbytes, _ = head
@@ -100,7 +100,7 @@ def test_inode_item(
 @given(st.lists(st.tuples(U64, NAME), min_size=1), st.data())
 def test_inode_ref(refs: list[tuple[int, bytes]], data: st.DataObject) -> None:
     """
-    All names of an inode in a directory are found, and none when the last one is cut short.
+    All names of an inode in a directory are decoded. If the last name is cut short, the item is refused.
     """
     packed = b"".join(struct.pack("<QH", index, len(name)) + name for index, name in refs)
     assert items.inode_ref(packed) == tuple(refs)
@@ -113,7 +113,7 @@ def test_inode_ref(refs: list[tuple[int, bytes]], data: st.DataObject) -> None:
 @given(st.lists(st.tuples(U64, U64, NAME), min_size=1))
 def test_inode_extref(refs: list[tuple[int, int, bytes]]) -> None:
     """
-    So are those of an inode with many.
+    All names of an inode with many names are decoded. If the last name is cut short, the item is refused.
     """
     packed = b"".join(struct.pack("<QQH", parent, index, len(name)) + name for parent, index, name in refs)
     assert items.inode_extref(packed) == tuple(refs)
@@ -122,7 +122,7 @@ def test_inode_extref(refs: list[tuple[int, int, bytes]]) -> None:
 @given(st.lists(st.tuples(st.tuples(U64, U8, U64), U64, U8, NAME, st.binary(max_size=40)), min_size=1))
 def test_dir_item(entries: list[tuple[tuple[int, int, int], int, int, bytes, bytes]]) -> None:
     """
-    Entries with the same hash share an item; each has its name and, as an extended attribute, its value.
+    Entries with the same hash share an item. Each has its name and, if it is an extended attribute, its value.
     """
     packed = b"".join(
         struct.pack("<QBQQHHB", *location, transid, len(value), len(name), kind) + name + value
@@ -147,7 +147,7 @@ def test_inline_extent(
 @given(U64, U64, U8, st.sampled_from([items.FILE_EXTENT_REG, items.FILE_EXTENT_PREALLOC]), st.tuples(*[U64] * 4))
 def test_file_extent(generation: int, ram_bytes: int, compression: int, type_: int, where: tuple[int, ...]) -> None:
     """
-    Any other file extent says where on disk it is.
+    Any other file extent has its address on disk.
     """
     data = struct.pack("<QQBBHB4Q", generation, ram_bytes, compression, 0, 0, type_, *where)
     assert items.extent_data(data) == (generation, ram_bytes, compression, 0, 0, type_, *where)
@@ -157,7 +157,7 @@ def test_file_extent(generation: int, ram_bytes: int, compression: int, type_: i
 
 def test_unknown_file_extent() -> None:
     """
-    A type of file extent that nobody knows is refused.
+    An unknown type of file extent is refused.
     """
     with pytest.raises(ValueError, match="9 is not a file extent type"):
         items.extent_data(struct.pack("<QQBBHB4Q", 1, 1, 0, 0, 0, 9, 1, 1, 1, 1))
@@ -180,7 +180,7 @@ def test_root_item(
     rest: bytes,
 ) -> None:
     """
-    The newer half of a root counts only when it was written together with the older one.
+    The newer fields of a root count only if the same kernel wrote them with the older fields.
     """
     numbers, refs, level = old
     uuids, transids, times = new
@@ -194,7 +194,7 @@ def test_root_item(
 @given(ROOT_V1, st.integers(0, 199))
 def test_root_item_of_an_old_kernel(old: tuple[tuple[int, ...], int, int], more: int) -> None:
     """
-    A root of 239 bytes, as it was before Linux 3.6, has no uuid and no times.
+    A root of 239 bytes, as before Linux 3.6, has no UUID and no times.
     """
     data = pack_root(old)
     numbers, refs, level = old
@@ -206,7 +206,7 @@ def test_root_item_of_an_old_kernel(old: tuple[tuple[int, ...], int, int], more:
 @given(ROOT_V1, st.tuples(U64, U8, U64), U8, LONGER)
 def test_drop_progress(old: tuple[tuple[int, ...], int, int], key: Key, level: int, rest: bytes) -> None:
     """
-    The root of a deleted subvolume says how far the kernel has freed its tree.
+    The root of a deleted subvolume has the key up to which the kernel has freed its tree.
     """
     data = pack_root(old)
     data = data[:220] + struct.pack("<QBQB", *key, level) + data[238:] + rest
@@ -219,7 +219,7 @@ def test_drop_progress(old: tuple[tuple[int, ...], int, int], key: Key, level: i
 @given(st.lists(U64, min_size=1))
 def test_uuid_item(ids: list[int]) -> None:
     """
-    All subvolumes with a uuid are found, and none when the last one is cut short.
+    All subvolumes with a UUID are decoded. If the last id is cut short, the item is refused.
     """
     data = struct.pack(f"<{len(ids)}Q", *ids)
     assert items.uuid_item(data) == tuple(ids)
@@ -230,7 +230,7 @@ def test_uuid_item(ids: list[int]) -> None:
 @given(U64, U64, NAME, LONGER)
 def test_root_ref(dirid: int, sequence: int, name: bytes, rest: bytes) -> None:
     """
-    A reference to a root names its directory, and itself.
+    A reference to a root has the directory and the name of the subvolume.
     """
     data = struct.pack("<QQH", dirid, sequence, len(name)) + name
     assert items.root_ref(data + rest) == (dirid, sequence, name)

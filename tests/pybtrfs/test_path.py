@@ -1,5 +1,5 @@
 """
-What stands for a file: paths, open files, names in open directories.
+The forms of a file: paths, open files, names in open directories.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ from pybtrfs.path import at, opened
 
 def place(dirfd: int, name: bytes) -> tuple[int, int, bytes]:
     """
-    What `at` gives: the directory's file descriptor, its inode, and the name.
+    Return the arguments that `at` passes: the directory's file descriptor, its inode, and the name.
     """
     return dirfd, os.fstat(dirfd).st_ino, name
 
@@ -33,7 +33,7 @@ def is_open(fd: int) -> bool:
 @pytest.mark.parametrize("form", [str, os.fsencode, Path])
 def test_a_path_is_opened_and_closed(tmp_path: Path, form: Callable[[Path], str | bytes | Path]) -> None:
     """
-    A path in any form gets a file descriptor of its own, close-on-exec, for as long as it is needed.
+    A path in any form gets a file descriptor, close-on-exec, until the end of the block.
     """
     with opened(form(tmp_path)) as fd:
         assert os.fstat(fd).st_ino == tmp_path.stat().st_ino
@@ -64,7 +64,7 @@ def test_a_fifo_does_not_block(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", [None, 1.5, [b"a"], object()])
 def test_what_is_no_file_is_refused(target: object) -> None:
     """
-    What is neither a path nor an open file is a TypeError that shows it.
+    An object that is neither a path nor an open file is a TypeError that shows it.
     """
     with pytest.raises(TypeError, match="neither a path nor an open file"), opened(target):  # type: ignore[arg-type]
         pass
@@ -80,7 +80,7 @@ def test_a_negative_file_descriptor_is_refused() -> None:
 
 def test_an_error_closes_the_file_and_gets_its_name(tmp_path: Path) -> None:
     """
-    An error inside keeps its class and errno, gets the path as the caller wrote it, and leaves nothing open.
+    An error in the block keeps its class and errno, gets the caller's path, and leaves nothing open.
     """
     with pytest.raises(FileExistsError) as caught, opened(tmp_path) as fd:
         raise OSError(17, "File exists")
@@ -101,7 +101,7 @@ def test_a_destination_is_a_directory_and_a_name(
     name: bytes,
 ) -> None:
     """
-    A path is split into its directory, which is opened, and its last name; slashes behind do not count.
+    A path is split into its directory, which is opened, and its last name. Trailing slashes are ignored.
     """
     monkeypatch.chdir(tmp_path)
     dirfd, inode, found = at(form(path.format(tmp_path)), place)
@@ -112,7 +112,7 @@ def test_a_destination_is_a_directory_and_a_name(
 @pytest.mark.parametrize("name", ["name", b"name", b"\xff\xfe", "\udcff", "n" * 255, "...", " "])
 def test_a_name_in_an_open_directory(tmp_path: Path, name: str | bytes) -> None:
     """
-    A name in an open directory may be anything that the kernel takes for a name, and need not be UTF-8.
+    A name in an open directory may be any name that the kernel accepts, and need not be UTF-8.
     """
     directory = os.open(tmp_path, os.O_RDONLY)
     try:
@@ -128,8 +128,8 @@ BAD_NAMES = ["", b"", ".", b"..", "n" * 256, b"n" * 256, "é" * 128, "a\0b", b"\
 @pytest.mark.parametrize("name", [*BAD_NAMES, "a/b", b"/", "/a"])
 def test_a_bad_name_is_refused_before_any_call(monkeypatch: pytest.MonkeyPatch, name: str | bytes) -> None:
     """
-    Names that are empty, "." or "..", longer than 255 bytes, or with a slash or a null byte are ValueErrors that show
-    them, and the kernel is not asked.
+    Names that are empty, "." or "..", longer than 255 bytes, or with a slash or NUL byte are ValueErrors that show the
+    name. The kernel is not called.
     """
     monkeypatch.setattr(kernel.current, "vol_ioctl", lambda *_: pytest.fail("the kernel was called"))
     for call in (subvolume.create, subvolume.delete, lambda dest: subvolume.snapshot(0, dest)):
@@ -143,7 +143,7 @@ def test_a_bad_name_is_refused_before_any_call(monkeypatch: pytest.MonkeyPatch, 
 )
 def test_a_path_with_a_bad_name_is_refused(path: str | bytes) -> None:
     """
-    So are paths whose last name is bad.
+    A path whose last name is bad is refused, too.
     """
     with pytest.raises(ValueError, match="name"):
         at(path, place)
@@ -151,7 +151,7 @@ def test_a_path_with_a_bad_name_is_refused(path: str | bytes) -> None:
 
 def test_a_null_byte_in_the_directory_is_refused() -> None:
     """
-    A null byte elsewhere in a path is a ValueError too.
+    A NUL byte elsewhere in a path is a ValueError, too.
     """
     with pytest.raises(ValueError, match="null"):
         at("/tmp/a\0b/name", place)
@@ -162,7 +162,7 @@ def test_a_null_byte_in_the_directory_is_refused() -> None:
 @example("\ud800")
 def test_names_are_either_kept_or_refused(name: str | bytes) -> None:
     """
-    Every name is either given on byte for byte, and then the kernel could take it, or a ValueError.
+    A name is passed on byte for byte if the kernel accepts it. Every other name is a ValueError.
     """
     try:
         _, _, found = at((0, name), place)

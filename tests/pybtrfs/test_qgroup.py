@@ -1,5 +1,5 @@
 """
-Quota groups: their ids, and what new subvolumes take of them on real btrfs.
+Quota groups: their ids, and their inheritance by new subvolumes on real btrfs.
 """
 
 import errno
@@ -23,7 +23,7 @@ GROUP = qgroupid(1, 7)
 @given(st.integers(0, (1 << 16) - 1), st.integers(0, (1 << 48) - 1))
 def test_qgroupid(level: int, number: int) -> None:
     """
-    An id holds its level and number.
+    An id contains its level and number.
     """
     assert divmod(qgroupid(level, number), 1 << 48) == (level, number)
 
@@ -31,7 +31,7 @@ def test_qgroupid(level: int, number: int) -> None:
 @pytest.mark.parametrize(("level", "number"), [(-1, 0), (1 << 16, 0), (0, -1), (0, 1 << 48)])
 def test_wrong_qgroupid(level: int, number: int) -> None:
     """
-    What does not fit is refused and shown.
+    A level or number that does not fit is refused and shown.
     """
     with pytest.raises(ValueError, match=f"'{level}/{number}'"):
         qgroupid(level, number)
@@ -40,7 +40,7 @@ def test_wrong_qgroupid(level: int, number: int) -> None:
 @pytest.fixture
 def top(btrfs_mount: Callable[..., Path]) -> Iterator[Path]:
     """
-    A filesystem of its own, with simple quotas and a qgroup 1/7.
+    A separate filesystem with simple quotas and a qgroup 1/7.
     """
     path = btrfs_mount()
     fd = os.open(path, os.O_RDONLY)
@@ -70,7 +70,7 @@ def members(top: Path, group: int) -> set[int]:
 @pytest.mark.parametrize("how", ["create", "snapshot"])
 def test_a_limit_at_create(top: Path, how: str) -> None:
     """
-    A new subvolume with a limit is refused to grow beyond it.
+    A new subvolume with a limit cannot grow beyond it.
     """
     inherit = QgroupInherit(limit=QgroupLimit(max_rfer=1 << 20))
     if how == "create":
@@ -90,7 +90,7 @@ def test_a_limit_at_create(top: Path, how: str) -> None:
 @pytest.mark.btrfs
 def test_both_limits(top: Path) -> None:
     """
-    Both limits are set when both are given, and none that is not.
+    Each given limit is set, and no other.
     """
     subvolume.create(top / "new", inherit=QgroupInherit(limit=QgroupLimit(2 << 20, 1 << 20)))
     assert limits(top, subvolume.get_id(top / "new"))[:3] == (3, 2 << 20, 1 << 20)
@@ -101,7 +101,8 @@ def test_both_limits(top: Path) -> None:
 @pytest.mark.btrfs
 def test_joining_groups(top: Path) -> None:
     """
-    A new subvolume joins the qgroups it is given; inside of a member it joins them by itself, unless given none.
+    A new subvolume joins the given qgroups. Inside a member it joins the member's qgroups, unless an empty list is
+    given.
     """
     subvolume.create(top / "member", inherit=QgroupInherit((GROUP,)))
     subvolume.create(top / "member/automatic")

@@ -28,7 +28,7 @@ def directory(tmp_path: Path) -> Iterator[int]:
 
 def test_openat2(tmp_path: Path, directory: int) -> None:
     """
-    A path is opened close-on-exec, and only by the ways that are allowed.
+    A path is opened close-on-exec, and only in the ways that the flags allow.
     """
     (tmp_path / "inside").mkdir()
     (tmp_path / "link").symlink_to("inside")
@@ -52,7 +52,7 @@ def test_openat2(tmp_path: Path, directory: int) -> None:
 
 def test_openat2_creates(tmp_path: Path, directory: int) -> None:
     """
-    A file is created with the mode that is given.
+    A file is created with the given mode.
     """
     os.close(syscall.openat2(directory, "new", os.O_WRONLY | os.O_CREAT, mode=0o600))
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
@@ -61,7 +61,7 @@ def test_openat2_creates(tmp_path: Path, directory: int) -> None:
 @pytest.mark.parametrize("argument", range(4))
 def test_null_bytes(argument: int) -> None:
     """
-    A null byte in any string is refused before the call.
+    A NUL byte in any string is refused before the call.
     """
     arguments: list[Any] = ["source", "target", "type", "data"]
     arguments[argument] = "a\0b"
@@ -73,7 +73,7 @@ def test_null_bytes(argument: int) -> None:
 
 def test_errors_name_the_call(tmp_path: Path) -> None:
     """
-    Refusals have the path and the call; a bad file descriptor has no path.
+    Refusals have the path and the name of the call. The refusal of a bad file descriptor has no path.
     """
     with pytest.raises(FileNotFoundError) as caught:
         syscall.umount2(tmp_path / "missing")
@@ -89,7 +89,7 @@ def test_errors_name_the_call(tmp_path: Path) -> None:
 @pytest.mark.btrfs
 def test_mount(btrfs: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    Root mounts and unmounts; anybody else lacks a privilege, which the error names.
+    Root mounts and unmounts. For an ordinary user, the error names the missing privilege.
     """
     target = btrfs / "target"
     target.mkdir()
@@ -126,7 +126,7 @@ def test_syncfs(btrfs: Path) -> None:
 @pytest.mark.btrfs
 def test_make_directory(btrfs: Path) -> None:
     """
-    A directory has its attribute from the start, or is not made.
+    A directory has its attribute from the start, or is not created.
     """
     dirfd = os.open(btrfs, os.O_RDONLY)
     try:
@@ -154,7 +154,8 @@ def test_make_directory(btrfs: Path) -> None:
 @pytest.mark.btrfs
 def test_read_directory(btrfs: Path) -> None:
     """
-    The attribute of a directory, and what of the names is a directory in it: neither a file nor a symlink to one.
+    The attribute of a directory is returned, and the inode numbers of entries that are directories, not files or
+    symlinks.
     """
     os.mkdir(btrfs / "new")
     subvolume.create(btrfs / "new/subvolume")
@@ -195,7 +196,7 @@ def test_read_directory(btrfs: Path) -> None:
 @pytest.mark.btrfs
 def test_name_to_handle_at(btrfs: Path, tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    A file is found by subvolume and inode number, a symlink itself, by anybody; elsewhere than on btrfs nothing is.
+    Any user finds a file's subvolume and inode number, also a symlink. Outside of btrfs, the call is refused.
     """
     subvolume.create(btrfs / "new")
     (btrfs / "new/link").symlink_to("nowhere")
@@ -216,7 +217,7 @@ def test_name_to_handle_at(btrfs: Path, tmp_path: Path, unprivileged: Callable[.
 @pytest.mark.btrfs
 def test_open_by_handle_at(btrfs: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    An inode is opened by its number and generation, whatever is above it.
+    An inode is opened by its number and generation, regardless of the permissions of the directories above.
     """
     subvolume.create(btrfs / "new")
     (btrfs / "new/directory").mkdir()
@@ -243,7 +244,7 @@ def test_open_by_handle_at(btrfs: Path, unprivileged: Callable[..., Any]) -> Non
 @pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy forgets nothing at once")
 def test_a_refusal_is_forgotten() -> None:
     """
-    A refusal that is handled is gone at once, without garbage collection, and so is what its callers hold.
+    A handled refusal is freed at once, without garbage collection, and so are the objects that its callers hold.
     """
 
     class Held:

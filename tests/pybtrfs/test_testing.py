@@ -1,5 +1,5 @@
 """
-btrfs for users' tests: the fake beside the kernel, what it cannot do, and the copies that it makes.
+The fake btrfs for users' tests: comparison with the kernel, limits, and copies of trees.
 """
 
 import errno
@@ -25,7 +25,7 @@ BOOLEANS = st.booleans()
 
 def content(root: Path) -> list[Any]:
     """
-    All that can be asked about the subvolumes below *root*, but for what is never the same twice.
+    Return all answers about the subvolumes below *root*, except values that are never the same twice.
     """
     ids: dict[str, str] = {}
     found = []
@@ -41,7 +41,7 @@ def content(root: Path) -> list[Any]:
 
 def asked(root: Path, path: str) -> list[Any]:
     """
-    What there is to say about one file.
+    Return all answers about one file.
     """
     return [
         outcome(root, question, root / path)
@@ -51,7 +51,7 @@ def asked(root: Path, path: str) -> list[Any]:
 
 def outcome(root: Path, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """
-    What a call gives, or how it is refused.
+    Return the result of a call, or its refusal.
     """
     try:
         return call(*arguments, **options)
@@ -78,7 +78,7 @@ STEPS = st.one_of(
 
 def take(root: Path, name: str, *arguments: Any) -> Any:
     """
-    One step in *root*.
+    Take one step in *root*.
     """
     paths = [root / argument for argument in arguments if isinstance(argument, str)]
     flags = [argument for argument in arguments if isinstance(argument, bool)]
@@ -99,7 +99,8 @@ def take(root: Path, name: str, *arguments: Any) -> Any:
 @pytest.mark.btrfs
 def test_the_fake_beside_the_kernel(btrfs: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """
-    Any steps give the same results, errors and subvolumes; what the kernel forbids to all, only it can forbid.
+    Any steps give the same results, errors and subvolumes as on the kernel. A mkdir, rename or rmdir that the kernel
+    refuses is skipped on the fake.
     """
 
     @settings(max_examples=40)
@@ -132,7 +133,7 @@ def test_the_fake_beside_the_kernel(btrfs: Path, tmp_path_factory: pytest.TempPa
 
 def test_elsewhere_the_kernel_answers(fake_btrfs: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """
-    Files outside of the directory are what they are, and several fakes are several filesystems.
+    The real kernel answers for files outside the directory. Several fakes are several filesystems.
     """
     other = tmp_path_factory.mktemp("other")
     with pytest.raises(NotBtrfsError):
@@ -162,7 +163,7 @@ def test_afterwards_the_kernel_answers(tmp_path: Path) -> None:
 
 def test_what_is_not_faked(fake_btrfs: Path) -> None:
     """
-    What has no counterpart is refused as by an old kernel, and never reaches the filesystem below.
+    An ioctl that the fake lacks is refused as by an old kernel, and never reaches the filesystem below.
     """
     with pytest.raises(OSError) as caught:
         filesystem.resize(fake_btrfs, "max")
@@ -172,7 +173,7 @@ def test_what_is_not_faked(fake_btrfs: Path) -> None:
 
 def test_transactions_and_identity(fake_btrfs: Path) -> None:
     """
-    The filesystem has a uuid, its transactions go on, and those to come cannot be waited for.
+    The filesystem has a UUID. Its transactions advance, and a future transaction cannot be waited for.
     """
     assert filesystem.get_info(fake_btrfs).fsid == filesystem.get_info(fake_btrfs).fsid
     transid = filesystem.start_sync(fake_btrfs)
@@ -187,7 +188,8 @@ def test_transactions_and_identity(fake_btrfs: Path) -> None:
 
 def test_what_is_renamed_or_removed_by_others(fake_btrfs: Path) -> None:
     """
-    A subvolume is found where it was moved to, is gone when its directory is, and a new directory is none.
+    A renamed subvolume is found at its new path. It is gone when its directory is, and a new directory is not a
+    subvolume.
     """
     make(fake_btrfs, "a", "b")
     moved = subvolume.get_id(fake_btrfs / "a")
@@ -201,7 +203,7 @@ def test_what_is_renamed_or_removed_by_others(fake_btrfs: Path) -> None:
 
 def test_a_copy_in_its_source(tmp_path: Path) -> None:
     """
-    A copy inside of what it copies does not hold itself, and hard links in it are links.
+    A copy inside its source does not contain itself, and hard links in it are links.
     """
     (tmp_path / "directory").mkdir()
     (tmp_path / "directory/file").write_text("content")
@@ -214,7 +216,7 @@ def test_a_copy_in_its_source(tmp_path: Path) -> None:
 
 def test_a_copy_that_fails(tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    Nothing is left of a copy that could not be whole; what was there before stays.
+    A failed copy leaves nothing. Files that existed before remain.
     """
     source, target = tmp_path / "source", tmp_path / "target"
     (source / "secret").mkdir(parents=True, mode=0)
@@ -230,7 +232,7 @@ def test_a_copy_that_fails(tmp_path: Path, unprivileged: Callable[..., Any]) -> 
 
 def test_removal_whatever_the_modes(tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    A tree is removed by its owner from directories that he may neither read nor write, and not through links.
+    The owner removes a tree from directories that he may neither read nor write. Symlinks are not followed.
     """
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o500)

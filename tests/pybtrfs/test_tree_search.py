@@ -41,7 +41,7 @@ def files(btrfs: Path) -> Path:
 @pytest.fixture(params=["V2", "V1"])
 def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """
-    A kernel with both searches, and one without the second.
+    A kernel with both searches, and a kernel with the old search only.
     """
     if request.param == "V1":
         call = kernel.current.ioctl
@@ -57,7 +57,7 @@ def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_everything_is_found_in_order(files: Path, version: str) -> None:
     """
-    A search of a whole tree finds each item once, by key, whichever ioctl there is.
+    A search of a whole tree finds each item once, sorted by key, with either ioctl.
     """
     found = list(search(files))
     keys = [item[:3] for item in found]
@@ -76,14 +76,14 @@ def test_everything_is_found_in_order(files: Path, version: str) -> None:
 @pytest.mark.parametrize("buffer_size", [200, 4096, 65536, 1 << 20, 1 << 25])
 def test_the_buffer_makes_no_difference(files: Path, buffer_size: int) -> None:
     """
-    Buffers of any size find the same; one that is too small for an item is enlarged.
+    Buffers of any size find the same items. A buffer that is too small for an item grows.
     """
     assert list(search(files, buffer_size=buffer_size)) == list(search(files))
 
 
 def test_real_items_are_decoded(files: Path) -> None:
     """
-    What the kernel wrote for files, names and attributes is decoded to what stat and the like say.
+    The kernel's items of files, names and attributes are decoded to the values that stat and getxattr return.
     """
     number = (files / "large").stat().st_ino
     found = list(search(files, min_key=Key(number, 0, 0), max_key=Key(number, 255, MAX)))
@@ -116,7 +116,7 @@ def test_real_items_are_decoded(files: Path) -> None:
 
 def test_one_key(files: Path, version: str) -> None:
     """
-    A range of one key finds one item, and one that ends before it begins none.
+    A range of one key finds one item. A range that ends before it begins finds nothing.
     """
     key = Key(256, items.INODE_ITEM_KEY, 0)
     (item,) = search(files, min_key=key, max_key=key)
@@ -126,7 +126,7 @@ def test_one_key(files: Path, version: str) -> None:
 
 def test_types_in_between_are_found(files: Path) -> None:
     """
-    The keys bound one range, in which objectids in the middle have all their items.
+    The keys bound one range, so objectids in the middle have all their items.
     """
     found = list(search(files, min_key=Key(257, 108, 0), max_key=Key(259, 1, MAX)))
     assert {item.type for item in found if item.objectid == 258} >= {1, 12}
@@ -135,7 +135,7 @@ def test_types_in_between_are_found(files: Path) -> None:
 
 def test_what_changed_since(files: Path) -> None:
     """
-    From a transaction on, only leaves written since are searched.
+    With *min_transid*, only leaves written since that transaction are searched.
     """
     transid = max(item.transid for item in search(files))
     assert list(search(files, min_transid=transid + 1)) == []
@@ -151,7 +151,8 @@ def test_what_changed_since(files: Path) -> None:
 
 def test_an_item_larger_than_the_buffer(files: Path, version: str) -> None:
     """
-    The largest item is found whole; the old ioctl, which cannot return it, is an error instead of an item without data.
+    The largest item is found whole. The old ioctl cannot return it, and raises an error instead of an item without
+    data.
     """
     os.setxattr(files / "large", "user.large", b"v" * 12000)
     number = (files / "large").stat().st_ino
@@ -175,7 +176,7 @@ def test_an_item_larger_than_the_buffer(files: Path, version: str) -> None:
 
 def test_items_without_data(btrfs: Path, version: str) -> None:
     """
-    An item that has no data is one: an unlinked open file's.
+    An item without data is found, such as the orphan item of an unlinked open file.
     """
     subvolume.create(btrfs / "base")
     with open(btrfs / "base/file", "wb") as file:
@@ -189,8 +190,7 @@ def test_items_without_data(btrfs: Path, version: str) -> None:
 @pytest.mark.parametrize("buffer_size", [400, 4096, 1 << 18])
 def test_changes(files: Path, monkeypatch: pytest.MonkeyPatch, buffer_size: int) -> None:
     """
-    The inodes and extents that changed after a transaction are those that a search of everything finds, whole and in
-    order, however few fit into a buffer.
+    The inodes and extents that changed after a transaction are found whole and in order, in buffers of any size.
     """
 
     def changes(transid: int) -> list[Item]:
@@ -238,7 +238,7 @@ def test_changes_need_privilege(files: Path, tmp_path: Path, unprivileged: Calla
 @pytest.mark.parametrize("form", [str, os.fsencode, Path, subvolume.Subvolume])
 def test_forms(files: Path, form: Callable[[Path], Any]) -> None:
     """
-    Any file in any form is a target; tree 0 is its own subvolume.
+    Any form of any file is a target. Tree 0 is the subvolume that contains the target.
     """
     target = form(files)
     assert list(search(target)) == list(search(files / "large", tree_id=subvolume.get_id(files)))
@@ -248,7 +248,7 @@ def test_forms(files: Path, form: Callable[[Path], Any]) -> None:
 
 def test_errors(files: Path, tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    An unknown tree, no btrfs and no privilege are told apart.
+    An unknown tree, another filesystem and a missing privilege raise different errors.
     """
     with pytest.raises(FileNotFoundError):
         list(search(files, tree_id=1 << 40))
@@ -262,7 +262,7 @@ def test_errors(files: Path, tmp_path: Path, unprivileged: Callable[..., Any]) -
 
 def test_a_search_left_early_closes_its_file(files: Path) -> None:
     """
-    The file that a search opened is closed with the iterator.
+    Closing the iterator closes the file that a search opened.
     """
     before = len(os.listdir("/proc/self/fd"))
     iterator = search(files)
@@ -278,7 +278,7 @@ def test_a_search_left_early_closes_its_file(files: Path) -> None:
 )
 def test_pages_go_on_behind_the_last_key(files: Path, monkeypatch: pytest.MonkeyPatch, last: Key) -> None:
     """
-    The next call begins at the key after the last one, with its carry, and there is none after the largest.
+    The next call begins at the key after the last item, with carry. No call follows the largest key.
     """
     starts: list[tuple[int, int, int]] = []
 
@@ -299,7 +299,7 @@ def test_pages_go_on_behind_the_last_key(files: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("size", [31, 32 + 9])
 def test_less_than_the_kernel_says(files: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """
-    An answer that ends within an item's header or data is an I/O error, and no item.
+    An answer that ends within an item's header or data is an I/O error.
     """
     header = struct.pack("=QQQII", 1, 256, 0, items.INODE_ITEM_KEY, 10)
     monkeypatch.setattr(ioctl, "tree_search_v2", lambda *_: (1, (header + bytes(10))[:size]))
@@ -315,7 +315,8 @@ def test_less_than_the_kernel_says(files: Path, monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize("buffer_size", [2048, 65536])
 def test_subvolumes(btrfs: Path, buffer_size: int) -> None:
     """
-    Each subvolume is found once, in buffers of any size, as the kernel says of it itself; a deleted one is nowhere.
+    Each subvolume is found once, in buffers of any size, with the fields of BTRFS_IOC_GET_SUBVOL_INFO. A deleted
+    subvolume has no name and no directory.
     """
     names = [f"{number}" * (number % 9 + 1) for number in range(20)]
     fds = []
@@ -350,7 +351,7 @@ ROOTS = st.lists(
 
 def filled(buffer: bytes, count: int) -> Callable[..., int]:
     """
-    A kernel that finds *count* items, and puts *buffer* where they belong.
+    Return a kernel's ioctl that finds *count* items and copies *buffer* to the result.
     """
 
     def answer(fd: int, name: str, arguments: Any) -> int:
@@ -364,7 +365,7 @@ def filled(buffer: bytes, count: int) -> Callable[..., int]:
 @given(ROOTS)
 def test_what_is_read_of_subvolumes(roots: list[tuple[bytes, bool, tuple[int, int, bytes] | None]]) -> None:
     """
-    What C reads of roots and their places is what the decoders of items say, of new, old and broken ones.
+    C reads roots and their references as the decoders of items do, from new, old and broken items.
     """
     buffer, count, expected = b"", 0, []
     for number, (root, is_new, place) in enumerate(roots, 256):
@@ -400,7 +401,7 @@ def test_subvolumes_that_are_not_in_the_buffer(
     monkeypatch: pytest.MonkeyPatch, length: int, cut: int, count: int
 ) -> None:
     """
-    Fewer items than the kernel says it found, or larger ones than the buffer, are EIO.
+    Fewer items than the kernel counted, or items larger than the buffer, are EIO.
     """
     buffer = 2 * (struct.pack("=QQQII", 1, 256, 0, items.ROOT_ITEM_KEY, length) + bytes(min(length, 439)))
     size = len(buffer) - cut

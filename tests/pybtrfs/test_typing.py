@@ -1,5 +1,5 @@
 """
-What is public is typed.
+The types of public names.
 """
 
 import inspect
@@ -21,7 +21,7 @@ MODULES = [
 
 def public(module: str) -> Iterator[tuple[str, Any]]:
     """
-    The functions of a module, and the methods of its classes.
+    Yield the functions of a module and the methods of its classes.
     """
     for name, value in vars(import_module(module)).items():
         if name.startswith("_") or getattr(value, "__module__", None) != module:
@@ -40,7 +40,7 @@ def public(module: str) -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize("module", MODULES)
 def test_everything_public_is_annotated(module: str) -> None:
     """
-    Every parameter and result of a public function is annotated, and none with Any.
+    Every parameter and result of a public function is annotated, and not with Any.
     """
     for name, function in public(module):
         parameters = [p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "cls")]
@@ -53,7 +53,7 @@ def test_everything_public_is_annotated(module: str) -> None:
 
 def test_it_finds_what_there_is() -> None:
     """
-    The functions and methods of the areas are among what is looked at.
+    The functions and methods of the areas are among the checked names.
     """
     found = {f"{module}.{name}" for module in MODULES for name, _ in public(module)}
     assert {

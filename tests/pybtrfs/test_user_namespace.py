@@ -1,5 +1,5 @@
 """
-Root of a user namespace, as a container without privileges has it: what works, and what an error says when it does not.
+Root of a user namespace, such as a container without privileges: permitted calls, and the errors of refused calls.
 """
 
 import os
@@ -17,7 +17,7 @@ from tests.pybtrfs.subvolume.common import NOBODY, below, contained, open_direct
 @pytest.fixture
 def owned(base: Path) -> Path:
     """
-    A subvolume of that user's.
+    A subvolume that the user owns.
     """
     os.chown(base, NOBODY, NOBODY)
     return base
@@ -26,7 +26,8 @@ def owned(base: Path) -> Path:
 @pytest.mark.btrfs
 def test_what_works(owned: Path) -> None:
     """
-    Subvolumes are created, snapshots made, both listed, described, frozen and deleted, and the filesystem synchronised.
+    Root of a user namespace creates, snapshots, lists, describes, freezes and deletes subvolumes, and syncs the
+    filesystem.
     """
 
     def use() -> list[str]:
@@ -82,7 +83,7 @@ REFUSED: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("call", REFUSED.values(), ids=REFUSED)
 def test_what_is_refused(owned: Path, call: Callable[[Path], object]) -> None:
     """
-    What needs a privilege over the whole filesystem is a PermissionError that names it.
+    A call that needs a privilege over the whole filesystem is a PermissionError that names it.
     """
     with pytest.raises(PermissionError) as caught:
         contained(call, owned)
@@ -91,7 +92,7 @@ def test_what_is_refused(owned: Path, call: Callable[[Path], object]) -> None:
 
 def test_the_suite_runs() -> None:
     """
-    The tests that need no btrfs run there, and of the others the run says what they need.
+    Tests that need no btrfs run there. For all other tests, the summary names the requirement.
     """
     command = ["unshare", "--user", "--map-root-user", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     ran = subprocess.run([*command, "tests/pybtrfs/test_syscall.py"], capture_output=True, text=True)

@@ -61,7 +61,7 @@ def make(base: Path, *names: str) -> None:
 
 def without(monkeypatch: pytest.MonkeyPatch, *names: str, refusal: int = errno.ENOTTY) -> None:
     """
-    Let the kernel not have the ioctls, or refuse them with another errno.
+    Make the kernel refuse the ioctls, with the errno of a kernel that lacks them or with *refusal*.
     """
 
     def lacking(call: Callable[..., Any]) -> Callable[..., Any]:
