@@ -76,6 +76,7 @@ def _wait(root: str, names: Mapping[int, str], store: "Snapshotter | Client") ->
     if held := waiting.wait(root, names, store.cleanup):
         which = ", ".join(sorted({quoted(names[subvolid]) for subvolid in held}))
         complain(
-            f"the space of {which} is not free yet, because it is mounted or in use: unmount it, then run `snapshotter cleanup`",
+            f"the space of {which} is not free yet, because it is mounted or in use: "
+            "unmount it, then run `snapshotter cleanup`",
             DONE,
         )
