@@ -161,8 +161,8 @@ def search_subvolumes(
     """
     Yield the subvolumes from *min_id* to *max_id*, both included, sorted by id.
 
-    The top level, and subvolumes that are deleted but not yet cleaned, have an empty name, and 0 as the ids of the
-    containing subvolume and directory. Times and transids that are not yet committed are missing.
+    The top level and deleted subvolumes that are not yet cleaned have an empty name. The ids of their containing
+    subvolume and directory are 0. Times and transids that are not yet committed are missing.
 
     Issues ``BTRFS_IOC_TREE_SEARCH_V2`` (Linux 3.16) for each buffer, which needs ``CAP_SYS_ADMIN``.
 

@@ -40,9 +40,9 @@ def fake_btrfs(directory: str | os.PathLike[str]) -> Iterator[None]:
     works in *directory* as it does for root on btrfs, and raises the same errors. A subvolume is a directory. A
     snapshot is a copy: it takes time and space, and needs permission to read the files it copies.
 
-    Only pybtrfs sees the fake. open() writes to read-only subvolumes, os.stat() returns the directory's own inode
-    number, and changing a file does not change a generation. Deleted subvolumes are cleaned at once. Quotas, devices,
-    and searches for anything but subvolumes fail as on a kernel without the ioctl.
+    Only pybtrfs sees the fake: open() writes to read-only subvolumes, and os.stat() returns the directory's own inode
+    number. Changing a file does not change a generation. Deleted subvolumes are cleaned at once. Quotas, devices, and
+    searches for anything but subvolumes fail as on a kernel without the ioctl.
 
     Each subvolume uses a file descriptor until the end. The files in *directory* remain.
     """
