@@ -106,7 +106,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         code = cli.main(argv)
         out, err = capsys.readouterr()
         if err:
-            assert err.startswith("snapshotter: ") and err.count("\n") == 1
+            assert err.startswith("snapshotter: ")
+            assert err.count("\n") == 1
         if "--json" in argv and out:
             schema.check(argv[0], out)
         return Ran(code, out, err)

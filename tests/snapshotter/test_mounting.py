@@ -134,6 +134,7 @@ def test_unmount_forbidden(store: Snapshotter, target: Path, monkeypatch: pytest
     def umount2(path: str) -> None:
         raise PermissionError(path)
 
-    with mounted(store.prepare("k"), target), monkeypatch.context() as patch, pytest.raises(PermissionError):
+    with mounted(store.prepare("k"), target), monkeypatch.context() as patch:
         patch.setattr(syscall, "umount2", umount2)
-        unmount(store.root, str(target))
+        with pytest.raises(PermissionError):
+            unmount(store.root, str(target))

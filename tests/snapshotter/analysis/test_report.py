@@ -84,7 +84,8 @@ def test_nothing_from_elsewhere() -> None:
     assert not read.tags & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
     assert {value[0] for name, value in read.attributes if name == "href" and value} == {"#"}
     assert not {name for name, _ in read.attributes if name == "src" or name.startswith("on")}
-    assert "url(" not in read.text and "@import" not in read.text
+    assert "url(" not in read.text
+    assert "@import" not in read.text
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in read.attributes
 
 
@@ -185,7 +186,8 @@ def test_command(btrfs: Path, run: Run, tmp_path: Path) -> None:
     assert run("report", "--root", root, "-o", str(file)) == (0, "", "")
     assert os.stat(file).st_mode & 0o777 == 0o600
     for page in file.read_text(), run("report", "--root", root).out:
-        assert f"<h1>{root}</h1>" in page and page.endswith("</html>\n")
+        assert f"<h1>{root}</h1>" in page
+        assert page.endswith("</html>\n")
     (tmp_path / "directory").mkdir()
     assert run("report", "--root", root, "-o", str(tmp_path / "directory")).code == 1
     assert run("report", "--root", root, "-o", str(tmp_path / "no/file")).code == 1

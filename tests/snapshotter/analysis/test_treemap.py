@@ -23,8 +23,10 @@ def test_areas(weights: list[int]) -> None:
     small = 1e-6
     for weight, one in zip(weights, rectangles, strict=True):
         assert area(one) == pytest.approx(area(WHOLE) * weight / sum(weights), abs=small)
-        assert one.left >= WHOLE.left - small and one.left + one.width <= WHOLE.left + WHOLE.width + small
-        assert one.top >= WHOLE.top - small and one.top + one.height <= WHOLE.top + WHOLE.height + small
+        assert one.left >= WHOLE.left - small
+        assert one.left + one.width <= WHOLE.left + WHOLE.width + small
+        assert one.top >= WHOLE.top - small
+        assert one.top + one.height <= WHOLE.top + WHOLE.height + small
     for one, other in itertools.combinations(rectangles, 2):
         width = min(one.left + one.width, other.left + other.width) - max(one.left, other.left)
         height = min(one.top + one.height, other.top + other.height) - max(one.top, other.top)

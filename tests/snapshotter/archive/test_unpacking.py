@@ -67,7 +67,8 @@ def test_replaced(btrfs: Path) -> None:
         "f": "x",
     }
     assert os.readlink(target / "c") == str(canary)
-    assert (target / "d").is_dir() and not (target / "d").is_symlink()
+    assert (target / "d").is_dir()
+    assert not (target / "d").is_symlink()
 
 
 def test_damaged(tree: Path, btrfs: Path) -> None:

@@ -75,7 +75,8 @@ def test_closed_pipe() -> None:
     When nobody reads on, the demo ends, and leaves nothing.
     """
     with subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout and process.stderr
+        assert process.stdout
+        assert process.stderr
         process.stdout.readline()
         process.stdout.close()
         errors = process.stderr.read()

@@ -20,7 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    yield now
+    return now
 
 
 def test_line(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
@@ -79,7 +79,9 @@ def test_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         with progress("import", 4 << 20) as told:
             told(1 << 20)
         shown = sys.stderr.getvalue()
-        assert "import" in shown and "━" in shown and "1.0 MiB of 4.0 MiB" in shown
+        assert "import" in shown
+        assert "━" in shown
+        assert "1.0 MiB of 4.0 MiB" in shown
         assert ("\x1b[3" in shown) != no_color
 
 

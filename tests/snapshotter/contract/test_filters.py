@@ -268,10 +268,12 @@ def oracle() -> Iterator[Oracle]:
     """
     program = needed(go_program, Path(__file__).parent / "oracle")
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin and process.stdout
+        assert process.stdin
+        assert process.stdout
 
         def ask(text: bytes, infos: list[Info]) -> Answer:
-            assert process.stdin and process.stdout
+            assert process.stdin
+            assert process.stdout
             print(_request(text, infos), file=process.stdin, flush=True)
             answer = json.loads(process.stdout.readline())
             error = answer["Error"]

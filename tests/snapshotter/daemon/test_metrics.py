@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,8 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from pybtrfs import device, space
 from snapshotter import Snapshotter
 from snapshotter.daemon.metrics import Metrics, serving
-from snapshotter.daemon.service import Observer
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from snapshotter.daemon.service import Observer
 
 DOCS = (Path(__file__).parents[3] / "docs/containerd.md").read_text()
 PATIENCE = 10

@@ -64,9 +64,10 @@ def test_make_directory(
                 record_storage.make_directory(work_fd, "2", bytes(17_000))
         else:
             for call in ("rename", "open"):
-                with monkeypatch.context() as patch, pytest.raises(OSError, match="refused"):
+                with monkeypatch.context() as patch:
                     patch.setattr(os, call, Mock(side_effect=OSError(errno.ENOSPC, "refused")))
-                    record_storage.make_directory(work_fd, "2", b"")
+                    with pytest.raises(OSError, match="refused"):
+                        record_storage.make_directory(work_fd, "2", b"")
         assert os.listdir(work) == ["1"]
     finally:
         os.close(work_fd)

@@ -543,9 +543,10 @@ def test_failed_reading(open_: Callable[..., Snapshotter], monkeypatch: pytest.M
     def search(*arguments: Any, **options: Any) -> Any:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    with monkeypatch.context() as patch, pytest.raises(Exception, match="cannot measure snapshot 'k': Input/output"):
+    with monkeypatch.context() as patch:
         patch.setattr(tree_search, "search_changes", search)
-        store.usage("k")
+        with pytest.raises(Exception, match="cannot measure snapshot 'k': Input/output"):
+            store.usage("k")
     store.commit("c", "k")
     assert store.usage("c") == Usage(0, 1)
 

@@ -243,9 +243,10 @@ def test_failed_opening(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     before = os.listdir("/proc/self/fd")
-    with monkeypatch.context() as patch, pytest.raises(OSError, match=os.strerror(errno.EIO)):
+    with monkeypatch.context() as patch:
         patch.setattr(filesystem, "get_info", get_info)
-        BtrfsVolumes(str(btrfs), "btrfs")
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            BtrfsVolumes(str(btrfs), "btrfs")
     assert os.listdir("/proc/self/fd") == before
 
 
