@@ -75,7 +75,7 @@ def test_unfit_paths(path: str) -> None:
     A path that would end its line, or is not text, is refused.
     """
     for name, paths in ((SERVICE, (path, "/run/x.sock")), (SOCKET, ("/data", path))):
-        with pytest.raises(InvalidArgumentError, match="a unit cannot hold"):
+        with pytest.raises(InvalidArgumentError, match="a unit file cannot contain"):
             unit_files.text(name, *paths)
 
 

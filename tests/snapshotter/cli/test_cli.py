@@ -622,7 +622,7 @@ class TestOutput:
         assert list(below.choices) == list(cli.COMMANDS)
         shown = command("--help").stdout
         for name, (_, text) in cli.COMMANDS.items():
-            assert f"\n  {name:9} {text}\n" in shown
+            assert f"\n    {name:9} {text}\n" in shown
 
 
 @pytest.mark.parametrize(
