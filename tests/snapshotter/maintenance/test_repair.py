@@ -170,7 +170,7 @@ def test_swapped_records_alike(damaged: Damaged) -> None:
     swap(damaged, "base", "top")
     assert [each.what for each in repair.fix(damaged.root, margin=HOUR)] == [
         f"its record is damaged: record of snapshot {damaged.directories[other].name} "
-        f"in the directory of {damaged.directories[key].name}: moved to the quarantine"
+        f"in the directory of snapshot {damaged.directories[key].name}: moved to the quarantine"
         for key, other in (("base", "top"), ("top", "base"))
     ]
     assert damaged.names() == ["v", "web"]
