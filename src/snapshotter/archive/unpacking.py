@@ -236,7 +236,7 @@ def _write_content(tar: tarfile.TarFile, member: tarfile.TarInfo, file: io.FileI
 
 def _apply_metadata(fd: int, member: tarfile.TarInfo) -> None:
     """
-    Set owner, extended attributes, mode and times of the file *fd*, in an order in which none undoes another.
+    Set owner, extended attributes, mode and times of the file *fd*, in an order in which no step undoes another.
     """
     path = f"/proc/self/fd/{fd}"
     os.chown(path, member.uid, member.gid)

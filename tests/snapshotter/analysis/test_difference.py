@@ -23,7 +23,7 @@ def fill(root: Path) -> None:
         for number in range(20):
             (root / directory / f"file{number}").write_bytes(b"x" * (1000 * number))
     os.link(root / "kept/file1", root / "linked")
-    subvolume.create(root / "nested")  # of which the commit makes a directory, later than the layer
+    subvolume.create(root / "nested")  # becomes a directory at the commit, after the layer was made
     (root / "link").symlink_to("/etc/passwd")
 
 
@@ -72,7 +72,7 @@ CHANGES = {
     "gone/deep": ("deleted", "directory", None, 0, ""),
     **{f"gone/deep/file{n}": ("deleted", "file", None, 1000 * n, "") for n in range(20) if n != 5},
 }
-TWICE = {  # one path, of which one file went and another came
+TWICE = {  # paths where one file replaced another
     ("link", "deleted", "symlink", None, 11),
     ("link", "added", "symlink", 9, None),
     ("kept/file10", "deleted", "file", None, 10000),
@@ -85,7 +85,7 @@ TWICE = {  # one path, of which one file went and another came
 @pytest.fixture
 def store(btrfs: Path) -> Iterator[Snapshotter]:
     """
-    A chain: base, an unchanged layer, changed, and an active snapshot on it.
+    A store with a chain: base, an unchanged layer, a changed layer, and an active snapshot on top.
     """
     with Snapshotter.create(btrfs / "store") as store:
         for key, parent, write in ("base", "", fill), ("same", "base", None), ("changed", "same", change):
@@ -105,7 +105,7 @@ def shown(changes: list[Change]) -> dict[str, tuple[object, ...]]:
 @pytest.mark.parametrize("other", ["changed", "a"])
 def test_between(store: Snapshotter, other: str) -> None:
     """
-    Every kind of change is found, from a layer to what rests on it, over however many others.
+    Every kind of change between an ancestor and a descendant is found, across any number of layers.
     """
     found = difference.between(store, "base", other)
     twice = {(each.path, *shown([each])[each.path][:4]) for each in found if each.path in {path for path, *_ in TWICE}}
@@ -116,7 +116,7 @@ def test_between(store: Snapshotter, other: str) -> None:
 
 def test_backwards(store: Snapshotter) -> None:
     """
-    The other way round, what was added is deleted, and sizes and names are swapped.
+    In the other direction additions become deletions, and sizes and names are swapped.
     """
     there, back = difference.between(store, "base", "changed"), difference.between(store, "changed", "base")
     opposite = {"added": "deleted", "deleted": "added", "modified": "modified", "renamed": "renamed"}
@@ -127,7 +127,7 @@ def test_backwards(store: Snapshotter) -> None:
 
 def test_from_parent(store: Snapshotter) -> None:
     """
-    A layer without parent added all that a walk finds in it; one without changes has none.
+    A layer without a parent added every file that a walk finds. A layer without changes has none.
     """
     with mounted(store.view("v", "base")) as path:
         walked = entries(Path(path))
@@ -141,7 +141,7 @@ def test_from_parent(store: Snapshotter) -> None:
 
 def test_beside_a_walk(store: Snapshotter) -> None:
     """
-    The paths are those that two walks do not find alike.
+    The paths are those that differ between walks of the two snapshots.
     """
     with mounted(store.view("v", "base")) as path:
         before = entries(Path(path))
@@ -155,14 +155,14 @@ def test_beside_a_walk(store: Snapshotter) -> None:
     found = difference.between(store, "base", "a")
     named = {each.path for each in found} | {each.source for each in found if each.source}
     moved = {path for path in different if "moved/" in path and path != "kept/moved/inside/file6"}
-    # A link more or less, and whole directories that moved, are what the walk tells otherwise.
+    # The walks ignore the number of links, and find the content of a moved directory at other paths.
     assert different - moved <= named
     assert named - different == {"kept/file7", "kept/file1"}
 
 
 def test_active(store: Snapshotter) -> None:
     """
-    Of an active snapshot what is written back is seen, as soon as it is.
+    Changes of an active snapshot are seen as soon as they are written back.
     """
     with mounted(store.mounts("a")) as path:
         Path(path, "kept/file2").write_bytes(b"longer than before")
@@ -172,7 +172,7 @@ def test_active(store: Snapshotter) -> None:
 
 def test_unrelated(store: Snapshotter) -> None:
     """
-    What does not rest on the other is refused, and told what both rest on.
+    Snapshots that are not related by descent are refused, and the message names their common ancestor.
     """
     store.prepare("b", "base")
     store.prepare("c")

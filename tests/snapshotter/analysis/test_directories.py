@@ -16,7 +16,7 @@ pytestmark = pytest.mark.btrfs
 
 def counted(path: Path) -> tuple[int, int]:
     """
-    The bytes of *path* that it has alone, and those that others have, too, as `btrfs filesystem du` says.
+    Return the exclusive and the shared bytes of *path* as `btrfs filesystem du` counts them.
     """
     command = ["btrfs", "filesystem", "du", "--summarize", "--raw", path]
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -26,8 +26,8 @@ def counted(path: Path) -> tuple[int, int]:
 
 def test_measure(btrfs: Path) -> None:
     """
-    Every directory of every snapshot has the bytes that the btrfs command counts, and the inodes that a walk does;
-    so have a view and a fork.
+    Every directory of every snapshot has the bytes that the btrfs command counts and the inodes that a walk finds, and
+    so do a view and a fork.
     """
     with Snapshotter.create(btrfs / "store") as store:
         for key, parent in ("base", ""), ("web", "base"):

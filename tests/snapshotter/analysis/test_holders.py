@@ -54,7 +54,7 @@ def test_find(btrfs: Path, tmp_path: Path) -> None:
 
 def test_views(btrfs: Path) -> None:
     """
-    A view is kept by the mounts of its parent's layer, as is the parent.
+    A view and its parent are both held by the mounts of the parent's layer.
     """
     with Snapshotter.create(btrfs / "store") as store:
         store.prepare("build")
@@ -67,7 +67,7 @@ def test_views(btrfs: Path) -> None:
 
 def test_nested(btrfs: Path, tmp_path: Path) -> None:
     """
-    A mount of what is nested keeps the snapshot as well.
+    A mount of a nested subvolume holds the snapshot too.
     """
     with Snapshotter.create(btrfs / "store") as store:
         (mount,) = store.prepare("a")
@@ -80,7 +80,7 @@ def test_nested(btrfs: Path, tmp_path: Path) -> None:
 
 def test_lost(btrfs: Path) -> None:
     """
-    What lost its subvolume is kept by its children; what is not there is said so.
+    A snapshot without its subvolume is held by its children. A missing snapshot is an error.
     """
     with Snapshotter.create(btrfs / "store") as store:
         store.prepare("a")

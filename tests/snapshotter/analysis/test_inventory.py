@@ -23,7 +23,7 @@ def store(btrfs: Path) -> Iterator[Snapshotter]:
 @pytest.fixture
 def fill(store: Snapshotter) -> Fill:
     """
-    A function that writes a file of some size into an active snapshot, down to the disk.
+    A function that writes a file of a given size into an active snapshot and syncs it to the disk.
     """
 
     def fill(key: str, name: str, size: int) -> None:
@@ -65,7 +65,7 @@ def test_snapshots(btrfs: Path, plain: bool) -> None:
 
 def test_usage(store: Snapshotter, fill: Fill) -> None:
     """
-    The usage of each is what `Snapshotter.usage` says.
+    The usage of each snapshot equals `Snapshotter.usage`.
     """
     store.prepare("a")
     fill("a", "file", 10_000)
@@ -80,7 +80,8 @@ def test_usage(store: Snapshotter, fill: Fill) -> None:
 
 def test_locate(store: Snapshotter) -> None:
     """
-    Each snapshot of the moment of the call is located, whatever is removed on the way; what is lost says so.
+    Every snapshot that existed at the call is located, even if snapshots are removed during the iteration. A missing
+    subvolume is reported.
     """
     for name in ("base", "gone"):
         store.prepare("a")
@@ -109,7 +110,7 @@ def test_locate(store: Snapshotter) -> None:
 
 def test_mounted(store: Snapshotter) -> None:
     """
-    What is mounted is marked; a view with its parent, whose layer it shows.
+    A mounted snapshot is marked. A mounted view marks its parent too, because it shows the layer of its parent.
     """
     store.prepare("a")
     store.commit("base", "a")
@@ -124,7 +125,7 @@ def test_mounted(store: Snapshotter) -> None:
 
 def test_pending_and_orphaned(store: Snapshotter) -> None:
     """
-    What is removed and still mounted is pending; what has no record, or is elsewhere, is orphaned.
+    A removed snapshot that is still mounted is pending. A subvolume without a record, or elsewhere, is orphaned.
     """
     store.prepare("a")
     store.prepare("b")
@@ -142,7 +143,7 @@ def test_pending_and_orphaned(store: Snapshotter) -> None:
 @pytest.mark.parametrize("link", [False, True])
 def test_lost(store: Snapshotter, link: bool) -> None:
     """
-    What lost its subvolume says so, as does a view of it, whatever is in its place.
+    A snapshot without its subvolume says so, as does a view of it, even if a symbolic link is in its place.
     """
     store.prepare("a")
     store.commit("base", "a")
@@ -160,7 +161,7 @@ def test_lost(store: Snapshotter, link: bool) -> None:
 
 def test_beside_changes(store: Snapshotter) -> None:
     """
-    What is made, committed or removed after the store was read is neither lost nor orphaned.
+    Snapshots that are made, committed or removed after the store was opened are neither lost nor orphaned.
     """
     store.prepare("a")
     store.prepare("b")

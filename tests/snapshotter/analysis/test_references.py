@@ -1,5 +1,5 @@
 """
-What is said when containerd cannot be asked; what it answers is tested with a real one.
+Errors when containerd cannot be asked. Its answers are tested with a real containerd.
 """
 
 import socket
@@ -14,7 +14,7 @@ from snapshotter.errors import InvalidArgumentError, UnavailableError
 @pytest.mark.parametrize("key", ["", "web", "a/b", "default/x/web", "/1/web", "default/1/"])
 def test_other_keys(key: str) -> None:
     """
-    A key that is not of containerd's form is none of its own.
+    A key that does not have containerd's form is refused.
     """
     with pytest.raises(InvalidArgumentError):
         references.find("/nowhere", "plugin", key)
@@ -22,7 +22,7 @@ def test_other_keys(key: str) -> None:
 
 def test_nobody_there(tmp_path: Path) -> None:
     """
-    Nobody at the socket, and somebody who does not answer, are said so in time.
+    A missing socket, and a peer that does not answer, are reported in time.
     """
     address = str(tmp_path / "s")
     with pytest.raises(UnavailableError, match="No such file"):

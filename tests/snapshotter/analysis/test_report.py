@@ -33,7 +33,7 @@ def page(*entries: Entry, root: str = "/store", problems: tuple[Problem, ...] = 
 
 class Read(HTMLParser):
     """
-    What a browser takes *html* for.
+    The tags, attributes and text that a browser reads from *html*.
     """
 
     def __init__(self, html: str) -> None:
@@ -60,7 +60,7 @@ TEXTS = st.one_of(
 @given(TEXTS, TEXTS)
 def test_texts_are_only_texts(key: str, other: str) -> None:
     """
-    Whatever keys, paths and problems hold is shown, and is neither a tag nor an attribute.
+    Keys, paths and problems are shown as text, and become neither tags nor attributes.
     """
     harmless = Read(page(entry("k", Kind.COMMITTED), entry("o", Kind.COMMITTED), problems=(Problem("k", "k", "k"),)))
     hostile = Read(
@@ -78,7 +78,7 @@ def test_texts_are_only_texts(key: str, other: str) -> None:
 
 def test_nothing_from_elsewhere() -> None:
     """
-    The page links to places of its own only, has no script, and tells the browser to load nothing.
+    The page links only to its own sections, has no script, and tells the browser to load nothing.
     """
     read = Read(page(entry("a", Kind.COMMITTED), entry("b", parent="a")))
     assert not read.tags & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
@@ -102,7 +102,7 @@ def test_attributes_are_quoted() -> None:
 
 def test_sharing() -> None:
     """
-    The matrix says which part of an image is layers of another one, too.
+    The matrix shows the share of each image that is in layers of another image.
     """
     html = page(
         entry("base", Kind.COMMITTED, size=3000),
@@ -124,7 +124,7 @@ def test_sharing() -> None:
 
 def test_tree() -> None:
     """
-    Each snapshot has its own size and that of all that rests on it, too, at its depth.
+    Each snapshot has its own size, and the total with its descendants, at its depth.
     """
     lost = Entry(Info(Kind.ACTIVE, "lost", "base"), None, None, 0, mounted=False, problem="its subvolume is gone")
     html = page(entry("base", Kind.COMMITTED, size=3000), entry("web", Kind.ACTIVE, "base", 1000), lost)
@@ -139,7 +139,7 @@ def test_tree() -> None:
 
 def test_map() -> None:
     """
-    The map leads to the tree, and sums up what is too small to be seen.
+    The map links to the tree, and sums up the areas that are too small to be seen.
     """
     html = page(*(entry(f"s{number:03}", parent="", size=number + 1) for number in range(report.CELLS + 50)))
     cells = re.findall(r'<a class="(\w+)"[^>]*?(?: href="#(s\d+)")? title="([^:]+): ', html)
@@ -152,7 +152,7 @@ def test_map() -> None:
 @pytest.mark.parametrize("count", [report.GROUPS - 2, report.GROUPS + 1, report.CELLS + 50])
 def test_map_of_equals(count: int) -> None:
     """
-    Of many that are of one size no more are shown than of others, beside nothing that is left over.
+    The limit on areas holds for snapshots of equal size too, and nothing is left over.
     """
     html = page(*(entry(f"s{number:03}") for number in range(count)), left_over=0)
     names = re.findall(r'<a class="\w+"[^>]* title="([^:]+): ', html)
@@ -162,7 +162,7 @@ def test_map_of_equals(count: int) -> None:
 
 def test_ten_thousand() -> None:
     """
-    A large store makes a page that can be sent, though keys are as long as containerd's.
+    The page of a store of ten thousand snapshots with keys as long as containerd's is below 5 MiB.
     """
     keys = [f"k8s.io/{number}/sha256:{number:064x}" for number in range(10_000)]
     entries = [
@@ -174,8 +174,8 @@ def test_ten_thousand() -> None:
 @pytest.mark.btrfs
 def test_command(btrfs: Path, run: Run, tmp_path: Path) -> None:
     """
-    The command prints the page, or writes it to a file that its owner alone may read; what fails leaves the file as it
-    was, and nothing beside it.
+    The command prints the page, or writes it to a file that only its owner may read. After a failure the file is
+    unchanged, and no other file is left.
     """
     root = str(btrfs / "store")
     Snapshotter.create(root).close()
@@ -197,7 +197,7 @@ def test_command(btrfs: Path, run: Run, tmp_path: Path) -> None:
 @pytest.mark.btrfs
 def test_to_a_fifo(btrfs: Path, run: Run, tmp_path: Path) -> None:
     """
-    What is no regular file is written to, and not replaced by one: a FIFO, or a device such as /dev/null.
+    A target that is not a regular file, such as a FIFO or /dev/null, is written to and not replaced.
     """
     root = str(btrfs / "store")
     Snapshotter.create(root).close()

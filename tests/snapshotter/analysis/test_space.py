@@ -18,7 +18,7 @@ pytestmark = pytest.mark.btrfs
 
 def test_snapshots(btrfs: Path) -> None:
     """
-    Counts and sizes are those of the snapshots; what is mounted, and what something in use rests on, is not
+    Counts and sizes are those of the snapshots. Mounted snapshots and the layers below snapshots in use are not
     reclaimable.
     """
     with Snapshotter.create(btrfs / "store") as store:
@@ -70,7 +70,7 @@ def test_filesystem(btrfs: Path) -> None:
 
 class TestFrees:
     """
-    What is predicted comes back when it is removed.
+    The predicted space is freed by the removal.
     """
 
     @pytest.fixture
@@ -105,7 +105,7 @@ class TestFrees:
     @pytest.mark.parametrize("keys", ["a", "f", "b", "v", "a f", "a f web", "b v", "a f web b v base"])
     def test_sets(self, store: Snapshotter, keys: str) -> None:
         """
-        For every set that can be removed, extents that several share are counted once, and those of others not.
+        For every removable set, extents that several snapshots of the set share count once, and extents of others not.
         """
         predicted = space.frees(store, keys.split())
         before = used(store)
@@ -117,7 +117,7 @@ class TestFrees:
 
     def test_reflinks(self, store: Snapshotter) -> None:
         """
-        What somebody cloned, from whatever subvolume into whichever, is not freed before all have gone.
+        Cloned data, in the store or outside, is freed only with its last copy.
         """
         root = Path(store.root)
         whole = space.frees(store, ["b"])
@@ -132,7 +132,7 @@ class TestFrees:
 
     def test_pending(self, store: Snapshotter) -> None:
         """
-        What is removed and only waits for its mount to go holds nothing.
+        A removed snapshot that waits for its unmount holds no data back.
         """
         both = space.frees(store, ["a", "f"])
         with mounted(store.mounts("f")):
@@ -141,7 +141,7 @@ class TestFrees:
 
     def test_pending_layer(self, store: Snapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
         """
-        Of a removed layer that is held, what its parent has is not asked for, extent by extent.
+        For a removed layer that is still mounted, the extents of its parent are not checked one by one.
         """
         layer = store.subvolume("web")
         for key in "a", "f":
@@ -155,11 +155,11 @@ class TestFrees:
         with mounted([Mount(mount.type, mount.source, options=(f"subvolid={subvolume.get_id(layer)}", "ro"))]):
             store.remove("web")
             assert space.of_volumes(store.root, inventory.take(store).pending) == Amount(1, predicted, predicted)
-        assert len(asked) == 101  # the files that web wrote
+        assert len(asked) == 101  # one for each file that web wrote
 
     def test_refused(self, store: Snapshotter) -> None:
         """
-        What cannot be removed is refused, and says why.
+        A set that cannot be removed is refused with the reason.
         """
         with pytest.raises(FailedPreconditionError, match="cannot remove snapshot 'web' with child"):
             space.frees(store, ["web"])
@@ -175,7 +175,7 @@ def write(store: Snapshotter, key: str, parent: str, size: int) -> None:
 
 def used(store: Snapshotter) -> int:
     """
-    The bytes of data on the filesystem, as `btrfs filesystem df` says.
+    Return the bytes of data on the filesystem, as `btrfs filesystem df` counts them.
     """
     filesystem.sync(store.root)
     ran = subprocess.run(

@@ -17,7 +17,7 @@ def area(rectangle: Rectangle) -> float:
 @given(WEIGHTS)
 def test_areas(weights: list[int]) -> None:
     """
-    Each has its share of the whole, is in it, and meets no other.
+    Each rectangle has its share of the whole, lies inside it, and overlaps no other.
     """
     rectangles = squarify(weights, WHOLE)
     small = 1e-6
@@ -35,7 +35,7 @@ def test_areas(weights: list[int]) -> None:
 
 def test_paper() -> None:
     """
-    The example of the paper comes out as there.
+    The example of the paper has the result of the paper.
     """
     found = squarify([6, 6, 4, 3, 2, 2, 1], Rectangle(0, 0, 6, 4))
     assert [tuple(round(side, 2) for side in one) for one in found] == [
@@ -51,6 +51,6 @@ def test_paper() -> None:
 
 def test_nothing() -> None:
     """
-    Without weights there is nothing.
+    Without weights there are no rectangles.
     """
     assert squarify([], WHOLE) == []

@@ -43,7 +43,8 @@ FILES = st.lists(
 @example(files=[([b"long" * 50] * 3, "symlink", b"y" * 300, 0, (0, 0), 1, {"trusted.t": b"\xc3"})])
 def test_round_trip(btrfs: Path, files: list[Any]) -> None:
     """
-    What was packed is unpacked: owners, modes, times to the nanosecond, attributes, links, devices, holes, any names.
+    A packed tree is unpacked with its owners, modes, times to the nanosecond, attributes, links, devices, holes, and
+    names of any bytes.
     """
     source, target = btrfs / f"s{next(_numbers)}", btrfs / f"t{next(_numbers)}"
     source.mkdir()
@@ -60,7 +61,7 @@ def test_round_trip(btrfs: Path, files: list[Any]) -> None:
 
 def test_holes(tree: Path, btrfs: Path) -> None:
     """
-    Holes take no space in the tar, nor afterwards.
+    Holes take no space in the tar, nor in the unpacked file.
     """
     (tree / "hole").touch()
     os.truncate(tree / "hole", 1 << 40)
@@ -87,7 +88,7 @@ def test_sockets(btrfs: Path) -> None:
 
 def test_gnu_tar_reads(tree: Path, btrfs: Path) -> None:
     """
-    GNU tar makes the same of it.
+    GNU tar unpacks the same tree.
     """
     (btrfs / "target").mkdir()
     command = [

@@ -47,7 +47,7 @@ def load(store: Snapshotter, key: str, data: bytes, *rest: Any) -> None:
 
 def test_kinds(store: Snapshotter, tree: Path) -> None:
     """
-    A committed snapshot, a view and an active one give what was loaded, which is committed with its labels.
+    A loaded snapshot is committed with its labels. It, a view of it and an active child are all saved as the same tar.
     """
     data = pack(tree)
     load(store, "base", data, "", {"a": "b"})
@@ -64,7 +64,7 @@ def test_kinds(store: Snapshotter, tree: Path) -> None:
 
 def test_nothing(store: Snapshotter) -> None:
     """
-    A view of nothing is the root alone.
+    A view without a parent is saved as the root alone.
     """
     store.view("v")
     assert names(saved(store, "v")) == ["."]
@@ -72,7 +72,7 @@ def test_nothing(store: Snapshotter) -> None:
 
 def test_on_a_parent(store: Snapshotter, tree: Path) -> None:
     """
-    With a parent its files stay, unless a member takes their place.
+    The files of a parent stay, unless a member replaces them.
     """
     load(store, "base", made(("kept", FILE, b"kept"), ("changed", FILE, b"old"), ("d/f", FILE, b"x")))
     load(store, "top", made(("changed", FILE, b"new"), ("d", FILE, b"file now")), "base")
@@ -84,7 +84,7 @@ def test_on_a_parent(store: Snapshotter, tree: Path) -> None:
 
 def test_refused(store: Snapshotter, tree: Path) -> None:
     """
-    What fails leaves nothing behind.
+    A failed import leaves nothing.
     """
     load(store, "base", pack(tree))
     for error, arguments in (
@@ -103,7 +103,7 @@ def test_refused(store: Snapshotter, tree: Path) -> None:
 
 def test_full(btrfs_mount: Callable[..., Path]) -> None:
     """
-    A disk that runs full leaves nothing of the import.
+    An import that fills the disk leaves nothing.
     """
     mount = btrfs_mount(200 << 20)
     with open(mount / "filler", "xb") as filler:
@@ -117,7 +117,7 @@ def test_full(btrfs_mount: Callable[..., Path]) -> None:
 
 def test_removed_meanwhile(store: Snapshotter, tree: Path) -> None:
     """
-    An export of what is destroyed meanwhile fails, instead of ending early.
+    An export fails if the snapshot is destroyed during it, instead of ending early.
     """
     load(store, "base", pack(tree))
 
@@ -134,7 +134,7 @@ def test_removed_meanwhile(store: Snapshotter, tree: Path) -> None:
 
 def test_changed_meanwhile(store: Snapshotter) -> None:
     """
-    A file of an active snapshot that goes, or becomes shorter, fails the export with the cure.
+    If a file of an active snapshot is deleted or truncated during the export, it fails with the cure.
     """
     with mounted(store.prepare("a")) as path:
         for name in "ab":
@@ -157,7 +157,7 @@ def test_changed_meanwhile(store: Snapshotter) -> None:
 
 def test_mounted_inside(store: Snapshotter) -> None:
     """
-    What is mounted in a snapshot's directory is not exported.
+    Files of another filesystem mounted in the snapshot are not exported.
     """
     with mounted(store.prepare("a")) as path:
         os.mkdir(f"{path}/inside")
@@ -172,7 +172,7 @@ def test_mounted_inside(store: Snapshotter) -> None:
 
 def test_nested(store: Snapshotter) -> None:
     """
-    A nested subvolume is exported as the directory that it looks like.
+    A nested subvolume is exported as a directory.
     """
     with mounted(store.prepare("a")) as path:
         subvolume.create(f"{path}/nested")

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.btrfs
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
 def test_gnu_tar_writes(tree: Path, btrfs: Path, flags: list[str], compress: Callable[[bytes], bytes]) -> None:
     """
-    What GNU tar makes can be unpacked, also compressed.
+    Tars of GNU tar are unpacked, compressed ones too.
     """
     packed = subprocess.run(["tar", "--create", *flags, "-C", tree, "."], stdout=subprocess.PIPE, check=True).stdout
     assert described(unpack(compress(packed), btrfs / "target")) == described(tree)
@@ -28,7 +28,7 @@ def test_gnu_tar_writes(tree: Path, btrfs: Path, flags: list[str], compress: Cal
 @pytest.mark.parametrize("shape", ESCAPES)
 def test_escapes(btrfs: Path, shape: str) -> None:
     """
-    Nothing is made, changed or reached outside of the directory; the member is named.
+    Nothing outside of the directory is made, changed or reached, and the message names the member.
     """
     inside = btrfs / "outside" / "inside"
     inside.mkdir(parents=True)
@@ -42,7 +42,7 @@ def test_escapes(btrfs: Path, shape: str) -> None:
 
 def test_replaced(btrfs: Path) -> None:
     """
-    A later member replaces an earlier one of its name, whatever both are; links are replaced, not followed.
+    A later member replaces an earlier member of the same name, of any types. Links are replaced, not followed.
     """
     canary = btrfs / "canary"
     canary.write_text("canary")
@@ -73,7 +73,7 @@ def test_replaced(btrfs: Path) -> None:
 
 def test_damaged(tree: Path, btrfs: Path) -> None:
     """
-    A tar that is cut off anywhere, or is none, is refused; so is a header that would fill the memory.
+    A tar that ends early at any block, other data, and a header that would fill the memory are refused.
     """
     data = pack(tree)
     end = data.rstrip(b"\0")
@@ -90,7 +90,7 @@ def test_damaged(tree: Path, btrfs: Path) -> None:
 
 def test_inherited(btrfs: Path) -> None:
     """
-    What is unpacked has the access control lists of the tar, not those of the directory that it comes to.
+    Unpacked files have the access control lists in the tar, and inherit none from their directory.
     """
     (btrfs / "source").mkdir()
     (btrfs / "source" / "file").touch()

@@ -35,7 +35,7 @@ def unpack(data: bytes, path: Path) -> Path:
 
 def described(root: Path) -> dict[str, Any]:
     """
-    All that a tar has to keep.
+    Return everything that a tar has to keep of the files below *root*.
     """
     paths = {".": root} | {str(path.relative_to(root)): path for path in root.rglob("*")}
     statuses = {name: path.lstat() for name, path in paths.items()}
@@ -44,7 +44,7 @@ def described(root: Path) -> dict[str, Any]:
 
 def make(root: Path, files: list[Any]) -> None:
     """
-    Make *files*, as far as they can be.
+    Make *files*, skipping the impossible ones.
     """
     made: list[bytes] = []
     for parts, kind, content, mode, owner, time, xattrs in files:
@@ -74,7 +74,7 @@ def make(root: Path, files: list[Any]) -> None:
         if kind != "directory":
             made.append(path)
         os.chown(path, *owner, follow_symlinks=False)
-        made_mode = os.lstat(path).st_mode  # a link's is that of what it leads to
+        made_mode = os.lstat(path).st_mode  # of a hard link: the mode of its target
         if not stat.S_ISLNK(made_mode):
             os.chmod(path, mode)
         for name, value in xattrs.items():
@@ -85,7 +85,7 @@ def make(root: Path, files: list[Any]) -> None:
 
 def made(*members: tuple[str, bytes, str | bytes]) -> bytes:
     """
-    A tar of members, each a name, a type, and what it links to or has in it.
+    Return a tar of *members*: each a name, a type, and a link target or the content.
     """
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as file:

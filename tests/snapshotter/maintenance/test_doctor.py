@@ -37,7 +37,7 @@ def only(problems: list[Problem]) -> Problem:
 
 def test_healthy(mount: Path) -> None:
     """
-    Nothing is found where nothing is wrong, also beside the owner of the store.
+    A healthy store has no problems, even while another process holds it.
     """
     with Snapshotter(mount) as store:
         store.prepare("a")
@@ -46,7 +46,7 @@ def test_healthy(mount: Path) -> None:
 
 def test_quarantined(mount: Path) -> None:
     """
-    A snapshot without its subvolume is named.
+    A snapshot without its subvolume is reported.
     """
     with Snapshotter(mount) as store:
         store.prepare("a")
@@ -59,7 +59,7 @@ def test_quarantined(mount: Path) -> None:
 
 def test_without_record(mount: Path) -> None:
     """
-    What no record accounts for is named, and nothing is done to it.
+    A subvolume that belongs to no snapshot is reported and left alone.
     """
     subvolume.create(mount / "snapshots/stranger")
     assert only(doctor.examine(mount)).subject == str(mount / "snapshots/stranger")
@@ -68,7 +68,7 @@ def test_without_record(mount: Path) -> None:
 
 def test_copy(mount: Path) -> None:
     """
-    A copy of a store is told from the store.
+    A copy of a store is reported as a copy.
     """
     original = mount / "original"
     Snapshotter.create(original).close()
@@ -80,7 +80,7 @@ def test_copy(mount: Path) -> None:
 
 def test_mode(mount: Path) -> None:
     """
-    A root that others may enter is found.
+    A root that other users can enter is reported.
     """
     mount.chmod(0o755)
     problem = only(doctor.examine(mount))
@@ -100,7 +100,7 @@ def test_mode(mount: Path) -> None:
 )
 def test_inherited_flags(mount: Path, flags: int, names: str) -> None:
     """
-    Mount flags that bind mounts inherit are found.
+    Mount flags that bind mounts inherit are reported.
     """
     syscall.mount("", mount, "", syscall.MS_REMOUNT | syscall.MS_BIND | flags)
     problem = only(doctor.examine(mount))
@@ -110,7 +110,7 @@ def test_inherited_flags(mount: Path, flags: int, names: str) -> None:
 
 def test_read_only(mount: Path) -> None:
     """
-    A read-only filesystem is found.
+    A read-only filesystem is reported.
     """
     syscall.mount("", mount, "", syscall.MS_REMOUNT | syscall.MS_BIND | syscall.MS_RDONLY)
     assert only(doctor.examine(mount)).what == "its filesystem is read-only"
@@ -118,7 +118,7 @@ def test_read_only(mount: Path) -> None:
 
 def test_sparse_image(btrfs_mount: Callable[..., Path]) -> None:
     """
-    An image whose space is not reserved is found, and the cure works.
+    An image whose space is not reserved is reported, and the cure works.
     """
     path = btrfs_mount(256 << 20, sparse=True)
     Snapshotter.create(path).close()
@@ -133,7 +133,7 @@ def test_sparse_image(btrfs_mount: Callable[..., Path]) -> None:
 
 def test_qgroups(mount: Path) -> None:
     """
-    Full qgroups are found while they are enabled.
+    Full qgroups are reported while they are enabled.
     """
     fd = os.open(mount, os.O_RDONLY)
     try:
@@ -150,7 +150,7 @@ def test_qgroups(mount: Path) -> None:
 @pytest.fixture
 def failing(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
     """
-    A mounted btrfs, and what makes its disk refuse every write from then on: a seal on the memory it is.
+    A mounted btrfs, and a function that makes its disk refuse all further writes, by sealing the memory of the disk.
     """
     disk = os.memfd_create("disk", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     image.create(tmp_path / "image", 200 << 20, sparse=True)
@@ -166,7 +166,7 @@ def failing(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
 
 def test_write_errors(failing: tuple[Path, Callable[[], None]]) -> None:
     """
-    A disk that refuses writes is found, and what became of the filesystem.
+    A disk that refuses writes is reported, and so is the filesystem that became read-only.
     """
     path, fail = failing
     Snapshotter.create(path).close()
@@ -187,7 +187,7 @@ def test_write_errors(failing: tuple[Path, Callable[[], None]]) -> None:
 
 def test_damaged(mount: Path) -> None:
     """
-    A store whose own record is damaged is found, beside what else is wrong.
+    A damaged record of the store is reported, together with all other problems.
     """
     os.setxattr(mount / "store", "user.snapshotter", b"{}")
     mount.chmod(0o755)
@@ -198,7 +198,7 @@ def test_damaged(mount: Path) -> None:
 
 def test_not_a_store(btrfs: Path) -> None:
     """
-    What is no store at all is an error, not a finding.
+    A directory that is not a store is an error, not a problem.
     """
     with pytest.raises(FailedPreconditionError):
         doctor.examine(btrfs)

@@ -1,5 +1,5 @@
 """
-Each damage of a store: what doctor says of it, and what --fix makes of it.
+Every damage of a store: the report of doctor, and the repair by --fix.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ HOUR = 3600 * 10**9
 
 class Damaged(NamedTuple):
     """
-    A store with a committed "base", and on it an active "web", a committed "top" and a view "v"; each but the view has
+    A store with a committed "base", and on it an active "web", a committed "top" and a view "v". Each but the view has
     a file of its name.
     """
 
@@ -89,7 +89,7 @@ WHOLE = ["base", "top", "v", "web"]
 
 def test_flipped_record(damaged: Damaged) -> None:
     """
-    A record with a flipped bit is named, and what it was again; wherever the bit is.
+    A record with a flipped bit is reported and restored, wherever the bit is.
     """
     record = damaged.record("web")
     for at in (3, len(record) // 2, len(record) - 3):
@@ -107,7 +107,7 @@ def test_flipped_record(damaged: Damaged) -> None:
 
 def test_truncated_record(damaged: Damaged) -> None:
     """
-    A record that is cut off is named, and its directory moved away, whole; what rests on it stays.
+    A truncated record is reported, and its directory is moved away with its content. The children stay.
     """
     damaged.write("base", damaged.record("base")[:-9])
     [problem] = damaged.problems()
@@ -129,7 +129,7 @@ def test_truncated_record(damaged: Damaged) -> None:
 
 def test_missing_record(damaged: Damaged) -> None:
     """
-    A directory without a record is named, and moved away.
+    A directory without a record is reported and moved away.
     """
     os.removexattr(damaged.directories["web"], XATTR)
     [problem] = damaged.problems()
@@ -149,7 +149,7 @@ def swap(damaged: Damaged, one: str, other: str) -> None:
 @pytest.mark.parametrize(("one", "other"), [("web", "top"), ("v", "base"), ("web", "v")])
 def test_swapped_records(damaged: Damaged, one: str, other: str) -> None:
     """
-    Records in each other's directories are named, and back where they belong.
+    Records in each other's directories are reported and moved back.
     """
     before = {key: damaged.record(key) for key in WHOLE}
     swap(damaged, one, other)
@@ -165,7 +165,7 @@ def test_swapped_records(damaged: Damaged, one: str, other: str) -> None:
 
 def test_swapped_records_alike(damaged: Damaged) -> None:
     """
-    Where two snapshots are so alike that it cannot be known whose a record is, both are moved away.
+    If two snapshots are too alike to tell their records apart, both are moved away.
     """
     swap(damaged, "base", "top")
     assert [each.what for each in repair.fix(damaged.root, margin=HOUR)] == [
@@ -178,7 +178,7 @@ def test_swapped_records_alike(damaged: Damaged) -> None:
 
 def test_swapped_by_age(damaged: Damaged) -> None:
     """
-    Of two of a kind, the times tell whose a record is.
+    Two snapshots of one kind are told apart by their times.
     """
     swap(damaged, "base", "top")
     assert {each.what for each in repair.fix(damaged.root, margin=1)} == {
@@ -189,7 +189,7 @@ def test_swapped_by_age(damaged: Damaged) -> None:
 
 def test_swapped_directories(damaged: Damaged) -> None:
     """
-    Directories that were renamed to each other are named, and have their names back.
+    Directories that were renamed to each other are reported and renamed back.
     """
     web, top = damaged.directories["web"], damaged.directories["top"]
     web.rename(web.with_name("x"))
@@ -208,7 +208,7 @@ def test_swapped_directories(damaged: Damaged) -> None:
 @pytest.mark.parametrize("name", ["away", "9999", "17.moved"])
 def test_renamed_directory(damaged: Damaged, name: str) -> None:
     """
-    A directory that was renamed is named, and has its name back.
+    A renamed directory is reported and renamed back.
     """
     path = damaged.directories["web"]
     path.rename(path.with_name(name))
@@ -220,7 +220,7 @@ def test_renamed_directory(damaged: Damaged, name: str) -> None:
 
 def test_copied_directory(damaged: Damaged) -> None:
     """
-    A copy of a directory is no snapshot, wherever it is: beside the directory, in its place, or in that of another.
+    A copy of a directory is not a snapshot: next to the directory, in its place, or in the place of another.
     """
     web, top = damaged.directories["web"], damaged.directories["top"]
     for copy in ("copy", "copy2"):
@@ -241,7 +241,7 @@ def test_copied_directory(damaged: Damaged) -> None:
 @pytest.mark.parametrize(("key", "name"), [("web", "fs"), ("top", "layer")])
 def test_renamed_subvolume(damaged: Damaged, key: str, name: str) -> None:
     """
-    A subvolume that was renamed is named, and has its name back.
+    A renamed subvolume is reported and renamed back.
     """
     directory = damaged.directories[key]
     (directory / name).rename(directory / "away")
@@ -256,7 +256,7 @@ def test_renamed_subvolume(damaged: Damaged, key: str, name: str) -> None:
 
 def test_another_subvolume(damaged: Damaged) -> None:
     """
-    A subvolume that was not made when the snapshot was is not taken for it; it is moved away, and removing works.
+    A subvolume of another time than the snapshot is moved away, and the snapshot can be removed.
     """
     directory = damaged.directories["web"]
     record = records.decode(damaged.record("web"), int(directory.name))
@@ -272,7 +272,7 @@ def test_another_subvolume(damaged: Damaged) -> None:
 
 def test_deleted_subvolume(damaged: Damaged) -> None:
     """
-    A subvolume that was deleted is named; nothing brings it back, and the snapshot can be removed.
+    A deleted subvolume is reported. No repair restores it, and the snapshot can be removed.
     """
     subvolume.delete(damaged.directories["web"] / "fs")
     [problem] = damaged.problems()
@@ -288,7 +288,8 @@ def test_deleted_subvolume(damaged: Damaged) -> None:
 @pytest.mark.parametrize(("key", "name"), [("web", "fs"), ("top", "layer")])
 def test_symlink(damaged: Damaged, btrfs: Path, key: str, name: str) -> None:
     """
-    A symbolic link in the place of a subvolume is named and never followed; it is moved away, and removing works.
+    A symbolic link in the place of a subvolume is reported and never followed. It is moved away, and the snapshot can
+    be removed.
     """
     directory = damaged.directories[key]
     subvolume.set_read_only(directory / name, read_only=False)
@@ -314,7 +315,7 @@ def test_symlink(damaged: Damaged, btrfs: Path, key: str, name: str) -> None:
 
 def test_writable_layer(damaged: Damaged) -> None:
     """
-    A layer that was made writable is named, and read-only again where nothing has changed in it.
+    A layer that was made writable is reported, and made read-only again if its content has not changed.
     """
     layer = damaged.directories["top"] / "layer"
     subvolume.set_read_only(layer, read_only=False)
@@ -333,7 +334,7 @@ def test_writable_layer(damaged: Damaged) -> None:
 
 def test_writable_and_renamed(damaged: Damaged) -> None:
     """
-    Two damages of one snapshot are mended together.
+    Two damages of one snapshot are repaired together.
     """
     layer = damaged.directories["top"] / "layer"
     subvolume.set_read_only(layer, read_only=False)
@@ -344,7 +345,7 @@ def test_writable_and_renamed(damaged: Damaged) -> None:
 
 def test_copy(damaged: Damaged, btrfs: Path) -> None:
     """
-    A copy of a store is named, and left as it is.
+    A copy of a store is reported and left alone.
     """
     subvolume.snapshot(damaged.root, btrfs / "copy")
     copy = Damaged(btrfs / "copy", {})
@@ -358,7 +359,7 @@ def test_copy(damaged: Damaged, btrfs: Path) -> None:
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
 def test_store_record(damaged: Damaged, damage: str) -> None:
     """
-    The store's own record is named, and what it was, or made anew with no client; no id is used again.
+    The store's own record is reported, and restored or replaced by a record without a client. No id is reused.
     """
     path = damaged.root / "store"
     record = os.getxattr(path, XATTR)
@@ -392,7 +393,7 @@ def test_store_record(damaged: Damaged, damage: str) -> None:
 
 def test_no_store(btrfs: Path) -> None:
     """
-    What only looks like a store is left alone.
+    A directory that only looks like a store is left alone.
     """
     for name in ("store", "snapshots/1/snapshot", "snapshots/x"):
         (btrfs / name).mkdir(parents=True)
@@ -409,7 +410,7 @@ def test_no_store(btrfs: Path) -> None:
 
 def test_empty_store(btrfs: Path) -> None:
     """
-    A store without snapshots whose record is damaged is one again.
+    A damaged store without snapshots is repaired.
     """
     Snapshotter.create(btrfs / "s").close()
     os.setxattr(btrfs / "s" / "store", XATTR, b"damaged")
@@ -420,7 +421,7 @@ def test_empty_store(btrfs: Path) -> None:
 @pytest.mark.parametrize("damage", ["missing", "writable", "directory", "symlink", "full"])
 def test_empty(damaged: Damaged, damage: str) -> None:
     """
-    What a view of nothing shows is named where it is anything else, and made anew.
+    If the subvolume for views without a parent is missing or altered, it is reported and recreated.
     """
     empty = damaged.root / "empty"
     subvolume.set_read_only(empty, read_only=False)
@@ -445,7 +446,7 @@ def test_empty(damaged: Damaged, damage: str) -> None:
 
 def test_strangers(damaged: Damaged) -> None:
     """
-    What somebody put among the snapshots, of any type, is moved away, and replaces nothing there.
+    Foreign entries among the snapshots, of any type, are moved away and replace nothing in the quarantine.
     """
     snapshots = damaged.root / "snapshots"
     (snapshots / "file").touch()
@@ -462,7 +463,7 @@ def test_strangers(damaged: Damaged) -> None:
 
 def test_stopped(damaged: Damaged, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Wherever it stops, another time ends it.
+    A repair that is interrupted at any step is completed by the next.
     """
     web, top, base = (damaged.directories[key] for key in ("web", "top", "base"))
     real = BtrfsVolumes.barrier
@@ -497,7 +498,7 @@ def test_stopped(damaged: Damaged, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_held(damaged: Damaged, run: Run) -> None:
     """
-    Nothing is mended while another process has the store.
+    Nothing is repaired while another process holds the store.
     """
     with Snapshotter(damaged.root), pytest.raises(StoreHeldError):
         repair.fix(damaged.root)
@@ -522,7 +523,7 @@ class TestCommands:
 
     def test_json(self, damaged: Damaged, run: Run) -> None:
         """
-        --fix says what it did, and what is left.
+        --fix prints the repairs and the remaining problems.
         """
         swap(damaged, "web", "top")
         said = json.loads(run("doctor", "--fix", "--json", "--root", str(damaged.root)).out)
@@ -531,7 +532,7 @@ class TestCommands:
 
     def test_purge(self, quarantined: Damaged, run: Run) -> None:
         """
-        purge deletes what is in the quarantine, and asks before.
+        purge deletes the entries of the quarantine after a confirmation.
         """
         number = quarantined.directories["web"].name
         dry = run("purge", "--dry-run", "--bytes")
@@ -554,7 +555,7 @@ class TestCommands:
         self, quarantined: Damaged, run: Run, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
     ) -> None:
         """
-        On a terminal purge asks.
+        On a terminal purge asks for confirmation.
         """
         monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
 
@@ -569,7 +570,7 @@ class TestCommands:
 
     def test_purge_mounted(self, quarantined: Damaged, run: Run, tmp_path: Path) -> None:
         """
-        What is mounted, or has a mount in it, is not deleted.
+        An entry that is mounted, or has a mount in it, is not deleted.
         """
         number = quarantined.directories["web"].name
         inside = quarantined.root / "quarantine" / "plain" / "deep"
