@@ -54,7 +54,7 @@ INSIDE = {
         "subvolume.creation",
         "subvolume",
         "extent compat pytest_plugin cli",
-        "compat.btrfsutil cli.output",
+        "compat.btrfsutil cli.arguments cli.output",
         "cli.image cli.subvolume cli.usage",
         "cli.main",
         "__main__",

@@ -1,5 +1,5 @@
 """
-The command, beside btrfs-progs'.
+The command pybtrfs, compared with the command btrfs.
 """
 
 import io
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.btrfs
 @pytest.fixture
 def top(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """
-    The working directory: a filesystem with subvolumes of every kind.
+    A filesystem with subvolumes of every kind, as the working directory.
     """
     top = btrfs_mount()
     make(top, "a", "a/b", "a/b/c", "d/e")
@@ -50,7 +50,7 @@ def theirs(*argv: str) -> tuple[int, bytes]:
 
 def said(capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     """
-    The exit code of the command, its output and its errors.
+    Return the exit code of pybtrfs, its output and its errors.
     """
     code = main.main(argv)
     out, err = capfd.readouterr()
@@ -64,7 +64,7 @@ OPTIONS += ["--sort=-rootid", "--sort=path", "--sort=-gen,rootid", "--sort=ogen,
 @pytest.mark.parametrize("option", OPTIONS)
 def test_list(top: Path, option: str) -> None:
     """
-    Lists are theirs to the byte, from the top level and from inside.
+    Lists equal those of btrfs to the byte, for the top level and for nested subvolumes.
     """
     for path in (".", "a", "a/b", "d"):
         argv = ["subvolume", "list", *([option] if option else []), path]
@@ -73,7 +73,7 @@ def test_list(top: Path, option: str) -> None:
 
 def test_list_deleted(top: Path) -> None:
     """
-    So is that of deleted ones.
+    Lists of deleted subvolumes equal those of btrfs.
     """
     with subvolume.Subvolume(top / "d/snap"):
         subvolume.delete(top / "d/snap")
@@ -86,7 +86,7 @@ def test_list_deleted(top: Path) -> None:
 
 def test_list_unprivileged(top: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    Ordinary users, whom theirs refuses, are shown what is below the path.
+    An unprivileged user, whom btrfs refuses, gets the subvolumes below the path.
     """
 
     def listed() -> bytes:
@@ -104,18 +104,18 @@ def test_list_unprivileged(top: Path, unprivileged: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("path", [".", "a", "a/b", "readonly", "d/snap"])
 def test_show(top: Path, path: str) -> None:
     """
-    What is shown of a subvolume is theirs, but that nothing sent has no time of sending.
+    The output equals that of btrfs, except for the send time of a subvolume that was not sent.
     """
     code, shown = theirs("subvolume", "show", path)
     shown = re.sub(rb"(Send time: \t\t).*", rb"\1-", shown)
-    # Newer ones tell of qgroups, which are off.
+    # Newer versions of btrfs show qgroups, which are off.
     shown = re.sub(rb"\tQuota group:.*\n", b"", shown)
     assert ours("subvolume", "show", path) == (code, shown)
 
 
 def test_default(top: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """
-    The default is set by path and by id, and shown as theirs.
+    The default subvolume is set by path and by id, and shown as btrfs does.
     """
     for argv, subvolid in (
         (["a/b"], subvolume.get_id(top / "a/b")),
@@ -144,7 +144,7 @@ def test_default(top: Path, capfd: pytest.CaptureFixture[str]) -> None:
 )
 def test_create_and_snapshot(top: Path, argv: list[str], paths: list[str]) -> None:
     """
-    What is made, said and returned is the same.
+    Created subvolumes, output and exit code equal those of btrfs.
     """
     one = ours("subvolume", *argv)
     for path in paths:
@@ -159,7 +159,7 @@ def test_create_and_snapshot(top: Path, argv: list[str], paths: list[str]) -> No
 )
 def test_delete(top: Path, argv: list[str]) -> None:
     """
-    What is deleted, said and returned is the same.
+    Deleted subvolumes, output and exit code equal those of btrfs.
     """
     paths = [path for path in argv if not path.startswith("-")]
     there = [path for path in paths if os.path.isdir(path)]
@@ -169,14 +169,14 @@ def test_delete(top: Path, argv: list[str]) -> None:
         if path not in left:
             make(top, path)
     two = theirs("subvolume", "delete", *argv)
-    # Newer ones name the id too.
+    # Newer versions of btrfs print the id too.
     assert one == (two[0], re.sub(rb"subvolume [0-9]+ ", b"subvolume ", two[1]))
     assert [path for path in paths if os.path.exists(path)] == left
 
 
 def test_delete_by_id_and_wait(top: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """
-    Subvolumes are deleted by id, with what is in them, and waited for.
+    Subvolumes are deleted by id, with nested subvolumes, and waited for.
     """
     subvolid = subvolume.get_id(top / "a")
     code, out, err = said(capfd, "subvolume", "delete", "-i", str(subvolid), ".")
@@ -196,7 +196,7 @@ def test_delete_by_id_and_wait(top: Path, capfd: pytest.CaptureFixture[str]) -> 
 
 def test_qgroups(top: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """
-    What is made joins the qgroups that are named, of which there must be some.
+    A new subvolume joins the given qgroups; a missing qgroup is an error.
     """
     subprocess.run(["btrfs", "quota", "enable", "."], check=True)
     subprocess.run(["btrfs", "quota", "rescan", "-w", "."], check=True, stdout=subprocess.DEVNULL)
@@ -211,7 +211,7 @@ def test_qgroups(top: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_recursive(top: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """
-    Snapshots are made, and subvolumes deleted, with what is nested, when told.
+    With -R, nested subvolumes are snapshotted and deleted too.
     """
     assert said(capfd, "subvolume", "snapshot", "-R", "-r", "a", "new")[0] == 0
     assert subvolume.get_read_only(top / "new/b/c")
@@ -222,7 +222,7 @@ def test_recursive(top: Path, capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture(params=["single", "dup", "raid1"])
 def profile(request: pytest.FixtureRequest, top: Path, tmp_path: Path) -> Iterator[Path]:
     """
-    A filesystem of the profile.
+    A filesystem with the profile.
     """
     if request.param == "single":
         yield top
@@ -246,7 +246,7 @@ def profile(request: pytest.FixtureRequest, top: Path, tmp_path: Path) -> Iterat
 @pytest.mark.parametrize("option", ["", "-b"])
 def test_usage(profile: Path, option: str) -> None:
     """
-    What a filesystem holds is said as they do; of several devices not which block groups are on which.
+    The output equals that of btrfs, except for the block groups of each device if there are several.
     """
     argv = [*([option] if option else []), str(profile)]
     code, shown = theirs("filesystem", "usage", *argv)
@@ -258,7 +258,7 @@ def test_usage(profile: Path, option: str) -> None:
 
 def test_json(top: Path) -> None:
     """
-    What reads prints JSON as well, under the words of the columns.
+    Commands that read print JSON with the names of the columns as keys.
     """
     listed = json.loads(ours("subvolume", "list", "-u", "--json", ".")[1])
     info = subvolume.get_info(top / "a")
@@ -273,7 +273,7 @@ def test_json(top: Path) -> None:
 
 def test_image(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """
-    An image is made, mounted and unmounted.
+    An image is created, mounted and unmounted.
     """
     (tmp_path / "mount").mkdir()
     file, target = str(tmp_path / "image"), str(tmp_path / "mount")
@@ -302,7 +302,7 @@ def test_image(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 )
 def test_wrong_usage(argv: list[str]) -> None:
     """
-    Wrong usage is 2.
+    Wrong usage exits with 2.
     """
     with pytest.raises(SystemExit) as caught:
         main.main(argv)
@@ -311,16 +311,16 @@ def test_wrong_usage(argv: list[str]) -> None:
 
 def test_errors(top: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """
-    What fails is 1, with the file and the call.
+    A failure exits with 1 and prints the file and the ioctl.
     """
     assert said(capfd, "subvolume", "list", "missing") == (1, "", "ERROR: No such file or directory: missing\n")
     code, _, err = said(capfd, "subvolume", "list", str(tmp_path))
     assert (code, err) == (1, f"ERROR: not a btrfs filesystem: {tmp_path} (BTRFS_IOC_INO_LOOKUP)\n")
 
 
-def test_who_reads_may_stop(top: Path) -> None:
+def test_a_reader_may_exit(top: Path) -> None:
     """
-    A reader that goes away ends the command, without a word.
+    If the reader of the output exits, the command fails without a message.
     """
     reader, writer = os.pipe()
     os.close(reader)

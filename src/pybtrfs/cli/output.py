@@ -1,10 +1,9 @@
 """
-Output of the command: text, JSON and times.
+Output and exit codes of the command.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -12,13 +11,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datetime import datetime
 
-
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 _NO_UUID = "-".ljust(36)
 
 
-def _complain(error: Exception) -> int:
+def write(text: str) -> None:
+    """
+    Write a line to standard output; names that are not UTF-8 are written as their bytes.
+    """
+    sys.stdout.buffer.write(os.fsencode(text) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def write_json(value: Any) -> None:
+    """
+    Write a value as indented JSON.
+    """
+    import json
+
+    write(json.dumps(value, indent=2))
+
+
+def complain(error: Exception) -> int:
+    """
+    Write an error to standard error, and return the exit code.
+    """
     text = str(error)
     if isinstance(error, OSError):
         place = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
@@ -28,32 +46,25 @@ def _complain(error: Exception) -> int:
     return FAILED
 
 
-def _print(text: str) -> None:
-    # Names are bytes, and are written as they are.
-    sys.stdout.buffer.write(os.fsencode(text) + b"\n")
-    sys.stdout.buffer.flush()
-
-
-def _print_json(value: Any) -> None:
-    _print(json.dumps(value, indent=2))
-
-
-def _moment(moment: datetime, nanoseconds: int) -> str | None:
+def local_time(moment: datetime, nanoseconds: int) -> str | None:
+    """
+    Return a time in the local zone, or None if it is not set: if *nanoseconds*, its raw value, is 0.
+    """
     return f"{moment.astimezone():%Y-%m-%d %H:%M:%S %z}" if nanoseconds else None
 
 
-def _plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """
-    What JSON can say of a value.
+    Return *value* as JSON can represent it.
     """
     if value is None or isinstance(value, int | str):
         return value
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
-def _text(value: Any) -> str:
+def column(value: Any) -> str:
     """
-    A value in a listing, where what is missing is a uuid.
+    Return *value* as text for a column of a list; None stands for a missing uuid.
     """
     if value is None:
         return _NO_UUID

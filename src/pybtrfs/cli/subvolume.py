@@ -1,29 +1,100 @@
 """
-The command ``pybtrfs``: some of the ``btrfs`` command, in its words and columns, for machines without btrfs-progs.
+``pybtrfs subvolume``: create, delete, list and show subvolumes, as ``btrfs subvolume`` does.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pybtrfs import filesystem, qgroup, subvolume
-from pybtrfs.cli.output import DONE, _complain, _moment, _plain, _print, _print_json, _text
+from pybtrfs.cli.arguments import add_command, add_group, add_json
+from pybtrfs.cli.output import DONE, column, complain, json_value, local_time, write, write_json
 from pybtrfs.errors import not_subvolume
 from pybtrfs.items import FS_TREE_OBJECTID
 from pybtrfs.path import opened
 
-# -- arguments
+if TYPE_CHECKING:
+    from pybtrfs.cli.arguments import Commands
+
+_SORT_KEYS = {"rootid": "ID", "gen": "gen", "ogen": "cgen", "path": "path"}
+
+
+def add_commands(commands: Commands) -> None:
+    """
+    Declare the commands.
+    """
+    group = add_group(commands, "subvolume", "create, delete, list and show subvolumes")
+
+    listing = add_command(group, "list", _list, "list subvolumes; without CAP_SYS_ADMIN, only those below PATH", "PATH")
+    for option, text in (
+        ("-o", "list only the children of the subvolume that contains PATH"),
+        ("-p", "show the id of the containing subvolume"),
+        ("-c", "show the generation at creation"),
+        ("-g", "no effect, because the generation is always shown"),
+        ("-u", "show the uuid"),
+        ("-q", "show the uuid of the snapshot's source"),
+        ("-R", "show the received uuid"),
+        ("-s", "list only snapshots, and show their creation time"),
+        ("-r", "list only read-only subvolumes"),
+        ("-d", "list only deleted subvolumes that are not cleaned yet"),
+        ("-t", "print a table"),
+    ):
+        listing.add_argument(option, action="store_true", help=text)
+    listing.add_argument(
+        "--sort",
+        metavar="KEY,...",
+        type=_sort,
+        default=[],
+        help="sort by rootid, gen, ogen or path; - before a key reverses its order",
+    )
+    add_json(listing)
+
+    add_json(add_command(group, "show", _show, "show a subvolume and its snapshots", "PATH"))
+
+    create = add_command(group, "create", _create, "create empty subvolumes", "DEST+")
+    snapshot = add_command(
+        group, "snapshot", _snapshot, "create a snapshot at DEST, or in DEST if it is a directory", "SOURCE", "DEST"
+    )
+    snapshot.add_argument("-r", action="store_true", dest="read_only", help="make the snapshot read-only")
+    snapshot.add_argument(
+        "-R", "--recursive", action="store_true", help="snapshot nested subvolumes too, which is not atomic"
+    )
+    for parser in (create, snapshot):
+        parser.add_argument(
+            "-i",
+            metavar="QGROUP",
+            type=_qgroup,
+            action="append",
+            dest="qgroups",
+            help="add the new subvolume to the qgroup, such as 1/5",
+        )
+
+    delete = add_command(group, "delete", _delete, "delete subvolumes", "PATH+")
+    delete.add_argument("-c", "--commit-after", action="store_true", help="commit once after all deletions")
+    delete.add_argument("-C", "--commit-each", action="store_true", help="commit after each deletion")
+    delete.add_argument(
+        "-i", "--subvolid", metavar="ID", type=int, help="delete the subvolume ID of the filesystem at PATH"
+    )
+    delete.add_argument("-R", "--recursive", action="store_true", help="delete nested subvolumes too")
+
+    sync = add_command(group, "sync", _sync, "wait until the kernel has cleaned deleted subvolumes", "PATH")
+    sync.add_argument("ids", metavar="ID", nargs="*", type=int, help="the deleted subvolumes, by default all")
+
+    add_json(add_command(group, "get-default", _get_default, "show the default subvolume", "PATH"))
+    set_default = add_command(group, "set-default", _set_default, "set the default subvolume")
+    set_default.add_argument(
+        "target", metavar="{PATH | ID PATH}", nargs="+", help="the subvolume, or its id and the path of the filesystem"
+    )
 
 
 def _sort(text: str) -> list[tuple[str, bool]]:
-    words = {"rootid": "ID", "gen": "gen", "ogen": "cgen", "path": "path"}
     keys = []
     for part in text.split(","):
-        word = words.get(part.lstrip("+-"))
+        word = _SORT_KEYS.get(part.lstrip("+-"))
         if word is None:
-            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(words)}")
+            raise argparse.ArgumentTypeError(f"{part!r} is not a sort key: use {', '.join(_SORT_KEYS)}")
         keys.append((word, part.startswith("-")))
     return keys
 
@@ -34,9 +105,6 @@ def _qgroup(text: str) -> int:
         return qgroup.qgroupid(int(level) if slash else 0, int(number))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a qgroup, such as 1/5") from None
-
-
-# -- subvolumes
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -53,17 +121,17 @@ def _list(arguments: argparse.Namespace) -> None:
     words += ["uuid"] if arguments.u else []
     words += ["path"]
     if arguments.json:
-        _print_json([{word: _plain(row[word]) for word in words} for row in rows])
+        write_json([{word: json_value(row[word]) for word in words} for row in rows])
         return
     if arguments.t:
-        _print("".join(f"{word}\t" for word in words))
-        _print("".join(f"{'-' * len(word)}\t" for word in words))
+        write("".join(f"{word}\t" for word in words))
+        write("".join(f"{'-' * len(word)}\t" for word in words))
     for row in rows:
-        texts = [(word, _text(row[word])) for word in words]
+        texts = [(word, column(row[word])) for word in words]
         if arguments.t:
-            _print("\t".join(text + "\t" * (word == "top level") for word, text in texts))
+            write("\t".join(text + "\t" * (word == "top level") for word, text in texts))
         else:
-            _print(" ".join(f"{word} {text}" for word, text in texts))
+            write(" ".join(f"{word} {text}" for word, text in texts))
 
 
 def _rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -119,7 +187,7 @@ def _show(arguments: argparse.Namespace) -> None:
         ("UUID", "\t\t\t", info.uuid),
         ("Parent UUID", "\t\t", info.parent_uuid),
         ("Received UUID", "\t\t", info.received_uuid),
-        ("Creation time", "\t\t", _moment(info.otime, info.raw.otime)),
+        ("Creation time", "\t\t", local_time(info.otime, info.raw.otime)),
         ("Subvolume ID", "\t\t", info.id),
         ("Generation", "\t\t", info.generation),
         ("Gen at creation", "\t", info.otransid),
@@ -127,26 +195,26 @@ def _show(arguments: argparse.Namespace) -> None:
         ("Top level ID", "\t\t", info.parent_id),
         ("Flags", "\t\t\t", "readonly" if info.read_only else None),
         ("Send transid", "\t\t", info.stransid),
-        ("Send time", "\t\t", _moment(info.stime, info.raw.stime)),
+        ("Send time", "\t\t", local_time(info.stime, info.raw.stime)),
         ("Receive transid", "\t", info.rtransid),
-        ("Receive time", "\t\t", _moment(info.rtime, info.raw.rtime)),
+        ("Receive time", "\t\t", local_time(info.rtime, info.raw.rtime)),
     ]
     if arguments.json:
-        words = {word: _plain(value) for word, _, value in values}
-        _print_json({"path": path, **words, "Snapshots": snapshots})
+        words = {word: json_value(value) for word, _, value in values}
+        write_json({"path": path, **words, "Snapshots": snapshots})
         return
-    _print(path)
+    write(path)
     for word, gap, value in values:
-        _print(f"\t{word}: {gap}{'-' if value is None else value}")
-    _print("\tSnapshot(s):")
+        write(f"\t{word}: {gap}{'-' if value is None else value}")
+    write("\tSnapshot(s):")
     for name in snapshots:
-        _print(f"\t\t\t\t{name}")
+        write(f"\t\t\t\t{name}")
 
 
 def _create(arguments: argparse.Namespace) -> None:
     for dest in arguments.dest:
         subvolume.create(dest, inherit=_inherit(arguments))
-        _print(f"Create subvolume '{_named(dest)}'")
+        write(f"Create subvolume '{_named(dest)}'")
 
 
 def _snapshot(arguments: argparse.Namespace) -> None:
@@ -161,7 +229,7 @@ def _snapshot(arguments: argparse.Namespace) -> None:
         inherit=_inherit(arguments),
     )
     kind = "readonly snapshot" if arguments.read_only else "snapshot"
-    _print(f"Create a {kind} of '{arguments.source}' in '{_named(dest)}'")
+    write(f"Create a {kind} of '{arguments.source}' in '{_named(dest)}'")
 
 
 def _inherit(arguments: argparse.Namespace) -> qgroup.QgroupInherit | None:
@@ -186,7 +254,7 @@ def _delete(arguments: argparse.Namespace) -> int:
             try:
                 if not subvolume.is_subvolume(path):
                     raise not_subvolume(path)
-                _print(f"Delete subvolume ({commit}): '{os.path.join(directory, name)}'")
+                write(f"Delete subvolume ({commit}): '{os.path.join(directory, name)}'")
                 if arguments.commit_after:
                     batch.delete(path, recursive=arguments.recursive)
                 else:
@@ -195,17 +263,17 @@ def _delete(arguments: argparse.Namespace) -> int:
                     with opened(directory) as fd:
                         os.fsync(fd)
             except (OSError, ValueError) as error:
-                code = _complain(error)
+                code = complain(error)
     return code
 
 
 def _delete_by_id(arguments: argparse.Namespace) -> int:
     if len(arguments.path) > 1:
-        raise ValueError("with -i there is one PATH, that of the filesystem")
+        raise ValueError("-i takes exactly one PATH, which names the filesystem")
     [path] = arguments.path
     place = subvolume.get_path(path, arguments.subvolid)
     commit = "commit" if arguments.commit_after or arguments.commit_each else "no-commit"
-    _print(f"Delete subvolume ({commit}): '{os.path.join(path, place)}'")
+    write(f"Delete subvolume ({commit}): '{os.path.join(path, place)}'")
     subvolume.delete_by_id(path, arguments.subvolid, recursive=arguments.recursive)
     if commit == "commit":
         filesystem.sync(path)
@@ -216,11 +284,11 @@ def _sync(arguments: argparse.Namespace) -> None:
     ids = arguments.ids or [deleted.id for deleted in subvolume.iterate_deleted(arguments.path)]
     if not ids:
         return
-    _print(f"Waiting for {len(ids)} subvolume{'s' if len(ids) > 1 else ''}")
+    write(f"Waiting for {len(ids)} subvolume{'s' if len(ids) > 1 else ''}")
     for number, subvolid in enumerate(ids, 1):
-        filesystem.sync(arguments.path)  # the cleaner begins after a commit
+        filesystem.sync(arguments.path)  # the kernel starts cleaning after a commit
         subvolume.wait_deleted(arguments.path, subvolid)
-        _print(f"Subvolume id {subvolid} is gone ({number}/{len(ids)})")
+        write(f"Subvolume id {subvolid} is gone ({number}/{len(ids)})")
 
 
 def _get_default(arguments: argparse.Namespace) -> None:
@@ -228,11 +296,11 @@ def _get_default(arguments: argparse.Namespace) -> None:
     info = subvolume.get_info(arguments.path, subvolid)
     path = subvolume.get_path(arguments.path, subvolid)
     if arguments.json:
-        _print_json({"ID": subvolid, "gen": info.generation, "top level": info.parent_id, "path": path})
+        write_json({"ID": subvolid, "gen": info.generation, "top level": info.parent_id, "path": path})
     elif subvolid == FS_TREE_OBJECTID:
-        _print(f"ID {subvolid} (FS_TREE)")
+        write(f"ID {subvolid} (FS_TREE)")
     else:
-        _print(f"ID {subvolid} gen {info.generation} top level {info.parent_id} path {path}")
+        write(f"ID {subvolid} gen {info.generation} top level {info.parent_id} path {path}")
 
 
 def _set_default(arguments: argparse.Namespace) -> None:
@@ -244,12 +312,3 @@ def _set_default(arguments: argparse.Namespace) -> None:
             subvolume.set_default(path, int(subvolid))
         case _:
             raise ValueError("set-default takes PATH, or ID and PATH")
-
-
-# -- usage
-
-
-# -- images
-
-
-# -- output

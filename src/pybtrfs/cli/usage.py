@@ -1,23 +1,38 @@
 """
-``pybtrfs usage``: the space of a filesystem, as `btrfs filesystem usage` prints it.
+``pybtrfs usage``: the space of a filesystem, as ``btrfs filesystem usage`` prints it.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
+from typing import TYPE_CHECKING
 
 from pybtrfs import device, space
-from pybtrfs.cli.output import _print, _print_json
+from pybtrfs.cli.arguments import add_command, add_json
+from pybtrfs.cli.output import write, write_json
 from pybtrfs.size import UNITS
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pybtrfs.cli.arguments import Commands
 
 _COPIES = {"dup": 2, "raid1": 2, "raid10": 2, "raid1c3": 3, "raid1c4": 4}
 _PARITY = {"raid5": 1, "raid6": 2}
 
 
+def add_commands(commands: Commands) -> None:
+    """
+    Declare the command.
+    """
+    usage = add_command(commands, "usage", _usage, "show the space that a filesystem uses and has left", "PATH")
+    usage.add_argument("-b", "--raw", action="store_true", help="print sizes in bytes")
+    add_json(usage)
+
+
 class _Usage:
     """
-    What a filesystem has allocated to block groups and holds in them: *raw* counts every copy on the devices.
+    The space of a filesystem, in bytes. *size*, *allocated*, *unallocated* and *used* count every copy on the devices.
     """
 
     def __init__(self, path: str) -> None:
@@ -37,7 +52,7 @@ class _Usage:
         _, _, self.metadata_ratio = self._sums("metadata")
         self.unallocated = self.size - self.allocated
         self.free = self.free_min = int((data_total - data_used) / self.data_ratio)
-        if self.unallocated >= 16 << 20:  # less is no room for a block group
+        if self.unallocated >= 16 << 20:  # less has no room for a block group
             self.free += int(self.unallocated / self.data_ratio)
             self.free_min += int(self.unallocated / max(self.ratios))
         stat = os.statvfs(path)
@@ -48,7 +63,7 @@ class _Usage:
 
     def _sums(self, type_: str) -> tuple[float, float, float]:
         """
-        Raw total and use of what holds data, or metadata, and the ratio of raw to usable bytes.
+        Return the raw total and used bytes of the block groups of a type, and the ratio of raw to usable bytes.
         """
         total = raw = used = 0.0
         for group, ratio in zip(self.groups, self.ratios, strict=True):
@@ -72,7 +87,7 @@ def _device_size(path: str) -> int:
 def _usage(arguments: argparse.Namespace) -> None:
     usage = _Usage(arguments.path)
     if arguments.json:
-        _print_json(
+        write_json(
             {
                 "device-size": usage.size,
                 "device-allocated": usage.allocated,
@@ -102,7 +117,7 @@ def _usage(arguments: argparse.Namespace) -> None:
 
     width = 18 if arguments.raw else 10
     multiple = f"yes\t({', '.join(usage.multiple)})" if usage.multiple else "no"
-    _print("Overall:")
+    write("Overall:")
     for word, gap, text in (
         ("Device size", "\t\t", amount(usage.size).rjust(width)),
         ("Device allocated", "\t\t", amount(usage.allocated).rjust(width)),
@@ -121,24 +136,24 @@ def _usage(arguments: argparse.Namespace) -> None:
         ),
         ("Multiple profiles", "\t\t", multiple.rjust(width)),
     ):
-        _print(f"    {word}:{gap}{text}")
+        write(f"    {word}:{gap}{text}")
     for type_ in ("data", "data+metadata", "metadata", "system"):
         for group, ratio in zip(usage.groups, usage.ratios, strict=True):
             if group.type == type_:
                 percent = f"{100 * group.used_bytes / group.total_bytes:.2f}%" if group.total_bytes else "0.00%"
-                _print(
+                write(
                     f"\n{_titled(group.type)},{_profile(group.profile)}: Size:{amount(group.total_bytes)}, "
                     f"Used:{amount(group.used_bytes)} ({percent})"
                 )
                 if len(usage.devices) == 1:
                     _print_device(usage.devices[0].path, amount(int(group.total_bytes * ratio)))
-    _print("\nUnallocated:")
+    write("\nUnallocated:")
     for each in usage.devices:
         _print_device(each.path, amount(each.total_bytes - each.bytes_used))
 
 
 def _print_device(path: str, text: str) -> None:
-    _print(f"   {path}\t{text:>10}")
+    write(f"   {path}\t{text:>10}")
 
 
 def _titled(type_: str) -> str:
