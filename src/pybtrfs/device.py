@@ -1,25 +1,27 @@
 """
-Devices of a filesystem: their sizes and error counters.
+Devices of a filesystem, with their sizes and error counters.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from pybtrfs import ioctl
-from pybtrfs.filesystem import _uuid
 from pybtrfs.path import Target, opened
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from uuid import UUID
 
 
 class DeviceInfo(NamedTuple):
     """
-    A device of a filesystem; sizes are in bytes, *bytes_used* is what block groups have taken of it.
+    A device of a filesystem. Sizes are in bytes.
+
+    Attributes:
+        bytes_used: The bytes allocated to block groups.
     """
 
     devid: int
@@ -30,12 +32,14 @@ class DeviceInfo(NamedTuple):
 
     @property
     def uuid(self) -> UUID:
-        return _uuid(self.uuid_bytes)
+        from uuid import UUID
+
+        return UUID(bytes=self.uuid_bytes)
 
 
 class DeviceStats(NamedTuple):
     """
-    The errors a device was seen to make, counted since the filesystem was made or the counters were reset.
+    The error counters of a device, since the filesystem was created or the counters were reset.
     """
 
     write_errs: int
@@ -60,9 +64,9 @@ def get_info(target: Target, devid: int) -> DeviceInfo:
 
 def iterate(target: Target) -> Iterator[DeviceInfo]:
     """
-    Yield the devices of the filesystem, by devid. A device removed meanwhile is left out.
+    Yield the devices of the filesystem, by devid. A device that is removed concurrently is skipped.
 
-    Issues ``BTRFS_IOC_FS_INFO``, and ``BTRFS_IOC_DEV_INFO`` for each devid up to the largest, which need no privilege.
+    Issues ``BTRFS_IOC_FS_INFO``, and ``BTRFS_IOC_DEV_INFO`` for each devid up to the largest. They need no privilege.
     """
     with opened(target) as fd:
         for devid in range(1, ioctl.fs_info(fd).max_id + 1):
@@ -77,11 +81,11 @@ def iterate(target: Target) -> Iterator[DeviceInfo]:
 
 def get_stats(target: Target, devid: int = 1, *, reset: bool = False) -> DeviceStats:
     """
-    Return the error counters of the device *devid*, and set them to zero at the same time if *reset* is true.
+    Return the error counters of the device *devid*, and atomically reset them to 0 if *reset* is true.
 
-    Data that could not be written because the device itself is out of space (an image on a full host) is not counted.
+    Writes that fail because the device itself is out of space, such as an image on a full host, are not counted.
 
-    Issues ``BTRFS_IOC_GET_DEV_STATS``, which needs no privilege, but ``CAP_SYS_ADMIN`` to reset.
+    Issues ``BTRFS_IOC_GET_DEV_STATS``, which needs no privilege, or ``CAP_SYS_ADMIN`` to reset.
 
     Raises:
         OSError: ENODEV: the filesystem has no such device.

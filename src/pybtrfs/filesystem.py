@@ -1,7 +1,7 @@
 """
-A btrfs filesystem as a whole: what it is, what it holds, its devices and its transactions.
+Identity, size and transactions of a filesystem.
 
-*target* is any file of the filesystem.
+A *target* is any file of the filesystem.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 class FilesystemInfo(NamedTuple):
     """
-    A filesystem; sizes are in bytes.
+    A filesystem. Sizes are in bytes.
 
     Attributes:
-        generation: The running transaction, or the last one when none is.
+        generation: The running transaction, or the last transaction if none is running.
         max_id: The largest devid in use.
     """
 
@@ -47,7 +47,7 @@ class FilesystemInfo(NamedTuple):
 
 def get_info(target: Target) -> FilesystemInfo:
     """
-    Return what *target*'s filesystem is.
+    Return the filesystem of *target*.
 
     Issues ``BTRFS_IOC_FS_INFO``, which needs no privilege.
 
@@ -60,9 +60,9 @@ def get_info(target: Target) -> FilesystemInfo:
 
 def sync(target: Target) -> None:
     """
-    Write everything of the filesystem to disk, whoever wrote it, and commit. Deleted subvolumes begin to be cleaned.
+    Write all data of the filesystem to disk, and commit. The kernel then starts to clean deleted subvolumes.
 
-    Data whose write-back failed is not reported: os.fsync and `pybtrfs.syscall.syncfs` do.
+    A failed write-back is not reported here, but by os.fsync and `pybtrfs.syscall.syncfs`.
 
     Issues ``BTRFS_IOC_SYNC``, which needs no privilege.
     """
@@ -72,9 +72,10 @@ def sync(target: Target) -> None:
 
 def start_sync(target: Target) -> int:
     """
-    Begin to commit the running transaction, and return its id for `wait_sync`; of an idle filesystem, the last one's.
+    Start to commit the running transaction, and return its id for `wait_sync`.
 
-    Data not yet written back is not part of it.
+    If no transaction is running, the id is that of the last transaction. Data that is not written back is not
+    committed.
 
     Issues ``BTRFS_IOC_START_SYNC``, which needs no privilege. See the warning at `wait_sync`.
     """
@@ -84,14 +85,14 @@ def start_sync(target: Target) -> int:
 
 def wait_sync(target: Target, transid: int = 0) -> None:
     """
-    Wait until the transaction *transid*, or the one being committed for 0, is on disk.
+    Wait until the transaction *transid* is durable; 0 means the transaction that is being committed.
 
-    Warning: the kernel may lose the wake-up that `start_sync` gives to its committing thread when other transactions
-    are committed at the same time. The wait then lasts until the next periodic commit, up to 30 seconds (seen on Linux
-    6.18 and 7.3, with one caller as with several). Where the latency matters use os.fsync of the directory in which a
-    subvolume was created or deleted: it commits the transaction itself.
+    Warning: if other transactions commit concurrently, the kernel may lose the wake-up that `start_sync` sends to its
+    committing thread. The wait then lasts until the next periodic commit, up to 30 seconds. This was seen on Linux 6.18
+    and 7.3, with one caller and with several. If latency matters, call os.fsync on the directory in which a subvolume
+    was created or deleted, which commits by itself.
 
-    On a filesystem that was aborted after an error, a wait for 0 returns as if nothing had happened.
+    On a filesystem that was aborted after an error, a wait for 0 returns without an error.
 
     Issues ``BTRFS_IOC_WAIT_SYNC``, which needs no privilege.
 
@@ -104,12 +105,12 @@ def wait_sync(target: Target, transid: int = 0) -> None:
 
 def resize(target: Target, size: int | Literal["max"], *, devid: int = 1) -> None:
     """
-    Grow or shrink the filesystem on the device *devid* to *size* bytes, or to the whole device with ``"max"``.
+    Grow or shrink the filesystem on the device *devid* to *size* bytes, or to the whole device for ``"max"``.
 
     Issues ``BTRFS_IOC_RESIZE``, which needs ``CAP_SYS_ADMIN``.
 
     Raises:
-        OSError: EFBIG: the device is smaller than *size*. ENOSPC: what it holds does not fit into *size*.
+        OSError: EFBIG: the device is smaller than *size*. ENOSPC: the data does not fit into *size*.
     """
     if size != "max" and (not isinstance(size, int) or size <= 0):
         raise ValueError(f"{size!r} is neither a size in bytes nor 'max'")

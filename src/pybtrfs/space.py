@@ -1,5 +1,5 @@
 """
-Space of a filesystem, by type and profile of its block groups.
+Space of a filesystem, by the type and profile of its block groups.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pybtrfs.path import Target, opened
 
 class SpaceInfo(NamedTuple):
     """
-    The block groups of one type and profile: how much they can hold and do hold, in bytes.
+    The block groups of one type and profile. Sizes are in bytes.
     """
 
     flags: int
@@ -22,7 +22,8 @@ class SpaceInfo(NamedTuple):
     @property
     def type(self) -> str:
         """
-        ``data``, ``metadata``, ``system``, ``data+metadata`` (mixed) or ``global reserve``, which is part of metadata.
+        The type: ``data``, ``metadata``, ``system``, ``data+metadata`` (mixed) or ``global reserve``, a part of
+            metadata.
         """
         if self.flags & ioctl.SPACE_INFO_GLOBAL_RSV:
             return "global reserve"
@@ -31,7 +32,7 @@ class SpaceInfo(NamedTuple):
     @property
     def profile(self) -> str:
         """
-        How it is laid out on the devices: ``single``, ``dup``, ``raid0``, ``raid1`` and so on.
+        The layout on the devices: ``single``, ``dup``, ``raid0``, ``raid1`` and so on.
         """
         return next((name for flag, name in _PROFILES if self.flags & flag), "single")
 
@@ -41,7 +42,6 @@ _TYPES = (
     (ioctl.BLOCK_GROUP_METADATA, "metadata"),
     (ioctl.BLOCK_GROUP_SYSTEM, "system"),
 )
-
 
 _PROFILES = (
     (ioctl.BLOCK_GROUP_DUP, "dup"),
@@ -57,13 +57,13 @@ _PROFILES = (
 
 def get(target: Target) -> tuple[SpaceInfo, ...]:
     """
-    Return what the filesystem's block groups can hold and do hold, by type and profile.
+    Return the total and used bytes of the block groups, by type and profile.
 
     Issues ``BTRFS_IOC_SPACE_INFO``, which needs no privilege.
     """
     with opened(target) as fd:
         total, spaces = ioctl.space_info(fd, 0)
-        # There may be more by the time of the next call.
+        # The number of spaces can grow between two calls.
         while len(spaces) < total:
             total, spaces = ioctl.space_info(fd, total)
         return tuple(SpaceInfo(*space) for space in spaces)
