@@ -102,7 +102,7 @@ def has_reference(filesystem: Target, subvolid: int, extent: Extent) -> bool:
 
 def get_references(filesystem: Target, bytenr: int) -> tuple[ExtentReference, ...]:
     """
-    Return the references to any part of the extent at *bytenr*; none if the extent is free.
+    Return the references to any part of the extent at *bytenr*, or an empty tuple if the extent is free.
 
     References from deleted subvolumes that the kernel has not cleaned yet are included.
 
@@ -134,7 +134,8 @@ def unshared(
 
     References from deleted subvolumes do not count.
 
-    Issues what `get_references` does for each extent, and a tree search for each subvolume found.
+    Issues the ioctl of `get_references` for each extent, and a tree search for each subvolume that is found. Both need
+    ``CAP_SYS_ADMIN``.
 
     Args:
         owners: Ids of subvolumes.

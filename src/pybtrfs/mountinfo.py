@@ -77,11 +77,10 @@ def inherited(path: str) -> list[str]:
 
 def read(device: bytes | None, root: str) -> MountTable:
     """
-    Return the mounts of the filesystem *device* in every mount namespace, and the mount points below *root* in this
-    one.
+    Return the mounts of a filesystem in every mount namespace, and the mount points below *root* in this namespace.
 
     Args:
-        device: As `device_of` returns it. None means every btrfs: the table then has ids of other filesystems too.
+        device: As `device_of` returns it. None means every btrfs; the ids are then of several filesystems.
         root: An absolute path.
     """
     subvolids: set[int] = set()

@@ -1,5 +1,5 @@
 """
-Fixtures for pytest, which finds this module by its entry point: a real btrfs to throw away, and one without root.
+Fixtures for pytest, registered by an entry point: a temporary btrfs on a loop device, and a fake that needs no root.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-# Each fixture imports what it needs: this module is loaded with every run of pytest that sees the distribution.
+# Imports are inside the fixtures, because every run of pytest loads this module if the distribution is installed.
 
 _SIZE = 8 << 30  # bytes; the file is sparse
 _numbers = count()
@@ -19,9 +19,9 @@ _numbers = count()
 @pytest.fixture
 def btrfs_mount() -> Iterator[Callable[..., Path]]:
     """
-    A function that mounts a new btrfs of *size* bytes, which is gone after the test, and returns the mount point.
+    Provide a function that mounts a new btrfs and returns its mount point. After the test it is removed.
 
-    It has the arguments of `pybtrfs.image.temporary`. Where there can be no btrfs the test is skipped.
+    The function takes the arguments of `pybtrfs.image.temporary`. It skips the test if no btrfs can be mounted.
     """
     with ExitStack() as stack:
 
@@ -34,7 +34,7 @@ def btrfs_mount() -> Iterator[Callable[..., Path]]:
 @pytest.fixture(scope="session")
 def btrfs_image() -> Iterator[Path]:
     """
-    The mount point of the btrfs that tests share; where there can be none they are skipped.
+    Provide the mount point of a btrfs that all tests share, or skip the test if no btrfs can be mounted.
     """
     with _mounted(_SIZE) as path:
         yield path
@@ -43,7 +43,7 @@ def btrfs_image() -> Iterator[Path]:
 @pytest.fixture
 def btrfs(btrfs_image: Path) -> Iterator[Path]:
     """
-    An empty directory on btrfs; it and its subvolumes are gone after the test.
+    Provide an empty directory on btrfs. After the test it is removed with its subvolumes.
     """
     path = btrfs_image / str(next(_numbers))
     path.mkdir()
@@ -54,7 +54,8 @@ def btrfs(btrfs_image: Path) -> Iterator[Path]:
 @pytest.fixture
 def fake_btrfs(tmp_path: Path) -> Iterator[Path]:
     """
-    An empty directory whose subvolumes are plain directories, as `pybtrfs.testing.fake_btrfs` says. Needs nothing.
+    Provide an empty directory on a fake btrfs, whose subvolumes are plain directories; see
+    `pybtrfs.testing.fake_btrfs`.
     """
     from pybtrfs import testing
 

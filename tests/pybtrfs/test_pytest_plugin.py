@@ -1,5 +1,5 @@
 """
-The fixtures that others' tests get with the distribution.
+Fixtures for the tests of users.
 """
 
 import os
@@ -34,7 +34,7 @@ def run(pytester: pytest.Pytester, *launcher: str) -> tuple[str, list[str]]:
 
 def test_example(tmp_path: Path) -> None:
     """
-    The fake is as docs/testing.md shows it.
+    The example of the fake in docs/testing.md works.
     """
     exec(EXAMPLES[0], {"root": tmp_path})
 
@@ -42,7 +42,7 @@ def test_example(tmp_path: Path) -> None:
 @pytest.mark.btrfs
 def test_fixtures(pytester: pytest.Pytester) -> None:
     """
-    docs/testing.md's test runs on btrfs and on the fake; each finds its directory empty, and no filesystem is left.
+    The test in docs/testing.md runs on btrfs and on the fake, each with an empty directory, and leaves no mount.
     """
     output, summary = run(pytester)
     assert summary[1:3] == ["7", "passed"], output
@@ -51,7 +51,7 @@ def test_fixtures(pytester: pytest.Pytester) -> None:
 
 def test_fixtures_without_root(pytester: pytest.Pytester) -> None:
     """
-    Without root the fake works, and what needs a real btrfs is skipped with the reason.
+    Without root the fake works, and tests that need btrfs are skipped with the reason.
     """
     pytester.path.chmod(0o755)
     output, summary = run(pytester, *([] if os.geteuid() else ["unshare", "--user"]))
@@ -61,7 +61,7 @@ def test_fixtures_without_root(pytester: pytest.Pytester) -> None:
 
 def test_start() -> None:
     """
-    A run of pytest that uses none of it waits for none of it.
+    Loading the plugin imports nothing that its fixtures need.
     """
     ask = "import sys, pytest; old = set(sys.modules); import pybtrfs.pytest_plugin; print(*set(sys.modules) - old)"
     loaded = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.split()

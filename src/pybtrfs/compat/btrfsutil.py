@@ -369,7 +369,8 @@ def delete_subvolume(path: Path, recursive: object = False) -> None:
     """
     with _placed(path, _DESTROY_NAME_MAX) as (dirfd, name):
         if recursive:
-            # `open_beneath` refuses a filesystem that is mounted on the name, because it is not the one to delete.
+            # `open_beneath` refuses a filesystem that is mounted on the name, because that is not the subvolume to
+            # delete.
             try:
                 fd = open_beneath(dirfd, name)
             except NotADirectoryError:

@@ -9,7 +9,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pybtrfs import ioctl
+from pybtrfs import ioctl, qgroup
 from pybtrfs.errors import not_subvolume
 from pybtrfs.ioctl import SUBVOL_RDONLY, Inherit
 from pybtrfs.path import Destination, Target, at, open_beneath, opened, owned
@@ -20,10 +20,8 @@ from pybtrfs.subvolume.listing import children, get_child_path, open_child
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pybtrfs.qgroup import QgroupInherit
 
-
-def create(dest: Destination, *, inherit: QgroupInherit | None = None) -> None:
+def create(dest: Destination, *, inherit: qgroup.QgroupInherit | None = None) -> None:
     """
     Create an empty subvolume at *dest*.
 
@@ -47,7 +45,7 @@ def snapshot(
     *,
     read_only: bool = False,
     recursive: bool = False,
-    inherit: QgroupInherit | None = None,
+    inherit: qgroup.QgroupInherit | None = None,
 ) -> None:
     """
     Create a snapshot of the subvolume *source* at *dest*.
@@ -118,7 +116,7 @@ class Batch:
     def __init__(self) -> None:
         self._changed = -1
 
-    def create(self, dest: Destination, *, inherit: QgroupInherit | None = None) -> None:
+    def create(self, dest: Destination, *, inherit: qgroup.QgroupInherit | None = None) -> None:
         """
         Create an empty subvolume, as `pybtrfs.subvolume.create` does.
         """

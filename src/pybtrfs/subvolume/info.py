@@ -243,7 +243,7 @@ def find_received_uuid(filesystem: Target, uuid: UUID | bytes) -> tuple[int, ...
 
 def ancestors(target: Target, subvolid: int = 0) -> Iterator[SubvolumeInfo]:
     """
-    Yield the subvolumes that contain the subvolume *subvolid*, innermost first, down to the top level.
+    Yield the subvolumes that contain the subvolume *subvolid*, innermost first and the top level last.
 
     A subvolume that is renamed concurrently is seen at its old or its new place.
 

@@ -72,8 +72,8 @@ def iterate(
     Issues one tree search (Linux 3.16), and ``BTRFS_IOC_INO_LOOKUP`` for each directory that contains subvolumes and is
     not a subvolume itself; some thousand directories are cached. Both need ``CAP_SYS_ADMIN``.
 
-    Without ``CAP_SYS_ADMIN``, *filesystem* must be the root of *top*. The listing then uses `children`,
-    `get_child_path` and `get_info`, which need Linux 5.6, and yields each subvolume before its children. A subvolume
+    Without ``CAP_SYS_ADMIN``, *filesystem* must be the root of *top*. The listing then opens each subvolume (Linux
+    5.6), uses `children`, `get_child_path` and `get_info`, and yields each subvolume before its children. A subvolume
     that the caller cannot open, or that has something mounted on it, is skipped with everything below it.
 
     Args:

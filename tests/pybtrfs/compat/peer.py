@@ -1,7 +1,8 @@
 """
-A process that calls a module with libbtrfsutil's interface: it reads calls as lines of JSON, and answers each with one.
+A process that calls a module with the interface of libbtrfsutil: reads a call from each line of JSON, and answers it
+with a line of JSON.
 
-It is run by the system's Python as well, and imports nothing of ours by itself.
+The Python of the distribution runs it too, so it imports nothing of this project by itself.
 """
 
 import importlib
@@ -14,7 +15,7 @@ NOBODY = 65534
 
 def plain(value):
     """
-    What JSON can say of a value, less what differs between two runs: uuids, transactions and times.
+    Return a value for JSON, without the parts that differ between two runs: uuids, transactions and times.
     """
     if type(value).__name__ == "SubvolumeInfo":
         assert len(value) == 14
@@ -29,7 +30,7 @@ def plain(value):
 
 def exactly(value):
     """
-    All that a value says, with times in the whole seconds that libbtrfsutil gives.
+    Return a value for JSON completely, with times in whole seconds, as libbtrfsutil returns them.
     """
     if type(value).__name__ == "SubvolumeInfo":
         times = [value.ctime, value.otime, value.stime, value.rtime]

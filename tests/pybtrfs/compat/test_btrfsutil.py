@@ -1,5 +1,5 @@
 """
-libbtrfsutil's interface without the library: what the comparison with it does not show.
+The interface of libbtrfsutil without the library: the parts that test_differential does not compare.
 """
 
 import errno
@@ -40,7 +40,7 @@ ALIASES = {
 @pytest.mark.parametrize(("new", "old"), ALIASES.items())
 def test_both_styles(new: str, old: str) -> None:
     """
-    Each function has its older and its newer name.
+    Each function has its old and its new name.
     """
     assert getattr(btrfsutil, new) is getattr(btrfsutil, old)
 
@@ -49,7 +49,7 @@ def test_both_styles(new: str, old: str) -> None:
 @pytest.mark.parametrize("kind", FORMS[:-1])
 def test_any_form(base: Path, kind: str) -> None:
     """
-    What exists is a path in any form, or a file descriptor.
+    An existing file is a path in any form, or a file descriptor.
     """
     make(base, "a")
     with form(base, kind) as path:
@@ -63,7 +63,7 @@ def test_any_form(base: Path, kind: str) -> None:
 @pytest.mark.fake
 def test_times_are_not_cut(base: Path) -> None:
     """
-    Times have fractions of a second, and the last two are no items of the tuple.
+    Times have fractions of a second, and the last two are not fields of the tuple.
     """
     info = btrfsutil.subvolume_info(base)
     assert info.otime == subvolume.get_info(base).raw.otime / 1e9
@@ -77,8 +77,8 @@ def test_times_are_not_cut(base: Path) -> None:
 @pytest.mark.fake
 def test_an_error(base: Path) -> None:
     """
-    An error has the code of the step, the errno, both names and libbtrfsutil's words, also from a pickle, and it is of
-    no other class.
+    An error has the code of the step, the errno, both names and the message of libbtrfsutil, also after pickling. It is
+    not an instance of another subclass of OSError.
     """
     with pytest.raises(btrfsutil.BtrfsUtilError) as caught:
         btrfsutil.create_snapshot(base, base)
@@ -96,7 +96,7 @@ def test_an_error(base: Path) -> None:
 
 def test_every_refusal_has_a_code() -> None:
     """
-    Whatever ioctl is refused has a code and words.
+    Every call that can be refused has a code and a message.
     """
     for code in btrfsutil._CODES.values():
         assert btrfsutil._WORDS[code]
@@ -105,7 +105,7 @@ def test_every_refusal_has_a_code() -> None:
 @pytest.mark.fake
 def test_async(base: Path) -> None:
     """
-    A subvolume or snapshot made with async_ is on disk when the transaction returned has been waited for.
+    A subvolume or snapshot created with async_ is durable after waiting for the returned transaction.
     """
     for transid in (
         btrfsutil.create_subvolume(base / "a", async_=True),
@@ -118,7 +118,7 @@ def test_async(base: Path) -> None:
 
 def test_qgroups(btrfs_mount: Callable[..., Path]) -> None:
     """
-    A subvolume joins the qgroups it is given, and a missing one is ENOENT.
+    A new subvolume joins the given qgroups; a missing qgroup is ENOENT.
     """
     top = btrfs_mount()
     fd = os.open(top, os.O_RDONLY)
@@ -154,7 +154,7 @@ def test_a_received_subvolume(base: Path) -> None:
 
 def test_deleted_subvolumes(base: Path) -> None:
     """
-    What is deleted and held open is among the deleted, and its info is there for its file descriptor.
+    A deleted subvolume that is open is listed as deleted, and its file descriptor leads to its info.
     """
     make(base, "a")
     filesystem.sync(base)
@@ -168,7 +168,7 @@ def test_deleted_subvolumes(base: Path) -> None:
 
 def test_delete_recursive_of_what_is_mounted_over(base: Path) -> None:
     """
-    What is mounted on a subvolume is not emptied in its place.
+    A recursive deletion does not empty a filesystem that is mounted on the subvolume.
     """
     make(base, "a", "b", "b/c")
     syscall.mount(base / "b", base / "a", "", syscall.MS_BIND)
@@ -183,7 +183,7 @@ def test_delete_recursive_of_what_is_mounted_over(base: Path) -> None:
 
 def test_recursive_unprivileged(btrfs_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
     """
-    An ordinary user makes recursive snapshots and deletes them, at any depth.
+    An unprivileged user can snapshot and delete his subvolumes recursively, at any depth.
     """
     top = btrfs_mount()
     top.chmod(0o777)
@@ -200,7 +200,7 @@ def test_recursive_unprivileged(btrfs_mount: Callable[..., Path], unprivileged: 
 
 def test_info_in_post_order_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    An ordinary user is given the info of the subvolume that the path leads to, in either order.
+    An unprivileged user gets the info of the subvolume at each path, in pre-order and post-order.
     """
     make(base, "a", "a/b")
 
@@ -215,7 +215,7 @@ def test_info_in_post_order_unprivileged(base: Path, unprivileged: Callable[...,
 
 def test_root_without_privilege(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    What the kernel answers decides, not the uid: refused a tree search, root is answered as everybody is.
+    The answer of the kernel decides, not the uid: without tree searches root gets the unprivileged listing.
     """
     make(base, "a", "a/b")
     without(monkeypatch, "BTRFS_IOC_TREE_SEARCH_V2", refusal=errno.EPERM)
@@ -236,7 +236,7 @@ def test_root_without_privilege(base: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("privileged", [True, False])
 def test_the_iterator_owns_its_descriptor(base: Path, privileged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    An iterator has a file descriptor, close-on-exec, until it is closed, forgotten or made anew, wherever it stopped.
+    An iterator owns a close-on-exec file descriptor until it is closed, collected or initialised again.
     """
     if not privileged:
         without(monkeypatch, "BTRFS_IOC_TREE_SEARCH_V2", refusal=errno.EPERM)
@@ -256,8 +256,8 @@ def test_the_iterator_owns_its_descriptor(base: Path, privileged: bool, monkeypa
     forgotten = btrfsutil.SubvolumeIterator(base)
     next(forgotten)
     del forgotten
-    gc.collect()  # PyPy forgets late,
-    gc.collect()  # and then what that one held
+    gc.collect()  # PyPy collects late,
+    gc.collect()  # and the objects that it referenced later still
     with pytest.raises(btrfsutil.BtrfsUtilError):
         btrfsutil.SubvolumeIterator(base / "missing")
     assert set(os.listdir("/proc/self/fd")) == before
@@ -266,7 +266,7 @@ def test_the_iterator_owns_its_descriptor(base: Path, privileged: bool, monkeypa
 @pytest.mark.fake
 def test_the_iterator_leaves_a_descriptor_alone(base: Path) -> None:
     """
-    A file descriptor that is given stays the caller's.
+    A given file descriptor is not closed.
     """
     with form(base, "fd") as fd:
         with btrfsutil.SubvolumeIterator(fd) as found:
@@ -289,7 +289,7 @@ def test_the_iterator_after_an_error(base: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("privileged", [True, False])
 def test_the_iterator_while_others_delete(base: Path, privileged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Subvolumes deleted during the iteration disturb it not.
+    Concurrent deletions do not break an iteration.
     """
     if not privileged:
         without(monkeypatch, "BTRFS_IOC_TREE_SEARCH_V2", refusal=errno.EPERM)

@@ -1,5 +1,5 @@
 """
-The same calls through libbtrfsutil's own binding and through ours, on two filesystems of the same history.
+The same calls through the binding of libbtrfsutil and through pybtrfs, on two filesystems with the same history.
 """
 
 import json
@@ -21,7 +21,7 @@ from tests.pybtrfs.subvolume.common import make
 
 pytestmark = pytest.mark.btrfs
 
-PYTHON = "/usr/bin/python3"  # that of the distribution, which has the package
+PYTHON = "/usr/bin/python3"  # of the distribution, for which the package is built
 NOBODY = 65534
 SNAPSHOT_WORDS = ("Could not create subvolume", "Could not create snapshot")
 
@@ -30,7 +30,7 @@ Call = tuple[str, list[Any], dict[str, Any]]
 
 class Peer:
     """
-    One of the two, in a process of its own, and its filesystem.
+    One of the two bindings, in its own process, and its filesystem.
     """
 
     def __init__(self, process: subprocess.Popen[str], mount: Path) -> None:
@@ -47,7 +47,7 @@ class Peer:
 
     def begin(self, owner: int) -> None:
         """
-        Make a fresh subvolume with something in it, and work there.
+        Create a subvolume with files and nested subvolumes, and make it the working directory.
         """
         base = self.mount / "base"
         make(self.mount, "base")
@@ -67,7 +67,7 @@ class Peer:
 
     def call(self, call: Call) -> Any:
         """
-        Perform a call, whose ids and answer are relative to the subvolume.
+        Perform a call. Ids in its arguments and answer are relative to that of the subvolume.
         """
         name, arguments, options = call
         for index in (0, 1) if name == "set_default_subvolume" else (1,):
@@ -76,9 +76,9 @@ class Peer:
                 arguments[index] = self._absolute(arguments[index])
         answer = self.ask(name, *arguments, **options)
         if isinstance(answer, int) and (name == "start_sync" or "async_" in options):
-            return "a transaction"  # with async_ libbtrfsutil returns what was in memory
+            return "a transaction"  # with async_ libbtrfsutil returns uninitialised memory
         if name == "create_snapshot" and isinstance(answer, dict) and answer.get("code") == 16:
-            # libbtrfsutil takes a snapshot that fails for a subvolume.
+            # libbtrfsutil reports a failed snapshot as a failed subvolume.
             words = answer["strerror"].replace(*SNAPSHOT_WORDS)
             text = answer["text"].replace("BtrfsUtilError 16", "BtrfsUtilError 17").replace(*SNAPSHOT_WORDS)
             return {**answer, "code": 17, "strerror": words, "text": text}
@@ -91,7 +91,7 @@ class Peer:
         if isinstance(answer, bool) or not isinstance(answer, int | list) or name == "deleted_subvolumes":
             return answer
         if isinstance(answer, list):
-            # Paths, ids and inode numbers; of these only subvolumes' are as large.
+            # Paths, ids and inode numbers; only ids are as large as base_id.
             return [self._relative(name, one) for one in answer]
         return answer - self.base_id + 1000 if answer >= self.base_id else answer
 
@@ -164,7 +164,7 @@ QUESTIONS = [
     calls("wait_sync", FILES, transid=st.sampled_from([0, 1, 1 << 50])),
     calls("SubvolumeIterator", FILES, info=BOOLS, post_order=BOOLS),
 ]
-# An ordinary user is answered by ours what libbtrfsutil refuses.
+# pybtrfs answers an unprivileged user where libbtrfsutil refuses.
 PRIVILEGED = [
     calls("create_snapshot", st.one_of(MADE, FREE), st.just("r"), recursive=st.just(True)),
     calls("create_snapshot", FILES, NEW, recursive=BOOLS, read_only=BOOLS),
@@ -178,8 +178,10 @@ PRIVILEGED = [
 
 def comparable(call: Call, user: str) -> bool:
     """
-    Whether libbtrfsutil can what a call asks: not a recursive snapshot of a subvolume inside itself, nor, without
-    privilege, a recursive deletion further down than one level, or info in post-order, which is of the wrong subvolume.
+    Return whether libbtrfsutil supports a call.
+
+    It does not support a recursive snapshot of a subvolume inside itself. Without privilege it does not delete deeper
+    than one level, and in post-order returns the info of the wrong subvolume.
     """
     name, arguments, options = call
     if user and options.get("info") and options.get("post_order"):
@@ -194,8 +196,8 @@ def comparable(call: Call, user: str) -> bool:
 
 def cleaned_meanwhile(*answers: Any) -> bool:
     """
-    Whether one describes a deleted subvolume, in nothing, and to another the kernel, which cleans when it likes, has
-    nothing left to describe.
+    Return whether one answer describes a deleted subvolume, and another says that it is not found, because the kernel
+    cleaned it in between.
     """
     deleted = any(isinstance(answer, list) and answer[1:3] == [0, 0] for answer in answers)
     gone = any(isinstance(answer, dict) and answer.get("code") == ERROR_SUBVOLUME_NOT_FOUND for answer in answers)
@@ -205,7 +207,7 @@ def cleaned_meanwhile(*answers: Any) -> bool:
 @pytest.mark.parametrize("user", ["", "nobody"])
 def test_the_same(user: str, btrfs_mount: Callable[..., Path]) -> None:
     """
-    A random sequence of calls has the same results, errors, codes, words and names.
+    A random sequence of calls has the same results, errors, codes, messages and names.
     """
     kinds = CHANGES * 2 + QUESTIONS + ([] if user else PRIVILEGED)
     mounts = btrfs_mount(1 << 30), btrfs_mount(1 << 30)
@@ -229,7 +231,7 @@ def test_the_same(user: str, btrfs_mount: Callable[..., Path]) -> None:
 
 def test_a_deleted_subvolume_is_described_until_it_is_cleaned(btrfs_mount: Callable[..., Path]) -> None:
     """
-    By its id both find a deleted subvolume, in nothing, and neither does once the kernel has cleaned it.
+    Both find a deleted subvolume by its id, without a parent, until the kernel has cleaned it.
     """
     mounts = btrfs_mount(1 << 30), btrfs_mount(1 << 30)
     with both(*mounts) as peers:
@@ -255,7 +257,7 @@ def test_a_deleted_subvolume_is_described_until_it_is_cleaned(btrfs_mount: Calla
 
 def test_the_same_about_the_same(base: Path) -> None:
     """
-    What both say about one and the same tree is equal to the last field, by path and by id, in either order.
+    For the same tree both return the same in every field, by path and by id, in pre-order and post-order.
     """
     make(base, "a", "a/b", "directory/c", "directory/c/d", *(f"many/{number}" for number in range(300)))
     make(base, "many/7/late", "many/200/late", "many/200/late/later", "e-n")
@@ -283,7 +285,7 @@ def test_the_same_about_the_same(base: Path) -> None:
 
 def test_the_same_about_what_is_deleted(base: Path) -> None:
     """
-    A deleted subvolume that cannot be cleaned, since it is open, is the same for both.
+    For a deleted subvolume that is open, and so cannot be cleaned, both return the same.
     """
     make(base, "gone", "stays")
     with subvolume.Subvolume(base / "gone"), both(base, base) as peers:

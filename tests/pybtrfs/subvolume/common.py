@@ -1,5 +1,5 @@
 """
-What the tests of subvolumes share.
+Helpers for the tests of subvolumes.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ FORMS = ["str", "bytes", "PathLike", "fd", "file"]
 @contextmanager
 def form(path: Path, kind: str) -> Iterator[Any]:
     """
-    *path* as a target of the kind.
+    Yield *path* as a target of the kind.
     """
     if kind in ("fd", "file"):
         with subvolume.Subvolume(path) as opened:
@@ -76,13 +76,13 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str, refusal: int = errno.E
 
 def contained(function: Callable[..., Any], *args: Any) -> Any:
     """
-    Call a function as the root of a user namespace, who is nobody outside.
+    Call a function as root of a user namespace that maps root to nobody.
     """
 
     def call() -> Any:
         become_nobody()
         libc = ctypes.CDLL(None)
-        libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self is not ours any longer
+        libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # without this, /proc/self belongs to root
         assert libc.unshare(CLONE_NEWUSER) == 0
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {NOBODY} 1")
@@ -96,7 +96,7 @@ def contained(function: Callable[..., Any], *args: Any) -> Any:
 @contextmanager
 def needing(feature: str, *, refusal: int) -> Iterator[None]:
     """
-    Skip the test when the kernel does not know what it is asked for here.
+    Skip the test if the kernel lacks the feature.
     """
     try:
         yield
@@ -108,9 +108,9 @@ def needing(feature: str, *, refusal: int) -> Iterator[None]:
 
 def calls_of(thread: threading.Thread) -> str:
     """
-    The system call that a thread of this process is in, as numbers.
+    Return the current system call of a thread, as /proc shows it, or an empty text if the thread has ended.
     """
     try:
         return Path(f"/proc/self/task/{thread.native_id}/syscall").read_text()
     except OSError:
-        return ""  # it has ended
+        return ""

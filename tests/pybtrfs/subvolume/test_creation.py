@@ -1,5 +1,5 @@
 """
-Creating subvolumes and making snapshots of them, on real btrfs.
+Creation of subvolumes and snapshots, on real btrfs.
 """
 
 import errno
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.btrfs
 @pytest.mark.parametrize("kind", ["str", "bytes", "PathLike"])
 def test_create(base: Path, kind: str) -> None:
     """
-    A subvolume is made at a path in any form.
+    A subvolume is created at a path in any form.
     """
     with form(base / "new", kind) as dest:
         subvolume.create(dest)
@@ -35,7 +35,7 @@ def test_create(base: Path, kind: str) -> None:
 @pytest.mark.parametrize("name", ["new", b"\xff\xfe \n-", "n" * 255])
 def test_create_in_an_open_directory(base: Path, name: str | bytes) -> None:
     """
-    A subvolume is made under a name in an open directory; the name need not be UTF-8.
+    A subvolume is created under a name in an open directory; the name need not be UTF-8.
     """
     with subvolume.Subvolume(base) as directory:
         subvolume.create((directory, name))
@@ -67,9 +67,9 @@ def test_create_without_a_directory(base: Path) -> None:
         subvolume.create(base / "file/new")
 
 
-def test_create_elsewhere(tmp_path: Path) -> None:
+def test_create_on_another_filesystem(tmp_path: Path) -> None:
     """
-    A directory that is not on btrfs is a NotBtrfsError, which has the errno and the ioctl.
+    A directory on another filesystem is a NotBtrfsError with the errno and the ioctl.
     """
     with pytest.raises(NotBtrfsError, match="not a btrfs filesystem") as caught:
         subvolume.create(tmp_path / "new")
@@ -80,7 +80,7 @@ def test_create_elsewhere(tmp_path: Path) -> None:
 
 def test_create_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    An ordinary user creates where the directory lets him, and nowhere else.
+    An unprivileged user can create subvolumes in a directory that he can write to.
     """
     with pytest.raises(PermissionError) as caught:
         unprivileged(subvolume.create, base / "new")
@@ -98,7 +98,7 @@ def test_create_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> No
 @pytest.mark.parametrize("kind", FORMS)
 def test_snapshot(base: Path, kind: str, read_only: bool) -> None:
     """
-    A snapshot of a subvolume in any form has its content, its uuid as parent, and is as writable as asked.
+    A snapshot has the content of its source, its uuid as parent uuid, and is read-only on request.
     """
     (base / "file").write_text("content")
     with form(base, kind) as source:
@@ -112,7 +112,7 @@ def test_snapshot(base: Path, kind: str, read_only: bool) -> None:
 @pytest.mark.fake
 def test_snapshot_into_an_open_directory(base: Path) -> None:
     """
-    A snapshot is made under a name in an open directory.
+    A snapshot is created under a name in an open directory.
     """
     with open_directory(base.parent) as directory:
         subvolume.snapshot(base, (directory, b"\xff"))
@@ -120,9 +120,9 @@ def test_snapshot_into_an_open_directory(base: Path) -> None:
 
 
 @pytest.mark.fake
-def test_snapshot_of_what_is_no_subvolume(base: Path) -> None:
+def test_snapshot_of_a_directory_or_file(base: Path) -> None:
     """
-    A directory or file inside a subvolume cannot be the source, and the error names it.
+    A directory or file inside a subvolume is refused as the source, and the error names it.
     """
     (base / "directory").mkdir()
     (base / "file").touch()
@@ -133,9 +133,9 @@ def test_snapshot_of_what_is_no_subvolume(base: Path) -> None:
 
 
 @pytest.mark.fake
-def test_snapshot_to_what_exists(base: Path) -> None:
+def test_snapshot_to_an_existing_name(base: Path) -> None:
     """
-    An existing destination is a FileExistsError that names both.
+    An existing destination is a FileExistsError that names source and destination.
     """
     with pytest.raises(FileExistsError) as caught:
         subvolume.snapshot(base, base)
@@ -147,7 +147,7 @@ def test_snapshot_to_what_exists(base: Path) -> None:
 
 def test_snapshot_across_filesystems(base: Path, tmp_path: Path, btrfs_mount: Callable[..., Path]) -> None:
     """
-    Another btrfs is EXDEV, and no btrfs a NotBtrfsError, for source and destination alike.
+    A source or destination on another btrfs is EXDEV; a destination on another filesystem is a NotBtrfsError.
     """
     with pytest.raises(OSError) as caught:
         subvolume.snapshot(base, btrfs_mount() / "copy")
@@ -163,7 +163,7 @@ def test_snapshot_across_filesystems(base: Path, tmp_path: Path, btrfs_mount: Ca
 
 def test_snapshot_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    An ordinary user makes snapshots of his own subvolumes; of others, EPERM says what is missing.
+    An unprivileged user can snapshot his own subvolumes; for others, EPERM names the missing privilege.
     """
     base.parent.chmod(0o777)
     with pytest.raises(PermissionError) as caught:
@@ -179,7 +179,7 @@ def test_snapshot_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> 
 @pytest.mark.fake
 def test_a_nested_subvolume_in_a_snapshot(base: Path) -> None:
     """
-    What a snapshot shows for a nested subvolume is none: it cannot be asked about, and says why.
+    The empty directory that a snapshot shows for a nested subvolume is not a subvolume, and errors say so.
     """
     make(base, "nested")
     subvolume.snapshot(base, base.parent / "copy")
@@ -202,7 +202,7 @@ def test_a_nested_subvolume_in_a_snapshot(base: Path) -> None:
 @pytest.mark.parametrize("read_only", [False, True])
 def test_snapshot_recursive(base: Path, read_only: bool) -> None:
     """
-    A recursive snapshot has snapshots in the places of the nested subvolumes, as writable as asked.
+    A recursive snapshot contains snapshots of the nested subvolumes, read-only on request.
     """
     names = ["nested", "nested/directory/deeper", "directory/other"]
     make(base, *names)
@@ -231,7 +231,7 @@ def test_snapshot_recursive_into_its_source(base: Path) -> None:
 
 def test_snapshot_recursive_of_what_is_mounted_over(base: Path) -> None:
     """
-    A nested subvolume with something mounted on it is EXDEV: what is mounted there is not taken for it.
+    A nested subvolume with another mounted on it is EXDEV, so that the other is not snapshotted instead.
     """
     make(base, "nested", "other")
     syscall.mount(base / "other", base / "nested", "", syscall.MS_BIND)
@@ -245,7 +245,7 @@ def test_snapshot_recursive_of_what_is_mounted_over(base: Path) -> None:
 
 def test_snapshot_recursive_while_others_delete(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A nested subvolume that disappears meanwhile is left out.
+    A nested subvolume that is deleted concurrently is skipped.
     """
     make(base, "first", "second")
     lookup = ioctl.ino_lookup_user
@@ -263,7 +263,7 @@ def test_snapshot_recursive_while_others_delete(base: Path, monkeypatch: pytest.
 
 def test_snapshot_recursive_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    An ordinary user makes recursive snapshots of what is his own, nested or not.
+    An unprivileged user can snapshot his own nested subvolumes recursively.
     """
     make(base, "nested", "nested/deeper")
     for path in (base.parent, base, base / "nested", base / "nested/deeper"):
@@ -283,7 +283,7 @@ def test_snapshot_recursive_unprivileged(base: Path, unprivileged: Callable[...,
 @pytest.mark.parametrize("read_only", [False, True])
 def test_temporary_snapshot(base: Path, read_only: bool) -> None:
     """
-    A temporary snapshot is there inside the with, and gone afterwards, also after an exception.
+    A temporary snapshot exists inside the with, and is deleted afterwards, also after an exception.
     """
     (base / "file").write_text("content")
     with pytest.raises(KeyError), subvolume.temporary_snapshot(base, base.parent, read_only=read_only) as path:
@@ -296,7 +296,7 @@ def test_temporary_snapshot(base: Path, read_only: bool) -> None:
 @pytest.mark.fake
 def test_temporary_snapshot_with_subvolumes(base: Path) -> None:
     """
-    Subvolumes made in it are gone as well.
+    Subvolumes created in a temporary snapshot are deleted with it.
     """
     with subvolume.temporary_snapshot(base, base.parent, read_only=False) as path:
         make(Path(path), "nested")
@@ -305,7 +305,7 @@ def test_temporary_snapshot_with_subvolumes(base: Path) -> None:
 
 def test_temporary_snapshot_unprivileged(btrfs_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
     """
-    An ordinary user has them where he may delete subvolumes, read-only ones too.
+    An unprivileged user can use temporary snapshots, also read-only, if he may delete subvolumes.
     """
     top = btrfs_mount()
     top.chmod(0o777)
@@ -325,7 +325,7 @@ def test_temporary_snapshot_unprivileged(btrfs_mount: Callable[..., Path], unpri
 
 def generation_on_disk(mount: Path) -> int:
     """
-    The generation of the superblock in the image that is mounted.
+    Return the generation of the superblock in the mounted image.
     """
     name = Path(next(device.iterate(mount)).path).name
     image_path = Path(f"/sys/block/{name}/loop/backing_file").read_text().rstrip("\n")
@@ -336,9 +336,9 @@ def generation_on_disk(mount: Path) -> int:
 
 def test_batch(btrfs_mount: Callable[..., Path]) -> None:
     """
-    What a batch creates and deletes, in several directories, is on disk after it, with one commit.
+    Creations and deletions of a batch, in several directories, are durable after one commit.
     """
-    top = btrfs_mount(options="commit=3600")  # of no other than ours
+    top = btrfs_mount(options="commit=3600")  # no periodic commit during the test
     make(top, "victim")
     for name in ("a", "b"):
         (top / name).mkdir()
@@ -363,7 +363,7 @@ def test_batch(btrfs_mount: Callable[..., Path]) -> None:
 @pytest.mark.fake
 def test_a_batch_that_fails(base: Path) -> None:
     """
-    A batch that an exception ends keeps what it did.
+    A batch that ends with an exception keeps its changes.
     """
     with pytest.raises(FileExistsError) as caught, subvolume.batch() as batch:
         batch.create(base / "new")
@@ -374,7 +374,7 @@ def test_a_batch_that_fails(base: Path) -> None:
 
 def test_a_batch_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    An ordinary user makes batches as well.
+    A batch needs no privilege.
     """
     base.chmod(0o777)
 

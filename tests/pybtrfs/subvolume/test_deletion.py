@@ -1,5 +1,5 @@
 """
-Deleting subvolumes, and waiting for it, on real btrfs.
+Deletion of subvolumes, and waiting for it, on real btrfs.
 """
 
 import errno
@@ -31,14 +31,14 @@ pytestmark = pytest.mark.btrfs
 
 IMMUTABLE, APPEND = ioctl.FS_IMMUTABLE_FL, ioctl.FS_APPEND_FL
 
-# Deleting
+# Deletion
 
 
 @pytest.mark.fake
 @pytest.mark.parametrize("kind", ["str", "bytes", "PathLike"])
 def test_delete(base: Path, kind: str) -> None:
     """
-    A subvolume is deleted by a path in any form, with what is in it.
+    A subvolume is deleted by a path in any form, with its content.
     """
     (base / "file").write_text("content")
     with form(base, kind) as dest:
@@ -62,7 +62,7 @@ def test_delete_in_an_open_directory(base: Path, recursive: bool) -> None:
 @pytest.mark.parametrize("recursive", [False, True])
 def test_delete_what_is_no_subvolume(base: Path, recursive: bool) -> None:
     """
-    Directories, files and missing names are told apart, and nothing is deleted.
+    Directories, files, links and missing names have different errors, and nothing is deleted.
     """
     (base / "directory").mkdir()
     (base / "file").touch()
@@ -81,7 +81,7 @@ def test_delete_what_is_no_subvolume(base: Path, recursive: bool) -> None:
 @pytest.mark.fake
 def test_delete_with_subvolumes_inside(base: Path) -> None:
     """
-    A subvolume with subvolumes in it is ENOTEMPTY, by name and by id, unless all are meant.
+    A subvolume with nested subvolumes is ENOTEMPTY, by name and by id, unless recursive is true.
     """
     make(base, "nested")
     for call in (
@@ -98,7 +98,7 @@ def test_delete_with_subvolumes_inside(base: Path) -> None:
 @pytest.fixture
 def tree(base: Path) -> Path:
     """
-    Subvolumes nested in every way that makes deleting them difficult.
+    Nested subvolumes with every flag that prevents a deletion.
     """
     make(base, "a", "a/b", "a/b/directory/c", "directory/d", "directory/e", "f", "f/g", "h", "h/directory/i", "j")
     subvolume.set_read_only(base / "a/b")
@@ -119,7 +119,7 @@ def tree(base: Path) -> Path:
 
 def test_delete_recursive(tree: Path) -> None:
     """
-    Everything nested is deleted, below read-only, immutable and append-only ones as well.
+    All nested subvolumes are deleted, also read-only, immutable and append-only ones.
     """
     assert len(below(tree)) == 10
     subvolume.delete(tree, recursive=True)
@@ -128,7 +128,7 @@ def test_delete_recursive(tree: Path) -> None:
 
 def test_delete_by_id_recursive(tree: Path) -> None:
     """
-    So it is by id, also when the subvolume itself is read-only.
+    All nested subvolumes are deleted by id too, also if the subvolume itself is read-only.
     """
     subvolume.set_read_only(tree)
     subvolume.delete_by_id(tree.parent, subvolume.get_id(tree), recursive=True)
@@ -137,7 +137,7 @@ def test_delete_by_id_recursive(tree: Path) -> None:
 
 def test_delete_recursive_stays_inside(base: Path) -> None:
     """
-    What links and mounts inside lead to is left alone, and so is what stands beside.
+    Targets of links and mounts inside, and siblings, are not deleted.
     """
     make(base, "victim", "victim/nested", "other", "other/nested", "victimised")
     (base / "victim/link").symlink_to("../other")
@@ -153,7 +153,7 @@ def test_delete_recursive_stays_inside(base: Path) -> None:
 
 def test_delete_recursive_of_what_is_mounted_over(base: Path) -> None:
     """
-    A subvolume with another one mounted on it is EXDEV, and neither loses anything.
+    A subvolume with another mounted on it is EXDEV, and neither is changed.
     """
     make(base, "victim", "victim/nested", "other", "other/nested")
     syscall.mount(base / "other", base / "victim", "", syscall.MS_BIND)
@@ -168,7 +168,7 @@ def test_delete_recursive_of_what_is_mounted_over(base: Path) -> None:
 
 def test_delete_recursive_while_others_create(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A subvolume that appears in one about to be deleted is found and deleted too.
+    A subvolume that is created concurrently inside is deleted too.
     """
     make(base, "victim", "victim/nested")
     destroy = ioctl.snap_destroy_v2_by_id
@@ -188,7 +188,7 @@ def test_delete_recursive_while_others_create(base: Path, monkeypatch: pytest.Mo
 
 def test_delete_recursive_while_others_delete(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A subvolume that somebody else deletes at the same time is no error.
+    A nested subvolume that is deleted concurrently is not an error.
     """
     make(base, "victim", "victim/nested")
     destroy = ioctl.snap_destroy_v2_by_id
@@ -204,7 +204,7 @@ def test_delete_recursive_while_others_delete(base: Path, monkeypatch: pytest.Mo
 
 def test_delete_recursive_that_makes_no_progress(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A kernel that does not find what is there is an error, not an endless loop.
+    If the kernel does not find an existing subvolume, the deletion fails instead of looping.
     """
     make(base, "victim", "victim/nested")
 
@@ -222,7 +222,7 @@ def test_delete_recursive_that_makes_no_progress(base: Path, monkeypatch: pytest
 @pytest.mark.parametrize("kind", FORMS)
 def test_delete_by_id(base: Path, kind: str) -> None:
     """
-    A subvolume is deleted by its id and any file of the filesystem, itself included.
+    A subvolume is deleted by its id and any file of the filesystem, such as its own root.
     """
     make(base, "directory/new", "other")
     with form(base / "other", kind) as target:
@@ -235,7 +235,7 @@ def test_delete_by_id(base: Path, kind: str) -> None:
 
 def test_delete_by_id_outside_of_the_mount(btrfs_mount: Callable[..., Path], tmp_path: Path) -> None:
     """
-    The file may be in a mount that does not show the subvolume.
+    A subvolume that the mount does not show is deleted by its id.
     """
     top = btrfs_mount()
     make(top, "shown", "hidden", "hidden/nested")
@@ -254,7 +254,7 @@ def test_delete_by_id_outside_of_the_mount(btrfs_mount: Callable[..., Path], tmp
 @pytest.mark.parametrize("subvolid", [0, 5, 255, -1, 1 << 64, (1 << 64) - 9])
 def test_delete_by_an_id_that_no_subvolume_has(base: Path, subvolid: int) -> None:
     """
-    Ids that cannot be deleted are refused before any call.
+    Ids that no deletable subvolume can have are refused before any call.
     """
     with pytest.raises(ValueError, match=str(subvolid)):
         subvolume.delete_by_id(base, subvolid)
@@ -263,7 +263,7 @@ def test_delete_by_an_id_that_no_subvolume_has(base: Path, subvolid: int) -> Non
 @pytest.mark.fake
 def test_delete_by_an_unknown_id(base: Path) -> None:
     """
-    The id of no subvolume is a FileNotFoundError with the filesystem's path.
+    An unknown id is a FileNotFoundError with the path of the filesystem.
     """
     with pytest.raises(FileNotFoundError) as caught:
         subvolume.delete_by_id(base, 1 << 40)
@@ -272,7 +272,7 @@ def test_delete_by_an_unknown_id(base: Path) -> None:
 
 def test_delete_by_id_on_an_old_kernel(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Without SNAP_DESTROY_V2 the directory is opened by its inode number, and the same happens.
+    Without SNAP_DESTROY_V2 the deletion works too, through the inode number of the directory.
     """
     without(monkeypatch, "BTRFS_IOC_SNAP_DESTROY_V2")
     subvolume.delete_by_id(tree.parent, subvolume.get_id(tree), recursive=True)
@@ -282,7 +282,7 @@ def test_delete_by_id_on_an_old_kernel(tree: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.fake
 def test_delete_from_a_read_only_subvolume(base: Path) -> None:
     """
-    A read-only subvolume keeps what it contains, and is not made writable behind the caller's back.
+    A deletion does not make a read-only subvolume writable to delete a subvolume inside.
     """
     make(base, "nested")
     subvolume.set_read_only(base)
@@ -300,8 +300,7 @@ def test_delete_from_a_read_only_subvolume(base: Path) -> None:
 
 def test_delete_unprivileged(btrfs_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
     """
-    An ordinary user deletes his own subvolumes on a filesystem mounted with user_subvol_rm_allowed, but none
-    recursively.
+    With user_subvol_rm_allowed an unprivileged user can delete his own subvolumes, but not recursively.
     """
     top = btrfs_mount()
     top.chmod(0o777)
@@ -317,7 +316,7 @@ def test_delete_unprivileged(btrfs_mount: Callable[..., Path], unprivileged: Cal
 
 def test_delete_unprivileged_without_the_option(tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    Without the option EPERM names it, by name and by id.
+    Without user_subvol_rm_allowed, EPERM names the option, by name and by id.
     """
     image.create(tmp_path / "image", 256 << 20, sparse=True)
     (tmp_path / "top").mkdir()
@@ -344,7 +343,7 @@ def test_delete_unprivileged_without_the_option(tmp_path: Path, unprivileged: Ca
 
 class Held:
     """
-    A deleted subvolume that cannot be cleaned before it is released, since it is open.
+    A deleted subvolume that is open, so that the kernel cannot clean it.
     """
 
     def __init__(self, base: Path) -> None:
@@ -363,7 +362,7 @@ class Held:
 @pytest.fixture
 def sync_wait(base: Path) -> None:
     """
-    For tests of BTRFS_IOC_SUBVOL_SYNC_WAIT.
+    Skip the test if the kernel lacks BTRFS_IOC_SUBVOL_SYNC_WAIT.
     """
     with open_directory(base) as fd, needing("BTRFS_IOC_SUBVOL_SYNC_WAIT", refusal=errno.ENOTTY):
         ioctl.subvol_sync_wait(fd, 0, ioctl.SUBVOL_SYNC_COUNT)
@@ -379,8 +378,7 @@ def held(base: Path) -> Iterator[Held]:
 @pytest.mark.usefixtures("sync_wait")
 def test_wait_deleted(base: Path, held: Held) -> None:
     """
-    A wait blocks in the kernel until the subvolume is cleaned, and meanwhile other threads go on: the interpreter's
-    lock is not held.
+    A wait blocks in the kernel until the subvolume is cleaned, without holding the GIL.
     """
     waiter = threading.Thread(target=subvolume.wait_deleted, args=(base, held.id))
     waiter.start()
@@ -395,7 +393,7 @@ def test_wait_deleted(base: Path, held: Held) -> None:
 
 def test_wait_deleted_goes_on_after_a_signal(base: Path, held: Held) -> None:
     """
-    A signal's handler runs, and the wait goes on.
+    The handler of a signal runs during the wait, which then resumes.
     """
     handled, ended = threading.Event(), threading.Event()
 
@@ -419,7 +417,7 @@ def test_wait_deleted_goes_on_after_a_signal(base: Path, held: Held) -> None:
 
 def test_wait_deleted_ends_by_a_signal(base: Path, held: Held) -> None:
     """
-    What a signal's handler raises ends the wait.
+    An exception in the handler of a signal ends the wait.
     """
 
     def interrupt(number: int, frame: object) -> None:
@@ -437,7 +435,7 @@ def test_wait_deleted_ends_by_a_signal(base: Path, held: Held) -> None:
 @pytest.mark.usefixtures("sync_wait")
 def test_wait_deleted_unprivileged(base: Path, held: Held, unprivileged: Callable[..., Any]) -> None:
     """
-    An ordinary user may wait, but not with a timeout.
+    Waiting needs no privilege, but a timeout needs CAP_SYS_ADMIN.
     """
     with form(base, "fd") as fd:
         with pytest.raises(PermissionError) as caught:
@@ -458,7 +456,7 @@ def test_wait_deleted_unprivileged(base: Path, held: Held, unprivileged: Callabl
 @pytest.mark.parametrize("subvolid", [0, 5, -1])
 def test_wait_for_what_is_never_deleted(base: Path, subvolid: int) -> None:
     """
-    Nobody waits for what cannot be deleted.
+    Waiting for an id that no deletable subvolume can have is refused.
     """
     with pytest.raises(ValueError, match=str(subvolid)):
         subvolume.wait_deleted(base, subvolid)
@@ -470,7 +468,7 @@ def test_wait_for_one_that_lives(
     base: Path, timeout: float | None, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    Nobody waits for a subvolume that is not deleted.
+    Waiting for a subvolume that is not deleted is refused.
     """
     if kernel == "old":
         without(monkeypatch, "BTRFS_IOC_SUBVOL_SYNC_WAIT")
@@ -482,7 +480,7 @@ def test_wait_for_one_that_lives(
 @pytest.mark.parametrize("kernel", ["new", "old"])
 def test_wait_with_a_timeout(base: Path, held: Held, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A subvolume that cannot be cleaned is a TimeoutError; once it can, it is waited for.
+    A wait times out while the subvolume cannot be cleaned, and returns once it is cleaned.
     """
     if kernel == "old":
         without(monkeypatch, "BTRFS_IOC_SUBVOL_SYNC_WAIT")
@@ -497,7 +495,7 @@ def test_wait_with_a_timeout(base: Path, held: Held, kernel: str, monkeypatch: p
 
 def test_wait_on_an_old_kernel(base: Path, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Without SUBVOL_SYNC_WAIT the tree of roots tells, and an unknown id is done.
+    Without SUBVOL_SYNC_WAIT the root tree is searched, and an unknown id counts as cleaned.
     """
     without(monkeypatch, "BTRFS_IOC_SUBVOL_SYNC_WAIT")
     once = iter([False])
@@ -524,7 +522,7 @@ def test_count_deleted(btrfs_mount: Callable[..., Path], unprivileged: Callable[
 
 def test_count_deleted_on_an_old_kernel(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Without SUBVOL_SYNC_WAIT those in which a file is open are counted as well.
+    Without SUBVOL_SYNC_WAIT, subvolumes with open files are counted too.
     """
     top = btrfs_mount()
     without(monkeypatch, "BTRFS_IOC_SUBVOL_SYNC_WAIT")
@@ -535,7 +533,7 @@ def test_count_deleted_on_an_old_kernel(btrfs_mount: Callable[..., Path], monkey
 
 def test_iterate_deleted(btrfs_mount: Callable[..., Path], unprivileged: Callable[..., Any]) -> None:
     """
-    What is deleted and not yet cleaned is listed with its progress, of which there is none before it begins.
+    Deleted subvolumes that are not cleaned yet are listed, with no progress before the kernel begins.
     """
     top = btrfs_mount()
     make(top, "other")

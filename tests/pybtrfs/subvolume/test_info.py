@@ -1,5 +1,5 @@
 """
-What subvolumes are, on real btrfs.
+Identity, relations and properties of subvolumes, on real btrfs.
 """
 
 import errno
@@ -19,14 +19,14 @@ from tests.pybtrfs.subvolume.common import FORMS, NOBODY, calls_of, children, fo
 pytestmark = pytest.mark.btrfs
 
 
-# Asking
+# Info
 
 
 @pytest.mark.fake
 @pytest.mark.parametrize("kind", FORMS)
 def test_get_info(base: Path, kind: str) -> None:
     """
-    A subvolume in any form has its id, place, uuids, transactions and times; by id it is the same.
+    A subvolume in any form, or by id, has the same id, place, uuids, transactions and times.
     """
     before = datetime.now(UTC) - timedelta(seconds=1)
     make(base, "directory/new")
@@ -51,7 +51,7 @@ def test_get_info(base: Path, kind: str) -> None:
 @pytest.mark.fake
 def test_get_info_of_the_top_level(base: Path) -> None:
     """
-    The top level is contained in nothing.
+    The top level has no containing subvolume and no name.
     """
     info = subvolume.get_info(base, 5)
     assert (info.id, info.name, info.parent_id, info.dir_id) == (5, "", 0, 0)
@@ -60,7 +60,7 @@ def test_get_info_of_the_top_level(base: Path) -> None:
 @pytest.mark.fake
 def test_get_info_of_a_snapshot(base: Path) -> None:
     """
-    A snapshot says so by id as well, and read-only.
+    A snapshot has its parent uuid and its read-only flag, also by id.
     """
     subvolume.snapshot(base, base / "copy", read_only=True)
     filesystem.sync(base)
@@ -73,7 +73,7 @@ def test_get_info_of_a_snapshot(base: Path) -> None:
 @pytest.mark.fake
 def test_info_of_what_is_inside(base: Path) -> None:
     """
-    What is inside a subvolume answers for it, but is none.
+    A file in a subvolume leads to the info of the subvolume, but is not its root.
     """
     (base / "directory").mkdir()
     (base / "file").touch()
@@ -91,7 +91,7 @@ def test_info_of_what_is_inside(base: Path) -> None:
 
 def test_info_elsewhere(tmp_path: Path) -> None:
     """
-    What is not on btrfs is no subvolume.
+    On another filesystem nothing is a subvolume, and other calls raise NotBtrfsError.
     """
     assert not subvolume.is_subvolume(tmp_path)
     for call in (subvolume.get_id, subvolume.get_info, subvolume.get_read_only, subvolume.get_default):
@@ -124,7 +124,7 @@ def test_info_of_a_deleted_subvolume(base: Path) -> None:
 
 def test_asking_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    An ordinary user may ask about a subvolume and its children, and for the rest EPERM names the privilege.
+    Info of a subvolume and its children needs no privilege; for other calls EPERM names the missing privilege.
     """
     make(base, "directory/deeper/nested")
     with subvolume.Subvolume(base) as opened:
@@ -175,7 +175,7 @@ def test_read_only(base: Path, kind: str) -> None:
 
 def test_read_only_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    Only the owner, or root, makes a subvolume read-only.
+    Only the owner or root can make a subvolume read-only.
     """
     with pytest.raises(PermissionError) as caught:
         unprivileged(subvolume.set_read_only, base)
@@ -188,7 +188,7 @@ def test_read_only_unprivileged(base: Path, unprivileged: Callable[..., Any]) ->
 @pytest.mark.fake
 def test_a_received_subvolume_stays_read_only(base: Path) -> None:
     """
-    A received subvolume is made writable only when told, and has no received uuid then.
+    A received subvolume becomes writable only with clear_received, which clears its received uuid.
     """
     uuid = bytes(range(16))
     with form(base, "fd") as fd:
@@ -208,7 +208,7 @@ def test_a_received_subvolume_stays_read_only(base: Path) -> None:
 
 def test_default(btrfs_mount: Callable[..., Path], tmp_path: Path) -> None:
     """
-    The default subvolume is the top level at first, and the one that is mounted when none is named.
+    The default subvolume is mounted if the mount options name no other; initially it is the top level.
     """
     top = btrfs_mount()
     make(top, "new", "new/inside")
@@ -233,7 +233,7 @@ def test_default(btrfs_mount: Callable[..., Path], tmp_path: Path) -> None:
 @pytest.mark.fake
 def test_an_open_subvolume(base: Path) -> None:
     """
-    A Subvolume owns a file descriptor of its own, close-on-exec, until it is closed, once or more often.
+    A Subvolume owns a close-on-exec file descriptor until it is closed; a second close does nothing.
     """
     with open_directory(base) as directory:
         opened = subvolume.Subvolume(directory)
@@ -250,7 +250,7 @@ def test_an_open_subvolume(base: Path) -> None:
 
 def test_threads_overlap(base: Path) -> None:
     """
-    Snapshots of several threads are seen in the kernel at the same time.
+    Snapshots of several threads run in the kernel concurrently.
     """
     count = 4
     make(base, *(f"{number}" for number in range(count)))
@@ -275,7 +275,7 @@ def test_threads_overlap(base: Path) -> None:
 
 def test_an_ioctl_that_the_kernel_lacks(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    ENOTTY from a kernel without the ioctl says so.
+    If the kernel lacks the ioctl, the error says so.
     """
     without(monkeypatch, "BTRFS_IOC_GET_SUBVOL_INFO")
     with pytest.raises(OSError) as caught:
@@ -307,7 +307,7 @@ def test_find_uuid(base: Path) -> None:
 @pytest.mark.fake
 def test_find_received_uuid(base: Path) -> None:
     """
-    What was received and its read-only snapshots are found by the received uuid; writable snapshots are not.
+    The received uuid leads to the received subvolume and its read-only snapshots, not to writable snapshots.
     """
     make(base, "received")
     uuid = subvolume.get_info(base / "received").raw.uuid
@@ -324,7 +324,7 @@ def test_find_received_uuid(base: Path) -> None:
 @pytest.mark.fake
 def test_ancestors(base: Path) -> None:
     """
-    What contains a subvolume is listed from the inside out, by path and by id, and ends with the top level.
+    The containing subvolumes are listed from the innermost to the top level, by path and by id.
     """
     make(base, "directory/outer", "directory/outer/inner")
     inner = base / "directory/outer/inner"
@@ -339,7 +339,7 @@ def test_ancestors(base: Path) -> None:
 @pytest.mark.fake
 def test_origins(base: Path) -> None:
     """
-    What a snapshot is a snapshot of is listed, the nearest first, as far as it is there.
+    The sources of a snapshot are listed, nearest first, until a source is deleted.
     """
     make(base, "first")
     subvolume.snapshot(base / "first", base / "second")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.btrfs
 @pytest.mark.fake
 def test_iterate(base: Path) -> None:
     """
-    All subvolumes below one are listed with their paths and what get_info says, whatever lies in between.
+    All subvolumes below a subvolume are listed with their paths and the same info as get_info returns.
     """
     with open_directory(base) as directory:
         subvolume.create((directory, b"\xff"))
@@ -44,7 +44,7 @@ def test_iterate(base: Path) -> None:
 @pytest.mark.fake
 def test_iterate_from_the_top(base: Path) -> None:
     """
-    From the top level the paths are those of get_path.
+    Paths from the top level equal those of get_path.
     """
     make(base, "directory/new")
     found = {entry.info.id: entry.path for entry in subvolume.iterate(base)}
@@ -57,7 +57,7 @@ def test_iterate_from_the_top(base: Path) -> None:
 
 def test_iterate_asks_once_for_each_directory(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A listing of many subvolumes looks up a directory once, and no directory that is a subvolume itself.
+    A listing looks up each directory once, and not the roots of subvolumes.
     """
     make(base, *(f"{number}" for number in range(50)), *(f"directory/{number}" for number in range(50)))
     calls: list[str] = []
@@ -75,7 +75,7 @@ def test_iterate_asks_once_for_each_directory(base: Path, monkeypatch: pytest.Mo
 
 def test_iterate_with_known_directories(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The kernel is not asked for a directory of the top that the caller knows; one inside that has its number is another.
+    The kernel is not asked for a known directory, unless it is in another subvolume with the same inode number.
     """
     make(base, "directory/a", "directory/b", "directory/a/inside/c")
     look_up, asked = ioctl.ino_lookup, []
@@ -95,7 +95,7 @@ def test_iterate_with_known_directories(base: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.fake
 def test_children(base: Path) -> None:
     """
-    The subvolumes directly below one are listed in any number, with their directories and paths.
+    Any number of children is listed, with their directories and paths.
     """
     make(base, "directory/first", "first", "first/grandchild", *(f"{number}" for number in range(300)))
     found = list(subvolume.children(base))
@@ -113,7 +113,7 @@ def test_children(base: Path) -> None:
 @pytest.fixture
 def abyss(base: Path) -> Iterator[int]:
     """
-    A directory 18 levels of 250 bytes below a subvolume, open.
+    An open directory 18 levels of 250 bytes below a subvolume.
     """
     with ExitStack() as stack:
         fd = stack.enter_context(open_directory(base))
@@ -126,7 +126,7 @@ def abyss(base: Path) -> Iterator[int]:
 
 def test_below_the_longest_path(base: Path, abyss: int) -> None:
     """
-    Subvolumes below directories too deep for a path are listed, found by id, and deleted.
+    Subvolumes whose paths exceed PATH_MAX are listed, found by id, and deleted.
     """
     subvolume.create((abyss, "bottom"))
     path = "/".join(["d" * 250] * 18 + ["bottom"])
@@ -155,7 +155,7 @@ def listed(base: Path) -> list[tuple[str, subvolume.SubvolumeInfo]]:
 
 def test_iterate_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    An ordinary user is shown what root is shown, with the same names and info, but for what he may not open.
+    An unprivileged user gets the same names and info as root, without the subvolumes that he cannot open.
     """
     with open_directory(base) as directory:
         subvolume.create((directory, b"\xff"))
@@ -171,7 +171,7 @@ def test_iterate_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> N
 
 def test_iterate_unprivileged_from_elsewhere(base: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    What is not below the file is EPERM for an ordinary user, and so is everything for a file that is no root.
+    For an unprivileged user, a listing of another subvolume, or from inside a subvolume, is EPERM.
     """
     (base / "directory").mkdir()
     for target, top in ((base, 5), (base / "directory", 0)):
@@ -183,7 +183,7 @@ def test_iterate_unprivileged_from_elsewhere(base: Path, unprivileged: Callable[
 
 def test_iterate_as_root_of_a_user_namespace(base: Path) -> None:
     """
-    What the kernel answers decides, not the uid: root without CAP_SYS_ADMIN lists as ordinary users do.
+    The answer of the kernel decides, not the uid: root without CAP_SYS_ADMIN lists as an unprivileged user.
     """
     make(base, "directory/a", "directory/a/b")
     filesystem.sync(base)
@@ -198,7 +198,7 @@ def test_iterate_as_root_of_a_user_namespace(base: Path) -> None:
 
 def test_iterate_unprivileged_below_a_mount(base: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    What is mounted on a subvolume is not taken for it: neither is listed.
+    A subvolume with another mounted on it is skipped, and so is the other at that place.
     """
     make(base, "a", "a/inside", "b", "b/inside")
     syscall.mount(base / "b", base / "a", "", syscall.MS_BIND)
@@ -209,9 +209,9 @@ def test_iterate_unprivileged_below_a_mount(base: Path, unprivileged: Callable[.
 
 
 @pytest.mark.parametrize("by", ["a subvolume", "a directory", "a file", "a link", "nothing"])
-def test_a_child_that_was_replaced(base: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_is_replaced(base: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    What took the name of a subvolume meanwhile is not taken for it.
+    A file that replaces a subvolume concurrently is not listed.
     """
     make(base, "a", "b")
     without(monkeypatch, "BTRFS_IOC_TREE_SEARCH_V2", refusal=errno.EPERM)
@@ -236,13 +236,13 @@ def test_a_child_that_was_replaced(base: Path, by: str, monkeypatch: pytest.Monk
     assert (base / "moved").exists()
 
 
-# Changes meanwhile, and size
+# Concurrent changes, and memory
 
 
 @pytest.mark.parametrize("privileged", [True, False])
 def test_iterate_while_others_change(base: Path, privileged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Subvolumes that are created, deleted and renamed during a listing disturb it not, and what stays is listed once.
+    Concurrent creations, deletions and renames do not break a listing; unchanged subvolumes are listed once.
     """
     if not privileged:
         without(monkeypatch, "BTRFS_IOC_TREE_SEARCH_V2", refusal=errno.EPERM)
@@ -271,9 +271,9 @@ def test_iterate_while_others_change(base: Path, privileged: bool, monkeypatch: 
         changer.join()
 
 
-def test_iterate_in_a_loop_of_renames(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iterate_with_a_cycle_of_renames(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Two subvolumes that are seen inside each other, since they were renamed between two looks, are left out.
+    Two subvolumes that seem to contain each other, because of concurrent renames, are skipped.
     """
     make(base, "a", "a/b", "a/b/c", "d")
     ids = {name: subvolume.get_id(base / name) for name in ("a", "a/b")}
@@ -289,9 +289,9 @@ def test_iterate_in_a_loop_of_renames(base: Path, monkeypatch: pytest.MonkeyPatc
     assert below(base) == ["a", "d"]
 
 
-def test_iterate_forgets(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iterate_caches_few_directories(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A listing remembers a bounded number of directories, and is right when it has forgotten one.
+    A listing caches a bounded number of directories, and is correct after an eviction.
     """
     monkeypatch.setattr(listing, "_REMEMBERED", 2)
     names = [f"{number % 5}/{number}" for number in range(20)]
@@ -310,7 +310,7 @@ def test_iterate_forgets(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_iterate_keeps_nothing(base: Path) -> None:
     """
-    A listing of many subvolumes holds one buffer of the search and the paths it remembers, not the subvolumes.
+    A listing holds one search buffer and the cached paths in memory, not the subvolumes.
     """
     tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
     make(base, *(f"{number}" for number in range(3000)))
