@@ -384,7 +384,7 @@ def test_numbers_that_do_not_fit(there: SimpleNamespace) -> None:
     Numbers that the kernel's structs cannot hold are refused before the call.
     """
     for wrong in (-1, 1 << 64):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=f"{wrong} does not fit"):
             ioctl.default_subvol(there.open, wrong)
 
 

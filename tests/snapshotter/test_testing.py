@@ -25,7 +25,7 @@ def test_settle(tmp_path: Path) -> None:
         store.prepare("k", "base")
         store.remove("k")
         settle(store)
-        assert [located.usage is None for located in store.locate()] == [False]
+        assert [located.usage is None for located in store.opened.locate()] == [False]
         assert os.listdir(tmp_path / "store" / "snapshots") == ["1"]
         assert sorted(os.listdir(tmp_path / "store" / "snapshots" / "1")) == ["layer", "record"]
     settle(store)

@@ -100,7 +100,7 @@ class TestRoot:
             code, line = daemon.refused()
             assert code == 1
             assert line.endswith(
-                "is not on btrfs: choose a directory that is, or make an image with `snapshotter init --image SIZE`"
+                "is not on btrfs: choose a directory on btrfs, or make an image with `snapshotter init --image SIZE`"
             )
             assert (tree(daemon.root) if daemon.root.exists() else {}) == before
             assert not daemon.address.parent.exists()
