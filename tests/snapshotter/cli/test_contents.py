@@ -90,11 +90,11 @@ class TestMount:
         subvolume.create(btrfs / "other")
         with Snapshotter.create(btrfs / "second") as second, mounted(second.prepare("a")) as elsewhere:
             for target, text in (
-                ("/proc", "there is no snapshot"),
-                (str(btrfs / "other"), "there is no snapshot"),
-                (elsewhere, "there is no snapshot"),
+                ("/proc", "is mounted at '/proc'"),
+                (str(btrfs / "other"), "no snapshot of store"),
+                (elsewhere, "no snapshot of store"),
                 (f"{root}/snapshots/1/layer", "nothing is mounted"),
-                (str(tmp_path), "there is no snapshot"),
+                (str(tmp_path), "no snapshot of store"),
             ):
                 refused = run("umount", target)
                 assert (refused.code, refused.out) == (1, ""), target
