@@ -3,7 +3,7 @@ Extents of files, the references to them, and the extents that only some subvolu
 
 Only quotas count in advance how many bytes come back when subvolumes are destroyed, and quotas stall the filesystem.
 `unshared` asks the kernel for the back references of each extent instead. `has_reference` is cheaper: use it first to
-skip the extents that a parent or child of the subvolume has at the same offset of the same file.
+skip extents that a parent or child has at the same offset of the same file.
 """
 
 import contextlib

@@ -64,7 +64,7 @@ class Info(NamedTuple):
 
 class Mount(NamedTuple):
     """
-    One mount(2) for the caller to make.
+    A mount(2) for the caller to make.
 
     Args:
         type: The filesystem type, or ``"bind"``.

@@ -29,7 +29,7 @@ def settle(store: Snapshotter, *, seconds: float = 60.0) -> None:
     """
     Wait until the background work of *store* is done, without its usual delays.
 
-    Afterwards all records are up to date, the usage of each committed snapshot is known, and the subvolumes of removed
+    Afterwards all records are up to date, and the usage of each committed snapshot is known. The subvolumes of removed
     snapshots are destroyed, unless they are mounted or otherwise in use.
 
     Raises:

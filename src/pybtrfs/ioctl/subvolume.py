@@ -223,7 +223,7 @@ def subvol_sync_wait(fd: int, subvolid: int, mode: int) -> tuple[int, int]:
     Wait for deleted subvolumes to be cleaned, or query the queue of deleted subvolumes, depending on *mode*.
 
     Args:
-        mode: One of ``SUBVOL_SYNC_*``.
+        mode: A mode of ``SUBVOL_SYNC_*``.
 
     Returns:
         The subvolid and the count, each as given, or as the kernel set it in this *mode*.

@@ -67,9 +67,9 @@ def delete_by_id(filesystem: Target, subvolid: int, *, recursive: bool = False) 
     """
     Delete the subvolume *subvolid*, also outside of the mounted tree; otherwise as `delete`.
 
-    Issues ``BTRFS_IOC_SNAP_DESTROY_V2`` (Linux 5.7). On older kernels, or if the path of the subvolume exceeds 4,095
-    bytes, opens the containing directory by its inode number, which needs ``CAP_DAC_READ_SEARCH``, and deletes the
-    subvolume by its name.
+    Issues ``BTRFS_IOC_SNAP_DESTROY_V2`` (Linux 5.7). On older kernels, or if the path exceeds 4,095 bytes, opens
+    the containing directory by its inode number and deletes the subvolume by its name. This needs
+    ``CAP_DAC_READ_SEARCH``.
 
     Raises:
         FileNotFoundError: The subvolume does not exist.

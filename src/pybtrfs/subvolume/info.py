@@ -302,8 +302,8 @@ def set_read_only(target: Target, *, read_only: bool = True, clear_received: boo
     """
     Make the subvolume *target* read-only or writable. The change is durable when this returns.
 
-    Read-only does not freeze the content: files that are already open or mapped for writing can still be written, and
-    data that is not written back does not become durable. A read-only `snapshot` freezes it.
+    Read-only does not freeze the content: files that are already open or mapped for writing can still be written.
+    Data that is not written back does not become durable. A read-only `snapshot` freezes the content.
 
     A received subvolume is not made writable by default. Its received uuid would still claim that its content is the
     sent content, and a later incremental receive would build on it.

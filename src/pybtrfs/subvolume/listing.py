@@ -66,8 +66,8 @@ def iterate(
     Yield all subvolumes below the subvolume *top*, by id, with their paths from *top*.
 
     Deleted subvolumes are skipped. Memory use does not grow with the number of subvolumes. The listing is not atomic: a
-    subvolume that is created or deleted concurrently may be listed or not, a renamed one has its old or its new path.
-    Times and transactions that are not committed yet are not seen.
+    subvolume that is created or deleted concurrently may be listed or not. The path of a subvolume that is renamed
+    concurrently is the old or the new path. Times and transactions that are not committed yet are not seen.
 
     Issues one tree search (Linux 3.16), and ``BTRFS_IOC_INO_LOOKUP`` for each directory that contains subvolumes and is
     not a subvolume itself; some thousand directories are cached. Both need ``CAP_SYS_ADMIN``.

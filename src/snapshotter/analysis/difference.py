@@ -23,7 +23,7 @@ ChangeKind = Literal["added", "modified", "deleted", "renamed"]
 @dataclass(frozen=True, slots=True)
 class Change:
     """
-    One path that was added, modified, deleted or renamed.
+    A path that was added, modified, deleted or renamed.
 
     Args:
         path: The path from the root of the snapshot; the former path if the file is deleted.
@@ -45,7 +45,7 @@ def between(store: Snapshotter, key: str, other: str) -> list[Change]:
     """
     Return the changes that lead from the snapshot *key* to the snapshot *other*, sorted by path.
 
-    One of the two must be an ancestor of the other.
+    Either snapshot must be an ancestor of the other.
 
     A file is modified if its content, owner, mode, extended attributes or number of links changed. A directory is
     modified if its owner or mode changed. The files in a renamed directory are listed only if they changed themselves.

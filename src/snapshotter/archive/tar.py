@@ -78,8 +78,8 @@ def load(
 
     Raises:
         AlreadyExistsError: *key* is taken.
-        InvalidArgumentError: The stream is not a tar, is damaged or ends early, or a member leads out of the root or
-            through a symbolic link; and as `Snapshotter.prepare`.
+        InvalidArgumentError: The stream is not a tar, is damaged or ends early. A member leads out of the root, or
+            through a symbolic link. An argument breaks a rule of `Snapshotter.prepare`.
         NotFoundError: *parent* does not exist.
         ResourceExhaustedError: The disk is full.
     """

@@ -84,8 +84,8 @@ class Snapshotter:
             client: The owner of the snapshots. The first `prepare` or `view` binds the store to its client, because
                 containerd's garbage collection removes every snapshot that containerd does not know. None is the
                 client that the store is bound to, else ``"local"``.
-            usage: The definition of `usage`: ``"added"``, the bytes that the snapshot added on disk, or
-                ``"containerd"``, the whole size of each file that differs from the parent's.
+            usage: The definition of `usage`. ``"added"`` is the bytes that the snapshot added on disk; ``"containerd"`` is
+                the whole size of each file that differs from the parent's.
             mount_mode: ``"btrfs"`` mounts the device by ``subvolid``, ``"bind"`` the path of the subvolume.
             verify: Make `commit` find out whether the disk took the data.
             volumes: The maker of subvolumes; `snapshotter.testing.DirectoryVolumes` needs no btrfs.
@@ -260,8 +260,8 @@ class Snapshotter:
         Measure the snapshot *key* without its parents, by the definition chosen at opening.
 
         The usage of a committed snapshot is exact and measured once. The usage of an active snapshot counts the data
-        written back, and costs a search of the changes, again only after the filesystem committed one: after 30
-        seconds, or a sync. A view adds nothing.
+        written back. It costs a search of the changes, which is repeated only after the filesystem committed a change:
+        after 30 seconds, or a sync. A view adds nothing.
 
         Raises:
             NotFoundError: No snapshot has the key.

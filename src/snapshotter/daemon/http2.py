@@ -156,7 +156,7 @@ class Connection:
     def send_headers(self, stream_id: int, block: bytes, *, end_stream: bool = False) -> None:
         """
         Args:
-            block: One or several results of `encode_headers`, joined.
+            block: Results of `encode_headers`, joined.
             end_stream: Ends the stream. If the request is incomplete, the client is told to send no more of it.
         """
         self._add(_HEADERS, _END_HEADERS | (_END_STREAM if end_stream else 0), stream_id, block)

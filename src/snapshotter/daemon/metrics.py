@@ -150,7 +150,7 @@ def serving(
     """
     Serve *metrics* at *address* during the ``with``, and yield the address, with the port in place of port 0.
 
-    One thread serves one client at a time. Reading a dead filesystem can hang this thread, but no call.
+    A single thread serves one client at a time. Reading a dead filesystem can hang this thread, but no call.
 
     Args:
         address: The path of a unix socket, or ``HOST:PORT``.

@@ -42,8 +42,8 @@ def serve(config: Config, systemd: Systemd) -> None:
 
     Raises:
         StoreHeldError: Another process holds the store, or listens at the socket.
-        FailedPreconditionError: The root is not on btrfs, holds other files, or is a copy of a store; the address
-            exists and is not a socket; mount_mode is "bind", and the root's mount has options that containers inherit.
+        FailedPreconditionError: The root is not on btrfs, holds other files, or is a copy of a store. The address
+            exists and is not a socket. With mount_mode "bind" the root's mount has options that containers inherit.
         NotFoundError: The parent directory of the root, or of the socket's directory, does not exist.
     """
     os.umask(0o077)

@@ -44,7 +44,7 @@ _MOVED = "moved to the quarantine"
 @dataclass(frozen=True, slots=True)
 class Repair:
     """
-    One repair that was made.
+    A repair that was made.
 
     Args:
         subject: The key of a snapshot, or the path of an entry without a key.

@@ -16,7 +16,7 @@ NOTHING = Measured(Usage(), Usage())
 
 class Snapshot:
     """
-    One snapshot.
+    A snapshot in memory.
 
     Attributes:
         record: The current record.

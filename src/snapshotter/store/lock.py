@@ -1,8 +1,8 @@
 """
 Lock of a store: one process has the store for writing, and others learn which.
 
-The lock is flock(2) on the file ``lock``. The text of that file is only a comment: it names the holder's pid, command
-and socket, and failing to write it never fails the lock, because a full disk is emptied by whoever has the lock.
+The lock is flock(2) on the file ``lock``. The text of that file is only a comment with the holder's pid, command
+and socket. No error of writing the text fails the lock, because a full disk is emptied by the holder of the lock.
 """
 
 import contextlib

@@ -32,7 +32,7 @@ class Verdict(Enum):
 
 class Recovered(NamedTuple):
     """
-    One entry of ``snapshots/`` with its verdict.
+    An entry of ``snapshots/`` with its verdict.
 
     Attributes:
         id: The id of the snapshot; 0 if *name* is not an id.
