@@ -22,7 +22,7 @@ class Process:
 
     Args:
         command: The command line, separated by spaces, cut off after 200 bytes.
-        uses: Those of ``"root"``, ``"cwd"`` and ``"exe"`` that are in the snapshot.
+        uses: The names among ``"root"``, ``"cwd"`` and ``"exe"`` that are in the snapshot.
         open_files: The number of its open files in the snapshot.
     """
 

@@ -40,8 +40,8 @@ def check_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
     Return the labels to store: *labels* without the labels whose value is empty.
 
     Raises:
-        InvalidArgumentError: There are more than 1,000 labels, or a key is empty. A key or value is not a string, or not
-            encodable. A key and its value have more than 4,096 bytes of UTF-8 together.
+        InvalidArgumentError: There are more than 1,000 labels, or a key is empty. A key or value is not a string, or
+            not encodable. A key and its value have more than 4,096 bytes of UTF-8 together.
     """
     if labels is None:
         return {}

@@ -84,8 +84,8 @@ class Snapshotter:
             client: The owner of the snapshots. The first `prepare` or `view` binds the store to its client, because
                 containerd's garbage collection removes every snapshot that containerd does not know. None is the
                 client that the store is bound to, else ``"local"``.
-            usage: The definition of `usage`. ``"added"`` is the bytes that the snapshot added on disk; ``"containerd"`` is
-                the whole size of each file that differs from the parent's.
+            usage: The definition of `usage`. ``"added"`` is the bytes that the snapshot added on disk; ``"containerd"``
+                is the whole size of each file that differs from the parent's.
             mount_mode: ``"btrfs"`` mounts the device by ``subvolid``, ``"bind"`` the path of the subvolume.
             verify: Make `commit` find out whether the disk took the data.
             volumes: The maker of subvolumes; `snapshotter.testing.DirectoryVolumes` needs no btrfs.

@@ -20,7 +20,8 @@ class Coalesced(Generic[T]):
     A wrapper of *call* that lets concurrent callers share one run.
 
     Unlike Go's singleflight, a caller never joins a run in flight: it waits for the next run, which begins after the
-    caller asked. Thus a sync covers all data written before the call, and a mount table is newer than the call. A waiting caller runs *call* while the others sleep. All of them get its result or its exception.
+    caller asked. Thus a sync covers all data written before the call, and a mount table is newer than the call. A
+    waiting caller runs *call* while the others sleep. All of them get its result or its exception.
     """
 
     def __init__(self, call: Callable[[], T]) -> None:
