@@ -90,8 +90,8 @@ def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None
     `pybtrfs.filesystem.sync` before and after the cleaning to speed it up.
 
     Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege and waits for both commits. With a
-    *timeout*, or on older kernels, searches the root tree ten times a second instead, which needs ``CAP_SYS_ADMIN`` and
-    does not wait for the second commit.
+    *timeout*, or on older kernels, searches the root tree ten times a second instead. The search needs
+    ``CAP_SYS_ADMIN`` and does not wait for the second commit.
 
     Args:
         timeout: In seconds; None waits without a limit.
