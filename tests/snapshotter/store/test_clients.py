@@ -83,7 +83,7 @@ def test_two_clients_cannot_both_be_first(tmp_path: Path) -> None:
 
 def test_bound_to(tmp_path: Path) -> None:
     """
-    Another client's view of an open store is the same store: what one makes the other sees, and closing closes both.
+    Another client of an open store has the same store: each sees the other's changes, and only the first can close it.
     """
     with Snapshotter.create(tmp_path / "root", volumes=DirectoryVolumes) as opened:
         with pytest.raises(InvalidArgumentError, match="client is empty"):
@@ -94,5 +94,7 @@ def test_bound_to(tmp_path: Path) -> None:
         assert list(bound.walk()) == list(opened.walk())
         with pytest.raises(FailedPreconditionError, match="of client 'client'"):
             opened.remove("k")
+        bound.close()
+        assert opened.stat("k") == bound.stat("k")
     with pytest.raises(FailedPreconditionError, match="closed"):
         bound.stat("k")

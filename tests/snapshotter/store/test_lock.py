@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -210,6 +211,42 @@ def test_unreadable_holder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             (root / "lock").write_bytes(text)
             with pytest.raises(StoreHeldError):
                 Snapshotter(root)
+
+
+def test_unseen_holder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A holder that is hidden, as in another pid namespace, is still a holder; its command can be hidden as well.
+    """
+    monkeypatch.setattr(lock, "UNSEEN_HOLDER_SECONDS", 0)
+    with holder(root) as ask:
+        pid = int(ask("os.getpid()"))
+        (root / "lock").write_text(json.dumps({"pid": 1 << 22}))
+
+        def open_(path: str, *arguments: str) -> Any:
+            if path.endswith("cmdline"):
+                raise PermissionError(path)
+            return open(path, *arguments)
+
+        monkeypatch.setattr(lock, "open", open_, raising=False)
+        with pytest.raises(StoreHeldError, match=rf"is held by process {pid} \(unknown\)"):
+            Snapshotter(root)
+        listed = os.listdir
+        monkeypatch.setattr(os, "listdir", lambda path: [] if path == "/proc" else listed(path))
+        with pytest.raises(StoreHeldError, match=r"is held by process \? \(unknown\)"):
+            Snapshotter(root)
+
+
+def test_release_in_a_child(root: Path) -> None:
+    """
+    A forked child that releases the lock leaves it to its parent.
+    """
+    with owned(os.open(root, os.O_RDONLY)) as fd, lock.Lock(fd, str(root)) as held:
+        if not (pid := os.fork()):
+            held.release()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        with pytest.raises(StoreHeldError, match=f"is held by process {os.getpid()} "):
+            lock.Lock(fd, str(root))
 
 
 def test_lock_is_no_symlink(root: Path) -> None:

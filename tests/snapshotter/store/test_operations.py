@@ -1,0 +1,129 @@
+"""
+Operations on a full disk, and while others change the store.
+"""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from snapshotter import Kind, Snapshotter, Usage
+from snapshotter.errors import NotFoundError, ResourceExhaustedError
+from snapshotter.model import Measured
+from snapshotter.store.layout import Directory
+from snapshotter.store.record_storage import Files
+from snapshotter.testing import DirectoryVolumes
+
+
+def refuse(number: int) -> None:
+    raise OSError(number, os.strerror(number))
+
+
+class Full(DirectoryVolumes):
+    """
+    Volumes of a disk that is full for *refusals* more commits, until space is reclaimed.
+    """
+
+    refusals = 0
+    reclaimed = 0
+
+    def freeze(self, directory: Directory) -> None:
+        if Full.refusals:
+            Full.refusals -= 1
+            refuse(errno.ENOSPC)
+        super().freeze(directory)
+
+    def reclaim(self, seconds: float) -> None:
+        Full.reclaimed += 1
+
+
+@pytest.mark.parametrize("refusals", [1, 2])
+def test_commit_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusals: int) -> None:
+    """
+    A commit that finds the disk full is tried once more after the space of destroyed subvolumes is back.
+    """
+    monkeypatch.setattr(Full, "refusals", refusals)
+    monkeypatch.setattr(Full, "reclaimed", 0)
+    with Snapshotter.create(tmp_path / "root", volumes=Full) as store:
+        store.prepare("k")
+        if refusals == 1:
+            store.commit("base", "k")
+        else:
+            with pytest.raises(ResourceExhaustedError, match="cannot commit snapshot 'k': No space left on device"):
+                store.commit("base", "k")
+        assert Full.reclaimed == 1
+        assert [info.kind for info in store.walk()] == [Kind.COMMITTED if refusals == 1 else Kind.ACTIVE]
+
+
+class FullRecords(Files):
+    full = False
+
+    def write(self, fd: int, data: bytes) -> None:
+        if FullRecords.full:
+            refuse(errno.ENOSPC)
+        super().write(fd, data)
+
+
+class FullOfRecords(DirectoryVolumes):
+    record_storage = FullRecords()
+
+
+def test_remove_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Where the record of a removal has no room, the subvolume is destroyed at once, and the snapshot is gone for good.
+    """
+    root = tmp_path / "root"
+    with Snapshotter.create(root, volumes=FullOfRecords) as store:
+        store.prepare("k")
+        monkeypatch.setattr(FullRecords, "full", True)
+        store.remove("k")
+        assert list(store.walk()) == []
+        assert os.listdir(root / "snapshots") == []
+    monkeypatch.setattr(FullRecords, "full", False)
+    with Snapshotter(root, volumes=FullOfRecords) as store:
+        assert list(store.walk()) == []
+
+
+class Moving(DirectoryVolumes):
+    """
+    Volumes where a snapshot is committed while it is measured.
+    """
+
+    store: Snapshotter
+
+    def measure(self, directory: Directory, name: str, base_transid: int, parent: Directory | None) -> Measured:
+        if name == "fs":
+            Moving.store.commit("base", "k")
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return super().measure(directory, name, base_transid, parent)
+
+
+def test_usage_during_a_commit(tmp_path: Path) -> None:
+    """
+    A subvolume that a commit moves while it is measured is not lost: the key is looked up again.
+    """
+    with Snapshotter.create(tmp_path / "root", volumes=Moving) as Moving.store:
+        Moving.store.prepare("k")
+        with pytest.raises(NotFoundError, match="snapshot 'k' does not exist"):
+            Moving.store.usage("k")
+        assert Moving.store.usage("base") == Usage(0, 1)
+
+
+class Overtaken(DirectoryVolumes):
+    """
+    Volumes whose root another process makes first.
+    """
+
+    @staticmethod
+    def make_root(path: str) -> None:
+        DirectoryVolumes.make_root(path)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+
+
+def test_root_that_is_made_concurrently(tmp_path: Path) -> None:
+    """
+    A root that another process makes first is used as it is.
+    """
+    with Snapshotter.create(tmp_path / "root", volumes=Overtaken) as store:
+        store.prepare("k")
