@@ -10,7 +10,7 @@ import pytest
 
 from snapshotter.cli import progress as module
 from snapshotter.cli.progress import progress, with_progress
-from tests.snapshotter.cli.commands import Terminal
+from tests.snapshotter.cli.commands import Shown, Terminal
 
 
 @pytest.fixture
@@ -95,3 +95,15 @@ def test_nobody_looks(monkeypatch: pytest.MonkeyPatch, term: str) -> None:
     with progress("import", 4) as told:
         told(1)
     assert sys.stderr.getvalue() == ""
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("argv", [["du", "web"], ["frees", "web"], ["rm", "web", "--dry-run"]], ids=" ".join)
+def test_commands(argv: list[str], shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What may take long shows a terminal how far it is.
+    """
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    shown(*argv)
+    assert "looking at" in sys.stderr.getvalue()

@@ -1,5 +1,5 @@
 """
-The commands about what is in a snapshot.
+``snapshotter export`` and ``import``.
 """
 
 import gzip
@@ -16,10 +16,8 @@ from typing import IO
 
 import pytest
 
-from pybtrfs import subvolume, syscall
 from snapshotter import Snapshotter
 from snapshotter.archive import tar
-from snapshotter.mounting import mounted
 from tests.snapshotter.cli.commands import Run
 from tests.snapshotter.serving import serving
 
@@ -29,97 +27,18 @@ COMMAND = [sys.executable, "-m", "snapshotter"]
 
 
 @pytest.fixture
-def root(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """
-    A store with an active "web" on a committed "base", both with a file, and views of "base" and of nothing.
-    """
-    path = str(btrfs / "store")
-    with Snapshotter.create(path) as store:
-        with mounted(store.prepare("build")) as content:
-            Path(content, "file").write_text("content")
-        store.commit("base", "build")
-        store.prepare("web", "base")
-        store.view("v", "base")
-        store.view("nothing")
-    monkeypatch.setenv("SNAPSHOTTER_ROOT", path)
-    return path
-
-
-class TestMount:
-    @pytest.mark.parametrize(("key", "names"), [("web", ["file"]), ("v", ["file"]), ("nothing", [])])
-    def test_mount(self, root: str, run: Run, tmp_path: Path, key: str, names: list[str]) -> None:
-        """
-        mount shows what is in a snapshot, also beside whoever has the store, and umount ends that.
-        """
-        with Snapshotter(root):
-            assert run("mount", key, str(tmp_path)) == (0, "", "")
-            try:
-                assert os.listdir(tmp_path) == names
-                assert bool(os.statvfs(tmp_path).f_flag & os.ST_RDONLY) == (key != "web")
-            finally:
-                assert run("umount", str(tmp_path)) == (0, "", "")
-        assert os.listdir(tmp_path) == []
-        assert run("umount", str(tmp_path)).code == 1
-
-    def test_refused(self, root: str, run: Run, tmp_path: Path) -> None:
-        """
-        Nothing is mounted where it would hide something, and nothing that cannot be mounted.
-        """
-        (tmp_path / "empty").mkdir()
-        (tmp_path / "full" / "file").mkdir(parents=True)
-        (tmp_path / "text").touch()
-        for argv, code, text in (
-            (["web", "full"], 1, "full' is not empty: a mount would hide 'file'"),
-            (["web", "text"], 1, "text' is not a directory"),
-            (["web", "none"], 4, "none' does not exist: make it first"),
-            (["web", "/proc"], 1, "something is mounted at '/proc' already"),
-            (["web", root], 1, "is in the store"),
-            (["web", f"{root}/snapshots/1"], 1, "is in the store"),
-            (["base", "empty"], 1, "not active or view"),
-            (["none", "empty"], 4, "'none' does not exist"),
-        ):
-            refused = run("mount", argv[0], str(tmp_path / argv[1]))
-            assert (refused.code, refused.out) == (code, ""), argv
-            assert text in refused.err
-        assert os.listdir(tmp_path / "empty") == []
-
-    def test_umount_refused(self, root: str, run: Run, btrfs: Path, tmp_path: Path) -> None:
-        """
-        umount leaves alone what is no snapshot of the store, another store's too, and what is in use.
-        """
-        subvolume.create(btrfs / "other")
-        with Snapshotter.create(btrfs / "second") as second, mounted(second.prepare("a")) as elsewhere:
-            for target, text in (
-                ("/proc", "is mounted at '/proc'"),
-                (str(btrfs / "other"), "no snapshot of store"),
-                (elsewhere, "no snapshot of store"),
-                (f"{root}/snapshots/1/layer", "nothing is mounted"),
-                (str(tmp_path), "no snapshot of store"),
-            ):
-                refused = run("umount", target)
-                assert (refused.code, refused.out) == (1, ""), target
-                assert text in refused.err
-        assert run("umount", str(tmp_path / "none")).code == 4
-        with Snapshotter(root, read_only=True) as store, mounted(store.mounts("web")) as path:
-            with open(f"{path}/file"):
-                assert "is in use: `fuser" in run("umount", path).err
-            assert run("umount", path).code == 0
-            syscall.mount("none", path, "tmpfs")  # for the end of the with
-
-
-@pytest.fixture
-def served(root: str) -> Iterator[str]:
+def served(filled: str) -> Iterator[str]:
     """
     The same store, held by the daemon.
     """
-    with serving() as server, Snapshotter(root, client=None, socket=server.address) as store:
+    with serving() as server, Snapshotter(filled, client=None, socket=server.address) as store:
         server.open(store)
-        yield root
+        yield filled
 
 
 class TestExport:
     @pytest.mark.parametrize("key", ["base", "v", "web"])
-    def test_file(self, root: str, run: Run, tmp_path: Path, key: str) -> None:
+    def test_file(self, filled: str, run: Run, tmp_path: Path, key: str) -> None:
         """
         export writes a tar that nobody else can read, in place of what was there.
         """
@@ -132,7 +51,7 @@ class TestExport:
         assert file.stat().st_mode & 0o777 == 0o600
         assert os.listdir(tmp_path) == ["x.tar"]
 
-    def test_streams(self, root: str, tmp_path: Path) -> None:
+    def test_streams(self, filled: str, tmp_path: Path) -> None:
         """
         export writes to a pipe, and import reads from one; neither fills a terminal.
         """
@@ -150,7 +69,7 @@ class TestExport:
             os.close(ours)
             os.close(theirs)
 
-    def test_closed_pipe(self, root: str) -> None:
+    def test_closed_pipe(self, filled: str) -> None:
         """
         Who closes the pipe early gets no complaint.
         """
@@ -162,7 +81,7 @@ class TestExport:
             os.close(writer)
         assert (ran.returncode, ran.stderr) == (1, b"")
 
-    def test_refused(self, root: str, run: Run, tmp_path: Path) -> None:
+    def test_refused(self, filled: str, run: Run, tmp_path: Path) -> None:
         """
         What cannot be written, or is not there, is one line, and leaves no file.
         """
@@ -178,7 +97,7 @@ class TestExport:
             assert text in refused.err
         assert os.listdir(tmp_path) == []
 
-    def test_interrupted(self, root: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_interrupted(self, filled: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """
         Ctrl-C leaves the old file, and no part of a new one.
         """
@@ -196,7 +115,7 @@ class TestExport:
 
 
 class TestImport:
-    @pytest.fixture(params=["root", "served"])
+    @pytest.fixture(params=["filled", "served"])
     def where(self, request: pytest.FixtureRequest) -> str:
         """
         The store, alone with the command or held by the daemon.
