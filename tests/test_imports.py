@@ -13,7 +13,7 @@ import pytest
 SRC = Path(__file__).parent.parent / "src"
 
 OURS = ("pybtrfs", "snapshotter")
-SERVICES = ("snapshots", "containers", "content", "images", "leases", "extension")
+SERVICES = ("snapshots", "containers", "content", "images", "leases", "namespaces", "extension")
 
 # From the bottom up: a module imports modules of lower floors, and modules before it in its own package.
 FLOORS = (
@@ -86,8 +86,8 @@ INSIDE = {
     "snapshotter.maintenance": ("", "quarantine repair", "doctor"),
     "snapshotter.setup": ("", "containerd image_store unit_files"),
     "snapshotter.cli": (
-        "arguments codes display interruption output progress",
-        "waiting",
+        "arguments codes confirmation display interruption output progress",
+        "protection waiting",
         "commands",
         "commands.archive commands.commit commands.demo commands.df commands.diff commands.doctor commands.du "
         "commands.events commands.info commands.init commands.label commands.ls commands.mount commands.prepare "

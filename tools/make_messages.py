@@ -11,7 +11,7 @@ from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src"
 TYPES = ["mount", "descriptor"]
-CONTAINERD = ["snapshots", "containers", "content", "images", "leases"]
+CONTAINERD = ["snapshots", "containers", "content", "images", "leases", "namespaces"]
 SERVICES = [*CONTAINERD, "extension"]
 
 

@@ -25,6 +25,7 @@ from pybtrfs import subvolume, syscall
 from snapshotter import Info, Kind, Snapshotter
 from snapshotter.api.snapshots_grpc import SnapshotsStub
 from snapshotter.api.snapshots_pb2 import PrepareSnapshotRequest
+from snapshotter.client import Client
 from snapshotter.setup.containerd import Plugin, drop_in, installed, read_main
 
 PATIENCE = 120  # seconds, because other work on the machine can delay an answer
@@ -142,6 +143,12 @@ class Daemon(Process):
         Open the store for reading, concurrently with the daemon.
         """
         return Snapshotter(self.root, read_only=True)
+
+    def client(self) -> Client:
+        """
+        Return a client of the daemon under containerd's name.
+        """
+        return Client(self.address, snapshotter=PLUGIN)
 
     def check_store(self) -> None:
         """

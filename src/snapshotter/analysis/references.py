@@ -3,8 +3,10 @@ References from containerd to a snapshot, read from containerd's own services ov
 """
 
 import asyncio
-from collections.abc import Mapping
+import os
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from grpclib.client import Channel
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
@@ -17,13 +19,26 @@ from snapshotter.api.images_grpc import ImagesStub
 from snapshotter.api.images_pb2 import ListImagesRequest
 from snapshotter.api.leases_grpc import LeasesStub
 from snapshotter.api.leases_pb2 import ListRequest, ListResourcesRequest
+from snapshotter.api.namespaces_grpc import NamespacesStub
+from snapshotter.api.namespaces_pb2 import ListNamespacesRequest
 from snapshotter.api.snapshots_grpc import SnapshotsStub
-from snapshotter.api.snapshots_pb2 import StatSnapshotRequest
+from snapshotter.api.snapshots_pb2 import ListSnapshotsRequest, StatSnapshotRequest
 from snapshotter.errors import InvalidArgumentError, UnavailableError, quoted
 
 GC = "containerd.io/gc."
 CONTENT = f"{GC}ref.content"
 SNAPSHOT = f"{GC}ref.snapshot."
+
+# The second is the socket of both k3s and RKE2.
+SOCKETS = ("/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock")
+
+T = TypeVar("T")
+
+
+class NotLoadedError(UnavailableError):
+    """
+    containerd answers, but has not loaded the snapshotter, so it does not know its snapshots.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +65,38 @@ class References:
     leases: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """
+    References to one snapshot, and the socket of the containerd that has them.
+    """
+
+    address: str
+    references: References
+
+
+def sockets(given: str | None) -> list[str]:
+    """
+    Return the sockets to ask: *given*, else ``$CONTAINERD_ADDRESS``, else every known socket that exists.
+
+    Raises:
+        UnavailableError: Nothing is given, and no socket of containerd exists.
+    """
+    if chosen := given or os.environ.get("CONTAINERD_ADDRESS"):
+        return [chosen]
+    if found := [path for path in SOCKETS if os.path.exists(path)]:
+        return found
+    raise UnavailableError(f"there is no socket of containerd at {' or '.join(SOCKETS)}: name it with --containerd")
+
+
+def split(key: str) -> tuple[str, str] | None:
+    """
+    Return the namespace and the name in a *key* of containerd, NAMESPACE/NUMBER/NAME; None for another key.
+    """
+    namespace, number, name = ([*key.split("/", 2), "", ""])[:3]
+    return (namespace, name) if namespace and number.isdecimal() and name else None
+
+
 def find(address: str, snapshotter: str, key: str, timeout: float = 5.0) -> References:
     """
     Ask the containerd at *address* for the references to the snapshot *key*.
@@ -62,14 +109,73 @@ def find(address: str, snapshotter: str, key: str, timeout: float = 5.0) -> Refe
 
     Raises:
         InvalidArgumentError: *key* does not have containerd's form.
+        NotLoadedError: containerd has not loaded the snapshotter.
         UnavailableError: containerd does not answer in time, or lacks one of the services.
     """
-    namespace, number, name = ([*key.split("/", 2), "", ""])[:3]
-    if not (namespace and number.isdecimal() and name):
+    names = split(key)
+    if not names:
         raise InvalidArgumentError(f"{quoted(key)} is not a key of containerd")
+    return _run(address, _find(address, snapshotter, *names), timeout)
+
+
+def find_anywhere(addresses: Sequence[str], snapshotter: str, key: str) -> Answer:
+    """
+    Ask each containerd at *addresses* like `find`, until one of them knows the snapshot.
+
+    A containerd without the snapshotter is skipped if another containerd has it.
+    """
+    unknown: Answer | None = None
+    failure: UnavailableError | None = None
+    for address in addresses:
+        try:
+            references = find(address, snapshotter, key)
+        except UnavailableError as error:
+            if not isinstance(error, NotLoadedError) or not failure:
+                failure = error
+            continue
+        if references.known:
+            return Answer(address, references)
+        unknown = Answer(address, references)
+    if failure and not (unknown and isinstance(failure, NotLoadedError)):
+        raise failure
+    assert unknown
+    return unknown
+
+
+def needed(address: str, snapshotter: str, timeout: float = 30.0) -> dict[tuple[str, str], str]:
+    """
+    Return the snapshots that an object of the containerd at *address* refers to, by namespace and name.
+
+    Each has the description of such an object: a container, image or lease. containerd asks the daemon for none of
+    this, so the answer includes snapshots that the store has lost, and needs no running daemon.
+
+    Raises:
+        UnavailableError: containerd does not answer in time, or lacks one of the services.
+    """
+    return _run(address, _needed(address, snapshotter), timeout)
+
+
+def known(address: str, snapshotter: str, timeout: float = 30.0) -> set[tuple[str, str]]:
+    """
+    Return the snapshots that the containerd at *address* lists, by namespace and name.
+
+    containerd lists a snapshot only if the daemon has it, too.
+
+    Raises:
+        NotLoadedError: containerd has not loaded the snapshotter.
+        UnavailableError: containerd or the daemon does not answer in time.
+    """
+    return _run(address, _known(address, snapshotter), timeout)
+
+
+def _run(address: str, call: Coroutine[Any, Any, T], timeout: float) -> T:
     try:
-        return asyncio.run(asyncio.wait_for(_find(address, snapshotter, namespace, name), timeout))
-    except (GRPCError, OSError, ProtocolError, StreamTerminatedError, TimeoutError) as error:
+        return asyncio.run(asyncio.wait_for(call, timeout))
+    except GRPCError as error:
+        why = error.message or error.status.name
+        kind = NotLoadedError if "snapshotter not loaded" in why else UnavailableError
+        raise kind(f"no answer from containerd at {address!r}: {why}") from error
+    except (OSError, ProtocolError, StreamTerminatedError, TimeoutError) as error:
         why = (error.strerror if isinstance(error, OSError) else str(error)) or "timed out"
         raise UnavailableError(f"no answer from containerd at {address!r}: {why}") from error
 
@@ -89,12 +195,8 @@ async def _find(address: str, snapshotter: str, namespace: str, name: str) -> Re
             for message in await ContainersStub(channel).ListStream(ListContainersRequest(), metadata=metadata)
             if (message.container.snapshotter, message.container.snapshot_key) == (snapshotter, name)
         ]
-        leases = []
-        for lease in (await LeasesStub(channel).List(ListRequest(), metadata=metadata)).leases:
-            asked = ListResourcesRequest(id=lease.id)
-            resources = (await LeasesStub(channel).ListResources(asked, metadata=metadata)).resources
-            if any((each.type, each.id) == (f"snapshots/{snapshotter}", name) for each in resources):
-                leases.append(lease.id)
+        leased = await _leased(channel, metadata, snapshotter)
+        leases = [lease for lease, names in leased.items() if name in names]
         images = await _images(channel, metadata, f"{SNAPSHOT}{snapshotter}", name)
         labels = {label: value for label, value in info.labels.items() if label.startswith(GC)}
         return References(
@@ -106,6 +208,65 @@ async def _find(address: str, snapshotter: str, namespace: str, name: str) -> Re
             images=tuple(sorted(images)),
             leases=tuple(sorted(leases)),
         )
+
+
+async def _namespaces(channel: Channel) -> list[str]:
+    return [each.name for each in (await NamespacesStub(channel).List(ListNamespacesRequest())).namespaces]
+
+
+async def _known(address: str, snapshotter: str) -> set[tuple[str, str]]:
+    async with Channel(path=address) as channel:
+        found: set[tuple[str, str]] = set()
+        for namespace in await _namespaces(channel):
+            request, metadata = ListSnapshotsRequest(snapshotter=snapshotter), {"containerd-namespace": namespace}
+            for reply in await SnapshotsStub(channel).List(request, metadata=metadata):
+                found |= {(namespace, info.name) for info in reply.info}
+        return found
+
+
+async def _needed(address: str, snapshotter: str) -> dict[tuple[str, str], str]:
+    found: dict[tuple[str, str], str] = {}
+    label = f"{SNAPSHOT}{snapshotter}"
+    async with Channel(path=address) as channel:
+        for namespace in await _namespaces(channel):
+            metadata = {"containerd-namespace": namespace}
+            for lease, names in (await _leased(channel, metadata, snapshotter)).items():
+                found |= {(namespace, name): f"lease {lease!r}" for name in names}
+            replies = await ContentStub(channel).List(ListContentRequest(), metadata=metadata)
+            content = {info.digest: info.labels for reply in replies for info in reply.info}
+            for image in (await ImagesStub(channel).List(ListImagesRequest(), metadata=metadata)).images:
+                tops = _referred({image.target.digest}, content, label)
+                found |= {(namespace, name): f"image {image.name!r}" for name in tops}
+            for message in await ContainersStub(channel).ListStream(ListContainersRequest(), metadata=metadata):
+                if message.container.snapshotter == snapshotter and message.container.snapshot_key:
+                    found[namespace, message.container.snapshot_key] = f"container {message.container.id!r}"
+    return found
+
+
+def _referred(digests: set[str], content: Mapping[str, Mapping[str, str]], label: str) -> set[str]:
+    """
+    Return the values of *label* in the content *digests* and in all content below.
+    """
+    found: set[str] = set()
+    seen: set[str] = set()
+    while digests:
+        seen |= digests
+        labels = [pair for digest in digests for pair in content.get(digest, {}).items()]
+        found |= {value for name, value in labels if _is(name, label)}
+        digests = {value for name, value in labels if _is(name, CONTENT)} - seen
+    return found
+
+
+async def _leased(channel: Channel, metadata: Mapping[str, str], snapshotter: str) -> dict[str, set[str]]:
+    """
+    Return the names of the snapshots that each lease holds.
+    """
+    found = {}
+    for lease in (await LeasesStub(channel).List(ListRequest(), metadata=metadata)).leases:
+        asked = ListResourcesRequest(id=lease.id)
+        resources = (await LeasesStub(channel).ListResources(asked, metadata=metadata)).resources
+        found[lease.id] = {each.id for each in resources if each.type == f"snapshots/{snapshotter}"}
+    return found
 
 
 async def _images(channel: Channel, metadata: Mapping[str, str], label: str, name: str) -> list[str]:
@@ -127,9 +288,13 @@ async def _images(channel: Channel, metadata: Mapping[str, str], label: str, nam
 
 def _refers(labels: Mapping[str, str], prefix: str, value: str) -> bool:
     """
-    Return whether the label *prefix*, or a label that continues *prefix* with a dot or a slash, has *value*.
+    Return whether the label *prefix*, or a label that continues *prefix*, has *value*.
     """
-    return any(
-        found == value and (label == prefix or label.startswith((f"{prefix}.", f"{prefix}/")))
-        for label, found in labels.items()
-    )
+    return any(found == value and _is(label, prefix) for label, found in labels.items())
+
+
+def _is(label: str, prefix: str) -> bool:
+    """
+    Return whether *label* is *prefix*, or continues it with a dot or a slash.
+    """
+    return label == prefix or label.startswith((f"{prefix}.", f"{prefix}/"))

@@ -8,7 +8,8 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pybtrfs import filesystem, subvolume
@@ -38,6 +39,8 @@ from snapshotter.store.store import ID_BLOCK, Store
 # on the disk.
 _MAX_AGE = {FS: 60_000_000_000, LAYER: 3_600_000_000_000}
 
+Keep = Callable[[str, Mapping[str, str]], bool]
+
 _MOVED = "moved to the quarantine"
 
 
@@ -54,7 +57,12 @@ class Repair:
     what: str
 
 
-def fix(root: str | os.PathLike[str], *, margin: int = 1_000_000_000) -> list[Repair]:
+def fix(
+    root: str | os.PathLike[str],
+    *,
+    margin: int = 1_000_000_000,
+    keep: Keep | None = None,
+) -> list[Repair]:
     """
     Repair the problems that `doctor.examine` finds in the store at *root*, and return the repairs made.
 
@@ -71,6 +79,8 @@ def fix(root: str | os.PathLike[str], *, margin: int = 1_000_000_000) -> list[Re
     Args:
         margin: Records in each other's directories are moved only if their times then fit the subvolumes better by
             this many nanoseconds.
+        keep: Whether directories that belong to no snapshot stay in place, because the client may need them. Called at
+            most once, with the client and the parents of the usable snapshots, by key.
 
     Raises:
         NotFoundError: *root* does not exist.
@@ -87,7 +97,7 @@ def fix(root: str | os.PathLike[str], *, margin: int = 1_000_000_000) -> list[Re
         if store.is_copy:
             raise FailedPreconditionError(f"{path!r} is a copy of a store: make it one with `snapshotter init --adopt`")
         stack.callback(store.acquire().release)
-        fixer = _Fixer(store, volumes, margin)
+        fixer = _Fixer(store, volumes, margin, keep)
         if header_repair:
             fixer.done(path, header_repair)
         fixer.fix()
@@ -155,10 +165,12 @@ def has_empty(root: str) -> bool:
 
 
 class _Fixer:
-    def __init__(self, store: Store, volumes: BtrfsVolumes, margin: int) -> None:
+    def __init__(self, store: Store, volumes: BtrfsVolumes, margin: int, keep: Keep | None) -> None:
         self._store = store
         self._volumes = volumes
         self._margin = margin
+        self._keep = keep
+        self._kept: bool | None = None
         self.repairs: list[Repair] = []
 
     def done(self, subject: str, what: str) -> None:
@@ -174,10 +186,29 @@ class _Fixer:
         for item in self._survey(Verdict.QUARANTINED):
             self._repair_subvolume(item)
         for item in self._survey(Verdict.ORPHAN):
+            if self._stays(self._store.snapshots_fd, item.name):
+                continue
             self._quarantine(self._store.snapshots_fd, item.name, item.name)
             self.done(self._path(item.name), f"{item.problem}: {_MOVED}")
         for item in self._survey(Verdict.QUARANTINED, Verdict.REMOVED):
             self._quarantine_unexpected(item)
+
+    def _stays(self, dir_fd: int, name: str) -> bool:
+        """
+        Return whether an entry stays in place, because it may be a snapshot that the client needs.
+        """
+        if not stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+            return False
+        if self._kept is None and self._keep:
+            usable = self._survey(Verdict.ACTIVE, Verdict.VIEW, Verdict.COMMITTED)
+            found = {item.id: item.record for item in usable if item.record}
+            keys = {id_: record.key for id_, record in found.items()}
+            parents = {
+                record.key: keys.get(record.parent, f"{SNAPSHOTS}/{record.parent}") if record.parent else ""
+                for record in found.values()
+            }
+            self._kept = self._keep(self._store.header.client, parents)
+        return bool(self._kept)
 
     def _survey(self, *verdicts: Verdict) -> list[Recovered]:
         return [item for item in recovery.survey(self._store, self._volumes) if item.verdict in verdicts]
@@ -311,6 +342,8 @@ class _Fixer:
         """
         with self._store.directory(item.id) as directory:
             for name in item.contents.unexpected:
+                if item.verdict is Verdict.QUARANTINED and self._stays(directory.fd, name):
+                    continue
                 self._quarantine(directory.fd, name, f"{item.name}-{name}")
                 self.done(f"{directory.path}/{name}", f"it is not a subvolume of the snapshot: {_MOVED}")
 

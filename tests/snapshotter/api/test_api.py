@@ -98,7 +98,8 @@ def test_part_of_a_service(service: str) -> None:
     """
     ours = described(OURS, f"snapshotter/api/{service}.proto", "snapshotter/api/descriptor.proto")
     directory = needed(module_source, MODULE)
-    theirs = described(directory, "types/descriptor.proto", f"services/{service}/v1/{service}.proto")
+    file = {"namespaces": "namespace"}.get(service, service)
+    theirs = described(directory, "types/descriptor.proto", f"services/{service}/v1/{file}.proto")
     assert len(ours) > 3
     for name, members in ours.items():
         assert members.items() <= theirs[name].items(), name

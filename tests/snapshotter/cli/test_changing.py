@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from snapshotter import Snapshotter
+from snapshotter.store.record_storage import XATTR
 from tests.snapshotter.cli.commands import Run, infos
 from tests.snapshotter.serving import serving
 
@@ -72,7 +73,7 @@ def test_held_by_a_library(layers: str, run: Run) -> None:
 
 def test_a_store_of_containerd(btrfs: Path, run: Run, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Nothing is made by hand among the snapshots of containerd, which would delete it; they can be removed.
+    Nothing is created by hand among the snapshots of containerd, or removed unless containerd is gone.
     """
     monkeypatch.setenv("SNAPSHOTTER_ROOT", str(btrfs / "s"))
     with ExitStack() as stack:
@@ -88,5 +89,30 @@ def test_a_store_of_containerd(btrfs: Path, run: Run, way: str, monkeypatch: pyt
             assert refused.code == 1, argv
             assert "belongs to client 'btrfs', and containerd's garbage collection deletes" in refused.err
         assert [info[0] for info in infos(run)] == ["a"]
-        assert run("rm", "a").code == 0
+        for more in [], ["--force"]:
+            refused = run("rm", "a", "--containerd", str(btrfs / "none"), *more)
+            assert (refused.code, refused.out) == (1, "")
+            assert "no answer from containerd" in refused.err
+        argv = ["rm", "a", "--containerd", str(btrfs / "none"), "--containerd-is-gone"]
+        assert "give --yes" in run(*argv).err
+        assert [info[0] for info in infos(run)] == ["a"]
+        assert run(*argv, "--yes").code == 0
         assert infos(run) == []
+
+
+@pytest.mark.parametrize("way", ["alone"])
+def test_a_store_without_a_client(root: str, run: Run) -> None:
+    """
+    Snapshots with containerd's keys are protected, too, if the store's record lost the name of the client.
+    """
+    with Snapshotter(root) as store:
+        store.prepare("k8s.io/1/web")
+    os.setxattr(f"{root}/store", XATTR, b"damaged")
+    assert "replaced the record of the store" in run("doctor", "--fix").out
+    for argv in ["rm", "k8s.io/1/web"], ["init", "--client", "local"]:
+        refused = run(*argv)
+        assert refused.code == 1
+        assert "bind it again with `snapshotter init --client NAME`" in refused.err
+    assert run("init", "--client", "btrfs").code == 0
+    assert "cannot be asked" in run("rm", "k8s.io/1/web", "--containerd", f"{root}/none").err
+    assert [info[0] for info in infos(run)] == ["k8s.io/1/web"]

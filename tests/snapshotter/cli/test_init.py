@@ -189,7 +189,13 @@ def test_client(btrfs: Path, run: Run) -> None:
     with Snapshotter(root, client="btrfs") as store:
         store.prepare("a")
     assert run("prepare", "b", "--root", root).code == 1
-    assert run("init", "--client", "local", "--root", root) == (0, f"{root} is now bound to client local\n", "")
+    argv = ["init", "--client", "local", "--root", root, "--containerd", f"{root}/none"]
+    refused = run(*argv)
+    assert refused.code == 1
+    assert "cannot be asked for its needs: no answer from containerd at" in refused.err
+    assert "give --yes" in run(*argv, "--containerd-is-gone").err
+    said = f"{root} is now bound to client local\n"
+    assert run(*argv, "--containerd-is-gone", "--yes") == (0, said, "")
     assert run("prepare", "b", "--root", root).code == 0
     with Snapshotter(root, client="btrfs") as store, pytest.raises(FailedPreconditionError, match="client 'local'"):
         store.prepare("c")

@@ -3,12 +3,13 @@
 """
 
 import argparse
-import sys
+from collections.abc import Mapping
 
 from snapshotter.analysis import inventory, space
-from snapshotter.cli import arguments, output, waiting
-from snapshotter.cli.codes import DONE, INCONSISTENT
-from snapshotter.errors import InvalidArgumentError
+from snapshotter.cli import arguments, output, protection, waiting
+from snapshotter.cli.codes import DONE, INCONSISTENT, complain
+from snapshotter.cli.confirmation import agreed
+from snapshotter.errors import FailedPreconditionError, UnavailableError
 from snapshotter.maintenance import doctor, quarantine, repair
 from snapshotter.store.layout import QUARANTINE
 from snapshotter.text import printable
@@ -21,9 +22,11 @@ def add(commands: arguments.Commands) -> None:
         action="store_true",
         help="repair the store, and move unusable entries to the quarantine; deletes nothing",
     )
+    protection.add_socket(examine)
     purge = commands.add("purge", _purge, arguments.BYTES, example="snapshotter purge --dry-run")
     purge.add_argument("--yes", action="store_true", help="delete without asking")
     purge.add_argument("--dry-run", action="store_true", help="only list the quarantine")
+    protection.add_flags(purge)
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
@@ -31,7 +34,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
     repairs = []
     if parsed.fix:
         with arguments.exclusive("doctor --fix"):
-            repairs = repair.fix(root)
+            repairs = repair.fix(root, keep=lambda client, parents: _keep(parsed, client, parents))
     problems = doctor.examine(root)
     if parsed.json:
         left = [problem._asdict() for problem in problems]
@@ -57,22 +60,51 @@ def _purge(parsed: argparse.Namespace) -> None:
         if not paths:
             print("the quarantine is empty")
             return
-        orphaned = inventory.take(store, measured=False).orphaned
+        taken = inventory.take(store, measured=False)
+        if not parsed.dry_run:
+            _check_purge(parsed, store.client, _parents(taken))
+        orphaned = taken.orphaned
         theirs = [volume for volume in orphaned if volume.path.startswith(f"{QUARANTINE}/")]
         size = output.amount(parsed)(space.of_volumes(store.root, theirs).reclaimable)
         print(f"entries in the quarantine: {len(paths)}; deleting their subvolumes frees {size}")
         if parsed.dry_run:
             return
-        if not parsed.yes and not _agreed():
+        if not parsed.yes and not agreed("delete them?"):
             return
         quarantine.purge(store, paths)
         waiting.wait(store.root, {subvolid for volume in theirs for subvolid in volume.subvolids})
 
 
-def _agreed() -> bool:
-    if not sys.stdin or not sys.stdin.isatty():
-        raise InvalidArgumentError("cannot ask for confirmation, because standard input is not a terminal: give --yes")
-    try:
-        return input("delete them? [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
+def _parents(taken: inventory.Inventory) -> dict[str, str]:
+    """
+    Return the parents of the usable snapshots, by key.
+    """
+    return {key: entry.info.parent for key, entry in taken.entries.items() if not entry.problem}
+
+
+def _check_purge(parsed: argparse.Namespace, client: str, parents: Mapping[str, str]) -> None:
+    if not protection.is_foreign(client, parents):
+        return
+    if lost := protection.ask(parsed, lambda: protection.lost(parsed, client, parents)):
+        raise FailedPreconditionError(
+            f"the quarantine may hold snapshots that containerd needs and the store lacks: {', '.join(lost)}: remove "
+            "the objects in parentheses with ctr first"
+        )
+
+
+def _keep(parsed: argparse.Namespace, client: str, parents: Mapping[str, str]) -> bool:
+    """
+    Return whether unusable directories stay in place, because containerd may need the snapshots in them.
+    """
+    if not protection.is_foreign(client, parents):
         return False
+    try:
+        lost = protection.lost(parsed, client, parents)
+    except (UnavailableError, ModuleNotFoundError) as error:
+        reason = f"containerd cannot be asked: {error}"
+    else:
+        if not lost:
+            return False
+        reason = f"containerd needs snapshots that the store lacks: {', '.join(lost)}"
+    complain(f"directories without a usable record are left in place, because {reason}", DONE)
+    return True

@@ -4,7 +4,7 @@
 
 import argparse
 
-from snapshotter.cli import arguments, interruption
+from snapshotter.cli import arguments, interruption, protection
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import AlreadyExistsError, InvalidArgumentError
 from snapshotter.model import LOCAL
@@ -29,6 +29,8 @@ def add(commands: arguments.Commands) -> None:
         metavar="NAME",
         help=f"bind the store to this client, also an existing store ({LOCAL} is this command)",
     )
+    init.add_argument("--yes", action="store_true", help="with --containerd-is-gone, proceed without asking")
+    protection.add_flags(init)
 
 
 def _init(parsed: argparse.Namespace) -> None:
@@ -60,6 +62,8 @@ def _init(parsed: argparse.Namespace) -> None:
                     raise
         if parsed.client is not None:
             with Snapshotter(root, client=None) as store:
+                if parsed.client != store.client:
+                    protection.check_rebinding(parsed, store.client, [info.name for info in store.walk()])
                 store.bind(parsed.client)
             said = said or f"{printable(root)} is now bound to client {printable(parsed.client)}\n"
     print(said, end="")

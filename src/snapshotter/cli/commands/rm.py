@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pybtrfs import subvolume
 from snapshotter.analysis import inventory, space
-from snapshotter.cli import arguments, output, waiting
+from snapshotter.cli import arguments, output, protection, waiting
 from snapshotter.cli.codes import DONE, complain, report
 from snapshotter.cli.progress import with_progress
 from snapshotter.errors import Error, quoted
@@ -22,6 +22,11 @@ def add(commands: arguments.Commands) -> None:
     rm = commands.add("rm", _rm, arguments.KEYS, arguments.BYTES, example="snapshotter rm web web-2")
     rm.add_argument("--no-wait", action="store_true", help="free the space in the background")
     rm.add_argument("--dry-run", action="store_true", help="only print how many bytes would be freed, as `frees` does")
+    rm.add_argument(
+        "--force", action="store_true", help="on a store of containerd, remove snapshots that containerd does not know"
+    )
+    rm.add_argument("--yes", action="store_true", help="with --containerd-is-gone, remove without asking")
+    protection.add_flags(rm)
     commands.add("cleanup", _cleanup, example="snapshotter cleanup")
 
 
@@ -31,12 +36,16 @@ def _rm(parsed: argparse.Namespace) -> int:
             print(output.amount(parsed)(space.frees(reading, parsed.keys, with_progress)))
             return DONE
         root = reading.root
+        client = reading.client
         entries = inventory.take(reading, measured=False).entries
+    refused = protection.refusals(parsed, client, [key for key in parsed.keys if key in entries])
     code = DONE
     keys: dict[int, str] = {}
     with arguments.changing(parsed) as store:
         for key in sorted(parsed.keys, key=lambda key: _depth(entries, key), reverse=True):
             try:
+                if key in refused:
+                    raise refused[key]
                 store.remove(key)
             except Error as error:
                 failure = report(error)
