@@ -140,6 +140,31 @@ def search_files(target: Target, *, tree_id: int = 0, min_transid: int = 0) -> I
     return _search_files(target, tree_id, min_transid, 0)
 
 
+def read(target: Target, *, tree_id: int = 0, min_transid: int = 0) -> None:
+    """
+    Read every leaf of a tree that changed in transaction *min_transid* or later, to find out whether the kernel can.
+
+    The kernel cleans a deleted subvolume by reading the blocks that the subvolume shares with no other. If it cannot
+    read one of these blocks, the whole filesystem turns read-only.
+
+    Issues ``BTRFS_IOC_TREE_SEARCH_V2`` (Linux 3.16), which needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        tree_id: 0 is the subvolume of *target*.
+
+    Raises:
+        FileNotFoundError: The tree does not exist.
+        OSError: EIO or EUCLEAN: a block is damaged.
+    """
+    with opened(target) as fd:
+        start: Key | None = Key(0, 0, 0)
+        while start is not None:
+            key = _search_key(tree_id, start, MAX_KEY, min_transid, MAX)
+            # No item changed after MAX, so C keeps none.
+            _, _, last = ioctl.tree_search_v2_changed(fd, key, _CHANGES_SIZE, MAX)
+            start = _following(Key(*last)) if last else None
+
+
 def _search_files(target: Target, tree_id: int, min_transid: int, transid: int) -> Iterator[Item]:
     with opened(target) as fd:
         start: Key | None = _FIRST_OF_FILES

@@ -29,6 +29,7 @@ QUOTED_SIZE = 160  # characters; containerd's own keys have about a hundred
 
 EXHAUSTED_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 DEAD_ERRNOS = {errno.EIO, errno.EROFS}  # signs of a filesystem that the kernel has aborted
+DAMAGED_ERRNOS = {errno.EIO, errno.EUCLEAN, errno.ESTALE}  # signs of a block that cannot be read, or makes no sense
 
 CURES = {
     errno.ETXTBSY: ": a swap file in the subvolume is in use: swapoff first",
@@ -105,6 +106,13 @@ class NotSupportedError(Error):
     """
     This installation, kernel or filesystem does not support the call (containerd's Unimplemented).
     """
+
+
+def is_damage(error: OSError) -> bool:
+    """
+    Return whether *error* can come from a damaged file or subvolume on a filesystem that works otherwise.
+    """
+    return error.errno in DAMAGED_ERRNOS
 
 
 def quoted(value: object) -> str:

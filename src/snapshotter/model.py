@@ -143,8 +143,8 @@ class Located(NamedTuple):
     A snapshot and the place of its content.
 
     Args:
-        path: The path of its subvolume, relative to the root. A view has its parent's, or that of the empty subvolume.
-            ``""`` if the subvolume is lost.
+        path: The path of its subvolume, relative to the root, even if the subvolume is lost. A view has its parent's,
+            or that of the empty subvolume.
         usage: Its usage if no system call is needed to know it, else None.
         problem: The reason why the snapshot cannot be used; ``""`` if it can.
     """

@@ -94,6 +94,9 @@ class DirectoryVolumes:
             with contextlib.suppress(FileNotFoundError):
                 remove_tree(os.path.join(directory.path, leftover))
 
+    def check_readable(self, directory: Directory, name: str, base_transid: int) -> None:
+        pass
+
     def barrier(self, fd: int) -> None:
         pass
 

@@ -12,7 +12,7 @@ from pybtrfs import ioctl, mountinfo, subvolume, syscall
 from pybtrfs.path import opened
 from pybtrfs.subvolume import SubvolumeInfo
 from snapshotter.contract import Snapshotter
-from snapshotter.errors import DataLossError, translating
+from snapshotter.errors import DataLossError, NotFoundError, UnavailableError, translating
 from snapshotter.model import Info, Kind, Usage
 from snapshotter.store import records
 from snapshotter.store.layout import EMPTY, FS, LAYER, SNAPSHOTS
@@ -49,11 +49,11 @@ class Entry(NamedTuple):
 
     Args:
         volume: Its own subvolume; None for a view, and if the subvolume is missing.
-        usage: Its usage; None if its subvolume or its parent's is missing, or if usage was not asked for.
+        usage: Its usage; None if its subvolume or its parent's is missing or unreadable, or if usage was not asked for.
         children: The number of its children.
         mounted: Whether it is mounted in any visible mount namespace. A view counts as mounted whenever its parent's
             layer is, because the two cannot be told apart.
-        problem: The reason why it cannot be used; empty if it can.
+        problem: The reason why it cannot be used or measured; empty if it can.
     """
 
     info: Info
@@ -110,7 +110,10 @@ def take(store: Snapshotter, *, measured: bool = True) -> Inventory:
             if volume:
                 base = volumes.get(located[info.parent].path) if info.parent in located else None
                 volume = Volume(path, volume.info, volume.nested, base.info if base else None)
-                usage = (known_usage or _usage(store, fd, name, volume)) if measured else None
+                if measured and known_usage:
+                    usage = known_usage
+                elif measured and not problem:
+                    usage, problem = _usage(store, fd, name, volume)
             in_use = volume is not None and volume.info.id in mounted
             own = None if info.kind is Kind.VIEW else volume
             entries[name] = Entry(info, own, usage, children[name], in_use, problem)
@@ -127,15 +130,21 @@ def take(store: Snapshotter, *, measured: bool = True) -> Inventory:
         return Inventory(entries, tuple(pending), tuple(orphaned))
 
 
-def _usage(store: Snapshotter, fd: int, key: str, volume: Volume) -> Usage | None:
+def _usage(store: Snapshotter, fd: int, key: str, volume: Volume) -> tuple[Usage | None, str]:
+    """
+    Return the usage of a snapshot, or the reason why the snapshot cannot be measured.
+    """
     base = volume.base
     try:
         # Measured by id, because opening a snapshot and its parent takes longer than the search itself.
         if base and volume.info.raw.parent_uuid == base.raw.uuid:
-            return store.opened.usage_of(measure_by_id(fd, volume.info.id, volume.info.otransid, base.id))
-        return store.usage(key)
-    except (DataLossError, FileNotFoundError):
-        return None  # its parent's subvolume is missing, or its own has been destroyed since
+            return store.opened.usage_of(measure_by_id(fd, volume.info.id, volume.info.otransid, base.id)), ""
+        return store.usage(key), ""
+    except (DataLossError, NotFoundError, FileNotFoundError):
+        return None, ""  # its parent's subvolume is missing, or its own has been destroyed since
+    except (OSError, UnavailableError) as error:
+        # One unreadable subvolume hides no other snapshot.
+        return None, f"its subvolume cannot be read: {getattr(error, 'strerror', error)}"
 
 
 def _volumes(fd: int, root: str) -> Iterator[Volume]:

@@ -3,17 +3,18 @@ Space that a store takes on its filesystem, and the space of the filesystem itse
 """
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from pybtrfs import device, extent, space, subvolume
-from pybtrfs.extent import Track
+from pybtrfs.extent import Extent, Track
 from pybtrfs.path import opened
 from pybtrfs.space import SpaceInfo
+from pybtrfs.subvolume import SubvolumeInfo
 from snapshotter.analysis import inventory
 from snapshotter.analysis.inventory import Entry, Inventory, Volume
 from snapshotter.contract import Snapshotter
-from snapshotter.errors import FailedPreconditionError, quoted, translating
+from snapshotter.errors import FailedPreconditionError, is_damage, quoted, translating
 from snapshotter.model import Kind
 
 
@@ -76,6 +77,8 @@ class FilesystemSpace:
 def of_store(store: Snapshotter, inventory: Inventory) -> dict[str, Amount]:
     """
     Return the amounts of an open *store* by kind: the kinds of snapshots in lower case, "pending" and "orphaned".
+
+    The quarantine is part of "orphaned".
     """
     kinds = {str(kind).lower(): amount for kind, amount in of_snapshots(inventory).items()}
     pending, orphaned = (of_volumes(store.root, volumes) for volumes in (inventory.pending, inventory.orphaned))
@@ -146,10 +149,21 @@ def _only_theirs(fd: int, volumes: Iterable[Volume], owners: Iterable[Volume], t
         added
         for volume in volumes
         for subvolid in volume.subvolids
-        for added in extent.iterate(fd, subvolid, volume.base if subvolid == volume.info.id else None)
+        for added in _extents(fd, subvolid, volume.base if subvolid == volume.info.id else None)
     )
     subvolids = {subvolid for owner in owners for subvolid in owner.subvolids}
     return sum(extent.unshared(fd, track(found), subvolids, track).values())
+
+
+def _extents(fd: int, subvolid: int, base: SubvolumeInfo | None) -> Iterator[Extent]:
+    """
+    Yield the extents of a subvolume; of a damaged one, those before the damage.
+    """
+    try:
+        yield from extent.iterate(fd, subvolid, base)
+    except OSError as error:
+        if not is_damage(error):
+            raise
 
 
 def of_filesystem(root: str) -> FilesystemSpace:

@@ -33,6 +33,8 @@ from snapshotter.store.write_errors import WriteErrors
 
 _REPAIR = "`snapshotter doctor --fix` repairs it if it can; otherwise remove the snapshot and its descendants"
 _REMOVE = "remove the snapshot and its descendants"
+_KEEP = "replace the disk if it fails; else remove the snapshot and its descendants, then see `snapshotter doctor`"
+_CHECK = "replace the disk if it fails; else unmount the filesystem, and look at it with `btrfs check`"
 _QUARANTINE = "`snapshotter doctor --fix` repairs it, or moves it to the quarantine"
 _ADOPT = "make it a store with `snapshotter init --adopt`"
 
@@ -154,7 +156,8 @@ class Opened:
             self.operations.settle_later(snapshot)
 
     def _report(self, name: str, what: str) -> None:
-        problem = Problem(os.path.join(self.root, SNAPSHOTS, name), what, _QUARANTINE)
+        cure = _CHECK if what.startswith(recovery.UNREADABLE_ENTRY) else _QUARANTINE
+        problem = Problem(os.path.join(self.root, SNAPSHOTS, name), what, cure)
         Event.UNKNOWN.emit(path=problem.subject, error=what)
         self._problems.append(problem)
 
@@ -179,7 +182,7 @@ class Opened:
         Return the problems of the store: quarantined snapshots, orphans and unexpected files.
         """
         quarantined = [
-            Problem(snapshot.key, snapshot.quarantine, _REMOVE if snapshot.quarantine == recovery.LOST else _REPAIR)
+            Problem(snapshot.key, snapshot.quarantine, _cure(snapshot.quarantine))
             for snapshot in self.index.snapshots()
             if snapshot.quarantine
         ]
@@ -192,11 +195,12 @@ class Opened:
         self.session.check()
         above = len(self.root) + 1
         for snapshot in self.index.snapshots():
-            path = problem = ""
+            problem = ""
             try:
-                path = self.operations.place(snapshot).path[above:]
+                self.operations.place(snapshot)
             except DataLossError as error:
                 problem = str(error)
+            path = self.operations.former_place(snapshot).path[above:]
             known = snapshot.known
             yield Located(snapshot.info, path, self.usage_of(known) if known else None, problem)
 
@@ -258,6 +262,15 @@ def check_client(client: str) -> None:
     """
     if not client:
         raise InvalidArgumentError("client is empty: name the client whose snapshots these are")
+
+
+def _cure(problem: str) -> str:
+    """
+    Return the cure for the *problem* of a quarantined snapshot.
+    """
+    if problem.startswith(recovery.UNREADABLE):
+        return _KEEP
+    return _REMOVE if problem == recovery.LOST else _REPAIR
 
 
 def _lost(snapshot_id: int, why: str) -> Snapshot:

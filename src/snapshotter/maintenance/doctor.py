@@ -31,7 +31,9 @@ def examine(root: str | os.PathLike[str]) -> list[Problem]:
         with Snapshotter(path, read_only=True) as store:
             return of_store(store)
     except (DataLossError, UnavailableError) as error:
-        cure = "`snapshotter doctor --fix` repairs the record of the store; replace a disk that fails"
+        cure = "replace the disk if it fails; else unmount the filesystem, and look at it with `btrfs check`"
+        if isinstance(error, DataLossError):
+            cure = "`snapshotter doctor --fix` repairs the record of the store"
         return [Problem(path, str(error), cure), *_around(path)]
 
 
@@ -54,7 +56,11 @@ def _places(root: str) -> Iterator[Problem]:
         what = "it is not the empty, read-only subvolume that a view without a parent shows"
         yield Problem(os.path.join(root, EMPTY), what, "`snapshotter doctor --fix` recreates it")
     for path in quarantine.quarantined(root):
-        yield Problem(path, "it belongs to no snapshot", "inspect it, then delete it with `snapshotter purge`")
+        if damage := quarantine.damage(path):
+            cure = "`snapshotter purge` deletes it, after which the filesystem may turn read-only until it is remounted"
+            yield Problem(path, f"a removed snapshot is kept, because it cannot be read: {damage}", cure)
+        else:
+            yield Problem(path, "it belongs to no snapshot", "inspect it, then delete it with `snapshotter purge`")
 
 
 def _directory(root: str) -> Iterator[Problem]:

@@ -5,7 +5,6 @@ Nothing is deleted here. `quarantine.purge` deletes entries of the quarantine af
 """
 
 import contextlib
-import itertools
 import math
 import os
 import stat
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 from pybtrfs import filesystem, subvolume
 from pybtrfs.path import open_directory, owned
-from snapshotter.errors import FailedPreconditionError, translating
+from snapshotter.errors import FailedPreconditionError, is_damage, translating
 from snapshotter.store import header, records, recovery
 from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.store.header import Header
@@ -22,7 +21,6 @@ from snapshotter.store.layout import (
     EMPTY,
     FS,
     LAYER,
-    QUARANTINE,
     SNAPSHOTS,
     STORE,
     Directory,
@@ -164,6 +162,18 @@ def has_empty(root: str) -> bool:
     return subvolume.get_read_only(path) and not os.listdir(path)
 
 
+@contextlib.contextmanager
+def _leaving_damage() -> Iterator[None]:
+    """
+    End the ``with`` at an entry that cannot be read: it stays where it is, and `doctor.examine` names it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_damage(error):
+            raise
+
+
 class _Fixer:
     def __init__(self, store: Store, volumes: BtrfsVolumes, margin: int, keep: Keep | None) -> None:
         self._store = store
@@ -178,20 +188,28 @@ class _Fixer:
 
     def fix(self) -> None:
         if not has_empty(self._store.root):
-            self._recreate_empty()
+            with _leaving_damage():
+                self._recreate_empty()
         for item in self._survey(Verdict.ORPHAN):
-            self._repair_record(item)
-        orphans = [item.name for item in self._survey(Verdict.ORPHAN)]
-        self._return_records({name: record for name in orphans if (record := self._misplaced_record(name))})
+            with _leaving_damage():
+                self._repair_record(item)
+        misplaced = {}
+        for item in self._survey(Verdict.ORPHAN):
+            with _leaving_damage():
+                if record := self._misplaced_record(item.name):
+                    misplaced[item.name] = record
+        self._return_records(misplaced)
         for item in self._survey(Verdict.QUARANTINED):
-            self._repair_subvolume(item)
+            with _leaving_damage():
+                self._repair_subvolume(item)
         for item in self._survey(Verdict.ORPHAN):
-            if self._stays(self._store.snapshots_fd, item.name):
-                continue
-            self._quarantine(self._store.snapshots_fd, item.name, item.name)
-            self.done(self._path(item.name), f"{item.problem}: {_MOVED}")
+            with _leaving_damage():
+                if not self._stays(self._store.snapshots_fd, item.name):
+                    self._quarantine(self._store.snapshots_fd, item.name, item.name)
+                    self.done(self._path(item.name), f"{item.problem}: {_MOVED}")
         for item in self._survey(Verdict.QUARANTINED, Verdict.REMOVED):
-            self._quarantine_unexpected(item)
+            with _leaving_damage():
+                self._quarantine_unexpected(item)
 
     def _stays(self, dir_fd: int, name: str) -> bool:
         """
@@ -305,10 +323,11 @@ class _Fixer:
             return self._age(directory, wanted, record)
 
     def _age(self, directory: Directory, name: str, record: Record) -> float:
-        if not is_subvolume(directory.fd, name):
-            return math.inf
-        with owned(open_directory(directory.fd, name)) as fd:
-            return abs(subvolume.get_info(fd).raw.otime - record.created)
+        with _leaving_damage():
+            if is_subvolume(directory.fd, name):
+                with owned(open_directory(directory.fd, name)) as fd:
+                    return abs(subvolume.get_info(fd).raw.otime - record.created)
+        return math.inf
 
     # -- subvolumes
 
@@ -371,19 +390,11 @@ class _Fixer:
         self._volumes.barrier(fd)
 
     def _quarantine(self, dir_fd: int, name: str, as_: str) -> None:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(QUARANTINE, 0o700, dir_fd=self._store.fd)
-        with owned(open_directory(self._store.fd, QUARANTINE)) as fd:
-            taken = os.listdir(fd)
-            names = itertools.chain([as_], (f"{as_}.{number}" for number in itertools.count(2)))
-            new = next(each for each in names if each not in taken)
-            if is_subvolume(dir_fd, name):
-                with owned(open_directory(dir_fd, name)) as subvolume_fd:
-                    # The kernel does not move a read-only subvolume to another directory.
-                    subvolume.set_read_only(subvolume_fd, read_only=False, clear_received=True)
-            os.rename(name, new, src_dir_fd=dir_fd, dst_dir_fd=fd)
-            for each in (fd, dir_fd, self._store.fd):
-                self._volumes.barrier(each)
+        if is_subvolume(dir_fd, name):
+            with owned(open_directory(dir_fd, name)) as subvolume_fd:
+                # The kernel does not move a read-only subvolume to another directory.
+                subvolume.set_read_only(subvolume_fd, read_only=False, clear_received=True)
+        self._store.quarantine(dir_fd, name, as_)
 
 
 def _subvolume_name(record: Record) -> str:

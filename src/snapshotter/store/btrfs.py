@@ -8,11 +8,11 @@ import os
 import time
 from typing import ClassVar, NamedTuple
 
-from pybtrfs import device, filesystem, ioctl, mountinfo, subvolume, syscall
+from pybtrfs import device, filesystem, ioctl, mountinfo, subvolume, syscall, tree_search
 from pybtrfs.errors import NotBtrfsError, not_subvolume
 from pybtrfs.mountinfo import MountTable
 from pybtrfs.path import open_beneath, open_directory, owned
-from snapshotter.errors import FailedPreconditionError
+from snapshotter.errors import FailedPreconditionError, is_damage
 from snapshotter.model import Measured, Mount
 from snapshotter.store import usage
 from snapshotter.store.coalesced import Coalesced
@@ -101,6 +101,15 @@ class BtrfsVolumes:
         }
 
     def inspect(self, place: Place) -> tuple[bytes | None, Contents]:
+        try:
+            return self._inspect(place)
+        except OSError as error:
+            if not is_damage(error):
+                raise
+        with owned(open_directory(place.dir_fd, place.name)) as fd:
+            return self.record_storage.read(fd), _damaged_contents(fd)
+
+    def _inspect(self, place: Place) -> tuple[bytes | None, Contents]:
         record, inodes = syscall.read_directory(place.dir_fd, place.name, XATTR, (FS, LAYER))
         fs, copy = (inode == ioctl.FIRST_FREE_OBJECTID for inode in inodes)
         if fs or copy:
@@ -201,6 +210,21 @@ class BtrfsVolumes:
             except FileNotFoundError:
                 # The kernel can fail to find a name that it still lists.
                 subvolume.delete_by_id(self._fd, subvolid)
+
+    def check_readable(self, directory: Directory, name: str, base_transid: int) -> None:
+        # A missing subvolume has nothing to read. Without CAP_SYS_ADMIN, nothing can be searched.
+        with (
+            contextlib.suppress(FileNotFoundError, PermissionError),
+            owned(open_directory(directory.fd, name)) as fd,
+        ):
+            if not subvolume.is_subvolume(fd):
+                return
+            # Older blocks belong to the parent. Newer blocks that `FS` shares with `LAYER` are read, too, because the
+            # kernel changes their owner.
+            tree_search.read(fd, min_transid=base_transid if name == LAYER else subvolume.get_info(fd).otransid)
+            if any(subvolume.children(fd)):
+                for entry in subvolume.iterate(fd, top=subvolume.get_id(fd)):
+                    tree_search.read(fd, tree_id=entry.info.id)
 
     def barrier(self, fd: int) -> None:
         os.fsync(fd)
@@ -303,6 +327,26 @@ def _flatten(fd: int, copy_fd: int, paths: list[str]) -> None:
 def _is_read_only(dir_fd: int, name: str) -> bool:
     with owned(open_directory(dir_fd, name)) as fd:
         return subvolume.get_read_only(fd)
+
+
+def _damaged_contents(fd: int) -> Contents:
+    """
+    Return the contents of the directory *fd*, in which something cannot be read.
+    """
+    found = {FS: False, LAYER: False}
+    writable = False
+    unreadable = {}
+    for name in found:
+        try:
+            found[name] = is_subvolume(fd, name)
+            if found[name] and name == LAYER:
+                writable = not _is_read_only(fd, name)
+        except OSError as error:
+            if not is_damage(error):
+                raise
+            found[name] = True
+            unreadable[name] = os.strerror(error.errno or 0)
+    return Contents(found[FS], found[LAYER] and not writable, anything=True, writable=writable, unreadable=unreadable)
 
 
 def _clear_flags(fd: int) -> None:

@@ -205,7 +205,9 @@ class Operations:
         with contextlib.suppress(FileNotFoundError), self._store.directory(snapshot.id) as directory:
             try:
                 # The parent stays, because `snapshotter.analysis.space` measures what is left of *snapshot* beside it.
-                self._write(directory, Record(snapshot.id, State.REMOVED, "", snapshot.record.parent))
+                # The generation stays, because the worker reads the changes since then before it destroys them.
+                parent, base_transid = snapshot.record.parent, snapshot.record.base_transid
+                self._write(directory, Record(snapshot.id, State.REMOVED, "", parent, base_transid=base_transid))
                 self._volumes.barrier(directory.fd)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -269,15 +271,23 @@ class Operations:
         Return the place of the subvolume that *snapshot* shows: of a view its parent's, or the empty one.
 
         Raises:
-            DataLossError: The subvolume is gone.
+            DataLossError: The subvolume is gone or unreadable.
         """
-        check_usable(snapshot)
+        layer = snapshot.parent if snapshot.kind is Kind.VIEW else None
+        for needed in (snapshot, layer):
+            if needed:
+                check_usable(needed)
+        return self.former_place(snapshot)
+
+    def former_place(self, snapshot: Snapshot) -> Place:
+        """
+        Return the place of the subvolume that *snapshot* shows or, if it is quarantined, should show.
+        """
         if snapshot.kind is Kind.ACTIVE:
             return self._store.subvolume(snapshot.id, FS)
         layer = snapshot.parent if snapshot.kind is Kind.VIEW else snapshot
         if layer is None:
             return self._store.empty
-        check_usable(layer)
         return self._store.subvolume(layer.id, LAYER)
 
     # -- steps

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
-from snapshotter.errors import quoted
+from snapshotter.errors import is_damage, quoted
 from snapshotter.store import records
 from snapshotter.store.layout import FS, LAYER
 from snapshotter.store.records import Record, State
@@ -15,6 +15,8 @@ from snapshotter.store.store import Store
 from snapshotter.store.volumes import Contents, Volumes
 
 LOST = "its subvolume is missing"  # for an unknown reason
+UNREADABLE = "its subvolume cannot be read"
+UNREADABLE_ENTRY = "it cannot be read"
 
 
 class Verdict(Enum):
@@ -25,9 +27,12 @@ class Verdict(Enum):
     ACTIVE = auto()
     VIEW = auto()
     COMMITTED = auto()
-    QUARANTINED = auto()  # the subvolume is missing; the snapshot can only be removed
+    QUARANTINED = auto()  # the subvolume is missing or unreadable; the snapshot can only be removed
     REMOVED = auto()  # the directory is to be destroyed
     ORPHAN = auto()  # no readable record; reported, never deleted
+
+
+_SHOWN = {Verdict.ACTIVE: FS, Verdict.COMMITTED: LAYER}
 
 
 class Recovered(NamedTuple):
@@ -137,6 +142,12 @@ def _judged(store: Store, volumes: Volumes) -> Iterator[Recovered]:
             continue  # the owner of the store has removed the snapshot since the listing
         except NotADirectoryError:
             yield Recovered(str(snapshot_id), Verdict.ORPHAN, snapshot_id, problem="it is not a directory")
+        except OSError as error:
+            # The damage of one directory is no reason to refuse all others.
+            if not is_damage(error):
+                raise
+            problem = f"{UNREADABLE_ENTRY}: {error.strerror}"
+            yield Recovered(str(snapshot_id), Verdict.ORPHAN, snapshot_id, problem=problem)
 
 
 def _recovered(store: Store, volumes: Volumes, snapshot_id: int) -> Recovered:
@@ -177,6 +188,8 @@ def _read_record(snapshot_id: int, data: bytes | None, contents: Contents) -> Re
         # This includes QUARANTINED: without `fs` the commit succeeded, because `fs` is destroyed only then.
         record = written.committed()
     problem = _loss(written.state, contents) if verdict is Verdict.QUARANTINED else ""
+    if damage := contents.unreadable.get(_SHOWN.get(verdict, "")):
+        verdict, problem = Verdict.QUARANTINED, f"{UNREADABLE}: {damage}"
     return Recovered(name, verdict, snapshot_id, record, written, contents, problem)
 
 

@@ -3,6 +3,7 @@ Store: the open directories of a store, its header, and the ids that it hands ou
 """
 
 import contextlib
+import itertools
 import os
 import stat
 import threading
@@ -242,6 +243,19 @@ class Store:
         Replace the record of a snapshot's directory, atomically; durable only after a barrier.
         """
         self._volumes.record_storage.write(directory.fd, record)
+
+    def quarantine(self, dir_fd: int, name: str, new_name: str) -> None:
+        """
+        Move *name* in the directory *dir_fd* to the quarantine, durably, as *new_name* or with a number behind it.
+        """
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(QUARANTINE, 0o700, dir_fd=self.fd)
+        with owned(open_directory(self.fd, QUARANTINE)) as fd:
+            taken = os.listdir(fd)
+            names = itertools.chain([new_name], (f"{new_name}.{number}" for number in itertools.count(2)))
+            os.rename(name, next(each for each in names if each not in taken), src_dir_fd=dir_fd, dst_dir_fd=fd)
+            for each in (fd, dir_fd, self.fd):
+                self._volumes.barrier(each)
 
     def remove_directory(self, snapshot_id: int) -> None:
         """

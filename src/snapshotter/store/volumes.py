@@ -5,6 +5,8 @@ This layer knows directories and subvolumes, but no keys or kinds. A record is o
 change either is one kernel transaction, or leaves a state that `Volumes.inspect` can tell from a complete change.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from pybtrfs.mountinfo import MountTable
@@ -25,6 +27,7 @@ class Contents(NamedTuple):
         anything: The directory is not empty.
         unexpected: The names of all entries, if neither `FS` nor `LAYER` is a subvolume.
         writable: `LAYER` is a writable subvolume, so it may be incomplete or changed.
+        unreadable: The kernel's error for each of `FS` and `LAYER` that cannot be read, and so counts as a subvolume.
     """
 
     fs: bool = False
@@ -32,6 +35,7 @@ class Contents(NamedTuple):
     anything: bool = False
     unexpected: tuple[str, ...] = ()
     writable: bool = False
+    unreadable: Mapping[str, str] = MappingProxyType({})
 
 
 class Volumes(Protocol):
@@ -113,6 +117,17 @@ class Volumes(Protocol):
 
         Raises:
             OSError: EBUSY: the subvolume or a nested subvolume is in *mounts*. Also all errors of the kernel.
+        """
+
+    def check_readable(self, directory: Directory, name: str, base_transid: int) -> None:
+        """
+        Read the part of the subvolume *name* that the kernel will read after the subvolume is destroyed, if it exists.
+
+        Args:
+            base_transid: The generation at which `LAYER` began to differ from its parent; 0 if it is unknown.
+
+        Raises:
+            OSError: A block is damaged: without it, the kernel would turn the whole filesystem read-only.
         """
 
     def barrier(self, fd: int) -> None:

@@ -4,15 +4,18 @@ Background work of an open store: the destruction of removed subvolumes, and the
 None of this work is durable. After a crash, the next open finds the unfinished work and submits it again.
 """
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 
 from pybtrfs.mountinfo import MountTable
+from snapshotter.errors import is_damage
 from snapshotter.events import Event
-from snapshotter.store.layout import FS, LAYER
+from snapshotter.store import records
+from snapshotter.store.layout import FS, LAYER, Directory
 from snapshotter.store.store import Store
 from snapshotter.store.volumes import Volumes
 
@@ -294,7 +297,11 @@ class Worker:
         started = time.monotonic()
         try:
             with self._store.directory(pending.snapshot_id) as directory:
-                for name in (pending.name,) if pending.name else (FS, LAYER):
+                names = (pending.name,) if pending.name else (FS, LAYER)
+                if error := self._damage(pending, directory, names):
+                    self._keep(pending, error)
+                    return
+                for name in names:
                     self._volumes.destroy(directory, name, mounts)
         except FileNotFoundError:
             return
@@ -302,3 +309,32 @@ class Worker:
         if not pending.name:
             self._store.remove_directory(pending.snapshot_id)
         Event.DESTROYED.emit(id=pending.snapshot_id, subvolume=pending.name, seconds=time.monotonic() - started)
+
+    def _damage(self, pending: PendingDestroy, directory: Directory, names: Iterable[str]) -> OSError | None:
+        """
+        Return the error that the kernel would meet after the subvolumes *names* are destroyed; None without one.
+        """
+        try:
+            base_transid = 0 if pending.name else self._base_transid(pending.snapshot_id, directory)
+            for name in names:
+                self._volumes.check_readable(directory, name, base_transid)
+        except OSError as error:
+            if is_damage(error):
+                return error
+            raise
+        return None
+
+    def _base_transid(self, snapshot_id: int, directory: Directory) -> int:
+        data = self._store.read(directory)
+        with contextlib.suppress(records.DamagedError):
+            return records.decode(data, snapshot_id).base_transid or 0 if data else 0
+        return 0
+
+    def _keep(self, pending: PendingDestroy, error: OSError) -> None:
+        """
+        Keep what cannot be read: a removed snapshot in the quarantine, another snapshot's subvolume where it is.
+        """
+        if not pending.name:
+            name = str(pending.snapshot_id)
+            self._store.quarantine(self._store.snapshots_fd, name, name)
+        Event.KEPT.emit(id=pending.snapshot_id, subvolume=pending.name, error=str(error))

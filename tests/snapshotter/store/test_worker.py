@@ -51,6 +51,12 @@ class Disk:
             raise FileNotFoundError(snapshot_id)
         yield Directory(-1, str(snapshot_id))
 
+    def read(self, directory: Directory) -> None:
+        pass
+
+    def check_readable(self, directory: Directory, name: str, base_transid: int) -> None:
+        pass
+
     def mounts(self) -> MountTable:
         self.tables += 1
         return MountTable()

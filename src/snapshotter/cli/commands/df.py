@@ -17,7 +17,8 @@ def add(commands: arguments.Commands) -> None:
 
 def _df(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store:
-        amounts = space.of_store(store, inventory.take(store))
+        taken = inventory.take(store)
+        amounts = space.of_store(store, taken)
         whole = space.of_filesystem(store.root)
     if parsed.json:
         kinds = {name: output.values(each) for name, each in amounts.items()}
@@ -38,6 +39,8 @@ def _df(parsed: argparse.Namespace) -> None:
         [(name, amount(size), amount(used), f"{used / size:.0%}") for name, size, used in parts],
     )
     print(f"unallocated {amount(whole.unallocated)}, available {amount(whole.available)}")
+    if broken := sum(bool(entry.problem) for entry in taken.entries.values()):
+        print(f"snapshots that cannot be used or measured: {broken}; `snapshotter doctor` names them")
     if whole.deleted:
         print(f"deleted subvolumes that the kernel has yet to clean: {whole.deleted}")
 

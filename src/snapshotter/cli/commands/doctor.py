@@ -56,7 +56,9 @@ def _purge(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store:
         paths = quarantine.quarantined(store.root)
         for path in paths:
-            print(printable(path))
+            damage = quarantine.damage(path)
+            warning = f": it cannot be read ({damage}): deleting it may turn the filesystem read-only" if damage else ""
+            print(printable(path + warning))
         if not paths:
             print("the quarantine is empty")
             return

@@ -3,10 +3,10 @@
 """
 
 import argparse
-import contextlib
 
 from snapshotter.cli import arguments, display, output
-from snapshotter.errors import DataLossError, NotFoundError, quoted
+from snapshotter.cli.codes import DONE, report
+from snapshotter.errors import DataLossError, Error, NotFoundError, UnavailableError, quoted
 
 
 def add(commands: arguments.Commands) -> None:
@@ -24,8 +24,12 @@ def _info(parsed: argparse.Namespace) -> None:
         entry = entries.get(parsed.key)
         if entry is None:
             raise NotFoundError(f"snapshot {quoted(parsed.key)} was removed or committed concurrently")
-        with contextlib.suppress(DataLossError):  # the subvolume of the snapshot or of its parent is lost
+        try:
             entry = entry._replace(usage=store.usage(parsed.key))
+        except DataLossError:
+            pass  # the subvolume of the snapshot or of its parent is lost
+        except UnavailableError as error:
+            entry = entry._replace(problem=entry.problem or str(error))
     children = [other.info.name for other in entries.values() if other.info.parent == parsed.key]
     if parsed.json:
         output.print_json(output.detailed(entry) | {"children": children})
@@ -49,12 +53,21 @@ def _info(parsed: argparse.Namespace) -> None:
     display.fields((name, value) for name, value in fields if value)
 
 
-def _usage(parsed: argparse.Namespace) -> None:
+def _usage(parsed: argparse.Namespace) -> int:
+    usages = []
+    code = DONE
     with arguments.reading(parsed) as store:
-        usages = [(key, store.usage(key)) for key in parsed.keys]
+        for key in parsed.keys:
+            try:
+                usages.append((key, store.usage(key)))
+            except Error as error:
+                failure = report(error)
+                code = code or failure
     if parsed.json:
         output.print_json([{"key": key, "size": usage.size, "inodes": usage.inodes} for key, usage in usages])
     else:
         amount = output.amount(parsed)
         rows = [(key, amount(usage.size), str(usage.inodes)) for key, usage in usages]
-        display.table(("KEY", "SIZE", "INODES"), rows)
+        if rows:
+            display.table(("KEY", "SIZE", "INODES"), rows)
+    return code

@@ -42,6 +42,7 @@ _OF_ENTRY = {
     "subvolid": _Column(lambda entry: entry.volume and entry.volume.info.id),
     "problem": _Column(lambda entry: entry.problem),
 }
+_BROKEN = "lost"  # in place of the size of a snapshot that cannot be measured; the column "problem" says why
 _SHOWN = ["key", "kind", "parent", "created"]
 
 
@@ -112,8 +113,18 @@ def _ls(parsed: argparse.Namespace) -> None:
     if parsed.json:
         output.print_json([output.described(info) for info in infos])
         return
-    rows = [[_text(parsed, name, value(info, name)) for name in parsed.columns] for info in infos]
+    rows = [
+        [
+            _BROKEN if name == "size" and _is_broken(entries[info.name]) else _text(parsed, name, value(info, name))
+            for name in parsed.columns
+        ]
+        for info in infos
+    ]
     display.table([name.upper() for name in parsed.columns], rows)
+
+
+def _is_broken(entry: "Entry") -> bool:
+    return bool(entry.problem) and not entry.usage
 
 
 def _text(parsed: argparse.Namespace, name: str, value: Any) -> str:

@@ -12,6 +12,7 @@ from snapshotter.cli import arguments, output, protection, waiting
 from snapshotter.cli.codes import DONE, complain, report
 from snapshotter.cli.progress import with_progress
 from snapshotter.errors import Error, quoted
+from snapshotter.store.layout import QUARANTINE
 
 if TYPE_CHECKING:
     from snapshotter.client import Client
@@ -82,10 +83,25 @@ def _wait(root: str, names: Mapping[int, str], store: "Snapshotter | Client") ->
     Args:
         names: The name to print of each subvolume, by its id.
     """
-    if held := waiting.wait(root, names, store.cleanup):
-        which = ", ".join(sorted({quoted(names[subvolid]) for subvolid in held}))
-        complain(
-            f"the space of {which} is not free yet, because it is mounted or in use: "
-            "unmount it, then run `snapshotter cleanup`",
-            DONE,
-        )
+    held = waiting.wait(root, names, store.cleanup)
+    kept = held and held & _kept(root)
+    for subvolids, cause in (
+        (held - kept, "is not free yet, because it is mounted or in use: unmount it, then run `snapshotter cleanup`"),
+        (kept, "stays in the quarantine, because a subvolume cannot be read: see `snapshotter doctor`"),
+    ):
+        if subvolids:
+            which = ", ".join(sorted({quoted(names[subvolid]) for subvolid in subvolids}))
+            complain(f"the space of {which} {cause}", DONE)
+
+
+def _kept(root: str) -> set[int]:
+    """
+    Return the ids of the subvolumes in the quarantine.
+    """
+    from snapshotter.contract import Snapshotter
+
+    with Snapshotter(root, read_only=True) as store:
+        orphaned = inventory.take(store, measured=False).orphaned
+    return {
+        subvolid for volume in orphaned if volume.path.startswith(f"{QUARANTINE}/") for subvolid in volume.subvolids
+    }
