@@ -105,7 +105,7 @@ def search(
                 raise
             if count == 0:
                 return
-            for item in _items(count, buffer):
+            for item in split(count, buffer):
                 yield item
             following = _following(item)
             if following is None or following > max_key:
@@ -171,7 +171,7 @@ def _search_files(target: Target, tree_id: int, min_transid: int, transid: int) 
         while start is not None and start <= _LAST_OF_FILES:
             key = _search_key(tree_id, start, _LAST_OF_FILES, min_transid, MAX)
             count, buffer, last = ioctl.tree_search_v2_changed(fd, key, _CHANGES_SIZE, transid)
-            yield from _items(count, buffer)
+            yield from split(count, buffer)
             start = _following(Key(*last)) if last else None
 
 
@@ -240,7 +240,13 @@ def _search_key(tree_id: int, start: Key, end: Key, min_transid: int, max_transi
     )
 
 
-def _items(count: int, buffer: bytes) -> Iterator[Item]:
+def split(count: int, buffer: bytes) -> Iterator[Item]:
+    """
+    Yield the *count* items in the *buffer* that a tree search filled.
+
+    Raises:
+        OSError: EIO: the buffer has fewer items.
+    """
     make = tuple.__new__  # takes half the time of Item()
     size = len(buffer)
     end = 0

@@ -99,7 +99,7 @@ def search_results(data: bytes) -> None:
     """
     count, buffer = int.from_bytes(data[:1]), data[1:]
     with contextlib.suppress(OSError):
-        found = list(tree_search._items(count, buffer))
+        found = list(tree_search.split(count, buffer))
         assert len(found) == count
         assert buffer.startswith(b"".join(map(_search_result, found)))
 
@@ -115,7 +115,7 @@ def keep_changed(data: bytes) -> None:
     sizes = ffi.new("uint32_t[2]")
     kept = lib.pybtrfs_keep_changed(memory, len(buffer), count, transid, last, sizes)
     try:
-        found = list(tree_search._items(count, buffer))
+        found = list(tree_search.split(count, buffer))
     except OSError as error:
         assert kept == -error.errno
     else:
@@ -143,7 +143,7 @@ def read_subvolumes(data: bytes) -> None:
     subvolumes = ffi.new("struct pybtrfs_subvolume[]", min(count, len(buffer) // _HEADER.size))
     read = lib.pybtrfs_read_subvolumes(items_found, len(buffer), count, subvolumes, last)
     try:
-        found = list(tree_search._items(count, buffer))
+        found = list(tree_search.split(count, buffer))
     except OSError as error:
         assert read == -error.errno
     else:

@@ -200,7 +200,7 @@ def test_cost(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             Path(path, "7/50").write_bytes(b"x")
         filesystem.sync(btrfs)
         seen = 0
-        make = tree_search._items
+        make = tree_search.split
 
         def counting(*arguments: object) -> Iterator[object]:
             nonlocal seen
@@ -208,6 +208,6 @@ def test_cost(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 seen += 1
                 yield item
 
-        monkeypatch.setattr(tree_search, "_items", counting)
+        monkeypatch.setattr(tree_search, "split", counting)
         assert list(shown(difference.from_parent(store, "a"))) == ["7/50"]
         assert seen < 100
