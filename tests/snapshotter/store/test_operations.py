@@ -4,12 +4,13 @@ Operations on a full disk, and while others change the store.
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from snapshotter import Kind, Snapshotter, Usage
-from snapshotter.errors import NotFoundError, ResourceExhaustedError
+from snapshotter.errors import DataLossError, NotFoundError, ResourceExhaustedError
 from snapshotter.model import Measured
 from snapshotter.store.layout import Directory
 from snapshotter.store.record_storage import Files
@@ -85,29 +86,37 @@ def test_remove_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert list(store.walk()) == []
 
 
-class Moving(DirectoryVolumes):
+class Changing(DirectoryVolumes):
     """
-    Volumes where a snapshot is committed while it is measured.
+    Volumes where *change* happens while a snapshot is measured for the first time, and the subvolume is not found.
     """
 
-    store: Snapshotter
+    change: Callable[[], object] | None = None
 
     def measure(self, directory: Directory, name: str, base_transid: int, parent: Directory | None) -> Measured:
-        if name == "fs":
-            Moving.store.commit("base", "k")
+        if change := Changing.change:
+            Changing.change = None
+            change()
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         return super().measure(directory, name, base_transid, parent)
 
 
-def test_usage_during_a_commit(tmp_path: Path) -> None:
+def test_usage_during_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A subvolume that a commit moves while it is measured is not lost: the key is looked up again.
+    A subvolume that a change of the snapshot moves while it is measured is not lost: the key is looked up again.
     """
-    with Snapshotter.create(tmp_path / "root", volumes=Moving) as Moving.store:
-        Moving.store.prepare("k")
+    with Snapshotter.create(tmp_path / "root", volumes=Changing) as store:
+        store.prepare("k")
+        monkeypatch.setattr(Changing, "change", lambda: store.commit("base", "k"))
         with pytest.raises(NotFoundError, match="snapshot 'k' does not exist"):
-            Moving.store.usage("k")
-        assert Moving.store.usage("base") == Usage(0, 1)
+            store.usage("k")
+        assert store.usage("base") == Usage(0, 1)
+        store.prepare("k")
+        monkeypatch.setattr(Changing, "change", lambda: store.update(store.stat("k")))
+        assert store.usage("k") == Usage(0, 1)
+        monkeypatch.setattr(Changing, "change", lambda: None)
+        with pytest.raises(DataLossError, match="snapshot 'k'"):
+            store.usage("k")
 
 
 class Overtaken(DirectoryVolumes):
