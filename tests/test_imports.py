@@ -67,7 +67,7 @@ INSIDE = {
     ),
     "snapshotter.store": (
         "",
-        "coalesced layout record_storage usage",
+        "coalesced layout nested record_storage usage",
         "records volumes",
         "header index lock",
         "store btrfs",

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from pybtrfs import ioctl, subvolume
+from pybtrfs.path import owned
 from snapshotter.client import Client
 from snapshotter.daemon.config import Config
 from snapshotter.errors import Error, InvalidArgumentError
@@ -183,6 +184,10 @@ def use(daemon: Sandboxed, client: Client, directory: Path) -> None:
         os.setxattr(rootfs / "nested", "security.capability", CAPABILITY)  # chown(2) takes it away
         os.chown(rootfs, 1000, 1000)
         os.chmod(rootfs, 0o500)
+        make_deep(rootfs, "deep")
+        (rootfs / "frozen").mkdir()
+        subvolume.create(rootfs / "frozen/nested")
+        set_flags(rootfs / "frozen", 0x10)
     set_flags(next((daemon.root / "snapshots").glob("*/fs")), 0x10)
     client.commit("base", "build")
     with mounted(client.view("look", "base")) as path:
@@ -190,13 +195,16 @@ def use(daemon: Sandboxed, client: Client, directory: Path) -> None:
         assert (nested.st_mode & 0o7777, nested.st_uid, nested.st_gid) == (0o2700, 1000, 1000)
         assert os.getxattr(f"{path}/nested", "trusted.overlay.opaque") == b"y"
         assert os.getxattr(f"{path}/nested", "security.capability") == CAPABILITY
+        assert not any(subvolume.children(path))
+        assert os.stat(f"{path}/frozen/nested").st_ino > 256
     assert client.usage("base").size >= 100_000
     client.prepare("web", "base")
     assert client.usage("web").size == 0
     assert client.stat("web").parent == "base"
     with mounted(client.mounts("web")) as path:
         subvolume.create(f"{path}/nested-2")
-        (Path(path) / "nested-2/file").write_text("content")
+        (Path(path) / "nested-2/file").write_text("content" * 1000)
+        make_deep(Path(path), "deep-2")
     client.remove("web")
     client.cleanup()
     wait_for(lambda: len(daemon.ids()) == 2)
@@ -214,6 +222,19 @@ def use(daemon: Sandboxed, client: Client, directory: Path) -> None:
         client.remove(key)
     client.cleanup()
     wait_for(lambda: not daemon.ids())
+
+
+def make_deep(directory: Path, name: str) -> None:
+    """
+    Make a subvolume at a path that exceeds PATH_MAX.
+    """
+    with contextlib.ExitStack() as stack:
+        (directory / name).mkdir()
+        fd = stack.enter_context(owned(os.open(directory / name, os.O_RDONLY)))
+        for _ in range(20):
+            os.mkdir("n" * 250, dir_fd=fd)
+            fd = stack.enter_context(owned(os.open("n" * 250, os.O_RDONLY, dir_fd=fd)))
+        subvolume.create((fd, "nested"))
 
 
 def set_flags(path: Path, flags: int) -> None:

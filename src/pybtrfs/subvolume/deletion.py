@@ -5,17 +5,16 @@ Deletion of subvolumes, and the deleted subvolumes that the kernel has not clean
 from __future__ import annotations
 
 import errno
-import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from pybtrfs import ioctl, items, syscall
+from pybtrfs import ioctl, items
 from pybtrfs.errors import not_subvolume
 from pybtrfs.ioctl import FIRST_FREE_OBJECTID, SUBVOL_RDONLY
 from pybtrfs.items import ROOT_TREE_OBJECTID, DropProgress, Key
 from pybtrfs.path import Destination, Target, at, open_beneath, opened, owned
 from pybtrfs.subvolume.info import is_deleted, is_root, lookup, lookup_root
-from pybtrfs.subvolume.listing import SubvolumeRef
+from pybtrfs.subvolume.listing import SubvolumeRef, open_inode, references
 from pybtrfs.tree_search import MAX, search
 
 if TYPE_CHECKING:
@@ -230,10 +229,7 @@ def _destroy_below(fd: int, subvolid: int) -> None:
 
 
 def _first_child(fd: int, subvolid: int) -> SubvolumeRef | None:
-    key = Key(subvolid, items.ROOT_REF_KEY, 0)
-    for item in search(fd, tree_id=ROOT_TREE_OBJECTID, min_key=key, max_key=key._replace(offset=MAX), buffer_size=4096):
-        return SubvolumeRef(item.offset, items.root_ref(item.data).dirid)
-    return None
+    return next(references(fd, subvolid), None)
 
 
 def _destroy_by_id(fd: int, subvolid: int) -> None:
@@ -243,7 +239,7 @@ def _destroy_by_id(fd: int, subvolid: int) -> None:
         if error.errno not in (errno.ENOTTY, errno.ENAMETOOLONG):
             raise
         found = lookup(fd, subvolid)
-        with owned(_open_inode(fd, found.parent_id, found.dirid)) as directory:
+        with owned(open_inode(fd, found.parent_id, found.dirid)) as directory:
             ioctl.snap_destroy(directory, found.name)
 
 
@@ -252,21 +248,9 @@ def _unlock(fd: int, treeid: int, objectid: int) -> None:
     Clear the flags that keep a directory and its entries from being deleted: immutable, append-only and, for the root
     of a subvolume, read-only.
     """
-    with owned(_open_inode(fd, treeid, objectid)) as directory:
+    with owned(open_inode(fd, treeid, objectid)) as directory:
         if objectid == FIRST_FREE_OBJECTID:
             ioctl.subvol_setflags(directory, ioctl.subvol_getflags(directory) & ~SUBVOL_RDONLY)
         flags = ioctl.getflags(directory)
         if flags & (ioctl.FS_IMMUTABLE_FL | ioctl.FS_APPEND_FL):
             ioctl.setflags(directory, flags & ~(ioctl.FS_IMMUTABLE_FL | ioctl.FS_APPEND_FL))
-
-
-def _open_inode(fd: int, treeid: int, objectid: int) -> int:
-    """
-    Open a directory by its inode number and return its file descriptor.
-    """
-    key = Key(objectid, items.INODE_ITEM_KEY, 0)
-    item = next(search(fd, tree_id=treeid, min_key=key, max_key=key), None)
-    if item is None:
-        raise FileNotFoundError(errno.ENOENT, f"subvolume {treeid} has no inode {objectid}")
-    generation = items.inode_item(item.data).generation
-    return syscall.open_by_handle_at(fd, treeid, objectid, generation, os.O_RDONLY | os.O_DIRECTORY)

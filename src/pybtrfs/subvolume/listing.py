@@ -7,13 +7,13 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import chain, islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from pybtrfs import ioctl
-from pybtrfs.items import FS_TREE_OBJECTID
+from pybtrfs import ioctl, items, syscall
+from pybtrfs.items import FIRST_FREE_OBJECTID, FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, Key
 from pybtrfs.path import ENCODING, ERRORS, Target, open_beneath, opened, owned
 from pybtrfs.subvolume.info import (
     SubvolumeInfo,
@@ -22,14 +22,16 @@ from pybtrfs.subvolume.info import (
     get_info,
     is_deleted,
     is_root,
+    lookup,
     lookup_root,
 )
-from pybtrfs.tree_search import search_subvolume_records
+from pybtrfs.tree_search import MAX, search, search_subvolume_records
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
 
 _REMEMBERED = 4096  # paths of directories
+_PIECE = 15  # names of at most 255 bytes: fewer bytes than PATH_MAX
 _UNREACHABLE = (
     errno.EACCES,
     errno.EXDEV,  # something is mounted on it
@@ -137,6 +139,83 @@ def get_child_path(target: Target, child: SubvolumeRef) -> str:
     with opened(target) as fd:
         name, directory = ioctl.ino_lookup_user(fd, child.dir_id, child.id)
         return os.fsdecode(directory + name)
+
+
+def nested(fd: int, subvolid: int) -> Iterator[SubvolumeInfo]:
+    """
+    Yield the subvolumes nested in the subvolume *subvolid* at any depth, each before its children.
+
+    The cost depends on their number only, because no other subvolume is read. A subvolume that is deleted concurrently
+    is skipped.
+
+    Issues tree searches, which need ``CAP_SYS_ADMIN``.
+    """
+    for child in references(fd, subvolid):
+        with suppress(FileNotFoundError):
+            yield get_info(fd, child.id)
+            yield from nested(fd, child.id)
+
+
+def references(fd: int, subvolid: int) -> Iterator[SubvolumeRef]:
+    """
+    Yield the children of the subvolume *subvolid*, as `children` does, by a tree search.
+    """
+    key = Key(subvolid, items.ROOT_REF_KEY, 0)
+    last = key._replace(offset=MAX)
+    for item in search(fd, tree_id=ROOT_TREE_OBJECTID, min_key=key, max_key=last, buffer_size=4096):
+        yield SubvolumeRef(item.offset, items.root_ref(item.data).dirid)
+
+
+def open_inode(fd: int, treeid: int, objectid: int) -> int:
+    """
+    Open a directory of the subvolume *treeid* by its inode number, and return its file descriptor.
+
+    The length of the path and the permissions above do not matter.
+
+    Issues tree searches, which need ``CAP_SYS_ADMIN``, and open_by_handle_at(2), which needs ``CAP_DAC_READ_SEARCH``.
+    If open_by_handle_at(2) is refused and *fd* is the root of a subvolume that contains *treeid*, opens the path in
+    pieces (Linux 5.6).
+    """
+    key = Key(objectid, items.INODE_ITEM_KEY, 0)
+    item = next(search(fd, tree_id=treeid, min_key=key, max_key=key), None)
+    if item is None:
+        raise FileNotFoundError(errno.ENOENT, f"subvolume {treeid} has no inode {objectid}")
+    generation = items.inode_item(item.data).generation
+    try:
+        return syscall.open_by_handle_at(fd, treeid, objectid, generation, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        if not is_root(fd):
+            raise
+    top, path = get_id(fd), directory_path(fd, treeid, objectid)
+    while treeid != top:
+        found = lookup(fd, treeid)
+        treeid = found.parent_id
+        path = directory_path(fd, treeid, found.dirid) + found.name + b"/" + path
+    return _open_in_pieces(fd, path)
+
+
+def _open_in_pieces(fd: int, path: bytes) -> int:
+    """
+    Open the directory *path*, which may exceed PATH_MAX.
+    """
+    names = path.split(b"/")
+    opened_fd = open_beneath(fd, b"")
+    for start in range(0, len(names), _PIECE):
+        with owned(opened_fd):
+            opened_fd = open_beneath(opened_fd, b"/".join(names[start : start + _PIECE]).rstrip(b"/"))
+    return opened_fd
+
+
+def open_reference(fd: int, child: SubvolumeRef) -> int:
+    """
+    Open the root of *child*, a child of the subvolume with the root *fd*, and return its file descriptor.
+
+    Goes by the inode as `open_inode` does, and without the privilege by the path.
+    """
+    try:
+        return open_inode(fd, child.id, FIRST_FREE_OBJECTID)
+    except PermissionError:
+        return open_child(fd, get_child_path(fd, child), child)
 
 
 def open_child(fd: int, path: str, child: SubvolumeRef) -> int:

@@ -11,10 +11,10 @@ from typing import ClassVar, NamedTuple
 from pybtrfs import device, filesystem, ioctl, mountinfo, subvolume, syscall, tree_search
 from pybtrfs.errors import NotBtrfsError, not_subvolume
 from pybtrfs.mountinfo import MountTable
-from pybtrfs.path import open_beneath, open_directory, owned
+from pybtrfs.path import open_directory, owned
 from snapshotter.errors import FailedPreconditionError, is_damage
 from snapshotter.model import Measured, Mount
-from snapshotter.store import usage
+from snapshotter.store import nested, usage
 from snapshotter.store.coalesced import Coalesced
 from snapshotter.store.layout import EMPTY, FS, LAYER, Directory, Place, is_subvolume
 from snapshotter.store.record_storage import DIRECTORY_MODE, XATTR, RecordStorage, Xattrs
@@ -22,8 +22,6 @@ from snapshotter.store.volumes import Contents, MountMode
 
 WAKE_SECONDS = 1.0  # between two attempts to wake the kernel's cleaner
 RECENT_SECONDS = 1.0  # validity of the device state: reading it takes three system calls, each of which drops the GIL
-
-_FROZEN_FLAGS = ioctl.FS_IMMUTABLE_FL | ioctl.FS_APPEND_FL
 
 
 class _Devices(NamedTuple):
@@ -153,41 +151,22 @@ class BtrfsVolumes:
 
         Nested subvolumes become directories.
         """
-        nested = self._nested(fd)
-        subvolume.snapshot(fd, (directory.fd, name), read_only=name == LAYER and not nested)
+        children = nested.find_empty(fd)
+        subvolume.snapshot(fd, (directory.fd, name), read_only=name == LAYER and not children)
         try:
-            if nested:
+            if children:
                 with owned(open_directory(directory.fd, name)) as copy_fd:
-                    _flatten(fd, copy_fd, nested)
+                    nested.flatten(fd, copy_fd, children)
                     if name == LAYER:
                         subvolume.set_read_only(copy_fd)
                     else:
                         filesystem.sync(copy_fd)
             # The copy lacks subvolumes that were created, or filled, since they were listed.
-            if set(self._nested(fd)) - set(nested):
+            if set(nested.find_empty(fd)) - set(children):
                 raise FailedPreconditionError("a nested subvolume was created concurrently: try again")
         except BaseException:
             self.destroy(directory, name, MountTable())
             raise
-
-    def _nested(self, fd: int) -> list[str]:
-        """
-        Return the paths of the subvolumes nested in *fd*, all of which must be empty.
-
-        Raises:
-            FailedPreconditionError: A nested subvolume is not empty.
-        """
-        paths = []
-        for child in subvolume.children(fd):
-            path = subvolume.get_child_path(fd, child)
-            with owned(open_beneath(fd, path, cross_mounts=True)) as child_fd:
-                if os.listdir(child_fd):
-                    raise FailedPreconditionError(
-                        f"the content of the nested subvolume {path!r} would be lost: "
-                        "delete the subvolume, or copy it to a directory"
-                    )
-            paths.append(path)
-        return paths
 
     def destroy(self, directory: Directory, name: str, mounts: MountTable) -> None:
         if mounts.has_mount_below(os.path.join(directory.path, name)):
@@ -201,12 +180,12 @@ class BtrfsVolumes:
                 ids.update(entry.info.id for entry in subvolume.iterate(fd, top=subvolid))
             if not mounts.subvolids.isdisjoint(ids):
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
-            nested = len(ids) > 1
+            recursive = len(ids) > 1
             try:
-                subvolume.delete((directory.fd, name), recursive=nested)
+                subvolume.delete((directory.fd, name), recursive=recursive)
             except PermissionError:
                 _clear_flags(fd)
-                subvolume.delete((directory.fd, name), recursive=nested)
+                subvolume.delete((directory.fd, name), recursive=recursive)
             except FileNotFoundError:
                 # The kernel can fail to find a name that it still lists.
                 subvolume.delete_by_id(self._fd, subvolid)
@@ -296,34 +275,6 @@ def _not_btrfs(path: str) -> FailedPreconditionError:
     )
 
 
-def _flatten(fd: int, copy_fd: int, paths: list[str]) -> None:
-    """
-    Replace the stubs of nested subvolumes in the snapshot *copy_fd* of *fd* by directories.
-
-    In place of each nested subvolume, a snapshot has an empty directory in which nothing can be created.
-
-    Args:
-        paths: The paths of the nested subvolumes, all of which are empty.
-    """
-    for path in paths:
-        parent, name = os.path.split(path)
-        with (
-            owned(open_beneath(copy_fd, parent, cross_mounts=True)) as parent_fd,
-            owned(open_beneath(fd, path, cross_mounts=True)) as original_fd,
-        ):
-            times = os.fstat(parent_fd)
-            status = os.fstat(original_fd)
-            os.rmdir(name, dir_fd=parent_fd)
-            os.mkdir(name, dir_fd=parent_fd)
-            with owned(open_directory(parent_fd, name)) as new_fd:
-                os.fchown(new_fd, status.st_uid, status.st_gid)
-                os.fchmod(new_fd, status.st_mode & 0o7777)
-                for attribute in os.listxattr(original_fd):
-                    os.setxattr(new_fd, attribute, os.getxattr(original_fd, attribute))
-                os.utime(new_fd, ns=(status.st_atime_ns, status.st_mtime_ns))
-            os.utime(parent_fd, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-
 def _is_read_only(dir_fd: int, name: str) -> bool:
     with owned(open_directory(dir_fd, name)) as fd:
         return subvolume.get_read_only(fd)
@@ -354,7 +305,7 @@ def _clear_flags(fd: int) -> None:
     Clear the flags +i and +a, because a snapshot inherits them and then cannot be deleted.
     """
     flags = ioctl.getflags(fd)
-    if flags & _FROZEN_FLAGS:
+    if flags & nested.FROZEN_FLAGS:
         # The flags of a read-only subvolume cannot be changed, and its owner may have made it read-only.
         subvolume.set_read_only(fd, read_only=False, clear_received=True)
-        ioctl.setflags(fd, flags & ~_FROZEN_FLAGS)
+        ioctl.setflags(fd, flags & ~nested.FROZEN_FLAGS)

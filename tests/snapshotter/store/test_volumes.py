@@ -16,6 +16,7 @@ import pytest
 from pybtrfs import filesystem, ioctl, space, subvolume, syscall
 from pybtrfs.errors import NotSubvolumeError
 from pybtrfs.mountinfo import MountTable
+from pybtrfs.path import owned
 from snapshotter import Mount
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.mounting import mounted
@@ -97,6 +98,18 @@ def fs(directory: Directory) -> Path:
 
 def layer(directory: Directory) -> Path:
     return Path(directory.path, LAYER)
+
+
+def set_flags(path: Path, flags: int) -> None:
+    """
+    Replace the flags of a file, also in a read-only subvolume.
+    """
+    root = next(parent for parent in (path, *path.parents) if subvolume.is_subvolume(parent))
+    read_only = subvolume.get_read_only(root)
+    subvolume.set_read_only(root, read_only=False)
+    with owned(os.open(path, os.O_RDONLY)) as fd:
+        ioctl.setflags(fd, flags)
+    subvolume.set_read_only(root, read_only=read_only)
 
 
 def fill(root: Path) -> None:
@@ -507,6 +520,47 @@ class TestBtrfs:
         for root in (fs(child), fs(fork)):
             (root / "var" / "lib" / "machines" / "new").mkdir()
             (root / "read-only" / "new").mkdir()
+
+    @pytest.mark.parametrize("flag", [ioctl.FS_IMMUTABLE_FL, ioctl.FS_APPEND_FL])
+    def test_nested_in_frozen_directory(self, flag: int, volumes: Volumes, active: Directory, make: Make) -> None:
+        """
+        An empty nested subvolume in an immutable or append-only directory becomes a directory; the flag is copied.
+        """
+        directory, fork = fs(active) / "var", make("fork")
+        directory.mkdir()
+        subvolume.create(directory / "nested")
+        roots = [fs(active)]
+        with ExitStack() as stack:
+            stack.callback(lambda: [set_flags(root / "var", 0) for root in roots])
+            set_flags(directory, flag)
+            volumes.freeze(active)
+            volumes.fork(at(active, FS), fork)
+            roots.append(fs(fork))
+            for root in (layer(active), fs(fork)):
+                assert (root / "var" / "nested").stat().st_ino > 256
+                with owned(os.open(root / "var", os.O_RDONLY)) as fd:
+                    assert ioctl.getflags(fd) & flag
+        for name in (FS, LAYER):
+            volumes.destroy(active, name, NONE)
+
+    def test_nested_deep(self, volumes: Volumes, active: Directory, make: Make) -> None:
+        """
+        An empty nested subvolume may be deeper than PATH_MAX. The error for a full one names its whole path.
+        """
+        name = "n" * 250
+        with ExitStack() as stack:
+            fd = stack.enter_context(owned(os.open(fs(active), os.O_RDONLY)))
+            for _ in range(20):
+                os.mkdir(name, dir_fd=fd)
+                fd = stack.enter_context(owned(os.open(name, os.O_RDONLY, dir_fd=fd)))
+            subvolume.create((fd, "nested"))
+            volumes.freeze(active)
+            volumes.fork(at(active, FS), make("fork"))
+            assert not any(subvolume.children(layer(active)))
+            with owned(os.open("nested", os.O_RDONLY, dir_fd=fd)) as nested_fd:
+                os.mkdir("content", dir_fd=nested_fd)
+            with pytest.raises(FailedPreconditionError, match=f"'{name}/{name}.*/nested' would be lost"):
+                volumes.freeze(active)
 
     def test_many_nested(self, volumes: Volumes, active: Directory) -> None:
         """
