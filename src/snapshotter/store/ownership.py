@@ -22,6 +22,13 @@ class Ownership:
         self._lock = threading.Lock()
         self._creating = 0
 
+    @property
+    def client(self) -> str:
+        """
+        The client that the store is bound to; empty before its first snapshot, or if the store's record was replaced.
+        """
+        return self._store.header.client
+
     def check(self, client: str) -> None:
         """
         Raise an error unless *client* may change the store.

@@ -64,7 +64,7 @@ def _purge(parsed: argparse.Namespace) -> None:
             return
         taken = inventory.take(store, measured=False)
         if not parsed.dry_run:
-            _check_purge(parsed, store.client, _parents(taken))
+            _check_purge(parsed, store.opened.ownership.client, _parents(taken))
         orphaned = taken.orphaned
         theirs = [volume for volume in orphaned if volume.path.startswith(f"{QUARANTINE}/")]
         size = output.amount(parsed)(space.of_volumes(store.root, theirs).reclaimable)

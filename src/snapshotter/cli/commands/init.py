@@ -62,8 +62,8 @@ def _init(parsed: argparse.Namespace) -> None:
                     raise
         if parsed.client is not None:
             with Snapshotter(root, client=None) as store:
-                if parsed.client != store.client:
-                    protection.check_rebinding(parsed, store.client, [info.name for info in store.walk()])
+                if parsed.client != (bound := store.opened.ownership.client):
+                    protection.check_rebinding(parsed, bound, [info.name for info in store.walk()])
                 store.bind(parsed.client)
             said = said or f"{printable(root)} is now bound to client {printable(parsed.client)}\n"
     print(said, end="")

@@ -37,7 +37,7 @@ def _rm(parsed: argparse.Namespace) -> int:
             print(output.amount(parsed)(space.frees(reading, parsed.keys, with_progress)))
             return DONE
         root = reading.root
-        client = reading.client
+        client = reading.opened.ownership.client
         entries = inventory.take(reading, measured=False).entries
     refused = protection.refusals(parsed, client, [key for key in parsed.keys if key in entries])
     code = DONE
