@@ -115,10 +115,10 @@ class DirectoryVolumes:
     def base_transid(self, directory: Directory) -> int:
         return 0
 
-    def change_counter(self, directory: Directory) -> int:
+    def change_counter(self, directory: Directory) -> tuple[int, ...]:
         # A plain directory has no counter of changes, so return a new number each time.
         self._measured += 1
-        return self._measured
+        return (self._measured,)
 
     def measure(self, directory: Directory, name: str, base_transid: int, parent: Directory | None) -> Measured:
         with contextlib.ExitStack() as stack:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from pybtrfs import ioctl, subvolume
+from pybtrfs import filesystem, ioctl, subvolume
 from pybtrfs.path import owned
 from snapshotter.client import Client
 from snapshotter.daemon.config import Config
@@ -205,6 +205,8 @@ def use(daemon: Sandboxed, client: Client, directory: Path) -> None:
         subvolume.create(f"{path}/nested-2")
         (Path(path) / "nested-2/file").write_text("content" * 1000)
         make_deep(Path(path), "deep-2")
+        filesystem.sync(path)
+    assert client.usage("web").size >= 7000
     client.remove("web")
     client.cleanup()
     wait_for(lambda: len(daemon.ids()) == 2)

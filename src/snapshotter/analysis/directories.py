@@ -2,6 +2,7 @@
 The bytes on disk of each directory of a snapshot: exclusive to the snapshot, or shared with others.
 """
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -21,6 +22,7 @@ from pybtrfs.items import (
     Key,
 )
 from pybtrfs.path import opened
+from pybtrfs.subvolume import listing
 from pybtrfs.subvolume.files import Name, file_type, names
 from snapshotter.analysis import inventory
 from snapshotter.contract import Snapshotter
@@ -28,6 +30,7 @@ from snapshotter.errors import quoted, translating
 from snapshotter.model import Kind
 
 _ROOT = FIRST_FREE_OBJECTID
+_TREE = 1 << 64  # more than any inode number
 _LAST = Key(LAST_FREE_OBJECTID, EXTENT_DATA_KEY, tree_search.MAX)
 
 
@@ -56,10 +59,11 @@ def measure(store: Snapshotter, key: str, depth: int = 1, track: Track = iter) -
     Return the usage of the directories of the snapshot *key* down to *depth*, sorted by path; the root comes first.
 
     An inode with several names, and an extent of several files, count once, at the first. Removed snapshots count as
-    gone even before they are destroyed. Data that has not been written back is not seen. Nested subvolumes are not
-    searched.
+    gone even before they are destroyed. Data that has not been written back is not seen. A nested subvolume counts
+    as a directory.
 
-    Reads the whole tree of the subvolume, but opens none of its files. Needs ``CAP_SYS_ADMIN``.
+    Reads the whole trees of the subvolume and its nested subvolumes, but opens none of their files. Needs
+    ``CAP_SYS_ADMIN``.
 
     Args:
         track: Wraps the items while they are read, then the extents while they are checked, to show progress.
@@ -83,42 +87,57 @@ def measure(store: Snapshotter, key: str, depth: int = 1, track: Track = iter) -
         frozen = parent.volume.info.ctransid if parent and parent.volume else 0
         for item in track(tree_search.search(fd, tree_id=subvolid, min_key=Key(_ROOT, 0, 0), max_key=_LAST)):
             content.add(item, shared=item.transid <= frozen)
+        bases = {subvolid: 0}
+        for index, nested in enumerate(listing.nested(fd, subvolid), 1):
+            base = bases[nested.id] = index * _TREE
+            content.attach(base, bases[nested.parent_id] + nested.dir_id, os.fsencode(nested.name))
+            with contextlib.suppress(FileNotFoundError):  # deleted concurrently
+                for item in track(tree_search.search(fd, tree_id=nested.id, min_key=Key(_ROOT, 0, 0), max_key=_LAST)):
+                    content.add(item, shared=False, base=base)
         relatives = [volume.info.id for volume in (parent and parent.volume, child) if volume]
         candidates = [
             extent
             for extent in track(list(content.candidates()))
             if not any(has_reference(fd, relative, extent) for relative in relatives)
         ]
-        owners = {subvolid, *(subvolid for volume in taken.pending for subvolid in volume.subvolids)}
+        owners = {*bases, *(subvolid for volume in taken.pending for subvolid in volume.subvolids)}
         return list(content.directories(unshared(fd, candidates, owners, track), depth))
 
 
 class _Content:
     """
-    The inodes, names and extents of a subvolume, collected from its items.
+    The inodes, names and extents of a subvolume and its nested subvolumes, collected from their items.
+
+    Inode numbers repeat between subvolumes. So the numbers of each nested subvolume are counted from a base of its own.
     """
 
     def __init__(self) -> None:
-        self._extents: dict[int, Extent] = {}
+        self._extents: dict[int, tuple[Extent, int]] = {}
         self._shared: set[int] = set()
         self._inodes: list[int] = []
         self._names: dict[int, Name] = {}
         self._directories = {_ROOT}
 
-    def add(self, item: Item, *, shared: bool) -> None:
-        number = item.objectid
+    def attach(self, base: int, directory: int, name: bytes) -> None:
+        """
+        Make the root of a nested subvolume a subdirectory of *directory*.
+        """
+        self._names[base + _ROOT] = Name(directory, name)
+
+    def add(self, item: Item, *, shared: bool, base: int = 0) -> None:
+        number = base + item.objectid
         if item.type == INODE_ITEM_KEY:
             self._inodes.append(number)
             if file_type(items.inode_item(item.data)) == "directory":
                 self._directories.add(number)
-        elif item.type in (INODE_REF_KEY, INODE_EXTREF_KEY) and number != _ROOT:
+        elif item.type in (INODE_REF_KEY, INODE_EXTREF_KEY) and item.objectid != _ROOT:
             for name in names(item):
-                self._names.setdefault(number, name)
+                self._names.setdefault(number, Name(base + name.directory, name.name) if base else name)
         elif item.type == EXTENT_DATA_KEY:
             found = items.extent_data(item.data)
             if isinstance(found, FileExtent) and found.disk_bytenr:
-                extent = Extent(found.disk_bytenr, found.disk_num_bytes, number, item.offset)
-                self._extents.setdefault(found.disk_bytenr, extent)
+                extent = Extent(found.disk_bytenr, found.disk_num_bytes, item.objectid, item.offset)
+                self._extents.setdefault(found.disk_bytenr, (extent, number))
                 if shared:
                     self._shared.add(found.disk_bytenr)
 
@@ -126,14 +145,14 @@ class _Content:
         """
         Return the extents that may be exclusive: all that are not known to be shared.
         """
-        return (extent for bytenr, extent in self._extents.items() if bytenr not in self._shared)
+        return (extent for bytenr, (extent, _) in self._extents.items() if bytenr not in self._shared)
 
     def directories(self, unshared: Collection[int], depth: int) -> Iterator[DirectoryUsage]:
         exclusive: Counter[int] = Counter()
         shared: Counter[int] = Counter()
         inodes = Counter(map(self._home, self._inodes))
-        for extent in self._extents.values():
-            (exclusive if extent.bytenr in unshared else shared)[self._home(extent.inum)] += extent.size
+        for extent, number in self._extents.values():
+            (exclusive if extent.bytenr in unshared else shared)[self._home(number)] += extent.size
         paths = self._paths()
         for directory in reversed(paths):
             if directory != _ROOT:

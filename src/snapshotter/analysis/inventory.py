@@ -138,7 +138,8 @@ def _usage(store: Snapshotter, fd: int, key: str, volume: Volume) -> tuple[Usage
     try:
         # Measured by id, because opening a snapshot and its parent takes longer than the search itself.
         if base and volume.info.raw.parent_uuid == base.raw.uuid:
-            return store.opened.usage_of(measure_by_id(fd, volume.info.id, volume.info.otransid, base.id)), ""
+            measured = measure_by_id(fd, volume.info.id, volume.info.otransid, base.id, volume.nested)
+            return store.opened.usage_of(measured), ""
         return store.usage(key), ""
     except (DataLossError, NotFoundError, FileNotFoundError):
         return None, ""  # its parent's subvolume is missing, or its own has been destroyed since

@@ -239,9 +239,9 @@ class BtrfsVolumes:
         with owned(open_directory(directory.fd, FS)) as fd:
             return subvolume.get_info(fd).otransid
 
-    def change_counter(self, directory: Directory) -> int:
+    def change_counter(self, directory: Directory) -> tuple[int, ...]:
         with owned(open_directory(directory.fd, FS)) as fd:
-            return subvolume.get_info(fd).generation
+            return subvolume.get_info(fd).generation, *nested.change_times(fd)
 
     def measure(self, directory: Directory, name: str, base_transid: int, parent: Directory | None) -> Measured:
         with contextlib.ExitStack() as stack:

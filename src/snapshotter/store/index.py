@@ -37,7 +37,7 @@ class Snapshot:
         self.quarantine = quarantine
         self.settled = settled
         self.children = 0
-        self.measured: tuple[int, Measured] | None = None
+        self.measured: tuple[tuple[int, ...], Measured] | None = None
 
     @property
     def id(self) -> int:

@@ -4,6 +4,8 @@ Subvolumes nested in an active snapshot. A snapshot of the snapshot has an empty
 
 import errno
 import os
+import time
+from collections.abc import Iterator
 
 from pybtrfs import ioctl, subvolume
 from pybtrfs.path import open_beneath, open_directory, owned
@@ -13,6 +15,23 @@ from pybtrfs.subvolume.listing import open_inode, open_reference
 from snapshotter.errors import FailedPreconditionError
 
 FROZEN_FLAGS = ioctl.FS_IMMUTABLE_FL | ioctl.FS_APPEND_FL
+
+
+def change_times(fd: int) -> Iterator[int]:
+    """
+    Yield numbers that change whenever a subvolume nested in *fd* does, at any depth; nothing if there is none.
+
+    The change time of the root is used, because the generation of a new subvolume stays the same in its first
+    transaction.
+    """
+    for child in subvolume.children(fd):
+        try:
+            with owned(open_reference(fd, child)) as child_fd:
+                yield child.id
+                yield ioctl.get_subvol_info(child_fd).ctime
+                yield from change_times(child_fd)
+        except OSError:
+            yield time.monotonic_ns()  # the subvolume cannot be opened, so it may have changed
 
 
 def find_empty(fd: int) -> list[SubvolumeRef]:

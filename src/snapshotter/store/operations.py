@@ -27,7 +27,7 @@ from snapshotter.store.write_errors import WriteErrors
 CLEANUP_SECONDS = 5.0  # for destroying subvolumes and for getting their space back, together
 RECORD_RESERVE = 256  # bytes that a record may grow by besides its labels: usage, generation, state
 
-_LAYER_COUNTER = -1  # the change counter of a measurement that never changes
+_LAYER_COUNTER = (-1,)  # the change counter of a measurement that never changes
 _NO_MOUNTS = MountTable()
 
 P = ParamSpec("P")

@@ -163,9 +163,9 @@ class Volumes(Protocol):
         Return the generation at which `FS` began; later changes count as its usage.
         """
 
-    def change_counter(self, directory: Directory) -> int:
+    def change_counter(self, directory: Directory) -> tuple[int, ...]:
         """
-        Return a number that changes whenever the result of `measure` for `FS` may change.
+        Return numbers that change whenever the result of `measure` for `FS` may change.
         """
 
     def measure(self, directory: Directory, name: str, base_transid: int, parent: Directory | None) -> Measured:

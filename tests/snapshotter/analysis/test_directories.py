@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pybtrfs import filesystem
+from pybtrfs import filesystem, subvolume
 from snapshotter import Snapshotter
 from snapshotter.analysis import directories
 from snapshotter.analysis.directories import DirectoryUsage
@@ -68,3 +68,37 @@ def test_measure(btrfs: Path) -> None:
         assert [each.path for each in directories.measure(store, "a", 0)] == ["."]
         store.view("nothing")
         assert directories.measure(store, "nothing") == [DirectoryUsage(".", 0, 0, 1)]
+
+
+def test_nested(btrfs: Path) -> None:
+    """
+    Nested subvolumes count as directories, at any depth.
+    """
+    with Snapshotter.create(btrfs / "store") as store:
+        store.prepare("build")
+        Path(store.subvolume("build"), "base").write_bytes(os.urandom(8192))
+        store.commit("base", "build")
+        store.prepare("a", "base")
+        root = Path(store.subvolume("a"))
+        (root / "directory").mkdir()
+        for path in root / "directory/nested", root / "directory/nested/inner":
+            subvolume.create(path)
+            (path / "deep").mkdir()
+            (path / "deep/file").write_bytes(os.urandom(1 << 20))
+        subvolume.snapshot(root, root / "copy")
+        filesystem.sync(btrfs)
+        found = {each.path: each for each in directories.measure(store, "a", 9)}
+        assert list(found) == [
+            ".",
+            "copy",
+            "copy/directory",
+            "directory",
+            "directory/nested",
+            "directory/nested/deep",
+            "directory/nested/inner",
+            "directory/nested/inner/deep",
+        ]
+        assert found["."] == DirectoryUsage(".", 2 << 20, 8192, 12)
+        assert found["directory"] == DirectoryUsage("directory", 2 << 20, 0, 7)
+        assert found["directory/nested/inner"] == DirectoryUsage("directory/nested/inner", 1 << 20, 0, 3)
+        assert found["copy"].inodes == 3

@@ -15,6 +15,7 @@ import pytest
 from pybtrfs import filesystem, subvolume, tree_search
 from pybtrfs.path import owned
 from snapshotter import Snapshotter, Usage
+from snapshotter.analysis import inventory
 from snapshotter.model import Measured
 from snapshotter.store import records, usage
 from snapshotter.store.record_storage import XATTR
@@ -37,7 +38,7 @@ def containerd(root: Path, parent: Path | None) -> Usage:
     The walk compares the files of each path by mode, owner and device, and files that are not directories also by size,
     modification time and number of links.
     """
-    seen: dict[int, int] = {}
+    seen: dict[tuple[int, int], int] = {}
     for directory, names, files in os.walk(root):
         for path in (
             Path(directory, name) for name in ([".", *names, *files] if directory == str(root) else names + files)
@@ -55,7 +56,7 @@ def containerd(root: Path, parent: Path | None) -> Usage:
                 return (*identity, status.st_size, status.st_mtime_ns, status.st_nlink)
 
             if before is None or compared(now) != compared(before):
-                seen[now.st_ino] = blocks(path)
+                seen[now.st_dev, now.st_ino] = blocks(path)
     return Usage(sum(seen.values()), len(seen))
 
 
@@ -294,11 +295,44 @@ def test_compressed(btrfs_mount: Callable[..., Path]) -> None:
 @pytest.mark.btrfs
 def test_nested_subvolumes(base: Path, child: Path) -> None:
     """
-    Files in a nested subvolume do not count.
+    Everything in nested subvolumes counts, at any depth; what a nested snapshot shares counts once.
     """
+    (child / "file").write_bytes(os.urandom(1 << 20))
     subvolume.create(child / "nested")
-    (child / "nested" / "file").write_bytes(os.urandom(1 << 20))
-    assert measured(child, base) == Measured(Usage(0, 0), Usage(0, 0))
+    (child / "nested" / "directory").mkdir()
+    subvolume.create(child / "nested" / "directory" / "inner")
+    for path in child / "nested", child / "nested" / "directory" / "inner":
+        (path / "file").write_bytes(os.urandom(1 << 20))
+    # Two files of a MiB, one directory and two roots more than the file itself.
+    assert measured(child, base) == Measured(Usage(3 << 20, 6), Usage(3 << 20, 6))
+    assert measured(child, base).containerd == containerd(child, base)
+    with owned(os.open(child, os.O_RDONLY)) as fd, owned(os.open(base, os.O_RDONLY)) as base_fd:
+        walked = usage.walk(fd, base_fd)
+        assert walked == Measured(Usage(3 << 20, 6), Usage(3 << 20, 6))
+    subvolume.snapshot(child, child / "copy")
+    (child / "file").unlink()
+    # The copy has the file still, and shares the rest with the base.
+    assert measured(child, base).added.size == 3 << 20
+    subvolume.delete(child / "copy")
+    assert measured(child, base).added.size == 2 << 20
+
+
+@pytest.mark.btrfs
+def test_moved_subvolumes(base: Path, child: Path, btrfs: Path) -> None:
+    """
+    A subvolume that is moved into a snapshot counts whole, although it is older.
+    """
+    for name in "old", "source", "child-2":
+        if name != "child-2":
+            subvolume.create(btrfs / name)
+            (btrfs / name / "file").write_bytes(os.urandom(1 << 20))
+    subvolume.snapshot(btrfs / "source", btrfs / "copy")
+    (btrfs / "copy" / "own").write_bytes(os.urandom(1 << 20))
+    subvolume.snapshot(base, btrfs / "child-2")
+    (btrfs / "old").rename(btrfs / "child-2" / "old")
+    assert measured(btrfs / "child-2", base) == Measured(Usage(1 << 20, 2), Usage(1 << 20, 2))
+    (btrfs / "copy").rename(btrfs / "child-2" / "copy")
+    assert measured(btrfs / "child-2", base).added.size == 2 << 20
 
 
 @pytest.mark.btrfs
@@ -351,7 +385,12 @@ def test_measure_by_id(base: Path, child: Path) -> None:
     info, base_id = subvolume.get_info(child), subvolume.get_id(base)
     with owned(os.open(base.parent, os.O_RDONLY)) as fd:
         assert usage.measure_by_id(fd, info.id, info.otransid, base_id) == expected
-        subvolume.delete(child)
+        subvolume.create(child / "nested")
+        (child / "nested" / "file").write_bytes(os.urandom(1 << 20))
+        expected = measured(child, base)
+        nested = (subvolume.get_info(child / "nested"),)
+        assert usage.measure_by_id(fd, info.id, info.otransid, base_id, nested) == expected
+        subvolume.delete(child, recursive=True)
         with pytest.raises(FileNotFoundError):
             usage.measure_by_id(fd, info.id, info.otransid, base_id)
 
@@ -564,3 +603,38 @@ def test_directories(tmp_path: Path) -> None:
         assert store.usage("k") == Usage(0, 0)
         (content(store, 2) / "new").write_bytes(os.urandom(SIZE))
         assert store.usage("k") == Usage((content(store, 2) / "new").stat().st_blocks * 512, 1)
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("definition", ["added", "containerd"])
+@pytest.mark.parametrize("parent", ["", "base"])
+def test_change_of_a_nested_subvolume(
+    definition: str, parent: str, open_: Callable[..., Snapshotter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A write in a nested subvolume alone changes the usage, at any depth, and an unchanged one is not measured again.
+
+    The inventory says the same.
+    """
+    with open_(usage=definition) as store:
+        if parent:
+            store.prepare("build")
+            store.commit(parent, "build")
+        store.prepare("k", parent)
+        inner = Path(store.subvolume("k"), "nested", "inner")
+        before = store.usage("k").size
+        subvolume.create(inner.parent)
+        subvolume.create(inner)
+        store.usage("k")  # in the transaction that made them
+        for number, path in enumerate((inner, inner.parent, inner), 1):
+            (path / str(number)).write_bytes(os.urandom(1 << 20))
+            store.usage("k")  # before the write-back
+            filesystem.sync(path)
+            assert store.usage("k").size == before + (number << 20)
+            entry = inventory.take(store).entries["k"]
+            assert entry.usage == store.usage("k")
+        with counted(monkeypatch) as calls:
+            store.usage("k")
+            assert not calls
+            subvolume.delete(inner)
+            assert store.usage("k").size == before + (1 << 20)
