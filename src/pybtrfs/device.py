@@ -1,19 +1,23 @@
 """
-Devices of a filesystem, with their sizes and error counters.
+Devices of a filesystem, with their sizes, states, error counters and nodes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from pybtrfs import ioctl
+from pybtrfs import filesystem, ioctl
 from pybtrfs.path import Target, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from uuid import UUID
+
+_NO_PATHS = ("", "<missing disk>")  # the paths that the kernel shows for a missing device
 
 
 class DeviceInfo(NamedTuple):
@@ -47,6 +51,32 @@ class DeviceStats(NamedTuple):
     flush_errs: int
     corruption_errs: int
     generation_errs: int
+
+
+class DeviceState(NamedTuple):
+    """
+    The state of a device in its filesystem.
+
+    Attributes:
+        missing: The filesystem is mounted without the device (option ``degraded``).
+        seed: The device belongs to another filesystem, which this filesystem was sprouted from, and is never written.
+    """
+
+    missing: bool
+    seed: bool
+
+
+class Node(NamedTuple):
+    """
+    A device node by which a filesystem can be mounted.
+
+    Attributes:
+        path: The path of the node.
+        link: A link in sysfs that exists as long as the device is one of the filesystem; empty without sysfs.
+    """
+
+    path: str
+    link: str
 
 
 def get_info(target: Target, devid: int) -> DeviceInfo:
@@ -92,6 +122,114 @@ def get_stats(target: Target, devid: int = 1, *, reset: bool = False) -> DeviceS
     """
     with opened(target) as fd:
         return DeviceStats(*ioctl.get_dev_stats(fd, devid, ioctl.DEV_STATS_RESET if reset else 0))
+
+
+def get_state(target: Target, device: DeviceInfo) -> DeviceState:
+    """
+    Return the state of *device*, a device of the filesystem.
+
+    Reads ``/sys/fs/btrfs``, which needs no privilege. Without sysfs, a device with a path is present, and no device is
+    a seed. Before Linux 5.17, which has no fsid there, every device that cannot be written to is a seed.
+    """
+    with opened(target) as fd:
+        return _state(_sysfs(fd), device)
+
+
+def find_node(target: Target) -> Node:
+    """
+    Return a device node by which the filesystem can be mounted: of a device that is present and no seed.
+
+    The kernel remembers the path by which a device was found, and the node may have been renamed since. So the node's
+    number is compared with the numbers in ``/sys/fs/btrfs``. Where /dev has no disks, as in a sandbox, the kernel's
+    name of a device decides, and without sysfs the remembered path. Needs no privilege.
+
+    Raises:
+        OSError: ENODEV: no device is present.
+    """
+    with opened(target) as fd:
+        directory = _sysfs(fd)
+        numbers = _numbers(directory)
+        devices = [(each, _state(directory, each)) for each in iterate(fd)]
+    present = [(each.path, state.seed) for each, state in devices if not state.missing]
+    paths = [path for path, seed in present if not seed] or [path for path, _ in present]
+    seeds = {_name(each.path, numbers) for each, state in devices if state.seed}
+    others = [name for name in numbers if name not in seeds]
+    by_number = {number: name for name, number in numbers.items()}
+    candidates = [
+        *((path, by_number.get(_number(path))) for path in paths),
+        *((_path(name), name if _number(_path(name)) == numbers[name] else None) for name in others),
+        *((path, _name(path, numbers)) for path in paths),
+        *((_path(name), name) for name in others),
+    ]
+    for path, name in candidates:
+        if name is not None:
+            return Node(path, f"{directory}/devices/{name}")
+    if not paths:
+        raise OSError(errno.ENODEV, "no device of the filesystem is present")
+    return Node(next(filter(_number, paths), paths[0]), "")
+
+
+def _sysfs(fd: int) -> str:
+    # Without the module `uuid`, which is slow to import.
+    fsid = filesystem.get_info(fd).fsid_bytes.hex()
+    return "/sys/fs/btrfs/" + "-".join((fsid[:8], fsid[8:12], fsid[12:16], fsid[16:20], fsid[20:]))
+
+
+def _state(directory: str, device: DeviceInfo) -> DeviceState:
+    own = f"{directory}/devinfo/{device.devid}"
+    missing = device.path in _NO_PATHS or _read(f"{own}/missing") == "1"
+    fsid = _read(f"{own}/fsid")
+    seed = fsid != os.path.basename(directory) if fsid else _read(f"{own}/writeable") == "0"
+    return DeviceState(missing, seed and not missing)
+
+
+def _numbers(directory: str) -> dict[str, str]:
+    """
+    Return the block devices of a filesystem, by the kernel's name, each with its number as ``major:minor``.
+    """
+    with contextlib.suppress(OSError):
+        names = sorted(os.listdir(f"{directory}/devices"))
+        return {name: number for name in names if (number := _read(f"{directory}/devices/{name}/dev"))}
+    return {}
+
+
+def _path(name: str) -> str:
+    """
+    Return the path of the node that the kernel makes for the block device *name*.
+    """
+    return "/dev/" + name.replace("!", "/")
+
+
+def _number(path: str) -> str:
+    """
+    Return the number of the node *path* as ``major:minor``, or "" if *path* is no block device.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        status = os.stat(path)
+        if stat.S_ISBLK(status.st_mode):
+            return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    return ""
+
+
+def _name(path: str, numbers: dict[str, str]) -> str | None:
+    """
+    Return the kernel's name of the device whose path is *path*, by number or by name, or None if that is unknown.
+    """
+    number = _number(path)
+    for name, own in numbers.items():
+        mapped = _read(f"/sys/class/block/{name}/dm/name")
+        if number == own or (not number and path in (_path(name), f"/dev/mapper/{mapped}")):
+            return name
+    return None
+
+
+def _read(path: str) -> str:
+    """
+    Return the content of a file of sysfs without the final newline, or "" if it cannot be read.
+    """
+    with contextlib.suppress(OSError), open(path, errors="surrogateescape") as file:
+        return file.read().removesuffix("\n")
+    return ""
 
 
 def _device_info(fd: int, devid: int) -> DeviceInfo:

@@ -55,6 +55,10 @@ _PROFILES = (
 )
 
 
+# The number of devices whose loss a profile survives for sure. RAID5 and RAID6 have none, because of their write hole.
+_SURVIVABLE = {"raid1": 1, "raid10": 1, "raid1c3": 2, "raid1c4": 3}
+
+
 def get(target: Target) -> tuple[SpaceInfo, ...]:
     """
     Return the total and used bytes of the block groups, by type and profile.
@@ -67,3 +71,16 @@ def get(target: Target) -> tuple[SpaceInfo, ...]:
         while len(spaces) < total:
             total, spaces = ioctl.space_info(fd, total)
         return tuple(SpaceInfo(*space) for space in spaces)
+
+
+def get_survivable(target: Target) -> int:
+    """
+    Return the number of devices whose loss every block group of the filesystem survives.
+
+    RAID5 and RAID6 count as no survivor, because a torn write of a stripe can lose data that was there before.
+
+    Issues ``BTRFS_IOC_SPACE_INFO``, which needs no privilege.
+    """
+    # The global reserve is a part of metadata, and has no block groups.
+    groups = (each for each in get(target) if not each.flags & ioctl.SPACE_INFO_GLOBAL_RSV)
+    return min((_SURVIVABLE.get(each.profile, 0) for each in groups), default=0)
