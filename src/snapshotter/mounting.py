@@ -32,12 +32,22 @@ def mount(mounts: Iterable[Mount], target: str | os.PathLike[str]) -> None:
                     flags |= _FLAGS[option]
                 else:
                     data.append(option)
-            syscall.mount(item.source, point, item.type, flags, ",".join(data))
+            _mount(item, point, flags, ",".join(data))
             undo.callback(syscall.umount2, point)
             if flags & syscall.MS_BIND and flags & syscall.MS_RDONLY:
                 # The kernel ignores MS_RDONLY in the call that creates a bind mount.
                 syscall.mount("", point, "", syscall.MS_REMOUNT | syscall.MS_BIND | syscall.MS_RDONLY)
         undo.pop_all()
+
+
+def _mount(item: Mount, point: str, flags: int, data: str) -> None:
+    try:
+        syscall.mount(item.source, point, item.type, flags, data)
+    except FileNotFoundError as error:
+        # The kernel answers the same for a missing source and a missing mount point, and the error names the latter.
+        if not os.path.exists(point):
+            raise
+        raise FileNotFoundError(errno.ENOENT, "the source of the mount does not exist", item.source) from error
 
 
 @contextlib.contextmanager

@@ -51,6 +51,21 @@ def test_all_or_none(store: Snapshotter, target: Path) -> None:
 
 
 @pytest.mark.btrfs
+@pytest.mark.parametrize("kind", ["bind", "btrfs"])
+def test_missing_source(kind: str, target: Path) -> None:
+    """
+    If the source is missing, the error names the source, and if the mount point is missing, the mount point.
+    """
+    source = str(target / "missing")
+    with pytest.raises(FileNotFoundError, match="the source of the mount does not exist") as caught:
+        mount([Mount(kind, source, options=("rbind",) if kind == "bind" else ())], target)
+    assert caught.value.filename == source
+    with pytest.raises(FileNotFoundError) as caught:
+        mount([Mount("bind", str(target), options=("rbind",))], target / "point")
+    assert caught.value.filename == str(target / "point")
+
+
+@pytest.mark.btrfs
 def test_mount_in_a_mount(store: Snapshotter, target: Path) -> None:
     """
     A mount with a target of its own is made below the mounts before it, and unmounted first.
