@@ -3,9 +3,11 @@ Data that the disk refused is never committed, and a broken disk loses no acknow
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,6 +177,38 @@ def test_kill_after_refused_data(disk: Disk, number: str) -> None:
                 assert kinds(snapshotter) == {"victim": Kind.ACTIVE}
                 snapshotter.remove("victim")
     assert at > 20
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_loss_during_a_fork(btrfs: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    """
+    A loss that is reported before the fork's id is taken is the fork's, too; also before its second id on a full disk.
+    """
+    with Snapshotter.create(btrfs / STORE, mount_mode="bind") as snapshotter:
+        snapshotter.prepare("source")
+        opened = snapshotter.opened
+        store, make = opened.operations._store, opened.operations._make
+        take_id, taken = store.take_id, []
+
+        def take() -> int:
+            if len(taken) == full:
+                store.suspect_all()
+            taken.append(take_id())
+            return taken[-1]
+
+        def make_once_full(*arguments: Any) -> None:
+            if full and len(taken) == 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            make(*arguments)
+
+        monkeypatch.setattr(store, "take_id", take)
+        monkeypatch.setattr(opened.operations, "_make", make_once_full)
+        snapshotter.fork("source", "fork")
+        assert len(taken) == 1 + full
+        with pytest.raises(DataLossError, match="'fork'"):
+            snapshotter.commit("layer", "fork")
+    with Snapshotter(btrfs / STORE, mount_mode="bind") as snapshotter, pytest.raises(DataLossError, match="'fork'"):
+        snapshotter.commit("layer", "fork")
 
 
 def test_full_host(tmp_path: Path) -> None:

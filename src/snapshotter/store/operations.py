@@ -89,7 +89,6 @@ class Operations:
                 created=now,
                 updated=now,
                 base_transid=base_transid,
-                suspect=self._write_errors.is_suspect(source),
             ),
             source,
         )
@@ -100,6 +99,9 @@ class Operations:
     def _create(self, record: Record, source: Snapshot | None = None) -> Record:
         reclaimed = False
         while True:
+            if source is not None:
+                # After the id was taken: a loss that is reported later makes every id suspect that was taken before.
+                record = record._replace(suspect=self._write_errors.is_suspect(source))
             data = self._encode(record)
             try:
                 self._make(record, data, source)
