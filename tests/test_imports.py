@@ -67,8 +67,8 @@ INSIDE = {
     ),
     "snapshotter.store": (
         "",
-        "coalesced layout nested record_storage usage",
-        "records volumes",
+        "coalesced counters layout nested record_storage usage",
+        "devices records volumes",
         "header index lock",
         "store btrfs",
         "ownership recovery worker write_errors",
@@ -105,6 +105,7 @@ PURE = {
     "snapshotter.contract.filters",
     "snapshotter.daemon.http2",
     "snapshotter.contract.labels",
+    "snapshotter.store.counters",
     "snapshotter.store.records",
     "snapshotter.model",
     "snapshotter.analysis.treemap",

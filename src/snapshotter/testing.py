@@ -18,6 +18,7 @@ from pybtrfs.testing import copy_tree, remove_tree
 from snapshotter.contract import Snapshotter
 from snapshotter.model import Measured, Mount
 from snapshotter.store import usage
+from snapshotter.store.counters import Counters
 from snapshotter.store.layout import EMPTY, FS, LAYER, Directory, Place
 from snapshotter.store.record_storage import Files, RecordStorage
 from snapshotter.store.volumes import Contents, MountMode
@@ -103,8 +104,8 @@ class DirectoryVolumes:
     def verify(self) -> None:
         pass
 
-    def write_errors(self, *, recent: bool = False) -> int:
-        return 0
+    def write_errors(self, *, recent: bool = False) -> Counters:
+        return Counters()
 
     def reclaim(self, seconds: float) -> None:
         pass

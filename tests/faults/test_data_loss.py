@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import image, syscall
+from pybtrfs import device, image, syscall
 from snapshotter import Info, Kind, Snapshotter
 from snapshotter.errors import DataLossError, Error, UnavailableError
+from snapshotter.maintenance import doctor
+from tests import multidevice
 
 from .disk import Disk
 from .failpoints import in_child
@@ -177,6 +179,184 @@ def test_kill_after_refused_data(disk: Disk, number: str) -> None:
                 assert kinds(snapshotter) == {"victim": Kind.ACTIVE}
                 snapshotter.remove("victim")
     assert at > 20
+
+
+def lose(disk: Disk, key: str) -> None:
+    """
+    Prepare *key*, and lose data of it which nobody is told of before the store is closed.
+    """
+    with opened(disk) as snapshotter:
+        snapshotter.prepare(key)
+        disk.refuse("data EIO")
+        write(snapshotter, key, MEBIBYTE)
+        fsynced(path_of(snapshotter, key))
+        disk.refuse()
+
+
+def reset(disk: Disk) -> int:
+    """
+    Reset the counters of the devices, and return the number of writes that were refused.
+    """
+    with disk.mounted() as mount:
+        errors = device.get_stats(mount, reset=True).write_errs
+        os.mkdir(os.path.join(mount, "x"))  # the kernel writes the counters with the next transaction
+        os.rmdir(os.path.join(mount, "x"))
+        return errors
+
+
+def findings(snapshotter: Snapshotter) -> list[str]:
+    return [problem.what for problem in doctor.of_store(snapshotter) if problem.subject == snapshotter.root]
+
+
+def test_reset_after_loss(disk: Disk) -> None:
+    """
+    Once the store was open after a loss, the loss is on record: a reset of the counters makes nothing healthy.
+    """
+    with opened(disk) as snapshotter:
+        snapshotter.prepare("healthy")
+        snapshotter.commit("base", "healthy")
+    lose(disk, "victim")
+    with opened(disk) as snapshotter:
+        assert findings(snapshotter) == [
+            "the disk may have refused data of snapshot 'victim', which cannot be committed any more"
+        ]
+        snapshotter.prepare("new", "base")
+    assert reset(disk) > 0
+    with opened(disk) as snapshotter:
+        for key in ("victim", "new"):
+            with pytest.raises(DataLossError, match=f"data of snapshot '{key}'"):
+                snapshotter.commit("layer", key)
+        snapshotter.prepare("after the reset", "base")
+    with opened(disk) as snapshotter:
+        snapshotter.commit("layer", "after the reset")
+
+
+def test_reset_counters(disk: Disk) -> None:
+    """
+    After a reset nobody knows whether more writes were refused before it. The doctor says so, and how to commit anyway.
+    """
+    with opened(disk) as snapshotter:
+        snapshotter.prepare("first")
+    lose(disk, "victim")
+    with opened(disk) as snapshotter:
+        snapshotter.prepare("between")
+        snapshotter.remove("victim")
+        snapshotter.remove("first")
+    errors = reset(disk)
+    with disk.mounted() as mount, Snapshotter(os.path.join(mount, STORE), read_only=True) as snapshotter:
+        (problem,) = (each for each in doctor.of_store(snapshotter) if each.subject == snapshotter.root)
+        assert problem.what == (
+            f"the counter of refused writes of device 1 went from {errors} to 0, which is a reset that hides later "
+            "errors, since snapshot 'between' began, so the disk may have refused data, and they cannot be committed "
+            "after the next opening of the store"
+        )
+        assert "`snapshotter serve --verify=false`" in problem.cure
+    with opened(disk) as snapshotter:
+        for _ in range(2):
+            with pytest.raises(DataLossError, match=r"data of snapshot 'between'.*`snapshotter doctor` explains"):
+                snapshotter.commit("layer", "between")
+        root = snapshotter.root
+        snapshotter.close()
+        with Snapshotter(root, mount_mode="bind", verify=False) as knowing:
+            knowing.commit("layer", "between")
+
+
+@contextlib.contextmanager
+def mirror(directory: Path, profile: str = "raid1", count: int = 2) -> Iterator[list[Disk]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Disk(str(path))) for path in multidevice.make(directory, count, profile)]
+
+
+@contextlib.contextmanager
+def on_mirror(disks: list[Disk], directory: Path, options: str = "") -> Iterator[Snapshotter]:
+    """
+    Open the store on *disks*, or make it if it is missing.
+    """
+    paths = [Path(disk.directory, "fuse/disk") for disk in disks]
+    with (
+        multidevice.attached(*paths) as loops,
+        multidevice.mounted(directory / "mount", *(loop.path for loop in loops), options=options) as mount,
+    ):
+        root = mount / STORE
+        opening = Snapshotter if root.exists() else Snapshotter.create
+        with opening(root, mount_mode="bind") as snapshotter:
+            yield snapshotter
+
+
+def refuse_on(disk: Disk, snapshotter: Snapshotter, key: str) -> None:
+    """
+    Write to *key* while *disk* refuses data.
+    """
+    disk.refuse("data EIO")
+    write(snapshotter, key, os.urandom(1 << 20))
+    fsynced(path_of(snapshotter, key))
+    disk.refuse()
+
+
+def test_failing_mirror(tmp_path: Path) -> None:
+    """
+    On RAID1 the refusals of one disk are harmless: snapshots from before the restart, and forks, can be committed.
+
+    When the other disk refuses as well, they cannot.
+    """
+    with mirror(tmp_path) as disks:
+        with on_mirror(disks, tmp_path) as snapshotter:
+            for key in ("a", "b", "c"):
+                snapshotter.prepare(key)
+            refuse_on(disks[1], snapshotter, "a")
+            content = Path(path_of(snapshotter, "a"), "file").read_bytes()
+        with on_mirror(disks, tmp_path) as snapshotter:
+            multidevice.progs("btrfs", "scrub", "start", "-B", snapshotter.root)
+            assert findings(snapshotter) == []
+            snapshotter.fork("a", "fork")
+            snapshotter.commit("layer of a", "a")
+            snapshotter.commit("layer of the fork", "fork")
+            assert committed_content(snapshotter, "layer of a") == content
+            assert device.get_stats(snapshotter.root, 2).write_errs > 0
+            refuse_on(disks[0], snapshotter, "b")
+        with on_mirror(disks, tmp_path) as snapshotter:
+            assert len(findings(snapshotter)) == 1
+            with pytest.raises(DataLossError, match="repair the disk, then prepare the snapshot again"):
+                snapshotter.commit("layer of b", "b")
+
+
+def test_missing_mirror(tmp_path: Path) -> None:
+    """
+    A mirror that refused writes and is then missing is harmless too, and the doctor names it.
+    """
+    with mirror(tmp_path) as disks:
+        with on_mirror(disks, tmp_path) as snapshotter:
+            snapshotter.prepare("a")
+            refuse_on(disks[1], snapshotter, "a")
+        with on_mirror(disks[:1], tmp_path, "degraded") as snapshotter:
+            assert findings(snapshotter) == ["device 2 of its filesystem is missing"]
+            snapshotter.commit("layer of a", "a")
+
+
+@pytest.mark.parametrize("profile", ["single", "raid0"])
+def test_failing_disk_of_several(tmp_path: Path, profile: str) -> None:
+    """
+    Where a block is on one disk only, a disk that refused a write is never harmless, not even once it is removed.
+    """
+    with mirror(tmp_path, profile, 3) as disks, on_mirror(disks, tmp_path) as snapshotter:
+        for key in ("a", "b"):
+            snapshotter.prepare(key)
+        for disk in disks:
+            disk.refuse("data EIO")
+        write(snapshotter, "a", os.urandom(4 << 20))
+        fsynced(path_of(snapshotter, "a"))
+        for disk in disks:
+            disk.refuse()
+        root = snapshotter.root
+        snapshotter.close()
+        failed = next(each.devid for each in device.iterate(root) if device.get_stats(root, each.devid).write_errs)
+        multidevice.progs("btrfs", "device", "remove", failed, root)
+        for each in device.iterate(root):
+            device.get_stats(root, each.devid, reset=True)
+        with Snapshotter(root, mount_mode="bind") as again:
+            for key in ("a", "b"):
+                with pytest.raises(DataLossError):
+                    again.commit("layer", key)
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -26,6 +26,7 @@ from snapshotter.errors import Error, InvalidArgumentError
 from snapshotter.model import Mount
 from snapshotter.mounting import mounted
 from snapshotter.setup import unit_files
+from tests import multidevice
 from tests.packaging import sandbox
 
 EXPOSURE = 2.5
@@ -280,6 +281,22 @@ def test_sandbox(btrfs: Path, directory: Path) -> None:
         code = daemon.stop()
     assert code == 0
     assert not [entry for entry in daemon.log() if entry["level"] in ("warning", "error")]
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("lost", [1, 2])
+def test_degraded(lost: int, tmp_path: Path, directory: Path) -> None:
+    """
+    Under the unit's restrictions mounts name a device that is present.
+    """
+    with multidevice.degraded(tmp_path, lost) as root:
+        daemon = Sandboxed(root, directory)
+        try:
+            with Client(daemon.address) as client, mounted(client.prepare("a")) as path:
+                assert subvolume.is_subvolume(path)
+        finally:
+            code = daemon.stop()
+        assert code == 0
 
 
 @pytest.mark.btrfs

@@ -138,6 +138,8 @@ class Opened:
                 by_id[snapshot.id] = snapshot
                 if writing:
                     self._finish(snapshot, item)
+        if writing:
+            self.operations.record_losses()
 
     def _finish(self, snapshot: Snapshot, item: Recovered) -> None:
         """

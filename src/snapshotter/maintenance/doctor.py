@@ -10,10 +10,17 @@ from collections.abc import Iterator
 
 from pybtrfs import device, filesystem, mountinfo, syscall
 from snapshotter.contract import Snapshotter
-from snapshotter.errors import DataLossError, UnavailableError
+from snapshotter.errors import DataLossError, UnavailableError, quoted
 from snapshotter.maintenance import quarantine, repair
-from snapshotter.model import Problem
+from snapshotter.model import Kind, Problem
+from snapshotter.store.counters import Counters
+from snapshotter.store.index import Snapshot
 from snapshotter.store.layout import EMPTY, real_path
+
+_ACCEPT = (
+    "remove them and prepare them again; if you know that no write was lost, commit them while a daemon runs with "
+    "`snapshotter serve --verify=false`"
+)
 
 
 def examine(root: str | os.PathLike[str]) -> list[Problem]:
@@ -42,7 +49,7 @@ def of_store(store: Snapshotter) -> list[Problem]:
     Return the problems of an open store and of its filesystem.
     """
     places = () if store.is_copy else _places(store.root)
-    return [*store.problems(), *places, *_around(store.root)]
+    return [*store.problems(), *places, *_losses(store), *_around(store.root)]
 
 
 def _around(root: str) -> Iterator[Problem]:
@@ -61,6 +68,49 @@ def _places(root: str) -> Iterator[Problem]:
             yield Problem(path, f"a removed snapshot is kept, because it cannot be read: {damage}", cure)
         else:
             yield Problem(path, "it belongs to no snapshot", "inspect it, then delete it with `snapshotter purge`")
+
+
+def _losses(store: Snapshotter) -> Iterator[Problem]:
+    opened = store.opened
+    actives = [each for each in opened.index.snapshots() if each.kind is Kind.ACTIVE and not each.quarantine]
+    if reported := [active for active in actives if opened.write_errors.is_reported(active)]:
+        what = f"the disk may have refused data of {_named(reported)}, which cannot be committed any more"
+        yield Problem(store.root, what, f"repair the disk; {_ACCEPT}")
+    unreported = opened.write_errors.unreported(actives)
+    now = opened.volumes.write_errors()
+    changes: dict[str, list[Snapshot]] = {}
+    for active in unreported:
+        changes.setdefault(_change(active.record.write_errors, now), []).append(active)
+    for change, snapshots in changes.items():
+        what = (
+            f"{change} since {_named(snapshots)} began, so the disk may have refused data, and they cannot be "
+            "committed after the next opening of the store"
+        )
+        yield Problem(store.root, what, f"check the disk; {_ACCEPT}")
+
+
+def _named(snapshots: list[Snapshot]) -> str:
+    more = f" and {len(snapshots) - 1} more active snapshots" if len(snapshots) > 1 else ""
+    return f"snapshot {quoted(min(each.key for each in snapshots))}{more}"
+
+
+def _change(before: Counters, now: Counters) -> str:
+    """
+    Return the reason why data may have been lost between two readings of the counters of refused writes.
+    """
+    differing = before.differing(now)
+    if differing is None or before.devices is None or now.devices is None:
+        return f"the counters of refused writes went from {before.total} to {now.total} in all"
+    return ", and ".join(
+        _change_of(devid, before.devices.get(devid, 0), now.devices.get(devid)) for devid in sorted(differing)
+    )
+
+
+def _change_of(devid: int, before: int, now: int | None) -> str:
+    if now is None:
+        return f"device {devid} was removed"
+    reset = ", which is a reset that hides later errors," if now < before else ""
+    return f"the counter of refused writes of device {devid} went from {before} to {now}{reset}"
 
 
 def _directory(root: str) -> Iterator[Problem]:
@@ -84,10 +134,23 @@ def _filesystem(root: str) -> Iterator[Problem]:
 
 
 def _devices(root: str) -> Iterator[Problem]:
+    at = shlex.quote(root)
     for each in device.iterate(root):
+        state = device.get_state(root, each)
+        if state.missing:
+            cure = (
+                f"attach the device, unmount the filesystem and mount it again, then run `btrfs scrub start -B {at}`; "
+                f"for a device that is lost, run `btrfs replace start {each.devid} DEVICE {at}`"
+            )
+            yield Problem(root, f"device {each.devid} of its filesystem is missing", cure)
+            continue
         stats = device.get_stats(root, each.devid)
         if errors := stats.write_errs + stats.flush_errs:
-            cure = f"replace the disk, then run `btrfs device stats --reset {each.path}`"
+            cure = (
+                f"replace the disk, or repair the copies of its data with `btrfs scrub start -B {at}`; then restart "
+                "the daemon, or run `snapshotter cleanup` without a daemon, which puts on record the snapshots that "
+                f"may have lost data; only then run `btrfs device stats --reset {each.path}`"
+            )
             yield Problem(each.path, f"{errors} writes to it have failed", cure)
         if image := _read(f"/sys/class/block/{os.path.basename(os.path.realpath(each.path))}/loop/backing_file"):
             with contextlib.suppress(FileNotFoundError):  # deleted, or in another mount namespace

@@ -6,9 +6,9 @@ import contextlib
 import errno
 import os
 import time
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-from pybtrfs import device, filesystem, ioctl, mountinfo, subvolume, syscall, tree_search
+from pybtrfs import filesystem, ioctl, mountinfo, subvolume, syscall, tree_search
 from pybtrfs.errors import NotBtrfsError, not_subvolume
 from pybtrfs.mountinfo import MountTable
 from pybtrfs.path import open_directory, owned
@@ -16,27 +16,13 @@ from snapshotter.errors import FailedPreconditionError, is_damage
 from snapshotter.model import Measured, Mount
 from snapshotter.store import nested, usage
 from snapshotter.store.coalesced import Coalesced
+from snapshotter.store.counters import Counters
+from snapshotter.store.devices import Devices
 from snapshotter.store.layout import EMPTY, FS, LAYER, Directory, Place, is_subvolume
 from snapshotter.store.record_storage import DIRECTORY_MODE, XATTR, RecordStorage, Xattrs
 from snapshotter.store.volumes import Contents, MountMode
 
 WAKE_SECONDS = 1.0  # between two attempts to wake the kernel's cleaner
-RECENT_SECONDS = 1.0  # validity of the device state: reading it takes three system calls, each of which drops the GIL
-
-
-class _Devices(NamedTuple):
-    """
-    The state of the devices of a filesystem.
-
-    Attributes:
-        time: The time of the reading, in seconds of the monotonic clock.
-        write_errors: The sum of write and flush errors of all devices.
-        path: The path of one device.
-    """
-
-    time: float
-    write_errors: int
-    path: str
 
 
 class BtrfsVolumes:
@@ -67,7 +53,7 @@ class BtrfsVolumes:
         # The kernel stores an xattr of nearly a whole node. But to replace it by a larger one, the node must have room
         # for both values. Otherwise the neighbours in the node decide whether the kernel answers ENOSPC.
         self.record_limit = info.nodesize * 15 // 32
-        self._devices: _Devices | None = None
+        self._devices = Devices(self._fd)
         self.verify = Coalesced(lambda: syscall.syncfs(self._fd))
         self.mounts = Coalesced(lambda: mountinfo.read(self._device, root))
 
@@ -208,20 +194,8 @@ class BtrfsVolumes:
     def barrier(self, fd: int) -> None:
         os.fsync(fd)
 
-    def write_errors(self, *, recent: bool = False) -> int:
-        return self._device_state(RECENT_SECONDS if recent else 0.0).write_errors
-
-    def _device_state(self, max_age: float) -> _Devices:
-        devices = self._devices
-        now = time.monotonic()
-        if devices is None or now - devices.time >= max_age:
-            errors, path = 0, ""
-            for each in device.iterate(self._fd):
-                stats = device.get_stats(self._fd, each.devid)
-                errors += stats.write_errs + stats.flush_errs
-                path = path or each.path
-            devices = self._devices = _Devices(now, errors, path)
-        return devices
+    def write_errors(self, *, recent: bool = False) -> Counters:
+        return self._devices.counters(recent=recent)
 
     def reclaim(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -255,8 +229,7 @@ class BtrfsVolumes:
         subvolid, inode = syscall.name_to_handle_at(place.dir_fd, place.name)
         if inode != ioctl.FIRST_FREE_OBJECTID:
             raise not_subvolume(place.path)
-        device = self._device_state(RECENT_SECONDS).path
-        return Mount("btrfs", device, options=(f"subvolid={subvolid}", *(("ro",) if read_only else ())))
+        return Mount("btrfs", self._devices.node(), options=(f"subvolid={subvolid}", *(("ro",) if read_only else ())))
 
 
 def _uuid_text(uuid: bytes) -> str:

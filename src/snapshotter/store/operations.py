@@ -70,7 +70,7 @@ class Operations:
                 labels,
                 now,
                 now,
-                write_errors=self._volumes.write_errors(recent=True),
+                write_errors=self._volumes.write_errors(recent=True).to_record(),
             )
         )
 
@@ -217,6 +217,30 @@ class Operations:
                     raise
                 self._worker.destroy_now(snapshot.id)
                 self._volumes.barrier(directory.fd)
+
+    def record_losses(self) -> None:
+        """
+        Put on record which active snapshots may have lost data before this open, by the counters of the devices.
+
+        Without the record, a reset of the counters would make the snapshots look healthy.
+        """
+        actives = [each for each in self._index.snapshots() if each.kind is Kind.ACTIVE and not each.quarantine]
+        with contextlib.suppress(OSError):  # then each commit reads the counters, or fails
+            for snapshot in self._write_errors.unreported(actives):
+                self._suspect(snapshot)
+
+    def _suspect(self, snapshot: Snapshot) -> None:
+        with self._index.change(snapshot.key):
+            record = snapshot.record._replace(suspect=True)
+            try:
+                with self._store.directory(snapshot.id) as directory:
+                    self._write(directory, record)
+                    self._volumes.barrier(directory.fd)
+            except OSError as error:
+                Event.UNSETTLED.emit(key=snapshot.key, id=snapshot.id, error=str(error))
+                self._index.update(snapshot, record, settled=False)
+            else:
+                self._index.update(snapshot, record, settled=True)
 
     # -- settling
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from snapshotter.errors import FailedPreconditionError, quoted
 from snapshotter.model import Kind, Measured, Usage
+from snapshotter.store.counters import Counters
 
 FORMAT = 1
 
@@ -62,7 +63,7 @@ class Record(NamedTuple):
         created: Nanoseconds since the epoch, UTC.
         updated: Nanoseconds since the epoch, UTC.
         base_transid: The generation at which the snapshot began, for its usage; None to read it from the subvolume.
-        write_errors: The number of write errors of the devices when the active snapshot was prepared.
+        write_errors: The counters of refused writes when the active snapshot was prepared.
         suspect: The disk may have refused data of this snapshot.
         usage: The usage of a committed snapshot; None until measured.
         commitment: The commit in progress, in state COMMITTING.
@@ -76,7 +77,7 @@ class Record(NamedTuple):
     created: int = 0
     updated: int = 0
     base_transid: int | None = None
-    write_errors: int = 0
+    write_errors: Counters = Counters()
     suspect: bool = False
     usage: Measured | None = None
     commitment: Commitment | None = None
@@ -162,8 +163,13 @@ def encode(record: Record) -> bytes:
     values["updated"] = record.updated
     if record.base_transid is not None:
         values["born"] = record.base_transid
-    if record.write_errors:
-        values["errors"] = record.write_errors
+    if record.write_errors.total:
+        values["errors"] = record.write_errors.total
+    if record.write_errors.devices is not None:
+        # Devices without errors as well, because a device that has been removed since is one whose errors are unknown.
+        values["devices"] = dict(record.write_errors.devices)
+    if record.write_errors.survives:
+        values["survives"] = record.write_errors.survives
     if record.suspect:
         values["suspect"] = True
     if record.usage is not None:
@@ -222,7 +228,6 @@ def decode(data: bytes, snapshot_id: int) -> Record:
 _OPTIONAL = {
     "parent": ("parent", int),
     "born": ("base_transid", int),
-    "errors": ("write_errors", int),
     "suspect": ("suspect", bool),
 }
 
@@ -231,6 +236,7 @@ def _record(values: Mapping[str, Any], snapshot_id: int) -> Record:
     if values["id"] != snapshot_id:
         raise ValueError(f"record of snapshot {values['id']} in the directory of snapshot {snapshot_id}")
     fields = {field: _checked(kind, values[name]) for name, (field, kind) in _OPTIONAL.items() if name in values}
+    fields["write_errors"] = _counters(values)
     if "labels" in values:
         fields["labels"] = _labels(values["labels"])
     if "usage" in values:
@@ -245,6 +251,17 @@ def _record(values: Mapping[str, Any], snapshot_id: int) -> Record:
         updated=_checked(int, values["updated"]),
         **fields,
     )
+
+
+def _counters(values: Mapping[str, Any]) -> Counters:
+    """
+    Return the counters of a record. Release 0.1.0 wrote only their sum, and ignores the rest.
+    """
+    devices = None
+    if "devices" in values:
+        items = _checked(dict, values["devices"]).items()
+        devices = {int(devid): _checked(int, errors) for devid, errors in items}
+    return Counters(_checked(int, values.get("errors", 0)), devices, _checked(int, values.get("survives", 0)))
 
 
 def _usage(values: Any) -> Measured:

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from pybtrfs.mountinfo import MountTable
 from snapshotter.model import Measured, Mount
+from snapshotter.store.counters import Counters
 from snapshotter.store.layout import Directory, Place
 from snapshotter.store.record_storage import RecordStorage
 
@@ -140,12 +141,12 @@ class Volumes(Protocol):
         Sync the filesystem, and raise OSError if the disk refused data since the last call.
         """
 
-    def write_errors(self, *, recent: bool = False) -> int:
+    def write_errors(self, *, recent: bool = False) -> Counters:
         """
-        Return the number of writes that the devices have refused.
+        Return the counters of writes that the devices have refused.
 
         Args:
-            recent: Accept a number that is up to a second old.
+            recent: Accept counters that are up to a second old.
         """
 
     def reclaim(self, seconds: float) -> None:

@@ -2,6 +2,8 @@
 Write errors: detection of data that the disk refused, so that no such data is committed.
 """
 
+from collections.abc import Iterable
+
 from snapshotter.errors import DataLossError, quoted
 from snapshotter.events import Event
 from snapshotter.store.index import Snapshot
@@ -11,7 +13,7 @@ from snapshotter.store.volumes import Volumes
 
 class WriteErrors:
     """
-    The write errors of the filesystem of a store that is open for writing.
+    The write errors of the filesystem of an open store.
 
     Args:
         verify: Ask the disk; without it, all data is trusted.
@@ -49,14 +51,30 @@ class WriteErrors:
         if self._verify and self.is_suspect(active):
             raise DataLossError(
                 f"the disk may have refused data of snapshot {quoted(active.key)}: "
-                "repair the disk, then prepare the snapshot again"
+                "repair the disk, then prepare the snapshot again; `snapshotter doctor` explains the reason"
             )
 
     def is_suspect(self, active: Snapshot) -> bool:
         """
         Return whether the disk may have refused data of *active*.
         """
-        if active.record.suspect or active.id < self._store.header.suspect:
+        if self.is_reported(active):
             return True
-        # Errors from before this open are not reported by syncfs, so compare the error counters of the devices.
-        return active.id < self._first_id and self._volumes.write_errors() > active.record.write_errors
+        # Errors from before this open are not reported by syncfs, so compare the counters of the devices.
+        return active.id < self._first_id and active.record.write_errors.may_have_lost(self._volumes.write_errors())
+
+    def is_reported(self, active: Snapshot) -> bool:
+        """
+        Return whether the loss of data of *active* is on record, so that the counters of the devices do not matter.
+        """
+        return active.record.suspect or active.id < self._store.header.suspect
+
+    def unreported(self, actives: Iterable[Snapshot]) -> list[Snapshot]:
+        """
+        Return the snapshots of *actives* whose loss only the counters of the devices show, which can be reset later.
+        """
+        candidates = [active for active in actives if not self.is_reported(active)]
+        if not self._verify or not candidates:
+            return []
+        now = self._volumes.write_errors()
+        return [active for active in candidates if active.record.write_errors.may_have_lost(now)]

@@ -13,6 +13,10 @@ from pybtrfs import image, subvolume, syscall
 from snapshotter import Problem, Snapshotter
 from snapshotter.errors import FailedPreconditionError, NotFoundError
 from snapshotter.maintenance import doctor
+from snapshotter.store import records
+from snapshotter.store.counters import Counters
+from snapshotter.testing import settle
+from tests import multidevice
 
 pytestmark = pytest.mark.btrfs
 
@@ -183,6 +187,46 @@ def test_write_errors(failing: tuple[Path, Callable[[], None]]) -> None:
     assert device.startswith("/dev/loop")
     assert re.fullmatch(r"[1-9]\d* writes to it have failed", found[device][0])
     assert "its filesystem is read-only" in found[str(path)]
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_missing_device(tmp_path: Path, lost: int) -> None:
+    """
+    A missing device is named by its number, and its cures.
+    """
+    with multidevice.degraded(tmp_path, lost) as root:
+        Snapshotter.create(root / "store").close()
+        problem, _sparse_image = doctor.examine(root / "store") if lost == 1 else doctor.examine(root / "store")[::-1]
+        assert (problem.subject, problem.what) == (str(root / "store"), f"device {lost} of its filesystem is missing")
+        assert f"`btrfs replace start {lost} DEVICE {root}/store`" in problem.cure
+
+
+def test_changed_counters(mount: Path) -> None:
+    """
+    Active snapshots whose record has other counters than the devices are named, by the reason for the difference.
+    """
+    with Snapshotter(mount) as store:
+        for key in "abcd":
+            store.prepare(key)
+        settle(store)
+    changed = {"a": Counters(1), "b": Counters(2, {1: 2}), "c": Counters(2, {1: 2}), "d": Counters(0, {1: 0, 2: 0})}
+    for number, (key, counters) in enumerate(changed.items(), 1):
+        path = mount / "snapshots" / str(number)
+        record = records.decode(os.getxattr(path, "user.snapshotter"), number)
+        assert record.key == key
+        os.setxattr(path, "user.snapshotter", records.encode(record._replace(write_errors=counters)))
+    effect = "so the disk may have refused data, and they cannot be committed after the next opening of the store"
+    reset = "the counter of refused writes of device 1 went from 2 to 0, which is a reset that hides later errors,"
+    assert [problem.what for problem in doctor.examine(mount)] == [
+        f"the counters of refused writes went from 1 to 0 in all since snapshot 'a' began, {effect}",
+        f"{reset} since snapshot 'b' and 1 more active snapshots began, {effect}",
+        f"device 2 was removed since snapshot 'd' began, {effect}",
+    ]
+    Snapshotter(mount).close()
+    (problem,) = doctor.examine(mount)
+    assert problem.what == (
+        "the disk may have refused data of snapshot 'a' and 3 more active snapshots, which cannot be committed any more"
+    )
 
 
 def test_damaged(mount: Path) -> None:

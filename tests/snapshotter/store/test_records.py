@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.model import Kind, Measured, Usage
 from snapshotter.store import records
+from snapshotter.store.counters import Counters
 from snapshotter.store.records import Commitment, DamagedError, Record, State
 
 texts = st.text(min_size=1)  # without surrogates, which keys cannot have
@@ -33,7 +34,13 @@ any_record = st.builds(
     created=numbers,
     updated=numbers,
     base_transid=st.none() | numbers,
-    write_errors=numbers,
+    write_errors=st.builds(
+        Counters,
+        numbers,
+        st.none() | st.dictionaries(numbers, numbers, max_size=4),
+        numbers,
+        st.just(frozenset()),
+    ),
     suspect=st.booleans(),
     usage=st.none() | st.builds(Measured, usages, usages),
     commitment=st.none() | commitments,
@@ -47,7 +54,7 @@ FULL = Record(
     1_600_000_000_000_000_001,
     1_600_000_000_000_000_002,
     base_transid=9,
-    write_errors=2,
+    write_errors=Counters(2, {1: 0, 2: 2}, 1),
     suspect=True,
     usage=Measured(Usage(1, 2), Usage(3, 4)),
     commitment=Commitment("name", {"a": "b"}, 3),
@@ -78,8 +85,18 @@ def test_layout() -> None:
     }
     assert list(json.loads(records.encode(FULL))) == [
         *("crc", "format", "id", "state", "key", "parent", "labels", "created", "updated"),
-        *("born", "errors", "suspect", "usage", "commit"),
+        *("born", "errors", "devices", "survives", "suspect", "usage", "commit"),
     ]
+
+
+def test_sum_of_errors() -> None:
+    """
+    A record of release 0.1.0 has the sum of the counters only, and a newer one has it still, for 0.1.0 to read.
+    """
+    old = records.seal({"id": 3, "state": "active", "key": "k", "created": 0, "updated": 0, "errors": 7})
+    assert records.decode(old, 3).write_errors == Counters(7)
+    new = json.loads(records.encode(Record(3, State.ACTIVE, "k", write_errors=Counters(7, {1: 0, 2: 7}))))
+    assert (new["format"], new["errors"], new["devices"]) == (1, 7, {"1": 0, "2": 7})
 
 
 def test_flipped_bytes() -> None:

@@ -19,6 +19,7 @@ from snapshotter.errors import DataLossError, Error, FailedPreconditionError, No
 from snapshotter.model import EPOCH
 from snapshotter.store import records
 from snapshotter.store.btrfs import BtrfsVolumes
+from snapshotter.store.counters import Counters
 from snapshotter.store.layout import Place
 from snapshotter.store.record_storage import XATTR
 from snapshotter.store.records import Commitment, Record, State
@@ -265,7 +266,7 @@ def test_commit_of_refused_data(root: Path, reopen: Callable[..., Snapshotter]) 
     """
     A commit interrupted before its verification is rolled back, and the snapshot is suspect if devices refused writes.
     """
-    path = make(root, State.COMMITTING, "fs", "layer", verified=False, write_errors=-1)
+    path = make(root, State.COMMITTING, "fs", "layer", verified=False, write_errors=Counters(-1))
     with reopen() as store:
         assert store.stat("lost").labels == {"of": "active"}
         with pytest.raises(NotFoundError):
@@ -273,7 +274,7 @@ def test_commit_of_refused_data(root: Path, reopen: Callable[..., Snapshotter]) 
         assert os.listdir(path) == ["fs"]
         with pytest.raises(DataLossError, match="the disk may have refused data of snapshot 'lost'"):
             store.commit("again", "lost")
-    write(path, Record(LOST, State.COMMITTED, "lost", write_errors=-1))
+    write(path, Record(LOST, State.COMMITTED, "lost", write_errors=Counters(-1)))
     subvolume.snapshot(path / "fs", path / "layer", read_only=True)
     assert reopen().stat("lost").kind is Kind.COMMITTED
 
@@ -490,7 +491,7 @@ def test_read_only_changes_nothing(root: Path, reopen: Callable[..., Snapshotter
     A read-only open lists the same snapshots, and changes nothing on disk.
     """
     for number, (state, fs, layer) in enumerate(TABLE):
-        make(root, state, fs, layer, id=LOST + number, key=f"k{number}", write_errors=0)
+        make(root, state, fs, layer, id=LOST + number, key=f"k{number}", write_errors=Counters())
 
     def everything() -> dict[str, object]:
         return {

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import filesystem, ioctl, space, subvolume, syscall
+from pybtrfs import device, filesystem, ioctl, space, subvolume, syscall
 from pybtrfs.errors import NotSubvolumeError
 from pybtrfs.mountinfo import MountTable
 from pybtrfs.path import owned
@@ -21,9 +21,11 @@ from snapshotter import Mount
 from snapshotter.errors import FailedPreconditionError
 from snapshotter.mounting import mounted
 from snapshotter.store.btrfs import BtrfsVolumes
+from snapshotter.store.counters import Counters
 from snapshotter.store.layout import FS, LAYER, Directory, Place
 from snapshotter.store.volumes import Contents, MountMode, Volumes
 from snapshotter.testing import DirectoryVolumes
+from tests import multidevice
 from tests.namespaces import other_namespace, source
 from tests.snapshotter.conftest import entries
 
@@ -233,7 +235,8 @@ def test_quiet_disk(volumes: Volumes, make: Make) -> None:
     directory = make("1")
     volumes.barrier(directory.fd)
     volumes.verify()
-    assert volumes.write_errors() == 0
+    assert volumes.write_errors().total == 0
+    assert volumes.write_errors(recent=True) == volumes.write_errors()
     volumes.reclaim(0)
     assert volumes.record_limit >= 1024
 
@@ -315,6 +318,57 @@ def test_device(btrfs_mount: Callable[..., Path]) -> None:
         subvolume.create(root / FS)
         with opened(BtrfsVolumes, root) as volumes, open_directory(root) as fd:
             assert volumes.mount(at(Directory(fd, str(root)), FS), read_only=False).source == source(root)
+
+
+def source_of(volumes: Volumes, root: Path) -> str:
+    with open_directory(root) as fd:
+        return volumes.mount(at(Directory(fd, str(root)), FS), read_only=False).source
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("lost", [1, 2])
+def test_device_of_a_degraded_filesystem(tmp_path: Path, lost: int) -> None:
+    """
+    Mounts name a device that is present, and are possible, also while another device is missing.
+    """
+    with multidevice.degraded(tmp_path, lost) as root:
+        subvolume.create(root / FS)
+        with opened(BtrfsVolumes, root) as volumes, open_directory(root) as fd:
+            assert source_of(volumes, root) == source(root)
+            with mounted((volumes.mount(at(Directory(fd, str(root)), FS), read_only=False),)) as path:
+                assert subvolume.get_id(path) == subvolume.get_id(root / FS)
+            assert volumes.write_errors() == Counters(0, {1: 0, 2: 0}, 1, frozenset({lost}))
+
+
+@pytest.mark.btrfs
+def test_device_of_a_sprouted_filesystem(tmp_path: Path) -> None:
+    """
+    Mounts do not name the seed, and the seed has no counters.
+    """
+    with multidevice.sprouted(tmp_path) as root:
+        subvolume.create(root / FS)
+        with opened(BtrfsVolumes, root) as volumes:
+            assert source_of(volumes, root) == device.get_info(root, 2).path
+            assert volumes.write_errors().devices == {2: 0}
+
+
+@pytest.mark.btrfs
+def test_removed_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A device that was removed is not named any more, not even for a second. Otherwise devices are read once a second.
+    """
+    paths = multidevice.make(tmp_path, 2, "single")
+    with multidevice.attached(*paths) as disks, multidevice.mounted(tmp_path / "m", *(d.path for d in disks)) as root:
+        subvolume.create(root / FS)
+        with opened(BtrfsVolumes, root) as volumes:
+            found = []
+            find_node = device.find_node
+            monkeypatch.setattr(device, "find_node", lambda fd: found.append(fd) or find_node(fd))
+            assert source_of(volumes, root) == source_of(volumes, root) == disks[0].path
+            assert len(found) == 1
+            multidevice.progs("btrfs", "device", "remove", disks[0].path, root)
+            assert source_of(volumes, root) == disks[1].path
+            assert volumes.write_errors().devices == {2: 0}
 
 
 @contextmanager

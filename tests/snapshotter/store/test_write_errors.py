@@ -8,13 +8,15 @@ import os
 import pytest
 
 from snapshotter.errors import DataLossError
+from snapshotter.store.counters import Counters
 from snapshotter.store.header import Header
 from snapshotter.store.index import Snapshot
 from snapshotter.store.records import Record, State
 from snapshotter.store.write_errors import WriteErrors
 
+NO_ERRORS = Counters()
 FIRST_ID = 10  # the first id of this open of the store
-REFUSED = "the disk may have refused data of snapshot 'k': repair the disk, then prepare the snapshot again"
+REFUSED = "the disk may have refused data of snapshot 'k': repair the disk, then prepare the snapshot again; "
 
 
 class FakeStore:
@@ -30,13 +32,13 @@ class FakeStore:
 class FakeVolumes:
     def __init__(self) -> None:
         self.refused = False
-        self.errors = 0
+        self.errors = Counters()
 
     def verify(self) -> None:
         if self.refused:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    def write_errors(self) -> int:
+    def write_errors(self) -> Counters:
         return self.errors
 
 
@@ -54,7 +56,7 @@ def make(store: FakeStore, volumes: FakeVolumes, *, verify: bool = True) -> Writ
     return WriteErrors(store, volumes, verify=verify)  # type: ignore[arg-type]  # all of them that is used
 
 
-def active(id: int, *, write_errors: int = 0, suspect: bool = False) -> Snapshot:
+def active(id: int, *, write_errors: Counters = NO_ERRORS, suspect: bool = False) -> Snapshot:
     return Snapshot(Record(id, State.ACTIVE, "k", write_errors=write_errors, suspect=suspect), None)
 
 
@@ -90,15 +92,21 @@ def test_suspect_record(store: FakeStore, volumes: FakeVolumes) -> None:
         make(store, volumes).check(active(FIRST_ID, suspect=True))
 
 
-@pytest.mark.parametrize(("before", "now", "suspect"), [(0, 0, False), (3, 3, False), (3, 4, True)])
-def test_device_counters(before: int, now: int, suspect: bool, store: FakeStore, volumes: FakeVolumes) -> None:
+@pytest.mark.parametrize(("now", "suspect"), [(0, True), (3, False), (4, True)])
+def test_device_counters(now: int, suspect: bool, store: FakeStore, volumes: FakeVolumes) -> None:
     """
     For a snapshot from before this open, the error counters of the devices decide; for a newer one, they do not matter.
     """
     errors = make(store, volumes)
-    volumes.errors = now
-    assert errors.is_suspect(active(FIRST_ID - 1, write_errors=before)) is suspect
-    assert not errors.is_suspect(active(FIRST_ID, write_errors=before))
+    before = Counters(3, {1: 3})
+    volumes.errors = Counters(now, {1: now})
+    old, new = active(FIRST_ID - 1, write_errors=before), active(FIRST_ID, write_errors=before)
+    assert errors.is_suspect(old) is suspect
+    assert not errors.is_suspect(new)
+    assert errors.unreported([old]) == ([old] if suspect else [])
+    reported = active(FIRST_ID - 1, write_errors=before, suspect=True)
+    assert errors.is_reported(reported)
+    assert errors.unreported([reported]) == make(store, volumes, verify=False).unreported([old]) == []
 
 
 def test_without_verification(store: FakeStore, volumes: FakeVolumes) -> None:
