@@ -8,7 +8,7 @@ import os
 import time
 from typing import ClassVar
 
-from pybtrfs import filesystem, ioctl, mountinfo, subvolume, syscall, tree_search
+from pybtrfs import device, filesystem, ioctl, mountinfo, space, subvolume, syscall, tree_search
 from pybtrfs.errors import NotBtrfsError, not_subvolume
 from pybtrfs.mountinfo import MountTable
 from pybtrfs.path import open_directory, owned
@@ -23,6 +23,9 @@ from snapshotter.store.record_storage import DIRECTORY_MODE, XATTR, RecordStorag
 from snapshotter.store.volumes import Contents, MountMode
 
 WAKE_SECONDS = 1.0  # between two attempts to wake the kernel's cleaner
+SETTLED_SECONDS = 0.25  # without a change of the block groups, after which the kernel's cleaner is done with them
+
+_LARGEST_CHUNK = 1 << 30  # bytes; the kernel allocates at most this much at once, or a tenth of the filesystem
 
 
 class BtrfsVolumes:
@@ -200,7 +203,7 @@ class BtrfsVolumes:
     def reclaim(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         next_sync = 0.0
-        while subvolume.count_deleted(self._fd) and (now := time.monotonic()) < end:
+        while self._is_cleaning() and (now := time.monotonic()) < end:
             # A sync wakes the cleaner. The wake-up is lost if the cleaner is about to sleep, so repeat it.
             if now >= next_sync:
                 filesystem.sync(self._fd)
@@ -208,6 +211,36 @@ class BtrfsVolumes:
             time.sleep(0.01)
         # The space is free only after the transaction of the cleaner is committed.
         filesystem.sync(self._fd)
+        self._await_block_groups(end)
+
+    def _await_block_groups(self, end: float) -> None:
+        """
+        Wait while the kernel's cleaner deletes block groups that have become empty, if the devices have no space left.
+
+        In between, the space of such a block group is neither in a block group nor on a device. A write that comes then
+        fails with ENOSPC, although nearly the whole filesystem is free.
+        """
+        devices = list(device.iterate(self._fd))
+        size = sum(each.total_bytes for each in devices)
+        if size - sum(each.bytes_used for each in devices) >= min(_LARGEST_CHUNK, size // 10):
+            return
+        before, since = self._allocated(), time.monotonic()
+        while (now := time.monotonic()) < min(end, since + SETTLED_SECONDS):
+            time.sleep(0.01)
+            if (allocated := self._allocated()) != before:
+                before, since = allocated, now
+        filesystem.sync(self._fd)
+
+    def _allocated(self) -> list[int]:
+        return [each.total_bytes for each in space.get(self._fd)]
+
+    def _is_cleaning(self) -> bool:
+        try:
+            # The kernel queues a subvolume for cleaning only with the last of its inodes. An open file, or data on its
+            # way to the disk, keeps the subvolume out of count_deleted.
+            return any(subvolume.iterate_deleted(self._fd))
+        except PermissionError:
+            return subvolume.count_deleted(self._fd) > 0
 
     def base_transid(self, directory: Directory) -> int:
         with owned(open_directory(directory.fd, FS)) as fd:

@@ -6,8 +6,9 @@ import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -703,6 +704,65 @@ def test_reclaim(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPat
         volumes.reclaim(PATIENCE)
     assert subvolume.count_deleted(mount) == 0
     assert used(mount) < before + (2 << 20)
+
+
+@pytest.mark.btrfs
+def test_reclaim_open_files(btrfs_mount: Callable[..., Path]) -> None:
+    """
+    The space of a subvolume with open files is waited for, also after they are closed, until the time is up.
+    """
+    mount = btrfs_mount()
+    subvolume.create(mount / "a")
+    with closing(BtrfsVolumes(str(mount), "btrfs")) as volumes:
+        with open(mount / "a" / "file", "wb") as file:
+            file.write(os.urandom(1 << 20))
+            subvolume.delete(mount / "a")
+            before = time.monotonic()
+            volumes.reclaim(0.5)
+            assert time.monotonic() - before >= 0.5
+            assert [deleted.id for deleted in subvolume.iterate_deleted(mount)] != []
+        volumes.reclaim(PATIENCE)
+        assert list(subvolume.iterate_deleted(mount)) == []
+
+
+@pytest.mark.btrfs
+def test_reclaim_without_privilege(btrfs_mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Without the privilege to list deleted subvolumes, the count of the kernel is waited for.
+    """
+    mount = btrfs_mount()
+
+    def denied(_: int) -> Iterator[Any]:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(subvolume, "iterate_deleted", denied)
+    subvolume.create(mount / "a")
+    subvolume.delete(mount / "a")
+    with closing(BtrfsVolumes(str(mount), "btrfs")) as volumes:
+        volumes.reclaim(PATIENCE)
+    assert subvolume.count_deleted(mount) == 0
+
+
+@pytest.mark.btrfs
+def test_reclaim_of_a_full_disk(btrfs_mount: Callable[..., Path]) -> None:
+    """
+    On a disk that was full, nothing fails after the space is reclaimed. Without the wait for the kernel's cleaner, half
+    of the writes do, because it deletes empty block groups, whose space is then neither in them nor on the disk.
+    """
+    mount = btrfs_mount()
+    with closing(BtrfsVolumes(str(mount), "btrfs")) as volumes:
+        for _ in range(4):
+            for name in "abcd":
+                subvolume.create(mount / name)
+            names = [mount / "abcd"[number % 4] / str(number) for number in range(10_000)]
+            with suppress(OSError):
+                for path in names:
+                    path.write_bytes(os.urandom(1 << 18))
+            for name in "abcd":
+                subvolume.delete(mount / name)
+            volumes.reclaim(PATIENCE)
+            (mount / "new").write_bytes(bytes(4 << 20))
+            (mount / "new").unlink()
 
 
 def used(mount: Path) -> int:
