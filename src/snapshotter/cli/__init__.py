@@ -8,7 +8,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pybtrfs._version import __version__
 from snapshotter.cli import arguments
@@ -74,12 +74,15 @@ exit codes:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, ready: Callable[[], object] = lambda: None) -> int:
     """
     Run the command with *argv*, by default the process's arguments, and return its exit code.
 
     0 done, 1 failed, 2 usage or configuration, 3 store held by another process, 4 not found, 5 inconsistent,
     130 interrupted. Only ``--help`` and ``--version`` raise SystemExit.
+
+    Args:
+        ready: Called when the command's modules are imported, before the command does anything.
     """
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -87,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Parse twice, because building the parsers of all commands takes longer than most commands run.
         name: str = _names().parse_args(argv).command
         parsed = parser([name]).parse_args(argv)
+        ready()
         code: int | None = parsed.run(parsed)
         if sys.stdout:
             sys.stdout.flush()
