@@ -86,7 +86,8 @@ INSIDE = {
     "snapshotter.maintenance": ("", "quarantine repair", "doctor"),
     "snapshotter.setup": ("", "containerd image_store unit_files"),
     "snapshotter.cli": (
-        "arguments codes confirmation display interruption output progress",
+        "codes",
+        "arguments confirmation display interruption output progress",
         "protection waiting",
         "commands",
         "commands.archive commands.commit commands.demo commands.df commands.diff commands.doctor commands.du "

@@ -61,7 +61,7 @@ def test_page_shows_the_parser() -> None:
     shown = subprocess.run(["mandoc", "-Tutf8", "-Owidth=1000", PAGES[0]], capture_output=True, text=True, check=True)
     text = re.sub(".\b", "", shown.stdout)
     for line in (
-        "snapshotter prepare [--label KEY=VALUE ...] [--json] KEY [PARENT]",
+        "snapshotter prepare [--label KEY=VALUE ...] [--json] [--timeout SECONDS] KEY [PARENT]",
         "snapshotter setup containerd [--config FILE]",
         "List snapshots.",
         "--json print JSON",

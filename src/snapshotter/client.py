@@ -3,10 +3,11 @@ A client of a store that another process serves, through containerd's API and ou
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 import threading
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, Self, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -27,6 +28,8 @@ __all__ = ["Client"]
 
 _ERRORS = {code: kind for kind, code in CODES.items()}
 
+_NOTICE_SECONDS = 3.0
+
 T = TypeVar("T")
 
 
@@ -41,14 +44,21 @@ class Client:
         address: The path of the service's socket.
         snapshotter: The name of this client; see *client* of `Snapshotter`.
         timeout: The time limit of each call, in seconds; None leaves the limit to the service.
+        waiting: Called each time that a call has lasted three seconds.
     """
 
     def __init__(
-        self, address: str | os.PathLike[str], *, snapshotter: str = "local", timeout: float | None = None
+        self,
+        address: str | os.PathLike[str],
+        *,
+        snapshotter: str = "local",
+        timeout: float | None = None,
+        waiting: Callable[[], object] | None = None,
     ) -> None:
         self.address = os.fspath(address)
         self.snapshotter = snapshotter
         self._timeout = timeout
+        self._waiting = waiting
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="snapshotter-client", daemon=True)
         self._thread.start()
@@ -154,11 +164,22 @@ class Client:
             call.close()
             raise FailedPreconditionError(f"the client of {self.address!r} is closed")
         try:
-            return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+            future = asyncio.run_coroutine_threadsafe(call, self._loop)
+            if self._waiting and not concurrent.futures.wait([future], _NOTICE_SECONDS).done:
+                self._waiting()
+            return future.result()
         except GRPCError as error:
+            if error.status.name == "DEADLINE_EXCEEDED" and self._timeout is not None:
+                raise self._late() from error
             raise _ERRORS.get(error.status.name, Error)(error.message or error.status.name) from error
+        except TimeoutError as error:
+            raise self._late() from error
         except (OSError, ProtocolError, StreamTerminatedError) as error:
             raise UnavailableError(f"no answer from {self.address!r}: {error}") from error
+
+    def _late(self) -> UnavailableError:
+        limit = "in time" if self._timeout is None else f"within {self._timeout:g} s"
+        return UnavailableError(f"no answer from {self.address!r} {limit}: it may still finish the call")
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ function _shtab_snapshotter_using
 end
 
 set -g _shtab_snapshotter_commands init doctor purge prepare view fork commit label rm cleanup mount umount mounts export import ls tree info usage df frees why diff du report serve config ping events setup 'setup containerd' 'setup systemd' demo
-set -g _shtab_snapshotter_opts_with_value --address --check --client --columns --config --config-version --containerd --containerd-config --depth --image --image-file --label --log --log-format --log-level --metrics-address --mount-mode --name --output --root --sort --usage --verify --write -o
+set -g _shtab_snapshotter_opts_with_value --address --check --client --columns --config --config-version --containerd --containerd-config --depth --image --image-file --label --log --log-format --log-level --metrics-address --mount-mode --name --output --root --sort --timeout --usage --verify --write -o
 
 complete -c snapshotter -e
 complete -c snapshotter -f
@@ -94,6 +94,7 @@ complete -c snapshotter -n '_shtab_snapshotter_using prepare' -s h -l help -d 's
 complete -c snapshotter -n '_shtab_snapshotter_using prepare' -l root -xka "(__fish_complete_directories)" -d 'root of the store (default: $SNAPSHOTTER_ROOT)'
 complete -c snapshotter -n '_shtab_snapshotter_using prepare' -l label -x -d 'set a label, repeatable'
 complete -c snapshotter -n '_shtab_snapshotter_using prepare' -l json -d 'print JSON in the format of docs/cli.md and schema.json'
+complete -c snapshotter -n '_shtab_snapshotter_using prepare' -l timeout -x -d 'give up if a daemon that has the store does not answer a call for so long (default: 30)'
 complete -c snapshotter -n '_shtab_snapshotter_using prepare; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using prepare; and test $_shtab_snapshotter_npos -eq 1' -ka "(_snapshotter_keys)" -d 'committed snapshot to start from (default: empty)'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a view -d 'Create a read-only view, and print its mount command.'
@@ -101,27 +102,32 @@ complete -c snapshotter -n '_shtab_snapshotter_using view' -s h -l help -d 'show
 complete -c snapshotter -n '_shtab_snapshotter_using view' -l root -xka "(__fish_complete_directories)" -d 'root of the store (default: $SNAPSHOTTER_ROOT)'
 complete -c snapshotter -n '_shtab_snapshotter_using view' -l label -x -d 'set a label, repeatable'
 complete -c snapshotter -n '_shtab_snapshotter_using view' -l json -d 'print JSON in the format of docs/cli.md and schema.json'
+complete -c snapshotter -n '_shtab_snapshotter_using view' -l timeout -x -d 'give up if a daemon that has the store does not answer a call for so long (default: 30)'
 complete -c snapshotter -n '_shtab_snapshotter_using view; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using view; and test $_shtab_snapshotter_npos -eq 1' -ka "(_snapshotter_keys)" -d 'committed snapshot to start from (default: empty)'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a fork -d 'Copy an active snapshot while it runs, and print the mount command of the copy.'
 complete -c snapshotter -n '_shtab_snapshotter_using fork' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using fork' -l root -xka "(__fish_complete_directories)" -d 'root of the store (default: $SNAPSHOTTER_ROOT)'
 complete -c snapshotter -n '_shtab_snapshotter_using fork' -l json -d 'print JSON in the format of docs/cli.md and schema.json'
+complete -c snapshotter -n '_shtab_snapshotter_using fork' -l timeout -x -d 'give up if a daemon that has the store does not answer a call for so long (default: 30)'
 complete -c snapshotter -n '_shtab_snapshotter_using fork; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a commit -d 'Freeze an active snapshot under a name.'
 complete -c snapshotter -n '_shtab_snapshotter_using commit' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using commit' -l root -xka "(__fish_complete_directories)" -d 'root of the store (default: $SNAPSHOTTER_ROOT)'
 complete -c snapshotter -n '_shtab_snapshotter_using commit' -l label -x -d 'set a label, repeatable'
+complete -c snapshotter -n '_shtab_snapshotter_using commit' -l timeout -x -d 'give up if a daemon that has the store does not answer a call for so long (default: 30)'
 complete -c snapshotter -n '_shtab_snapshotter_using commit; and test $_shtab_snapshotter_npos -eq 1' -ka "(_snapshotter_keys)" -d 'key of the active snapshot'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a label -d 'Show or change the labels of a snapshot.'
 complete -c snapshotter -n '_shtab_snapshotter_using label' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using label' -l root -xka "(__fish_complete_directories)" -d 'root of the store (default: $SNAPSHOTTER_ROOT)'
 complete -c snapshotter -n '_shtab_snapshotter_using label' -l json -d 'print JSON in the format of docs/cli.md and schema.json'
+complete -c snapshotter -n '_shtab_snapshotter_using label' -l timeout -x -d 'give up if a daemon that has the store does not answer a call for so long (default: 30)'
 complete -c snapshotter -n '_shtab_snapshotter_using label; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a rm -d 'Remove snapshots, children first, and wait until their space is free.'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -l root -xka "(__fish_complete_directories)" -d 'root of the store (default: $SNAPSHOTTER_ROOT)'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -l bytes -d 'print sizes in bytes'
+complete -c snapshotter -n '_shtab_snapshotter_using rm' -l timeout -x -d 'give up if a daemon that has the store does not answer a call for so long (default: 30)'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -l no-wait -d 'free the space in the background'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -l dry-run -d 'only print how many bytes would be freed, as `frees` does'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -l force -d 'on a store of containerd, remove snapshots that containerd does not know'
@@ -132,6 +138,7 @@ complete -c snapshotter -n '_shtab_snapshotter_using rm; and test $_shtab_snapsh
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a cleanup -d 'Destroy the subvolumes of removed snapshots, and wait until their space is free.'
 complete -c snapshotter -n '_shtab_snapshotter_using cleanup' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using cleanup' -l root -xka "(__fish_complete_directories)" -d 'root of the store (default: $SNAPSHOTTER_ROOT)'
+complete -c snapshotter -n '_shtab_snapshotter_using cleanup' -l timeout -x -d 'give up if a daemon that has the store does not answer a call for so long (default: 30)'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a mount -d 'Mount an active snapshot or a view.'
 complete -c snapshotter -n '_shtab_snapshotter_using mount' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using mount' -l root -xka "(__fish_complete_directories)" -d 'root of the store (default: $SNAPSHOTTER_ROOT)'
@@ -156,6 +163,7 @@ complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshott
 complete -c snapshotter -n '_shtab_snapshotter_using import' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using import' -l root -xka "(__fish_complete_directories)" -d 'root of the store (default: $SNAPSHOTTER_ROOT)'
 complete -c snapshotter -n '_shtab_snapshotter_using import' -l label -x -d 'set a label, repeatable'
+complete -c snapshotter -n '_shtab_snapshotter_using import' -l timeout -x -d 'give up if a daemon that has the store does not answer a call for so long (default: 30)'
 complete -c snapshotter -n '_shtab_snapshotter_using import; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using import; and test $_shtab_snapshotter_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'tar archive to read, compressed or not, or - for standard input'
 complete -c snapshotter -n '_shtab_snapshotter_using import; and test $_shtab_snapshotter_npos -eq 2' -ka "(_snapshotter_keys)" -d 'committed snapshot to unpack onto (default: empty)'

@@ -4,11 +4,13 @@ Declaration of commands, and the arguments that several commands share.
 
 import argparse
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pybtrfs.size import parse
+from snapshotter.cli.codes import DONE, complain
 from snapshotter.contract import Snapshotter
 from snapshotter.contract.labels import check_key
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, StoreHeldError, quoted
@@ -106,6 +108,19 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def seconds(text: str) -> float:
+    """
+    Return the positive number of seconds that *text* means.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return value
+
+
 def _shared(*flags: str, **options: Any) -> Parser:
     parser = Parser(add_help=False)
     parser.add_argument(*flags, **options)
@@ -119,6 +134,13 @@ JSON = _shared("--json", action="store_true", help="print JSON in the format of 
 BYTES = _shared("--bytes", action="store_true", help="print sizes in bytes")
 LABELS = _shared(
     "--label", metavar="KEY=VALUE", type=_label, action="append", default=[], help="set a label, repeatable"
+)
+TIMEOUT = _shared(
+    "--timeout",
+    metavar="SECONDS",
+    type=seconds,
+    default=30.0,
+    help="give up if a daemon that has the store does not answer a call for so long (default: 30)",
 )
 KEY = _shared("key", metavar="KEY", type=key)
 KEYS = _shared("keys", metavar="KEY", nargs="+", type=key)
@@ -186,7 +208,12 @@ def _open(arguments: argparse.Namespace) -> tuple["Snapshotter | Client", str]:
         from snapshotter.client import Client
 
         client = error.client or LOCAL
-        return Client(error.socket, snapshotter=client), client
+        text = f"waiting for the daemon at {error.socket!r}, at most {arguments.timeout:g} s (--timeout)"
+
+        def waiting() -> None:
+            complain(text, DONE)
+
+        return Client(error.socket, snapshotter=client, timeout=arguments.timeout, waiting=waiting), client
 
 
 def daemon_place() -> Parser:

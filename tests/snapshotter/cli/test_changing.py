@@ -3,12 +3,15 @@ Errors that commands which change a store share: alone with the store, and throu
 """
 
 import os
+import signal
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from snapshotter import Snapshotter
+from snapshotter import Snapshotter, cli
 from snapshotter.store.record_storage import XATTR
 from tests.snapshotter.cli.commands import Run, infos
 from tests.snapshotter.serving import serving
@@ -116,3 +119,34 @@ def test_a_store_without_a_client(root: str, run: Run) -> None:
     assert run("init", "--client", "btrfs").code == 0
     assert "cannot be asked" in run("rm", "k8s.io/1/web", "--containerd", f"{root}/none").err
     assert [info[0] for info in infos(run)] == ["k8s.io/1/web"]
+
+
+@pytest.mark.parametrize("way", ["alone"])
+def test_hung_daemon(root: str, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    A command that a stopped daemon does not answer names the daemon, and gives up after the timeout.
+    """
+    monkeypatch.setattr("snapshotter.client._NOTICE_SECONDS", 0.1)
+    with Snapshotter(root) as store:
+        store.prepare("web")
+    assert cli.parser(["rm"]).parse_args(["rm", "web"]).timeout == 30
+    address = f"{root}.sock"
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "snapshotter", "serve", "--root", root, "--address", address], stderr=subprocess.DEVNULL
+    )
+    try:
+        while run("ping", "--root", root, "--address", address).code:
+            assert daemon.poll() is None
+        daemon.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, daemon.pid, os.WSTOPPED | os.WNOWAIT)
+        for argv in ["rm", "web"], ["prepare", "x"], ["label", "web", "a=b"], ["cleanup"], ["commit", "x", "web"]:
+            capsys.readouterr()
+            assert cli.main([*argv, "--timeout", "0.3"]) == 1
+            waiting, late = capsys.readouterr().err.splitlines()
+            assert waiting == f"snapshotter: waiting for the daemon at {address!r}, at most 0.3 s (--timeout)"
+            assert late == f"snapshotter: no answer from {address!r} within 0.3 s: it may still finish the call"
+    finally:
+        daemon.send_signal(signal.SIGCONT)
+        daemon.terminate()
+        daemon.wait()
+    assert run("rm", "web", "--timeout", "0").code == 2

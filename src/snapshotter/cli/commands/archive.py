@@ -18,7 +18,12 @@ def add(commands: arguments.Commands) -> None:
     export = commands.add("export", _export, arguments.KEY, example="snapshotter export base - | gzip > base.tgz")
     export.add_argument("file", metavar="FILE", help="tar archive to write, or - for standard output")
     import_ = commands.add(
-        "import", _import, arguments.KEY, arguments.LABELS, example="snapshotter import base base.tgz"
+        "import",
+        _import,
+        arguments.KEY,
+        arguments.LABELS,
+        arguments.TIMEOUT,
+        example="snapshotter import base base.tgz",
     )
     import_.add_argument("file", metavar="FILE", help="tar archive to read, compressed or not, or - for standard input")
     import_.add_argument(

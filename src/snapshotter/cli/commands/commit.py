@@ -9,7 +9,11 @@ from snapshotter.cli import arguments
 
 def add(commands: arguments.Commands) -> None:
     commit = commands.add(
-        "commit", _commit, arguments.LABELS, example="snapshotter commit release web --label owner=me"
+        "commit",
+        _commit,
+        arguments.LABELS,
+        arguments.TIMEOUT,
+        example="snapshotter commit release web --label owner=me",
     )
     commit.add_argument("name", metavar="NAME", type=arguments.key, help="name of the committed snapshot")
     commit.add_argument("key", metavar="KEY", type=arguments.key, help="key of the active snapshot")

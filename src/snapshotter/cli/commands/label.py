@@ -11,7 +11,12 @@ from snapshotter.text import printable
 
 def add(commands: arguments.Commands) -> None:
     label = commands.add(
-        "label", _label, arguments.KEY, arguments.JSON, example="snapshotter label web owner=me draft-"
+        "label",
+        _label,
+        arguments.KEY,
+        arguments.JSON,
+        arguments.TIMEOUT,
+        example="snapshotter label web owner=me draft-",
     )
     label.add_argument("changes", metavar="K=V|K-", nargs="*", type=_change, help="set or remove a label")
 

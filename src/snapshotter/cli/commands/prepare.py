@@ -15,6 +15,7 @@ def add(commands: arguments.Commands) -> None:
             arguments.KEY,
             arguments.LABELS,
             arguments.JSON,
+            arguments.TIMEOUT,
             example=f"snapshotter {name} new base --label owner=me",
         )
         new.add_argument(
@@ -25,7 +26,9 @@ def add(commands: arguments.Commands) -> None:
             default="",
             help="committed snapshot to start from (default: empty)",
         )
-    fork = commands.add("fork", _fork, arguments.KEY, arguments.JSON, example="snapshotter fork web copy")
+    fork = commands.add(
+        "fork", _fork, arguments.KEY, arguments.JSON, arguments.TIMEOUT, example="snapshotter fork web copy"
+    )
     fork.add_argument("new", metavar="NEW", type=arguments.key, help="key of the copy")
 
 

@@ -11,7 +11,7 @@ from snapshotter.analysis import inventory, space
 from snapshotter.cli import arguments, output, protection, waiting
 from snapshotter.cli.codes import DONE, complain, report
 from snapshotter.cli.progress import with_progress
-from snapshotter.errors import Error, quoted
+from snapshotter.errors import Error, UnavailableError, quoted
 from snapshotter.store.layout import QUARANTINE
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: arguments.Commands) -> None:
-    rm = commands.add("rm", _rm, arguments.KEYS, arguments.BYTES, example="snapshotter rm web web-2")
+    rm = commands.add("rm", _rm, arguments.KEYS, arguments.BYTES, arguments.TIMEOUT, example="snapshotter rm web web-2")
     rm.add_argument("--no-wait", action="store_true", help="free the space in the background")
     rm.add_argument("--dry-run", action="store_true", help="only print how many bytes would be freed, as `frees` does")
     rm.add_argument(
@@ -28,7 +28,7 @@ def add(commands: arguments.Commands) -> None:
     )
     rm.add_argument("--yes", action="store_true", help="with --containerd-is-gone, remove without asking")
     protection.add_flags(rm)
-    commands.add("cleanup", _cleanup, example="snapshotter cleanup")
+    commands.add("cleanup", _cleanup, arguments.TIMEOUT, example="snapshotter cleanup")
 
 
 def _rm(parsed: argparse.Namespace) -> int:
@@ -48,6 +48,8 @@ def _rm(parsed: argparse.Namespace) -> int:
                 if key in refused:
                     raise refused[key]
                 store.remove(key)
+            except UnavailableError:
+                raise  # the next key would wait as long
             except Error as error:
                 failure = report(error)
                 code = code or failure
