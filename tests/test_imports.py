@@ -81,7 +81,7 @@ INSIDE = {
         "directories space",
         "report",
     ),
-    "snapshotter.archive": ("", "format", "packing unpacking", "tar"),
+    "snapshotter.archive": ("", "format", "limits", "packing unpacking", "tar"),
     "snapshotter.daemon": ("", "config http2 log sockets systemd", "metrics rpc", "service", "process"),
     "snapshotter.maintenance": ("", "quarantine repair", "doctor"),
     "snapshotter.setup": ("", "containerd image_store unit_files"),

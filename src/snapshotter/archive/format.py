@@ -37,6 +37,17 @@ def xattr_name(header: str) -> str:
     return header.removeprefix(XATTR).replace("%3D", "=").replace("%25", "%")
 
 
+def attributes(member: tarfile.TarInfo) -> dict[str, bytes]:
+    """
+    Return the extended attributes of *member* by name.
+    """
+    return {
+        xattr_name(header): value.encode("utf-8", "surrogateescape")
+        for header, value in member.pax_headers.items()
+        if header.startswith(XATTR)
+    }
+
+
 def format_time(nanoseconds: int) -> str:
     """
     Return a time as a header has it: decimal seconds since the epoch.

@@ -78,6 +78,7 @@ def load(
 
     Raises:
         AlreadyExistsError: *key* is taken.
+        FailedPreconditionError: A member exceeds a limit of btrfs.
         InvalidArgumentError: The stream is not a tar, is damaged or ends early. A member leads out of the root, or
             through a symbolic link. An argument breaks a rule of `Snapshotter.prepare`.
         NotFoundError: *parent* does not exist.

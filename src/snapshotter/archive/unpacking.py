@@ -15,7 +15,8 @@ from typing import IO, Any, Self, cast
 
 from pybtrfs import syscall
 from pybtrfs.path import open_beneath, owned
-from snapshotter.archive.format import CHUNK_SIZE, DEVICES, XATTR, parse_time, xattr_name
+from snapshotter.archive import limits
+from snapshotter.archive.format import CHUNK_SIZE, DEVICES, attributes, parse_time
 from snapshotter.errors import InvalidArgumentError, quoted
 
 _BUFFER_SIZE = 1 << 16  # of tarfile, which moves the whole buffer for each header; in bytes
@@ -53,6 +54,7 @@ def unpack(stream: IO[bytes], fd: int) -> None:
     Raises:
         InvalidArgumentError: The stream is not a tar, is damaged or ends early, or a member leads out of the root or
             through a symbolic link.
+        FailedPreconditionError: A member exceeds a limit of btrfs.
         OSError: As the kernel says.
     """
     directories: dict[str, tarfile.TarInfo] = {}
@@ -72,14 +74,25 @@ def unpack(stream: IO[bytes], fd: int) -> None:
                 directories.pop("/".join(parts), None)
                 if member.isdir():
                     directories["/".join(parts)] = member
-                _make(tar, member, parts, fd)
+                try:
+                    _make(tar, member, parts, fd)
+                except OSError as error:
+                    if exceeded := limits.exceeded(error, member, fd):
+                        raise exceeded from error
+                    raise
         # Read on after the tar's end, so that the writer of a pipe does not fail and a final checksum is verified.
         while stream.read(CHUNK_SIZE):
             pass
         # Last, because new entries change the times of their directory and inherit its access control lists.
         for path in sorted(directories, reverse=True):
-            with owned(open_beneath(fd, path)) as directory_fd:
-                _apply_metadata(directory_fd, directories[path])
+            member = directories[path]
+            try:
+                with owned(open_beneath(fd, path)) as directory_fd:
+                    _apply_metadata(directory_fd, member)
+            except OSError as error:
+                if exceeded := limits.exceeded(error, member, fd):
+                    raise exceeded from error
+                raise
     except _DAMAGED as error:
         raise _not_a_tar(error) from error
     except OSError as error:
@@ -240,12 +253,12 @@ def _apply_metadata(fd: int, member: tarfile.TarInfo) -> None:
     """
     path = f"/proc/self/fd/{fd}"
     os.chown(path, member.uid, member.gid)
-    wanted = {xattr_name(header): value for header, value in member.pax_headers.items() if header.startswith(XATTR)}
+    wanted = attributes(member)
     for name in os.listxattr(path):
         if name.startswith(_INHERITED) and name not in wanted:
             os.removexattr(path, name)
     for name, value in wanted.items():
-        os.setxattr(path, name, value.encode("utf-8", "surrogateescape"))
+        os.setxattr(path, name, value)
     if not member.issym():
         os.chmod(path, member.mode & 0o7777)
     exact = member.pax_headers.get("mtime")

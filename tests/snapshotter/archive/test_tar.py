@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pybtrfs import subvolume, syscall
+from pybtrfs.path import owned
 from snapshotter import Snapshotter
 from snapshotter.archive import tar
 from snapshotter.errors import (
@@ -99,6 +100,71 @@ def test_refused(store: Snapshotter, tree: Path) -> None:
             load(store, *arguments)
         assert [info.name for info in store.walk()] == ["base"]
         assert len(os.listdir(f"{store.root}/snapshots")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("n" * 256, {}, "a name has at most 255 bytes"),
+        ("/".join(["directory"] * 420), {}, "a path has at most 4,095 bytes"),
+        (
+            "link",
+            {"type": tarfile.SYMTYPE, "linkname": "a/" * 2048},
+            "the target of a symbolic link has at most 4,095 b",
+        ),
+        ("a", {"pax_headers": {"SCHILY.xattr.user.a": "x" * 16_300}}, "'user.a' has 16,306 bytes .* takes 16,228"),
+        ("a", {"pax_headers": {"SCHILY.xattr.user.a": "x" * 70_000}}, "'user.a' has 70,006 bytes .* takes 16,228"),
+        ("d", {"type": tarfile.DIRTYPE, "pax_headers": {"SCHILY.xattr.user.a": "x" * 16_300}}, "'user.a' has 16,306 b"),
+        ("a", {"pax_headers": {f"SCHILY.xattr.user.{'b' * 251}": "x"}}, "has 256 bytes, not 1 to 255"),
+    ],
+)
+def test_limits(name: str, options: dict[str, Any], reason: str, store: Snapshotter) -> None:
+    """
+    The error for a member that btrfs cannot hold names the member and the limit; the largest possible one is held.
+    """
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as file:
+        member = tarfile.TarInfo(name)
+        for option, value in options.items():
+            setattr(member, option, value)
+        file.addfile(member)
+    with pytest.raises(FailedPreconditionError, match=f"btrfs cannot hold member '{name[:3]}.*: .*{reason}"):
+        load(store, "x", stream.getvalue())
+    assert not list(store.walk())
+
+
+def test_largest_attribute(store: Snapshotter) -> None:
+    """
+    An attribute as large as the limit is imported.
+    """
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as file:
+        member = tarfile.TarInfo("a")
+        member.pax_headers = {"SCHILY.xattr.user.a": "x" * (16_228 - len("user.a"))}
+        file.addfile(member)
+    load(store, "x", stream.getvalue())
+
+
+def test_too_many_links(store: Snapshotter) -> None:
+    """
+    The error for the 65,536th hard link to a file names the member and the limit.
+    """
+    store.prepare("build")
+    root = store.subvolume("build")
+    with owned(os.open(root, os.O_RDONLY)) as fd:
+        os.mknod("0", dir_fd=fd)
+        for number in range(1, 65_535):
+            os.link("0", str(number), src_dir_fd=fd, dst_dir_fd=fd)
+    store.commit("base", "build")
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as file:
+        member = tarfile.TarInfo("one more")
+        member.type, member.linkname = tarfile.LNKTYPE, "0"
+        file.addfile(member)
+    with pytest.raises(
+        FailedPreconditionError, match="cannot hold member 'one more': a file has at most 65,535 hard l"
+    ):
+        load(store, "x", stream.getvalue(), "base")
 
 
 def test_full(btrfs_mount: Callable[..., Path]) -> None:
