@@ -116,7 +116,7 @@ class DirectoryVolumes:
     def base_transid(self, directory: Directory) -> int:
         return 0
 
-    def change_counter(self, directory: Directory) -> tuple[int, ...]:
+    def change_counter(self, directory: Directory, last: tuple[int, ...] = ()) -> tuple[int, ...]:
         # A plain directory has no counter of changes, so return a new number each time.
         self._measured += 1
         return (self._measured,)

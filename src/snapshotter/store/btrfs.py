@@ -246,9 +246,12 @@ class BtrfsVolumes:
         with owned(open_directory(directory.fd, FS)) as fd:
             return subvolume.get_info(fd).otransid
 
-    def change_counter(self, directory: Directory) -> tuple[int, ...]:
+    def change_counter(self, directory: Directory, last: tuple[int, ...] = ()) -> tuple[int, ...]:
         with owned(open_directory(directory.fd, FS)) as fd:
-            return subvolume.get_info(fd).generation, *nested.change_times(fd)
+            generation = subvolume.get_info(fd).generation
+            if last == (generation,):
+                return last  # the creation of a nested subvolume changes the generation of `FS`, too
+            return generation, *nested.change_times(fd)
 
     def measure(self, directory: Directory, name: str, base_transid: int, parent: Directory | None) -> Measured:
         with contextlib.ExitStack() as stack:

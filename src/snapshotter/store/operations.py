@@ -283,9 +283,10 @@ class Operations:
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(self._store.directory(snapshot.id))
             committed = snapshot.kind is Kind.COMMITTED
-            counter = _LAYER_COUNTER if committed else self._volumes.change_counter(directory)
-            if snapshot.measured and snapshot.measured[0] == counter:
-                return snapshot.measured[1]
+            last, known = snapshot.measured or ((), None)
+            counter = _LAYER_COUNTER if committed else self._volumes.change_counter(directory, last)
+            if known and last == counter:
+                return known
             parent = stack.enter_context(self._store.directory(snapshot.parent.id)) if snapshot.parent else None
             base_transid = self._base_transid(snapshot, directory)
             measured = self._volumes.measure(directory, LAYER if committed else FS, base_transid, parent)

@@ -164,9 +164,12 @@ class Volumes(Protocol):
         Return the generation at which `FS` began; later changes count as its usage.
         """
 
-    def change_counter(self, directory: Directory) -> tuple[int, ...]:
+    def change_counter(self, directory: Directory, last: tuple[int, ...] = ()) -> tuple[int, ...]:
         """
         Return numbers that change whenever the result of `measure` for `FS` may change.
+
+        Args:
+            last: The numbers at the last measurement; with them, an unchanged subvolume costs less.
         """
 
     def measure(self, directory: Directory, name: str, base_transid: int, parent: Directory | None) -> Measured:
