@@ -20,6 +20,7 @@ import pytest
 
 from pybtrfs import filesystem, ioctl, subvolume
 from pybtrfs.path import owned
+from snapshotter import Snapshotter
 from snapshotter.client import Client
 from snapshotter.daemon.config import Config
 from snapshotter.errors import Error, InvalidArgumentError
@@ -65,7 +66,7 @@ def test_filled_in() -> None:
     """
     service = unit_files.text(SERVICE, "/data/store", "/run/x.sock", ("/opt/bin/snapshotter",))
     values = sandbox.settings_of(service)
-    assert values["ExecStart"] == ["/opt/bin/snapshotter serve --root /data/store --address /run/x.sock"]
+    assert values["ExecStart"] == ["/opt/bin/snapshotter serve --no-create --root /data/store --address /run/x.sock"]
     assert values["RequiresMountsFor"] == values["ReadWritePaths"] == ["/data/store"]
     assert "StateDirectory" not in values
     assert sandbox.settings_of(unit_files.text(SOCKET, "/data/store", "/run/x.sock"))["ListenStream"] == ["/run/x.sock"]
@@ -100,7 +101,7 @@ class Sandboxed:
 
     def __init__(self, btrfs: Path, directory: Path, without: str = "") -> None:
         self.root = btrfs / "store"
-        self.root.mkdir()
+        Snapshotter.create(self.root).close()
         self.address = str(directory / "s.sock")
         self._log = directory / "log"
         unit = directory / SERVICE

@@ -237,6 +237,7 @@ complete -c snapshotter -n '_shtab_snapshotter_using serve' -l verify -x -d 'tru
 complete -c snapshotter -n '_shtab_snapshotter_using serve' -l log-level -x -d '"debug" or "info" or "warning" or "error"'
 complete -c snapshotter -n '_shtab_snapshotter_using serve' -l log-format -x -d '"text" or "json"'
 complete -c snapshotter -n '_shtab_snapshotter_using serve' -l metrics-address -x -d 'an absolute path, "HOST:PORT" or ""'
+complete -c snapshotter -n '_shtab_snapshotter_using serve' -l no-create -d 'fail if the root is not a store, instead of making one'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a config -d 'Print or check the configuration of serve.'
 complete -c snapshotter -n '_shtab_snapshotter_using config' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using config' -l root -xka "(__fish_complete_directories)" -d 'root of the store (default: $SNAPSHOTTER_ROOT)'

@@ -105,7 +105,7 @@ class Opened:
             resources = contextlib.ExitStack()
             resources.callback(Event.CLOSED.emit, root=root)
             resources.callback(stack.pop_all().close)
-            self.session = Session(root, resources, why_read_only)
+            self.session = Session(root, resources, why_read_only, self._store.is_dead)
         seconds = time.monotonic() - started
         Event.OPENED.emit(root=root, snapshots=len(self.index), seconds=seconds, error=why_read_only)
 
@@ -162,6 +162,13 @@ class Opened:
         problem = Problem(os.path.join(self.root, SNAPSHOTS, name), what, cure)
         Event.UNKNOWN.emit(path=problem.subject, error=what)
         self._problems.append(problem)
+
+    @property
+    def uuid(self) -> str:
+        """
+        The uuid that the store got when it was made.
+        """
+        return self._store.header.uuid
 
     def adopt(self) -> None:
         """

@@ -5,7 +5,7 @@ Session: the time from open to close of a store, with checks before each call an
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from snapshotter.errors import (
     DEAD_ERRNOS,
@@ -23,14 +23,18 @@ class Session:
 
     Args:
         resources: Closed at the end of the session, after the last call in progress.
+        is_dead: Returns whether the filesystem is dead; called after an error that may be one object's own.
         why_read_only: The reason why the store cannot be changed; empty if it can.
 
     Attributes:
         failure: The reason why the filesystem is not used any more; empty while it works.
     """
 
-    def __init__(self, root: str, resources: contextlib.ExitStack, why_read_only: str) -> None:
+    def __init__(
+        self, root: str, resources: contextlib.ExitStack, why_read_only: str, is_dead: Callable[[], bool]
+    ) -> None:
         self._root = root
+        self._is_dead = is_dead
         self._resources = resources
         self.why_read_only = why_read_only
         self._pid = os.getpid()
@@ -67,9 +71,9 @@ class Session:
         """
         Guard the body of a ``with`` that changes the store.
 
-        The first EIO or EROFS stops all changes, and ends the session after the last call in progress. Otherwise, after
-        an abort, fsync would succeed, files would show data that is not durable, and open descriptors would prevent
-        unmounting. The index in memory can still be read.
+        After EIO or EROFS the filesystem is examined. If it is dead, all changes are refused from now on, and the
+        session ends after the last call in progress. Without this, after an abort, fsync would succeed, files would
+        show data that is not durable, and open descriptors would prevent unmounting. The index can still be read.
 
         Args:
             doing: The action, for the error ``cannot {doing}: ...``.
@@ -80,7 +84,7 @@ class Session:
             try:
                 yield
             except OSError as error:
-                if error.errno in DEAD_ERRNOS:
+                if error.errno in DEAD_ERRNOS and not self.failure and self._is_dead():
                     self.failure = f"the filesystem of {self._root!r} failed, {error.strerror}: mount it and reopen"
                     Event.FILESYSTEM_FAILED.emit(root=self._root, error=str(error))
                 raise translated(doing, error) from error

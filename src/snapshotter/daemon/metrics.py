@@ -66,6 +66,7 @@ class Metrics:
             "snapshotter_build_info", "1, with the versions as labels.", ["version", "python"], registry=self.registry
         ).labels(__version__, platform.python_version()).set(1)
         ProcessCollector(registry=self.registry)
+        self._collector: _StoreCollector | None = None
 
     def started(self, operation: str) -> None:
         self._inflight(operation).inc()
@@ -77,10 +78,13 @@ class Metrics:
 
     def opened(self, store: Snapshotter, seconds: float) -> None:
         """
-        Add the metrics of *store*, which took *seconds* to open.
+        Add the metrics of *store*, which took *seconds* to open, in place of those of the store before.
         """
         self._open_seconds.set(seconds)
-        self.registry.register(_StoreCollector(store))
+        if self._collector:
+            self.registry.unregister(self._collector)
+        self._collector = _StoreCollector(store)
+        self.registry.register(self._collector)
 
 
 class _StoreCollector(Collector):

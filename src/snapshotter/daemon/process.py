@@ -2,7 +2,7 @@
 The daemon's process: its socket, its store, its signals and its end.
 
 The daemon accepts connections before the store is open, and at its end waits for the calls in flight. It never mounts,
-and runs no other program.
+and runs no other program. If the filesystem of the store dies, the daemon reopens the store when it is back.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from snapshotter.daemon import sockets
 from snapshotter.daemon.config import Config
 from snapshotter.daemon.service import Service
 from snapshotter.daemon.systemd import Systemd
-from snapshotter.errors import AlreadyExistsError, Error, FailedPreconditionError, NotFoundError
+from snapshotter.errors import AlreadyExistsError, Error, FailedPreconditionError, NotFoundError, UnavailableError
 from snapshotter.events import Event
 from snapshotter.text import printable
 
@@ -30,17 +30,23 @@ if TYPE_CHECKING:
 
 CALLS_SECONDS = 10.0  # for the calls in flight, after a signal
 CLOSE_SECONDS = 5.0  # then for hanging calls, and for closing the store
+REOPEN_SECONDS = 60.0  # after the filesystem died, to reopen the store
+LOOK_SECONDS = 1.0  # between two looks at the state of the store, and between two attempts to reopen it
 FEEDS = 3  # of the watchdog, in the time after which systemd assumes that the service hangs
 WATCHDOG_KEY = "watchdog"  # no snapshot has this key, because containerd's keys have slashes
 
 
-def serve(config: Config, systemd: Systemd) -> None:
+def serve(config: Config, systemd: Systemd, *, create: bool = True) -> None:
     """
     Serve the store until SIGTERM or SIGINT, then end when the calls in flight have ended.
 
     A second signal ends the process at once. Hanging calls end it after a time limit, with code 1.
 
+    Args:
+        create: Make a store at a missing or empty root. Without it, the directory below a missing mount stays empty.
+
     Raises:
+        UnavailableError: The filesystem died, and the store could not be reopened within a minute.
         StoreHeldError: Another process holds the store, or listens at the socket.
         FailedPreconditionError: The root is not on btrfs, holds other files, or is a copy of a store. The address
             exists and is not a socket. With mount_mode "bind" the root's mount has options that containers inherit.
@@ -56,10 +62,12 @@ def serve(config: Config, systemd: Systemd) -> None:
             metrics = Metrics()
             stack.enter_context(serving(metrics, config.metrics_address))
         listener = stack.enter_context(listening(config.address, systemd))
-        asyncio.run(_serve(config, systemd, listener, metrics))
+        asyncio.run(_serve(config, systemd, listener, metrics, create=create))
 
 
-async def _serve(config: Config, systemd: Systemd, listener: socket.socket, metrics: "Metrics | None") -> None:
+async def _serve(
+    config: Config, systemd: Systemd, listener: socket.socket, metrics: "Metrics | None", *, create: bool
+) -> None:
     loop = asyncio.get_running_loop()
     address = listener.getsockname()
     stopped = loop.create_future()
@@ -73,36 +81,97 @@ async def _serve(config: Config, systemd: Systemd, listener: socket.socket, metr
         loop.add_signal_handler(number, stop)
     pool = ThreadPoolExecutor(2, "snapshotter-life")  # to open and close the store, and for the watchdog's call
     begun = time.monotonic()
-    opened = loop.run_in_executor(pool, _open, config, address)
+    opened = loop.run_in_executor(pool, lambda: _open(config, address, create=create))
     service = Service(opened, metrics)
     await service.start(listener)
     systemd.notify(f"STATUS=opening {printable(config.root)}")
     await asyncio.wait({opened, stopped}, return_when=asyncio.FIRST_COMPLETED)
     failed = opened.done() and opened.exception() is not None
+    lost: BaseException | None = None
     if opened.done() and not failed:
         if metrics:
             metrics.opened(opened.result(), time.monotonic() - begun)
         Event.READY.emit(root=config.root, address=address)
         systemd.notify("READY=1", f"STATUS=serving {printable(config.root)}")
-        feeding = asyncio.create_task(_feed(systemd, address, pool))
-        await stopped
+        feeding = asyncio.create_task(_feed(systemd, address, pool, service))
+        reopening = asyncio.create_task(_reopen_when_dead(config, systemd, address, service, pool, metrics))
+        await asyncio.wait({stopped, reopening}, return_when=asyncio.FIRST_COMPLETED)
+        lost = reopening.exception() if reopening.done() else None
         feeding.cancel()
+        reopening.cancel()
     if not failed:
         Event.STOPPING.emit(root=config.root, address=address)
         systemd.notify("STOPPING=1", "STATUS=finishing the calls in flight")
     await service.stop(CALLS_SECONDS)
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
-            store = await asyncio.shield(opened)
+            store = await asyncio.shield(service.opened)
             await loop.run_in_executor(pool, store.close)
+            if lost:
+                raise lost
     except TimeoutError:
         Event.CUT_OFF.emit(root=config.root, seconds=CALLS_SECONDS + CLOSE_SECONDS)
         os._exit(1)  # a normal exit would wait for the thread that hangs in the kernel
 
 
-async def _feed(systemd: Systemd, address: str, pool: ThreadPoolExecutor) -> None:
+async def _reopen_when_dead(
+    config: Config,
+    systemd: Systemd,
+    address: str,
+    service: Service,
+    pool: ThreadPoolExecutor,
+    metrics: "Metrics | None",
+) -> None:
     """
-    Feed the watchdog as long as the daemon answers calls through its own socket.
+    Reopen the store whenever its filesystem has died; never make a store.
+
+    Raises:
+        UnavailableError: The filesystem is not back within a minute.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        former = service.opened.result()
+        if former.failure:
+            systemd.notify(f"STATUS=waiting for the filesystem of {printable(config.root)}")
+            begun = loop.time()
+            service.replace(await _reopened(config, address, former, pool))
+            if metrics:
+                metrics.opened(service.opened.result(), loop.time() - begun)
+            Event.READY.emit(root=config.root, address=address)
+            systemd.notify(f"STATUS=serving {printable(config.root)}")
+
+
+async def _reopened(config: Config, address: str, former: Snapshotter, pool: ThreadPoolExecutor) -> Snapshotter:
+    """
+    Return the store *former*, opened again.
+
+    Raises:
+        UnavailableError: The filesystem is not back within a minute.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + REOPEN_SECONDS
+    while True:
+        try:
+            async with asyncio.timeout_at(end):
+                return await loop.run_in_executor(
+                    pool, lambda: _open(config, address, create=False, uuid=former.opened.uuid)
+                )
+        except TimeoutError:
+            # The thread hangs in the kernel, and a normal exit would wait for it.
+            Event.CUT_OFF.emit(root=config.root, seconds=REOPEN_SECONDS)
+            os._exit(1)
+        except (Error, OSError) as error:
+            if loop.time() + LOOK_SECONDS > end:
+                raise UnavailableError(
+                    f"{former.failure}; the store was not back within {REOPEN_SECONDS:g} s: {error}"
+                ) from error
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _feed(systemd: Systemd, address: str, pool: ThreadPoolExecutor, service: Service) -> None:
+    """
+    Feed the watchdog as long as the store works, and the daemon answers calls through its own socket.
     """
     seconds = systemd.watchdog_seconds / FEEDS
     if not seconds:
@@ -115,6 +184,8 @@ async def _feed(systemd: Systemd, address: str, pool: ThreadPoolExecutor) -> Non
 
     while True:
         await asyncio.sleep(seconds)
+        if not service.serving:
+            continue
         try:
             await asyncio.get_running_loop().run_in_executor(pool, call)
             systemd.notify("WATCHDOG=1")
@@ -122,7 +193,13 @@ async def _feed(systemd: Systemd, address: str, pool: ThreadPoolExecutor) -> Non
             Event.UNANSWERED.emit(address=address, error=str(error))
 
 
-def _open(config: Config, address: str) -> Snapshotter:
+def _open(config: Config, address: str, *, create: bool, uuid: str = "") -> Snapshotter:
+    """
+    Open the store, or make it if *create* is true.
+
+    Args:
+        uuid: Refuse every other store; empty for any.
+    """
     if config.mount_mode == "bind":
         _check_mount(config.root)
     options: Options = {
@@ -132,11 +209,15 @@ def _open(config: Config, address: str) -> Snapshotter:
         "verify": config.verify,
         "socket": address,
     }
-    try:
-        store = Snapshotter.create(config.root, **options)
-    except AlreadyExistsError:
-        store = Snapshotter(config.root, **options)
-    if reason := store.why_read_only:
+    store = None
+    if create:
+        with contextlib.suppress(AlreadyExistsError):
+            store = Snapshotter.create(config.root, **options)
+    store = store or Snapshotter(config.root, **options)
+    reason = store.why_read_only
+    if uuid and store.opened.uuid != uuid:
+        reason = "it is another store than before"
+    if reason:
         store.close()
         raise FailedPreconditionError(f"store {config.root!r} cannot be served: {reason}")
     return store

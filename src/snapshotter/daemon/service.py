@@ -130,6 +130,30 @@ class Service:
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def opened(self) -> "asyncio.Future[Snapshotter]":
+        """
+        The store that is served, or the error of opening it.
+        """
+        return self._opened
+
+    @property
+    def serving(self) -> bool:
+        """
+        Whether the store is open and its filesystem works.
+        """
+        try:
+            return not self._store().failure
+        except UnavailableError:
+            return False
+
+    def replace(self, store: Snapshotter) -> None:
+        """
+        Serve *store* from now on, in place of the one whose filesystem failed.
+        """
+        self._opened = asyncio.get_running_loop().create_future()
+        self._opened.set_result(store)
+
     # -- answering
 
     def _store(self) -> Snapshotter:
@@ -198,11 +222,7 @@ class Service:
     def _check(self, request: health_pb2.HealthCheckRequest) -> Message:
         if request.service not in self._names:
             raise RefusedError(Status.NOT_FOUND, "unknown service")
-        try:
-            serving = not self._store().failure
-        except UnavailableError:
-            serving = False
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        status = health_pb2.HealthCheckResponse.SERVING if self.serving else health_pb2.HealthCheckResponse.NOT_SERVING
         return health_pb2.HealthCheckResponse(status=status)
 
 

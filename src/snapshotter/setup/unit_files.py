@@ -25,8 +25,9 @@ def text(name: str, root: str, address: str, command: Sequence[str] = COMMAND) -
     """
     unit = resources.files("snapshotter.setup").joinpath("units", name).read_text()
     default = Config()
-    started = f"{shlex.join(COMMAND)} serve --root {default.root} --address {default.address}"
-    unit = unit.replace(started, " ".join(map(_word, [*command, "serve", "--root", root, "--address", address])))
+    serve = ("serve", "--no-create", "--root")
+    started = shlex.join([*COMMAND, *serve, default.root, "--address", default.address])
+    unit = unit.replace(started, " ".join(map(_word, [*command, *serve, root, "--address", address])))
     unit = unit.replace(f"RequiresMountsFor={default.root}\n", f"RequiresMountsFor={_word(root)}\n")
     # In ListenStream only the percent sign is special.
     unit = unit.replace(f"ListenStream={default.address}\n", f"ListenStream={_percent(_line(address))}\n")

@@ -3,6 +3,7 @@ Store: the open directories of a store, its header, and the ids that it hands ou
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import stat
@@ -160,6 +161,21 @@ class Store:
         self._volumes.record_storage.write(self._store_fd, records.seal(changed._asdict()))
         self._volumes.barrier(self._store_fd)
         self.header = changed
+
+    def is_dead(self) -> bool:
+        """
+        Return whether the filesystem is dead: it is read-only, or refuses a durable write of the header with EIO.
+
+        Neither a full disk nor a root that somebody made read-only for a moment, as for ``btrfs send``, is dead.
+        """
+        try:
+            if os.fstatvfs(self.fd).f_flag & os.ST_RDONLY:
+                return True
+            with self._lock:
+                self._change()
+        except OSError as error:
+            return error.errno == errno.EIO
+        return False
 
     def suspect_all(self) -> None:
         """

@@ -298,7 +298,8 @@ class Worker:
         try:
             with self._store.directory(pending.snapshot_id) as directory:
                 names = (pending.name,) if pending.name else (FS, LAYER)
-                if error := self._damage(pending, directory, names):
+                # An error that passes is no damage, so look twice.
+                if self._damage(pending, directory, names) and (error := self._damage(pending, directory, names)):
                     self._keep(pending, error)
                     return
                 for name in names:

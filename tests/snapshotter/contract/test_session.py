@@ -56,7 +56,7 @@ def closed() -> list[str]:
 def session(closed: list[str]) -> Session:
     resources = ExitStack()
     resources.callback(closed.append, "resources")
-    return Session("/root", resources, "")
+    return Session("/root", resources, "", lambda: True)
 
 
 @pytest.mark.parametrize("around", ["reading", "changing"])
@@ -104,6 +104,21 @@ def test_dead(number: int, session: Session, closed: list[str]) -> None:
     assert closed == ["resources"]
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS])
+def test_one_bad_object(number: int, closed: list[str]) -> None:
+    """
+    An error of one object on a filesystem that works ends nothing.
+    """
+    resources = ExitStack()
+    resources.callback(closed.append, "resources")
+    session = Session("/root", resources, "", lambda: False)
+    with pytest.raises(UnavailableError), session.changing("change"):
+        raise OSError(number, os.strerror(number))
+    with session.changing("change"):
+        pass
+    assert (session.failure, closed) == ("", [])
+
+
 def test_failed_reading(session: Session, closed: list[str]) -> None:
     """
     A read that fails does not end the session.
@@ -119,7 +134,7 @@ def test_read_only(closed: list[str]) -> None:
     """
     On a read-only store a change is refused with the reason.
     """
-    session = Session("/root", ExitStack(), "it is a copy")
+    session = Session("/root", ExitStack(), "it is a copy", lambda: True)
     with (
         pytest.raises(FailedPreconditionError, match="'/root' cannot be changed: it is a copy"),
         session.changing("do it"),

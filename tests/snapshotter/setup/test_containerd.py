@@ -327,4 +327,4 @@ def test_systemd_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     written = {path.name: path.read_text() for path in sorted(tmp_path.iterdir())}
     assert printed.out == "".join(f"# /etc/systemd/system/{name}\n{text}\n" for name, text in written.items())
     assert "systemctl daemon-reload" in printed.err
-    assert " serve --root /data --address /run/x.sock" in written["btrfs-snapshotter.service"]
+    assert " serve --no-create --root /data --address /run/x.sock" in written["btrfs-snapshotter.service"]

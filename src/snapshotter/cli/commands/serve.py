@@ -17,11 +17,14 @@ PING_SECONDS = 5.0
 
 def add(commands: arguments.Commands) -> None:
     settings = arguments.daemon_settings()
-    commands.add(
+    serve = commands.add(
         "serve",
         _serve,
         settings,
         example="snapshotter serve --root /var/lib/snapshots --address /run/snapshots.sock",
+    )
+    serve.add_argument(
+        "--no-create", action="store_true", help="fail if the root is not a store, instead of making one"
     )
     configuration = commands.add(
         "config",
@@ -44,7 +47,7 @@ def _serve(parsed: argparse.Namespace) -> None:
 
     gc.enable()
     log.write(sys.stderr, loaded.log_format, loaded.log_level)
-    process.serve(loaded, Systemd(os.environ))
+    process.serve(loaded, Systemd(os.environ), create=not parsed.no_create)
 
 
 def _config(parsed: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from snapshotter.cli import arguments
 from snapshotter.cli.codes import DONE, FAILED
+from snapshotter.errors import AlreadyExistsError, Error
 from snapshotter.setup import containerd, unit_files
 from snapshotter.text import printable
 
@@ -110,11 +111,27 @@ def _setup_systemd(parsed: argparse.Namespace) -> None:
         else:
             print(f"# {path}\n{text}")
     steps = [f"systemctl daemon-reload && systemctl enable --now {' '.join(reversed(unit_files.NAMES))}"]
-    if not os.path.exists(settings.root):
-        steps.insert(0, f"before that, create the store: snapshotter init --root {shlex.quote(settings.root)}")
+    if why := _unmade(settings.root, make=bool(parsed.write)):
+        make = f"before that, create the store: snapshotter init --root {shlex.quote(settings.root)}"
+        steps[:0] = [make, f"see why it was not made now: {why}"] if parsed.write else [make]
     if command[0].startswith(("/home/", "/root/", "/tmp/", "/var/tmp/")):
         steps.insert(0, f"install this package elsewhere, because the unit hides {command[0]} from the daemon")
     _advise(f"after writing the units to {directory}:", steps)
+
+
+def _unmade(root: str, *, make: bool) -> str:
+    """
+    Return the reason why there is no store at *root*; empty if there is one, or if one was made now.
+    """
+    from snapshotter.contract import Snapshotter
+
+    try:
+        (Snapshotter.create(root) if make else Snapshotter(root, read_only=True)).close()
+    except AlreadyExistsError:
+        return ""
+    except Error as error:
+        return str(error)
+    return ""
 
 
 def _write(path: str, text: str) -> None:
