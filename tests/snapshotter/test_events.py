@@ -226,6 +226,28 @@ def test_troubles(
     assert ("filesystem-failed", {"root": store.root, "error": "[Errno 5] Input/output error"}) in told(caplog)
 
 
+def test_removed_before_it_was_settled(
+    open_store: Callable[..., Snapshotter], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    A snapshot that is removed while its usage is measured is no event.
+    """
+    store = open_store()
+    store.prepare("a")
+    store.commit("b", "a")
+    snapshot = store.opened.index.get("b")
+    caplog.set_level(logging.INFO, "snapshotter")
+
+    def removed(*args: Any) -> None:
+        store.remove("b")
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.opened.operations, "measure", removed)
+        store.opened.operations.settle(snapshot)
+    assert "unsettled" not in [name for name, _ in told(caplog)]
+
+
 NASTY = 'a b\n\x1b[31m\u2028"=\\ \udcff\x00é'
 
 

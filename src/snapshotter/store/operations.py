@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 from pybtrfs.mountinfo import MountTable
-from snapshotter.errors import DataLossError, Error, InvalidArgumentError, quoted
+from snapshotter.errors import DataLossError, Error, InvalidArgumentError, NotFoundError, quoted
 from snapshotter.events import Event
 from snapshotter.model import Kind, Measured
 from snapshotter.store import records
@@ -266,7 +266,15 @@ class Operations:
                         self._write(directory, record)
                     self._index.update(snapshot, record, settled=True)
         except (OSError, Error) as error:
+            if self._is_gone(snapshot):
+                return  # removed while it was measured
             Event.UNSETTLED.emit(key=snapshot.key, id=snapshot.id, error=str(error))
+
+    def _is_gone(self, snapshot: Snapshot) -> bool:
+        try:
+            return self._index.get(snapshot.key) is not snapshot
+        except NotFoundError:
+            return True
 
     # -- reading
 
