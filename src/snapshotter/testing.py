@@ -58,6 +58,9 @@ class DirectoryVolumes:
     def close(self) -> None:
         pass
 
+    def check_root(self) -> None:
+        pass
+
     @staticmethod
     def make_root(path: str) -> None:
         os.mkdir(path)

@@ -375,6 +375,7 @@ class Snapshotter:
             if base and base.kind is not Kind.COMMITTED:
                 raise InvalidArgumentError(f"parent {quoted(parent)} is not committed snapshot")
             self._check_free(key)
+            self._opened.volumes.check_root()
             if base:
                 check_usable(base)
             snapshot = self._add(self._opened.operations.create(state, key, base, labels), base)
@@ -400,6 +401,7 @@ class Snapshotter:
             source = self._opened.index.get(key)
             _check_active(source)
             self._check_free(new_key)
+            self._opened.volumes.check_root()
             check_usable(source)
             forked = self._add(self._opened.operations.fork(source, new_key), source.parent)
             Event.FORKED.emit(key=new_key, id=forked.id, source=key, seconds=time.monotonic() - started)

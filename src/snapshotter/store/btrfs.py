@@ -9,10 +9,10 @@ import time
 from typing import ClassVar
 
 from pybtrfs import device, filesystem, ioctl, mountinfo, space, subvolume, syscall, tree_search
-from pybtrfs.errors import NotBtrfsError, not_subvolume
+from pybtrfs.errors import NotBtrfsError, NotSubvolumeError, not_subvolume
 from pybtrfs.mountinfo import MountTable
 from pybtrfs.path import open_directory, owned
-from snapshotter.errors import FailedPreconditionError, is_damage
+from snapshotter.errors import FailedPreconditionError, UnavailableError, is_damage
 from snapshotter.model import Measured, Mount
 from snapshotter.store import nested, usage
 from snapshotter.store.coalesced import Coalesced
@@ -26,6 +26,7 @@ WAKE_SECONDS = 1.0  # between two attempts to wake the kernel's cleaner
 SETTLED_SECONDS = 0.25  # without a change of the block groups, after which the kernel's cleaner is done with them
 
 _LARGEST_CHUNK = 1 << 30  # bytes; the kernel allocates at most this much at once, or a tenth of the filesystem
+_PLACEHOLDER = 2  # inode of the empty directory that a snapshot shows in place of a nested subvolume
 
 
 class BtrfsVolumes:
@@ -44,11 +45,17 @@ class BtrfsVolumes:
         # Kept open, because syncfs on a descriptor reports only the write-back errors since its open.
         self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            self._status = os.fstat(self._fd)
             info = filesystem.get_info(self._fd)
             self._device = mountinfo.device_of(self._fd)
         except NotBtrfsError as error:
             os.close(self._fd)
             raise _not_btrfs(root) from error
+        except NotSubvolumeError as error:
+            os.close(self._fd)
+            if self._status.st_ino == _PLACEHOLDER:
+                raise _rolled_away(root) from error
+            raise
         except BaseException:
             os.close(self._fd)
             raise
@@ -62,6 +69,17 @@ class BtrfsVolumes:
 
     def close(self) -> None:
         os.close(self._fd)
+
+    def check_root(self) -> None:
+        if self._mode != "bind":
+            return  # mounts go by the id of the subvolume
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(self._root), self._status):
+                return
+        raise UnavailableError(
+            f"{self._root!r} no longer leads to the open store: was a subvolume rolled back? "
+            "Move the store's subvolume back to this path"
+        )
 
     @staticmethod
     def make_root(path: str) -> None:
@@ -260,6 +278,7 @@ class BtrfsVolumes:
             return usage.measure(fd, base_transid, parent_fd)
 
     def mount(self, place: Place, *, read_only: bool) -> Mount:
+        self.check_root()
         if self._mode == "bind":
             return Mount("bind", place.path, options=("rbind", "ro" if read_only else "rw"))
         subvolid, inode = syscall.name_to_handle_at(place.dir_fd, place.name)
@@ -281,6 +300,14 @@ def _uuid_text(uuid: bytes) -> str:
 def _not_btrfs(path: str) -> FailedPreconditionError:
     return FailedPreconditionError(
         f"{path!r} is not on btrfs: choose a directory on btrfs, or make an image with `snapshotter init --image SIZE`"
+    )
+
+
+def _rolled_away(path: str) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"{path!r} is the empty directory that a snapshot shows in place of a subvolume: the subvolume above it was "
+        "rolled back, and the store is in the subvolume that was rolled away. Find it with `btrfs subvolume list`, "
+        f"remove the empty directory, and move the store's subvolume to {path!r}"
     )
 
 

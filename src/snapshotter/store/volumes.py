@@ -60,6 +60,14 @@ class Volumes(Protocol):
 
     def close(self) -> None: ...
 
+    def check_root(self) -> None:
+        """
+        Check that mounts by path lead into this store.
+
+        Raises:
+            UnavailableError: The path of the root leads elsewhere, as after a rollback of the root, or above it.
+        """
+
     @staticmethod
     def make_root(path: str) -> None:
         """
