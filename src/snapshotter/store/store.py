@@ -120,8 +120,7 @@ class Store:
         try:
             mode = stat.S_IMODE(os.fstat(self.fd).st_mode)
             if mode != 0o700:
-                os.fchmod(self.fd, 0o700)
-                Event.TIGHTENED.emit(root=self.root, error=f"its mode was {mode:04o}")
+                self._tighten(mode)
             # The previous holder may have reserved ids since the header was read.
             self.header = self._read()
             self._next_id = self.header.id_limit
@@ -129,6 +128,18 @@ class Store:
             lock.release()
             raise
         return lock
+
+    def _tighten(self, mode: int) -> None:
+        """
+        Deny the root to other users. A full disk refuses that, and still has to be opened, so that it can be emptied.
+        """
+        try:
+            os.fchmod(self.fd, 0o700)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+        else:
+            Event.TIGHTENED.emit(root=self.root, error=f"its mode was {mode:04o}")
 
     def adopt(self) -> None:
         """

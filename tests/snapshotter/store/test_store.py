@@ -2,6 +2,7 @@
 A store's directory: made anywhere it can be, owned by one process, told from its copies.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from snapshotter.maintenance import doctor
 from snapshotter.store import records, store
 from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.store.record_storage import XATTR
+from snapshotter.testing import DirectoryVolumes
 from tests.snapshotter.store.stores import holder, works
 
 pytestmark = pytest.mark.btrfs
@@ -405,3 +407,22 @@ def test_unprivileged(btrfs: Path, unprivileged: Callable[..., Any]) -> None:
     assert "Permission denied" in unprivileged(attempt, Snapshotter, "root")
     assert "Permission denied" in unprivileged(attempt, Snapshotter.create, "new")
     assert not shutil.which("snapshotter", path=btrfs)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_opening_needs_no_space(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A root that a full disk does not let be closed to others is opened all the same, and closed the next time.
+    """
+    root = tmp_path / "root"
+    Snapshotter.create(root, volumes=DirectoryVolumes).close()
+    root.chmod(0o755)
+
+    def full(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fchmod", full)
+        Snapshotter(root, volumes=DirectoryVolumes).close()
+    Snapshotter(root, volumes=DirectoryVolumes).close()
+    assert root.stat().st_mode & 0o777 == 0o700
