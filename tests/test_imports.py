@@ -67,7 +67,7 @@ INSIDE = {
     ),
     "snapshotter.store": (
         "",
-        "coalesced counters layout nested record_storage usage",
+        "coalesced counters holding_mounts layout nested record_storage usage",
         "devices records volumes",
         "header index lock",
         "store btrfs",
@@ -77,8 +77,8 @@ INSIDE = {
     "snapshotter.contract": ("filters labels session", "opening", "snapshotter", ""),
     "snapshotter.analysis": (
         "",
-        "difference family holders inventory references treemap",
-        "directories space",
+        "difference family inventory references treemap",
+        "directories holders space",
         "report",
     ),
     "snapshotter.archive": ("", "format", "limits", "packing unpacking", "tar"),

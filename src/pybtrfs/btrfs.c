@@ -4,6 +4,7 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -17,6 +18,12 @@
 
 #ifndef SYS_openat2
 #define SYS_openat2 437 /* on every architecture */
+#endif
+#ifndef SYS_statmount
+#define SYS_statmount 457
+#endif
+#ifndef SYS_listmount
+#define SYS_listmount 458
 #endif
 
 int pybtrfs_ioctl(int fd, unsigned long request, void *argument)
@@ -142,6 +149,127 @@ int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle, int fl
 {
     int opened = open_by_handle_at(fd, (struct file_handle *)handle, flags);
     return opened < 0 ? -errno : opened;
+}
+
+static int64_t pybtrfs_add_namespace(int fd, const struct pybtrfs_mnt_ns_info *info, int64_t found,
+                                     struct pybtrfs_mount_namespace *namespaces, size_t count)
+{
+    struct stat status;
+    if (fstat(fd, &status) < 0)
+        return -errno;
+    if ((size_t)found < count)
+        namespaces[found] = (struct pybtrfs_mount_namespace){info->mnt_ns_id, status.st_ino};
+    return found + 1;
+}
+
+int64_t pybtrfs_mount_namespaces(struct pybtrfs_mount_namespace *namespaces, size_t count)
+{
+    int own = open("/proc/thread-self/ns/mnt", O_RDONLY | O_CLOEXEC);
+    if (own < 0)
+        return -errno;
+    struct pybtrfs_mnt_ns_info info = {0};
+    int64_t found = ioctl(own, PYBTRFS_NS_MNT_GET_INFO, &info) < 0 ? -errno : 0;
+    if (found == 0)
+        found = pybtrfs_add_namespace(own, &info, 0, namespaces, count);
+    /* Newer namespaces come last, because a namespace that is made during the call may be a copy of an older one. */
+    const unsigned long directions[] = {PYBTRFS_NS_MNT_GET_PREV, PYBTRFS_NS_MNT_GET_NEXT};
+    for (size_t i = 0; i < 2 && found >= 0; i++) {
+        int fd = own, next;
+        while (found >= 0 && (next = ioctl(fd, directions[i], &info)) >= 0) {
+            if (fd != own)
+                close(fd);
+            fd = next;
+            found = pybtrfs_add_namespace(fd, &info, found, namespaces, count);
+        }
+        if (found >= 0 && errno != ENOENT)
+            found = -errno;
+        if (fd != own)
+            close(fd);
+    }
+    close(own);
+    return found;
+}
+
+static int pybtrfs_statmount_call(uint64_t namespace_id, uint64_t id, uint64_t mask, struct pybtrfs_statmount *result,
+                                  size_t size)
+{
+    struct pybtrfs_mnt_id_req request = {.size = sizeof(request), .mnt_id = id, .param = mask, .mnt_ns_id = namespace_id};
+    return syscall(SYS_statmount, &request, result, size, 0) < 0 ? -errno : 0;
+}
+
+struct pybtrfs_listed_mount {
+    uint64_t id;
+    uint64_t parent_id;
+    int matches;
+};
+
+static int pybtrfs_compare_ids(const void *a, const void *b)
+{
+    uint64_t left = ((const struct pybtrfs_listed_mount *)a)->id, right = ((const struct pybtrfs_listed_mount *)b)->id;
+    return (left > right) - (left < right);
+}
+
+/* List the mounts of a namespace in ascending order of their ids, in memory that the caller frees. */
+static int64_t pybtrfs_list_mounts(uint64_t namespace_id, uint32_t major, uint32_t minor,
+                                   struct pybtrfs_listed_mount **mounts)
+{
+    uint64_t ids[512];
+    struct pybtrfs_mnt_id_req request = {
+        .size = sizeof(request), .mnt_id = PYBTRFS_LSMT_ROOT, .mnt_ns_id = namespace_id};
+    int64_t count = 0;
+    for (;;) {
+        int64_t listed = syscall(SYS_listmount, &request, ids, sizeof(ids) / sizeof(ids[0]), 0);
+        if (listed <= 0)
+            return listed == 0 || errno == ENOENT ? count : -errno;
+        struct pybtrfs_listed_mount *larger = realloc(*mounts, (count + listed) * sizeof(**mounts));
+        if (!larger)
+            return -ENOMEM;
+        *mounts = larger;
+        for (int64_t i = 0; i < listed; i++) {
+            struct pybtrfs_statmount basic;
+            int result = pybtrfs_statmount_call(
+                namespace_id, ids[i], PYBTRFS_STATMOUNT_SB_BASIC | PYBTRFS_STATMOUNT_MNT_BASIC, &basic, sizeof(basic));
+            if (result == -ENOENT)
+                continue; /* unmounted since it was listed */
+            if (result < 0)
+                return result;
+            int matches = major || minor ? basic.sb_dev_major == major && basic.sb_dev_minor == minor
+                                         : basic.sb_magic == PYBTRFS_SUPER_MAGIC;
+            larger[count++] = (struct pybtrfs_listed_mount){ids[i], basic.mnt_parent_id, matches};
+        }
+        request.param = ids[listed - 1];
+    }
+}
+
+int64_t pybtrfs_read_mounts(uint64_t namespace_id, uint32_t major, uint32_t minor, char *buffer, size_t size)
+{
+    const uint64_t mask = PYBTRFS_STATMOUNT_SB_BASIC | PYBTRFS_STATMOUNT_MNT_BASIC | PYBTRFS_STATMOUNT_MNT_ROOT |
+                          PYBTRFS_STATMOUNT_MNT_POINT | PYBTRFS_STATMOUNT_MNT_OPTS;
+    struct pybtrfs_listed_mount *mounts = NULL;
+    int64_t count = pybtrfs_list_mounts(namespace_id, major, minor, &mounts);
+    int64_t used = count < 0 ? count : 0;
+    for (int64_t i = 0; i < count && used >= 0; i++) {
+        if (!mounts[i].matches) {
+            struct pybtrfs_listed_mount key = {.id = mounts[i].parent_id};
+            struct pybtrfs_listed_mount *parent = bsearch(&key, mounts, count, sizeof(key), pybtrfs_compare_ids);
+            if (!parent || !parent->matches)
+                continue;
+        }
+        if (size - used < sizeof(struct pybtrfs_statmount)) {
+            used = -EOVERFLOW;
+            break;
+        }
+        struct pybtrfs_statmount *mount = (struct pybtrfs_statmount *)(buffer + used);
+        int result = pybtrfs_statmount_call(namespace_id, mounts[i].id, mask, mount, size - used);
+        if (result == 0)
+            used += (mount->size + 7) & ~7U;
+        else if (result != -ENOENT)
+            used = result;
+        if (used > (int64_t)size)
+            used = -EOVERFLOW;
+    }
+    free(mounts);
+    return used;
 }
 
 int64_t pybtrfs_keep_changed(char *items, uint32_t size, uint32_t count, uint64_t transid,

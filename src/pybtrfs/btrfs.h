@@ -105,6 +105,31 @@ int pybtrfs_name_to_handle_at(int dirfd, const char *path, struct pybtrfs_file_h
 /* Call open_by_handle_at(2). Return the new fd or -errno. */
 int pybtrfs_open_by_handle_at(int fd, struct pybtrfs_file_handle *handle, int flags);
 
+/* A mount namespace: its id for listmount(2), and the inode number that /proc/PID/ns/mnt shows. */
+struct pybtrfs_mount_namespace {
+    uint64_t id;
+    uint64_t inode;
+};
+
+/*
+ * List the mount namespaces in which the caller has CAP_SYS_ADMIN, and the caller's own, by NS_MNT_GET_NEXT.
+ *
+ * namespaces has room for count of them. Return their number, which may be larger than count, or -errno. -ENOTTY means
+ * that the kernel is older than 6.12.
+ */
+int64_t pybtrfs_mount_namespaces(struct pybtrfs_mount_namespace *namespaces, size_t count);
+
+/*
+ * Read the mounts of one filesystem in a mount namespace, and all mounts that have one of these as their parent.
+ *
+ * The filesystem has the device number major:minor; if both are 0, every btrfs counts. Each mount is a struct
+ * pybtrfs_statmount with its strings, at the next multiple of 8 bytes in buffer.
+ *
+ * Return the number of bytes in buffer, or -errno. -EOVERFLOW means that buffer is too small. A namespace that has ended
+ * has no mounts. Calls listmount(2) and statmount(2).
+ */
+int64_t pybtrfs_read_mounts(uint64_t namespace_id, uint32_t major, uint32_t minor, char *buffer, size_t size);
+
 /*
  * Filter the result of BTRFS_IOC_TREE_SEARCH_V2 in place: keep the inodes and file extents that changed after transid.
  *

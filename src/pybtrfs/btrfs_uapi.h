@@ -380,6 +380,60 @@ struct pybtrfs_open_how {
     uint64_t resolve;
 };
 
+/* Mount namespaces and their mounts */
+
+#define PYBTRFS_NS_MNT_GET_INFO _IOR(0xb7, 10, struct pybtrfs_mnt_ns_info)
+#define PYBTRFS_NS_MNT_GET_NEXT _IOR(0xb7, 11, struct pybtrfs_mnt_ns_info)
+#define PYBTRFS_NS_MNT_GET_PREV _IOR(0xb7, 12, struct pybtrfs_mnt_ns_info)
+
+#define PYBTRFS_LSMT_ROOT 0xffffffffffffffffULL
+#define PYBTRFS_STATMOUNT_SB_BASIC 0x01ULL
+#define PYBTRFS_STATMOUNT_MNT_BASIC 0x02ULL
+#define PYBTRFS_STATMOUNT_MNT_ROOT 0x08ULL
+#define PYBTRFS_STATMOUNT_MNT_POINT 0x10ULL
+#define PYBTRFS_STATMOUNT_MNT_OPTS 0x80ULL
+#define PYBTRFS_MOUNT_ATTR_RDONLY 0x01
+
+struct pybtrfs_mnt_ns_info {
+    uint32_t size;
+    uint32_t nr_mounts;
+    uint64_t mnt_ns_id;
+};
+
+struct pybtrfs_mnt_id_req {
+    uint32_t size;
+    uint32_t mnt_ns_fd;
+    uint64_t mnt_id;
+    uint64_t param;
+    uint64_t mnt_ns_id;
+};
+
+/* mnt_opts, mnt_root and mnt_point are offsets in str. */
+struct pybtrfs_statmount {
+    uint32_t size;
+    uint32_t mnt_opts;
+    uint64_t mask;
+    uint32_t sb_dev_major;
+    uint32_t sb_dev_minor;
+    uint64_t sb_magic;
+    uint32_t sb_flags;
+    uint32_t fs_type;
+    uint64_t mnt_id;
+    uint64_t mnt_parent_id;
+    uint32_t mnt_id_old;
+    uint32_t mnt_parent_id_old;
+    uint64_t mnt_attr;
+    uint64_t mnt_propagation;
+    uint64_t mnt_peer_group;
+    uint64_t mnt_master;
+    uint64_t propagate_from;
+    uint32_t mnt_root;
+    uint32_t mnt_point;
+    uint64_t mnt_ns_id;
+    uint8_t unused[392];
+    char str[];
+};
+
 /* The file handle of a btrfs inode: type FILEID_BTRFS_WITHOUT_PARENT of name_to_handle_at(2). */
 struct pybtrfs_file_handle {
     uint32_t handle_bytes;
@@ -473,4 +527,8 @@ _Static_assert(sizeof(struct pybtrfs_ioctl_qgroup_limit_args) == 48, "qgroup_lim
 _Static_assert(sizeof(struct pybtrfs_loop_info64) == 232, "loop_info64");
 _Static_assert(sizeof(struct pybtrfs_loop_config) == 304, "loop_config");
 _Static_assert(sizeof(struct pybtrfs_open_how) == 24, "open_how");
+_Static_assert(sizeof(struct pybtrfs_mnt_ns_info) == 16, "mnt_ns_info");
+_Static_assert(sizeof(struct pybtrfs_mnt_id_req) == 32, "mnt_id_req");
+_Static_assert(offsetof(struct pybtrfs_statmount, mnt_ns_id) == 112, "statmount.mnt_ns_id");
+_Static_assert(offsetof(struct pybtrfs_statmount, str) == 512, "statmount.str");
 _Static_assert(offsetof(struct pybtrfs_file_handle, gen) == 24, "file_handle.gen");

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from pybtrfs import kernel
 from pybtrfs._ffi import call, check, ffi, lib, new, typeof, uncleared, without_nul
@@ -37,11 +38,16 @@ RESOLVE_NO_MAGICLINKS: int = lib.PYBTRFS_RESOLVE_NO_MAGICLINKS
 RESOLVE_NO_SYMLINKS: int = lib.PYBTRFS_RESOLVE_NO_SYMLINKS
 RESOLVE_BENEATH: int = lib.PYBTRFS_RESOLVE_BENEATH
 
+if TYPE_CHECKING:
+    from pybtrfs._ffi import CData
+
 _PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _FILEID_BTRFS_WITHOUT_PARENT = 0x4D
 _HANDLE_BYTES = 20
 _XATTR_SIZE_MAX = 1 << 16
+_NAMESPACES = 256  # enough for most hosts; a larger buffer follows if it is too small
+_MOUNTS_SIZE = 1 << 16  # bytes; as above
 
 
 def mount(source: _PathLike, target: _PathLike, fstype: str, flags: int = 0, data: str | bytes = b"") -> None:
@@ -208,6 +214,96 @@ def open_by_handle_at(fd: int, treeid: int, objectid: int, generation: int, flag
         },
     )
     return kernel.current.open_by_handle_at(fd, handle, flags | os.O_CLOEXEC)
+
+
+class MountNamespace(NamedTuple):
+    """
+    A mount namespace.
+
+    Args:
+        id: The id for `read_mounts`, which the kernel never reuses.
+        inode: The inode number that ``/proc/PID/ns/mnt`` shows.
+    """
+
+    id: int
+    inode: int
+
+
+class StatMount(NamedTuple):
+    """
+    The fields of ``struct statmount`` that locate a mount.
+    """
+
+    mnt_id: int
+    mnt_parent_id: int
+    sb_dev: tuple[int, int]
+    sb_magic: int
+    read_only: bool
+    mnt_root: bytes
+    mnt_point: bytes
+    mnt_opts: bytes
+
+
+def mount_namespaces() -> list[MountNamespace]:
+    """
+    Return the mount namespaces in which the caller has ``CAP_SYS_ADMIN``, also those without a process, and the
+    caller's own.
+
+    Issues ``NS_MNT_GET_NEXT`` (Linux 6.12) once for each namespace. Releases the GIL once for all calls.
+    """
+    size = _NAMESPACES
+    while True:
+        found = uncleared(typeof("struct pybtrfs_mount_namespace[]"), size)
+        count = check(call(lib.pybtrfs_mount_namespaces, found, size), "NS_MNT_GET_NEXT", "CAP_SYS_ADMIN")
+        if count <= size:
+            return [MountNamespace(int(found[i].id), int(found[i].inode)) for i in range(count)]
+        size = count * 2
+
+
+def read_mounts(namespace_id: int, device: tuple[int, int] | None) -> list[StatMount]:
+    """
+    Return the mounts of one filesystem in a mount namespace, and all mounts that have one of these as their parent.
+
+    A namespace that has ended has no mounts. Mount points are paths from the root of the namespace.
+
+    Issues listmount(2) and statmount(2) (Linux 6.11), which need ``CAP_SYS_ADMIN`` in the namespace. Releases the GIL
+    once for all calls.
+
+    Args:
+        device: The device number of the filesystem, as ``/proc/PID/mountinfo`` shows it; None for every btrfs.
+    """
+    major, minor = device or (0, 0)
+    size = _MOUNTS_SIZE
+    while True:
+        buffer = uncleared(typeof("char[]"), size)
+        used = call(lib.pybtrfs_read_mounts, namespace_id, major, minor, buffer, size)
+        if used != -errno.EOVERFLOW:
+            break
+        size *= 4
+    found, at = [], 0
+    while at < check(used, "listmount, statmount", "CAP_SYS_ADMIN"):
+        mount = ffi.cast("struct pybtrfs_statmount *", buffer + at)
+        found.append(_stat_mount(mount))
+        at += (mount.size + 7) & ~7
+    return found
+
+
+def _stat_mount(mount: CData) -> StatMount:
+    return StatMount(
+        mount.mnt_id,
+        mount.mnt_parent_id,
+        (mount.sb_dev_major, mount.sb_dev_minor),
+        mount.sb_magic,
+        bool(mount.mnt_attr & lib.PYBTRFS_MOUNT_ATTR_RDONLY),
+        *(
+            ffi.string(mount.str + offset) if mount.mask & present else b""
+            for present, offset in (
+                (lib.PYBTRFS_STATMOUNT_MNT_ROOT, mount.mnt_root),
+                (lib.PYBTRFS_STATMOUNT_MNT_POINT, mount.mnt_point),
+                (lib.PYBTRFS_STATMOUNT_MNT_OPTS, mount.mnt_opts),
+            )
+        ),
+    )
 
 
 def _text(value: _PathLike) -> bytes:

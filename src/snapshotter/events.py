@@ -62,7 +62,7 @@ class Event(enum.StrEnum):
     UPDATED = "updated", _INFO, "labels were changed"
     REMOVED = "removed", _INFO, "a snapshot was removed; its subvolumes are destroyed in the background"
     DESTROYED = "destroyed", _INFO, "the subvolumes of a removed snapshot, or one replaced by a commit, are destroyed"
-    HELD = "held", _INFO, "a destroy failed and is retried later; `error` says `busy` while the subvolume is mounted"
+    HELD = "held", _INFO, "a destroy failed and is retried later; `error` names the mounts of the subvolume"
     RECOVERED = "recovered", _INFO, "at open: a call interrupted by a crash had taken effect, and was completed"
     UNDONE = "undone", _INFO, "at open: a call interrupted by a crash had not taken effect, and was rolled back"
     KEPT = "kept", _ERROR, "a subvolume to destroy is unreadable; destroying it would turn the filesystem read-only"

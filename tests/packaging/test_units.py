@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from pybtrfs import filesystem, ioctl, subvolume
+from pybtrfs import filesystem, ioctl, subvolume, syscall
 from pybtrfs.path import owned
 from snapshotter import Snapshotter
 from snapshotter.client import Client
@@ -28,6 +28,7 @@ from snapshotter.model import Mount
 from snapshotter.mounting import mounted
 from snapshotter.setup import unit_files
 from tests import multidevice
+from tests.namespaces import thread_namespace
 from tests.packaging import sandbox
 
 EXPOSURE = 2.5
@@ -212,15 +213,20 @@ def use(daemon: Sandboxed, client: Client, directory: Path) -> None:
     client.remove("web")
     client.cleanup()
     wait_for(lambda: len(daemon.ids()) == 2)
-    # What was mounted after the daemon started, here or in a container's namespace, waits until it is not.
-    with mounted(client.prepare("here", "base")), elsewhere(client.prepare("there", "base"), directory / "elsewhere"):
-        client.remove("here")
-        client.remove("there")
+    # A subvolume waits while it is mounted, here, in the namespace of a container, or in that of a single thread.
+    [third] = client.prepare("thread", "base")
+    with (
+        mounted(client.prepare("here", "base")),
+        elsewhere(client.prepare("there", "base"), directory / "elsewhere"),
+        thread_namespace(lambda: syscall.mount(third.source, "/mnt", "btrfs", 0, third.options[0])),
+    ):
+        for key in ("here", "there", "thread"):
+            client.remove(key)
         client.cleanup()
         held = [entry for entry in daemon.log() if entry["event"] == "held"]
-        assert len(held) == 2
-        assert all("Device or resource busy" in entry["error"] for entry in held)
-        assert len(daemon.ids()) == 4
+        assert len(held) == 3
+        assert all("Device or resource busy: mounted at /" in entry["error"] for entry in held)
+        assert len(daemon.ids()) == 5
     client.cleanup()
     for key in ("look", "base"):
         client.remove(key)

@@ -5,15 +5,17 @@ Mounts of subvolumes in any mount namespace.
 import errno
 import io
 import os
-from collections.abc import Callable
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pybtrfs import mountinfo, subvolume, syscall
-from pybtrfs.mountinfo import MountTable, device_of, read
-from tests.namespaces import other_namespace, source
+from pybtrfs.mountinfo import Keeper, MountPoint, MountTable
+from tests.namespaces import held_namespace, other_namespace, pinned_namespace, source, thread_namespace
 
 FIXTURE = rb"""
 22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -27,64 +29,103 @@ FIXTURE = rb"""
 """.lstrip()
 
 
+Read = Callable[[], MountTable]
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, number: int = errno.EPERM) -> None:
+    """
+    Let the kernel, or a sandbox, refuse to list mount namespaces.
+    """
+
+    def refused() -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(syscall, "mount_namespaces", refused)
+
+
 @pytest.fixture
-def proc(monkeypatch: pytest.MonkeyPatch) -> None:
+def table(monkeypatch: pytest.MonkeyPatch) -> Callable[..., MountTable]:
     """
-    Let every process have FIXTURE as its mountinfo.
+    A reader of FIXTURE as the mountinfo of the only mount namespace.
     """
+    refuse(monkeypatch)
 
-    def open_(path: str, mode: str) -> io.BytesIO:
-        assert path.endswith("/mountinfo")
-        return io.BytesIO(FIXTURE)
+    def open_(path: str, mode: str) -> Any:
+        return io.BytesIO(FIXTURE) if path.endswith("/mountinfo") else open(path, mode)
 
+    def read(device: tuple[int, int] | None, root: str, path: bytes | None = None) -> MountTable:
+        own = mountinfo._own(0)._replace(device=device, path=path)
+        monkeypatch.setattr(mountinfo, "_own", lambda fd: own)
+        monkeypatch.setattr(mountinfo, "_pids", lambda: ["self"])
+        monkeypatch.setattr(mountinfo, "_with_threads", lambda pid: ["/proc/self"])
+        try:
+            return mountinfo.read(0, root)
+        finally:
+            monkeypatch.setattr(mountinfo, "_own", _own)
+
+    _own = mountinfo._own
     monkeypatch.setattr(mountinfo, "open", open_, raising=False)
+    return read
 
 
-def test_subvolids(proc: None) -> None:
+def test_subvolids(table: Callable[..., MountTable]) -> None:
     """
     Only subvolumes of the device count, whatever optional fields and names contain.
     """
-    assert read(b"0:44", "/").subvolids == {5, 258, 2**64 - 1}
-    assert read(b"0:50", "/").subvolids == {300}
-    assert read(b"0:99", "/").subvolids == set()
+    assert table((0, 44), "/").subvolids == {5, 258, 2**64 - 1}
+    assert table((0, 50), "/").subvolids == {300}
+    assert table((0, 99), "/") == MountTable(points=table(None, "/").points)
 
 
-def test_unknown_device(proc: None) -> None:
+def test_unknown_device(table: Callable[..., MountTable]) -> None:
     """
     If the device is unknown, every btrfs counts, so that no mount is missed.
     """
-    assert read(None, "/").subvolids == {5, 258, 300, 2**64 - 1}
+    assert table(None, "/").subvolids == {5, 258, 300, 2**64 - 1}
 
 
-def test_mount_points(proc: None) -> None:
+def test_mounts(table: Callable[..., MountTable]) -> None:
     """
-    Each mount of the device is listed with its path, a process that sees it, and whether it is read-only.
+    Each mount of the device is listed with its path, its namespace, and whether it is read-only.
     """
-    found = {(point.subvolid, point.path, point.read_only) for point in mountinfo.mount_points(b"0:44")}
-    assert found == {
-        (5, "/mnt", False),
-        (258, "/mnt/with space\ttab\\back\nline", True),
-        (2**64 - 1, "/mnt/last", False),
-    }
-    assert all(os.path.exists(f"/proc/{point.pid}") for point in mountinfo.mount_points(None))
+    namespace = os.stat("/proc/self/ns/mnt").st_ino
+    assert table((0, 44), "/").mounts == (
+        MountPoint(5, "/mnt", False, namespace),
+        MountPoint(258, "/mnt/with space\ttab\\back\nline", True, namespace),
+        MountPoint(2**64 - 1, "/mnt/last", False, namespace),
+        MountPoint(None, "/mnt/nosubvolid", False, namespace),
+    )
 
 
-def test_points(proc: None) -> None:
+def test_points(table: Callable[..., MountTable]) -> None:
     """
     Only mount points below the root are listed; spaces, tabs and bytes that are not UTF-8 are unescaped.
     """
-    assert read(b"0:44", "/mnt").points == (
+    assert table((0, 44), "/mnt").points == (
         "/mnt/with space\ttab\\back\nline",
         "/mnt/other",
         "/mnt/last",
         "/mnt/named subvolid=7 - btrfs x",
         "/mnt/nosubvolid",
     )
-    assert read(b"0:44", "/srv").points == (os.fsdecode("/srv/é".encode() + b"\xff"),)
-    assert read(b"0:44", "/mn").points == ()
+    assert table((0, 44), "/srv").points == (os.fsdecode("/srv/é".encode() + b"\xff"),)
+    assert table((0, 44), "/mn").points == ()
 
 
-def test_mounted_from(proc: None) -> None:
+def test_points_by_filesystem(table: Callable[..., MountTable]) -> None:
+    """
+    A mount on a directory of the filesystem is listed below the root, however the directory was reached.
+    """
+    found = table((0, 44), "/store", b"/")
+    assert "/store/other" in found.points
+    [mount] = [mount for mount in found.mounts if mount.path == "/mnt/other"]
+    assert (mount.subvolid, mount.covers) == (None, "/store/other")
+    assert found.of((), "/store/other") == (mount,)
+    assert table((0, 44), "/store", b"/oth").points == ()
+    assert table((0, 50), "/store", b"/").points == ()
+
+
+def test_mounted_from(table: Callable[..., MountTable]) -> None:
     """
     A device node leads to its mount points in this namespace, unescaped.
     """
@@ -116,59 +157,171 @@ def test_has_mount_below(path: str, below: bool) -> None:
     assert MountTable(points=("/r/3/fs/proc", "/elsewhere")).has_mount_below(path) is below
 
 
+@pytest.fixture(params=["kernel", "proc"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """
+    The source of the mount namespaces: the list of the kernel, or the processes and threads in ``/proc``.
+    """
+    if request.param == "proc":
+        refuse(monkeypatch)
+    return str(request.param)
+
+
 @pytest.fixture
-def mounts(btrfs: Path) -> Callable[[], MountTable]:
+def mounts(btrfs: Path) -> Iterator[Read]:
     """
     A function that reads the mounts of the btrfs.
     """
     fd = os.open(btrfs, os.O_RDONLY)
-    device = device_of(fd)
+    yield lambda: mountinfo.read(fd, str(btrfs))
     os.close(fd)
-    assert device
-    return lambda: read(device, str(btrfs))
+
+
+@pytest.fixture
+def hidden(btrfs: Path) -> tuple[str, int, str]:
+    """
+    A script that mounts a subvolume, with its arguments: the id of the subvolume and the device.
+    """
+    subvolume.create(btrfs / "hidden")
+    return 'mount -t btrfs -o subvolid="$1" "$2" /mnt', subvolume.get_id(btrfs / "hidden"), source(btrfs)
 
 
 @pytest.mark.btrfs
-def test_seen_in_any_namespace(btrfs: Path, mounts: Callable[[], MountTable]) -> None:
+def test_seen_in_any_namespace(way: str, btrfs: Path, mounts: Read, hidden: tuple[str, int, str]) -> None:
     """
     A mounted subvolume is found in this and in another mount namespace, until it is unmounted.
     """
-    here, there = btrfs / "here", btrfs / "there"
-    for path in (here, there):
-        subvolume.create(path)
-    ids = {subvolume.get_id(here), subvolume.get_id(there)}
-    assert not mounts().subvolids & ids
-    point = btrfs / "a point"
+    here, point = btrfs / "here", btrfs / "a point"
+    subvolume.create(here)
     point.mkdir()
+    ids = {subvolume.get_id(here), hidden[1]}
+    assert not mounts().subvolids & ids
     syscall.mount(source(btrfs), point, "btrfs", 0, f"subvolid={subvolume.get_id(here)}")
     try:
-        assert mounts().subvolids & ids == {subvolume.get_id(here)}
-        assert mounts().points == (str(point),)
-        assert mounts().has_mount_below(str(point))
+        found = mounts()
+        assert found.subvolids & ids == {subvolume.get_id(here)}
+        assert found.points == (str(point),)
+        assert found.has_mount_below(str(point))
+        assert {mount.path for mount in found.of((), str(point))} == {str(point)}
     finally:
         syscall.umount2(point)
-    with other_namespace('mount -t btrfs -o subvolid="$1" "$2" /mnt', subvolume.get_id(there), source(btrfs)):
-        assert mounts().subvolids & ids == {subvolume.get_id(there)}
-        assert mounts().points == ()
+    with other_namespace(*hidden) as pid:
+        found = mounts()
+        assert found.subvolids & ids == {hidden[1]}
+        assert found.points == ()
+        [mount] = found.of(ids, "/none")
+        assert (mount.path, mount.read_only) == ("/mnt", False)
+        assert mountinfo.keepers({mount.namespace}) == {mount.namespace: Keeper(f"/proc/{pid}/ns/mnt", pid)}
     assert not mounts().subvolids & ids
+
+
+@pytest.mark.btrfs
+def test_seen_in_the_namespace_of_a_thread(way: str, mounts: Read, hidden: tuple[str, int, str]) -> None:
+    """
+    A mount is found in the mount namespace of a single thread, which the process does not share.
+    """
+    _, subvolid, device = hidden
+    with thread_namespace(lambda: syscall.mount(device, "/mnt", "btrfs", 0, f"subvolid={subvolid}")) as thread:
+        [mount] = mounts().of({subvolid}, "/none")
+        assert mountinfo.keepers({mount.namespace}) == {mount.namespace: Keeper(f"/proc/{thread}/ns/mnt", thread)}
+    assert subvolid not in mounts().subvolids
+
+
+@pytest.mark.btrfs
+def test_seen_without_a_process(tmp_path: Path, mounts: Read, hidden: tuple[str, int, str]) -> None:
+    """
+    A mount is found in a mount namespace that only a descriptor, or only a bind mount of the namespace, keeps.
+    """
+    if not lists_namespaces():
+        pytest.skip("the kernel does not list mount namespaces")
+    with held_namespace(*hidden) as fd:
+        [mount] = mounts().of({hidden[1]}, "/none")
+        [keeper] = mountinfo.keepers({mount.namespace}).values()
+        assert keeper == Keeper(f"/proc/{os.getpid()}/fd/{fd}", os.getpid())
+    assert hidden[1] not in mounts().subvolids
+    with pinned_namespace(tmp_path / "pin", *hidden):
+        [mount] = mounts().of({hidden[1]}, "/none")
+        assert mountinfo.keepers({mount.namespace}) == {mount.namespace: Keeper(str(tmp_path / "pin"), None)}
+    assert hidden[1] not in mounts().subvolids
+    assert mountinfo.keepers({mount.namespace}) == {}
+
+
+def lists_namespaces() -> bool:
+    try:
+        return bool(syscall.mount_namespaces())
+    except OSError:
+        return False
+
+
+@pytest.mark.btrfs
+def test_seen_through_another_path(way: str, btrfs: Path, mounts: Read, tmp_path: Path) -> None:
+    """
+    A mount on a directory below the root is found, though it was made through a bind mount of the root, in this or in
+    another namespace.
+    """
+    inside = btrfs / "inside"
+    inside.mkdir()
+    syscall.mount(btrfs, tmp_path, "", syscall.MS_BIND)
+    try:
+        syscall.mount("none", tmp_path / "inside", "tmpfs")
+        try:
+            found = mounts()
+            assert found.points == (str(inside),)
+            assert str(tmp_path / "inside") in {mount.path for mount in found.of((), str(btrfs / "inside"))}
+        finally:
+            syscall.umount2(tmp_path / "inside")
+    finally:
+        syscall.umount2(tmp_path)
+    with other_namespace('mount --bind "$1" /mnt; mount -t tmpfs none /mnt/inside', btrfs):
+        assert mounts().points == (str(inside),)
+    assert mounts().points == ()
+
+
+@pytest.mark.btrfs
+def test_seen_beside_a_changed_root(
+    way: str, mounts: Read, hidden: tuple[str, int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A process with another root directory, which sees fewer mounts, does not hide those of its mount namespace.
+    """
+    script, subvolid, device = hidden
+    with other_namespace(script, subvolid, device) as pid:
+        inner = subprocess.Popen(
+            ["nsenter", f"--mount=/proc/{pid}/ns/mnt", "unshare", "--root=/usr", "/bin/sleep", "60"],
+        )
+        try:
+            while os.readlink(f"/proc/{inner.pid}/root") != "/usr":
+                time.sleep(0.01)
+            pids = mountinfo._pids()
+            for order in (pids, pids[::-1]):
+                monkeypatch.setattr(mountinfo, "_pids", order.copy)
+                assert subvolid in mounts().subvolids
+        finally:
+            inner.kill()
+            inner.wait()
 
 
 @pytest.mark.btrfs
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
-def test_nothing_is_overlooked(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_overlooked(number: int, monkeypatch: pytest.MonkeyPatch, mounts: Read) -> None:
     """
     If file descriptors or memory run out, reading fails instead of missing a mount.
     """
+    with monkeypatch.context() as patched:
+        refuse(patched, number)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            mounts()
+    refuse(monkeypatch)
     with other_namespace("true"):
 
         def open_(path: str, mode: str) -> Any:
-            if path != "/proc/self/mountinfo":
+            if path.endswith("mountinfo") and path != "/proc/self/mountinfo":
                 raise OSError(number, os.strerror(number))
             return open(path, mode)
 
         monkeypatch.setattr(mountinfo, "open", open_, raising=False)
         with pytest.raises(OSError, match=os.strerror(number)):
-            read(None, "/")
+            mounts()
 
 
 def test_processes_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,9 +336,33 @@ def test_processes_end(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(number, os.strerror(number))
         return "mnt:[1]"
 
-    monkeypatch.setattr(mountinfo.os, "listdir", lambda path: ["self", "1", "2", "3", "4", "5", str(os.getpid())])
+    own = f"/proc/{os.getpid()}"
+    monkeypatch.setattr(mountinfo, "_pids", lambda: [*"12345", str(os.getpid())])
+    monkeypatch.setattr(mountinfo, "_with_threads", lambda pid: [own])
     monkeypatch.setattr(mountinfo.os, "readlink", readlink)
-    assert [data for _, data in mountinfo._tables()] == [Path("/proc/self/mountinfo").read_bytes()]
+    assert list(mountinfo._tables()) == [(1, Path("/proc/self/mountinfo").read_bytes())]
+    assert list(mountinfo._with_threads("none")) == [own]
+    monkeypatch.undo()
+    assert list(mountinfo._with_threads("0")) == []
+    assert mountinfo._listed("/proc/0/task") == []
+
+
+def test_not_every_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Without CAP_SYS_ADMIN in the initial user namespace, the processes in ``/proc`` are read as well.
+    """
+    monkeypatch.setattr(mountinfo, "_sees_every_namespace", lambda: False)
+    monkeypatch.setattr(syscall, "mount_namespaces", list)
+    monkeypatch.setattr(mountinfo, "_tables", lambda: iter([(7, FIXTURE)]))
+    namespaces = [namespace for namespace, _ in mountinfo._namespaces(None)]
+    assert namespaces == [7]
+
+
+def test_privilege(unprivileged: Callable[..., Any]) -> None:
+    """
+    Only root outside of containers sees every mount namespace.
+    """
+    assert not unprivileged(mountinfo._sees_every_namespace)
 
 
 def test_device_without_a_mount() -> None:
@@ -194,7 +371,7 @@ def test_device_without_a_mount() -> None:
     """
     reader, writer = os.pipe()
     try:
-        assert device_of(reader) is None
+        assert mountinfo._own(reader)[:2] == (None, None)
     finally:
         os.close(reader)
         os.close(writer)

@@ -261,3 +261,50 @@ def test_a_refusal_is_forgotten() -> None:
         assert use()() is None
     finally:
         gc.enable()
+
+
+def test_mount_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The own mount namespace is listed, however small the first buffers are; its mounts have their parents.
+    """
+    if not hasattr(os, "geteuid") or os.geteuid():
+        pytest.skip("needs root")
+    monkeypatch.setattr(syscall, "_NAMESPACES", 0)
+    monkeypatch.setattr(syscall, "_MOUNTS_SIZE", 8)
+    try:
+        found = {namespace.inode: namespace.id for namespace in syscall.mount_namespaces()}
+    except OSError as error:
+        pytest.skip(f"the kernel does not list mount namespaces: {error}")
+    own = os.stat("/proc/thread-self/ns/mnt").st_ino
+    major, minor = next(
+        line.split()[2].split(":")
+        for line in Path("/proc/thread-self/mountinfo").read_text(errors="surrogateescape").splitlines()
+        if line.split()[4] == "/proc"
+    )
+    mounts = syscall.read_mounts(found[own], (int(major), int(minor)))
+    assert "/proc" in [os.fsdecode(mount.mnt_point) for mount in mounts]
+    ours = {mount.mnt_id for mount in mounts if mount.sb_dev == (int(major), int(minor))}
+    assert all(mount.mnt_id in ours or mount.mnt_parent_id in ours for mount in mounts)
+    assert syscall.read_mounts(2**63, None) == []
+
+
+def test_mount_namespaces_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A refusal of either call has its name.
+    """
+    monkeypatch.setattr(syscall, "lib", Refusing())
+    with pytest.raises(PermissionError) as caught:
+        syscall.mount_namespaces()
+    assert caught.value.__notes__ == ["NS_MNT_GET_NEXT", "needs CAP_SYS_ADMIN"]
+    with pytest.raises(PermissionError) as caught:
+        syscall.read_mounts(1, None)
+    assert caught.value.__notes__ == ["listmount, statmount", "needs CAP_SYS_ADMIN"]
+
+
+class Refusing:
+    """
+    A compiled module whose functions fail with EPERM.
+    """
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        return lambda *_: -errno.EPERM

@@ -2,15 +2,18 @@
 Holders of a snapshot: its children, its mounts, and the processes that use it.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pybtrfs import mountinfo, subvolume
-from pybtrfs.mountinfo import MountPoint
 from pybtrfs.path import opened
+from snapshotter.analysis import inventory
 from snapshotter.contract import Snapshotter
-from snapshotter.errors import DataLossError, quoted, translating
+from snapshotter.errors import DataLossError, NotFoundError, quoted, translating
+from snapshotter.store import holding_mounts
+from snapshotter.store.holding_mounts import HoldingMount
 
 _COMMAND_SIZE = 200  # bytes of the command line; enough to recognize a process
 
@@ -39,37 +42,67 @@ class Holders:
 
     Args:
         children: The keys of its children, which must be removed first.
-        mounts: Its mounts in every visible mount namespace; for a view, the mounts of its parent's layer.
+        mounts: Its mounts and the mounts in it, in every visible mount namespace; for a view, those of its parent's
+            layer.
         processes: The processes whose root, working directory, program or open files are in it.
+        removed: The snapshot is removed, and waits for its destruction.
     """
 
     children: tuple[str, ...]
-    mounts: tuple[MountPoint, ...]
+    mounts: tuple[HoldingMount, ...]
     processes: tuple[Process, ...]
+    removed: bool = False
 
 
 def find(store: Snapshotter, key: str) -> Holders:
     """
     Find the holders of the snapshot *key*.
 
+    If no snapshot has the key, find the holders of removed snapshots that wait for their destruction. The key is one
+    that they had, or an id.
+
     Processes that start or end during the call may be missing. Files that are mapped but no longer open are not found.
     Processes of other users are found only if the caller is root in their user namespace.
 
     Raises:
-        NotFoundError: No snapshot has the key.
+        NotFoundError: No snapshot has the key, and no removed one that waits for its destruction had it.
     """
-    store.stat(key)
+    try:
+        store.stat(key)
+    except NotFoundError:
+        found = _of_removed(store, key)
+        if found is None:
+            raise
+        return found
     children = tuple(sorted(info.name for info in store.walk() if info.parent == key))
     try:
         path = store.subvolume(key)
     except DataLossError:
         return Holders(children, (), ())  # its subvolume is gone, so nothing can be mounted
-    with translating(f"find the holders of snapshot {quoted(key)}"), opened(path) as fd:
+    with translating(f"find the holders of snapshot {quoted(key)}"):
+        return Holders(children, *_of_subvolume(store.root, path))
+
+
+def _of_removed(store: Snapshotter, key: str) -> Holders | None:
+    pending = inventory.take(store, measured=False).pending
+    volumes = [volume for volume in pending if volume.key == key] or [volume for volume in pending if volume.id == key]
+    mounts: list[HoldingMount] = []
+    processes: list[Process] = []
+    for volume in volumes:
+        with contextlib.suppress(FileNotFoundError):  # destroyed since it was listed
+            held, users = _of_subvolume(store.root, f"{store.root}/{volume.path}")
+            mounts += held
+            processes += users
+    return Holders((), tuple(mounts), tuple(processes), removed=True) if volumes else None
+
+
+def _of_subvolume(root: str, path: str) -> tuple[tuple[HoldingMount, ...], tuple[Process, ...]]:
+    with opened(path) as fd, opened(root) as root_fd:
         subvolids = {subvolume.get_id(fd)}
         if any(subvolume.children(fd)):
             subvolids.update(entry.info.id for entry in subvolume.iterate(fd, top=0))
-        mounts = (point for point in mountinfo.mount_points(mountinfo.device_of(fd)) if point.subvolid in subvolids)
-        return Holders(children, tuple(mounts), tuple(_processes(os.fstat(fd).st_dev)))
+        mounts = mountinfo.read(root_fd, root).of(subvolids, path)
+        return holding_mounts.locate(mounts), tuple(_processes(os.fstat(fd).st_dev))
 
 
 def _processes(device: int) -> Iterator[Process]:

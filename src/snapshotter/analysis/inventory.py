@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pybtrfs import ioctl, mountinfo, subvolume, syscall
+from pybtrfs.mountinfo import MountPoint
 from pybtrfs.path import opened
 from pybtrfs.subvolume import SubvolumeInfo
 from snapshotter.contract import Snapshotter
@@ -28,12 +29,23 @@ class Volume(NamedTuple):
     Args:
         path: The path from the root of the store.
         base: The layer that it was snapshotted from; None if it was created empty, or if the layer is gone.
+        key: The key of the snapshot, if the subvolume waits for destruction; else empty.
+        mounts: The mounts that keep it from being destroyed, if it waits for that.
     """
 
     path: str
     info: SubvolumeInfo
     nested: tuple[SubvolumeInfo, ...] = ()
     base: SubvolumeInfo | None = None
+    key: str = ""
+    mounts: tuple[MountPoint, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """
+        The name of the directory that contains it, which is the id of its snapshot.
+        """
+        return os.path.basename(os.path.dirname(self.path))
 
     @property
     def subvolids(self) -> frozenset[int]:
@@ -97,7 +109,7 @@ def take(store: Snapshotter, *, measured: bool = True) -> Inventory:
     """
     with translating(f"take the inventory of store {store.root!r}"), opened(store.root) as fd:
         volumes = {volume.path: volume for volume in _volumes(fd, store.root)}
-        mounted = mountinfo.read(mountinfo.device_of(fd), store.root).subvolids
+        mounted = mountinfo.read(fd, store.root)
         located = {each.info.name: each for each in store.opened.locate()}
         children = Counter(each.info.parent for each in located.values())
         entries = {}
@@ -114,7 +126,9 @@ def take(store: Snapshotter, *, measured: bool = True) -> Inventory:
                     usage = known_usage
                 elif measured and not problem:
                     usage, problem = _usage(store, fd, name, volume)
-            in_use = volume is not None and volume.info.id in mounted
+            in_use = volume is not None and (
+                not mounted.subvolids.isdisjoint(volume.subvolids) or mounted.has_mount_below(f"{store.root}/{path}")
+            )
             own = None if info.kind is Kind.VIEW else volume
             entries[name] = Entry(info, own, usage, children[name], in_use, problem)
         known = {entry.volume.path for entry in entries.values() if entry.volume} | {EMPTY}
@@ -126,7 +140,9 @@ def take(store: Snapshotter, *, measured: bool = True) -> Inventory:
                 orphaned.append(_with_origin(volumes, path))
             elif (record := _record(fd, directory)) and _is_pending(record, path):
                 layer = volumes.get(f"{SNAPSHOTS}/{record.parent}/{LAYER}")
-                pending.append(volumes[path]._replace(base=layer.info if layer else None))
+                volume = volumes[path]
+                mounts = mounted.of(volume.subvolids, f"{store.root}/{path}")
+                pending.append(volume._replace(base=layer.info if layer else None, key=record.key, mounts=mounts))
         return Inventory(entries, tuple(pending), tuple(orphaned))
 
 

@@ -25,8 +25,8 @@ class Amount:
 
     Args:
         size: Bytes on disk that they added.
-        reclaimable: Bytes added by unused snapshots: unmounted active ones, committed ones with no active snapshot or
-            view on top, and subvolumes that belong to no snapshot.
+        reclaimable: Bytes added by unused snapshots: unmounted active ones, and committed ones with no active snapshot
+            or view on top. Unmounted subvolumes that belong to no snapshot count, too.
     """
 
     count: int
@@ -103,11 +103,13 @@ def of_volumes(root: str, volumes: Collection[Volume]) -> Amount:
     """
     Return the amount of *volumes*, subvolumes of the store at *root* that belong to no snapshot.
 
-    The size is the space that is freed when all of them are destroyed.
+    The size is the space that is freed when all of them are destroyed. Volumes that are mounted are not reclaimable.
     """
+    free = [volume for volume in volumes if not volume.mounts]
     with translating(f"measure subvolumes of {root!r}"), opened(root) as fd:
         size = _only_theirs(fd, volumes, volumes)
-    return Amount(len(volumes), size, size)
+        reclaimable = size if len(free) == len(volumes) else _only_theirs(fd, free, free)
+    return Amount(len(volumes), size, reclaimable)
 
 
 def frees(store: Snapshotter, keys: Collection[str], track: Track = iter) -> int:

@@ -9,10 +9,12 @@ import stat
 from collections.abc import Iterator
 
 from pybtrfs import device, filesystem, mountinfo, syscall
+from snapshotter.analysis import inventory
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import DataLossError, UnavailableError, quoted
 from snapshotter.maintenance import quarantine, repair
 from snapshotter.model import Kind, Problem
+from snapshotter.store import holding_mounts
 from snapshotter.store.counters import Counters
 from snapshotter.store.index import Snapshot
 from snapshotter.store.layout import EMPTY, real_path
@@ -48,7 +50,7 @@ def of_store(store: Snapshotter) -> list[Problem]:
     """
     Return the problems of an open store and of its filesystem.
     """
-    places = () if store.is_copy else _places(store.root)
+    places = () if store.is_copy else (*_places(store.root), *_held(store))
     return [*store.problems(), *places, *_losses(store), *_around(store.root)]
 
 
@@ -111,6 +113,13 @@ def _change_of(devid: int, before: int, now: int | None) -> str:
         return f"device {devid} was removed"
     reset = ", which is a reset that hides later errors," if now < before else ""
     return f"the counter of refused writes of device {devid} went from {before} to {now}{reset}"
+
+
+def _held(store: Snapshotter) -> Iterator[Problem]:
+    for volume in inventory.take(store, measured=False).pending:
+        for mount in holding_mounts.locate(volume.mounts):
+            what = f"snapshot {quoted(volume.key)} is removed, but its space is held by the mount at {mount.text}"
+            yield Problem(f"{store.root}/{volume.path}", what, f"{mount.cure}, then `snapshotter cleanup`")
 
 
 def _directory(root: str) -> Iterator[Problem]:

@@ -6,15 +6,16 @@ import contextlib
 import errno
 import os
 import time
+from collections.abc import Iterable
 from typing import ClassVar
 
 from pybtrfs import device, filesystem, ioctl, mountinfo, space, subvolume, syscall, tree_search
 from pybtrfs.errors import NotBtrfsError, NotSubvolumeError, not_subvolume
-from pybtrfs.mountinfo import MountTable
+from pybtrfs.mountinfo import MountPoint, MountTable
 from pybtrfs.path import open_directory, owned
 from snapshotter.errors import FailedPreconditionError, UnavailableError, is_damage
 from snapshotter.model import Measured, Mount
-from snapshotter.store import nested, usage
+from snapshotter.store import holding_mounts, nested, usage
 from snapshotter.store.coalesced import Coalesced
 from snapshotter.store.counters import Counters
 from snapshotter.store.devices import Devices
@@ -47,7 +48,6 @@ class BtrfsVolumes:
         try:
             self._status = os.fstat(self._fd)
             info = filesystem.get_info(self._fd)
-            self._device = mountinfo.device_of(self._fd)
         except NotBtrfsError as error:
             os.close(self._fd)
             raise _not_btrfs(root) from error
@@ -65,7 +65,7 @@ class BtrfsVolumes:
         self.record_limit = info.nodesize * 15 // 32
         self._devices = Devices(self._fd)
         self.verify = Coalesced(lambda: syscall.syncfs(self._fd))
-        self.mounts = Coalesced(lambda: mountinfo.read(self._device, root))
+        self.mounts = Coalesced(lambda: mountinfo.read(self._fd, root))
 
     def close(self) -> None:
         os.close(self._fd)
@@ -176,8 +176,9 @@ class BtrfsVolumes:
             raise
 
     def destroy(self, directory: Directory, name: str, mounts: MountTable) -> None:
-        if mounts.has_mount_below(os.path.join(directory.path, name)):
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
+        path = os.path.join(directory.path, name)
+        if mounts.has_mount_below(path):
+            raise _busy(mounts.of((), path), name)
         with contextlib.suppress(FileNotFoundError), owned(open_directory(directory.fd, name)) as fd:
             if not subvolume.is_subvolume(fd):
                 raise not_subvolume(name)
@@ -186,7 +187,7 @@ class BtrfsVolumes:
             if any(subvolume.children(fd)):
                 ids.update(entry.info.id for entry in subvolume.iterate(fd, top=subvolid))
             if not mounts.subvolids.isdisjoint(ids):
-                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
+                raise _busy(mounts.of(ids, path), name)
             recursive = len(ids) > 1
             try:
                 subvolume.delete((directory.fd, name), recursive=recursive)
@@ -285,6 +286,11 @@ class BtrfsVolumes:
         if inode != ioctl.FIRST_FREE_OBJECTID:
             raise not_subvolume(place.path)
         return Mount("btrfs", self._devices.node(), options=(f"subvolid={subvolid}", *(("ro",) if read_only else ())))
+
+
+def _busy(mounts: Iterable[MountPoint], name: str) -> OSError:
+    where = "; ".join(held.text for held in holding_mounts.locate(mounts))
+    return OSError(errno.EBUSY, f"{os.strerror(errno.EBUSY)}: mounted at {where}", name)
 
 
 def _uuid_text(uuid: bytes) -> str:

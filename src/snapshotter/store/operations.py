@@ -208,8 +208,9 @@ class Operations:
             try:
                 # The parent stays, because `snapshotter.analysis.space` measures what is left of *snapshot* beside it.
                 # The generation stays, because the worker reads the changes since then before it destroys them.
-                parent, base_transid = snapshot.record.parent, snapshot.record.base_transid
-                self._write(directory, Record(snapshot.id, State.REMOVED, "", parent, base_transid=base_transid))
+                # The key stays for `snapshotter.analysis.holders`. Without labels the record is smaller than before.
+                key, parent, base_transid = snapshot.record.key, snapshot.record.parent, snapshot.record.base_transid
+                self._write(directory, Record(snapshot.id, State.REMOVED, key, parent, base_transid=base_transid))
                 self._volumes.barrier(directory.fd)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -66,11 +66,12 @@ def test_cleanup(layers: str, run: Run) -> None:
     """
     rm and cleanup name what is held, and a later cleanup destroys it.
     """
-    with Snapshotter(layers, read_only=True) as store, mounted(store.mounts("web")):
-        cure = "because it is mounted or in use: unmount it, then run `snapshotter cleanup`"
-        held = f"snapshotter: the space of 'web' is not free yet, {cure}\n"
-        assert run("rm", "web") == (0, "", held)
-        assert f"/fs' is not free yet, {cure}" in run("cleanup").err
+    with Snapshotter(layers, read_only=True) as store, mounted(store.mounts("web")) as path:
+        for command, name in (("rm web", "'web'"), ("cleanup", "/fs'")):
+            code, out, err = run(*command.split())
+            assert (code, out) == (0, "")
+            assert f"{name} is not free yet, because it is mounted at {path} in the mount namespace of process " in err
+            assert err.endswith("): unmount it, then run `snapshotter cleanup`\n")
         assert len(os.listdir(f"{layers}/snapshots")) == 3
     assert run("cleanup") == (0, "", "")
     assert len(os.listdir(f"{layers}/snapshots")) == 2

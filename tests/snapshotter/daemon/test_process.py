@@ -399,7 +399,9 @@ def test_calls(daemon: Daemon, patch: str, expected: int) -> None:
     daemon.stop()
     while not trace.read_text().rstrip().endswith("+++ exited with 0 +++"):
         threading.Event().wait(0.01)
-    lines = [line for line in trace.read_text().splitlines() if re.search(r"\b[a-z0-9_]+\(", line)]
+    # An old strace shows calls that it does not know, whatever it is to trace: here statmount and listmount.
+    call = re.compile(r"\b(?!syscall_0x1c[9a]\()[a-z0-9_]+\(")
+    lines = [line for line in trace.read_text().splitlines() if call.search(line)]
     assert "execve(" in lines[0]
     assert len([line for line in lines[1:] if "execve(" in line]) == expected
     assert len(lines) == 1 + expected

@@ -17,6 +17,7 @@ from snapshotter.store import records
 from snapshotter.store.counters import Counters
 from snapshotter.testing import settle
 from tests import multidevice
+from tests.namespaces import other_namespace
 
 pytestmark = pytest.mark.btrfs
 
@@ -59,6 +60,25 @@ def test_quarantined(mount: Path) -> None:
     subvolume.delete(mount / "snapshots/1/fs")
     problem = only(doctor.examine(mount))
     assert (problem.subject, problem.what) == ("a", "its subvolume is missing")
+
+
+def test_held(mount: Path) -> None:
+    """
+    A removed snapshot that is mounted is named, with the mount and the command that unmounts it.
+    """
+    with Snapshotter(mount) as store:
+        store.prepare("a")
+        (source,) = store.mounts("a")
+        with other_namespace('mount -t btrfs -o "$1" "$2" /mnt', source.options[0], source.source) as pid:
+            store.remove("a")
+            store.cleanup()
+            problem = only(doctor.examine(mount))
+        assert problem.subject == str(mount / "snapshots/1/fs")
+        place = f"/mnt in the mount namespace of process {pid} (/proc/{pid}/ns/mnt)"
+        assert problem.what == f"snapshot 'a' is removed, but its space is held by the mount at {place}"
+        assert problem.cure == f"nsenter --mount=/proc/{pid}/ns/mnt umount /mnt, then `snapshotter cleanup`"
+        store.cleanup()
+    assert doctor.examine(mount) == []
 
 
 def test_without_record(mount: Path) -> None:

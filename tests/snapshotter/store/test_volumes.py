@@ -27,7 +27,7 @@ from snapshotter.store.layout import FS, LAYER, Directory, Place
 from snapshotter.store.volumes import Contents, MountMode, Volumes
 from snapshotter.testing import DirectoryVolumes
 from tests import multidevice
-from tests.namespaces import other_namespace, source
+from tests.namespaces import held_namespace, other_namespace, source, thread_namespace
 from tests.snapshotter.conftest import entries
 
 NONE = MountTable()
@@ -428,6 +428,32 @@ class TestBtrfs:
                 volumes.destroy(active, FS, volumes.mounts())
             assert (fs(active) / "inside" / "canary").exists()
         with mount(btrfs / "point", fs(active) / "inside", "", syscall.MS_BIND):
+            refused(volumes, active)
+        volumes.destroy(active, FS, volumes.mounts())
+        assert not fs(active).exists()
+
+    def test_mounted_out_of_sight(self, volumes: Volumes, active: Directory, btrfs: Path, tmp_path: Path) -> None:
+        """
+        A subvolume is not destroyed under a mount of a single thread, of a mount namespace without a process, or on a
+        directory that was reached by another path; the refusal names the mount.
+        """
+        options = f"subvolid={subvolume.get_id(fs(active))}"
+        (fs(active) / "inside").mkdir()
+        with (
+            thread_namespace(lambda: syscall.mount(source(btrfs), "/mnt", "btrfs", 0, options)) as thread,
+            pytest.raises(OSError, match=rf"mounted at /mnt in the mount namespace of process {thread} \("),
+        ):
+            volumes.destroy(active, FS, volumes.mounts())
+        with (
+            held_namespace('mount -t btrfs -o "$1" "$2" /mnt', options, source(btrfs)) as fd,
+            pytest.raises(
+                OSError, match=rf"/mnt in the mount namespace of process {os.getpid()} \(/proc/\d+/fd/{fd}\)"
+            ),
+        ):
+            volumes.destroy(active, FS, volumes.mounts())
+        with mount(btrfs, tmp_path, "", syscall.MS_BIND), mount("none", tmp_path / "1" / FS / "inside", "tmpfs"):
+            refused(volumes, active)
+        with other_namespace('mount --bind "$1" /mnt; mount -t tmpfs none /mnt/1/fs/inside', btrfs):
             refused(volumes, active)
         volumes.destroy(active, FS, volumes.mounts())
         assert not fs(active).exists()

@@ -3,7 +3,7 @@
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pybtrfs import subvolume
@@ -11,12 +11,13 @@ from snapshotter.analysis import inventory, space
 from snapshotter.cli import arguments, output, protection, waiting
 from snapshotter.cli.codes import DONE, complain, report
 from snapshotter.cli.progress import with_progress
+from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, UnavailableError, quoted
+from snapshotter.store import holding_mounts
 from snapshotter.store.layout import QUARANTINE
 
 if TYPE_CHECKING:
     from snapshotter.client import Client
-    from snapshotter.contract import Snapshotter
 
 
 def add(commands: arguments.Commands) -> None:
@@ -86,9 +87,15 @@ def _wait(root: str, names: Mapping[int, str], store: "Snapshotter | Client") ->
         names: The name to print of each subvolume, by its id.
     """
     held = waiting.wait(root, names, store.cleanup)
-    kept = held and held & _kept(root)
+    if not held:
+        return
+    with Snapshotter(root, read_only=True) as reading:
+        found = inventory.take(reading, measured=False)
+    quarantined = [volume for volume in found.orphaned if volume.path.startswith(f"{QUARANTINE}/")]
+    kept = held.intersection(subvolid for volume in quarantined for subvolid in volume.subvolids)
+    use = _use(found.pending, held)
     for subvolids, cause in (
-        (held - kept, "is not free yet, because it is mounted or in use: unmount it, then run `snapshotter cleanup`"),
+        (held - kept, f"is not free yet, because it is {use}: unmount it, then run `snapshotter cleanup`"),
         (kept, "stays in the quarantine, because a subvolume cannot be read: see `snapshotter doctor`"),
     ):
         if subvolids:
@@ -96,14 +103,10 @@ def _wait(root: str, names: Mapping[int, str], store: "Snapshotter | Client") ->
             complain(f"the space of {which} {cause}", DONE)
 
 
-def _kept(root: str) -> set[int]:
+def _use(pending: Iterable[inventory.Volume], held: Collection[int]) -> str:
     """
-    Return the ids of the subvolumes in the quarantine.
+    Return the use that keeps the subvolumes *held* from being destroyed, with the mounts of those that are pending.
     """
-    from snapshotter.contract import Snapshotter
-
-    with Snapshotter(root, read_only=True) as store:
-        orphaned = inventory.take(store, measured=False).orphaned
-    return {
-        subvolid for volume in orphaned if volume.path.startswith(f"{QUARANTINE}/") for subvolid in volume.subvolids
-    }
+    mounts = [mount for volume in pending if not volume.subvolids.isdisjoint(held) for mount in volume.mounts]
+    where = "; ".join(mount.text for mount in holding_mounts.locate(mounts))
+    return f"mounted at {where}" if where else "mounted or in use"

@@ -28,17 +28,14 @@ def add(commands: arguments.Commands) -> None:
 def _why(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store:
         found = holders.find(store, parsed.key)
-    references, unasked = _ask_containerd(parsed, store.client)
+    references, unasked = (None, "") if found.removed else _ask_containerd(parsed, store.client)
     if parsed.json:
         mounts = [mount._asdict() for mount in found.mounts]
         others = {"mounts": mounts, "containerd": references and output.values(references)}
         output.print_json(output.values(found) | others)
         return
     fields = [("child", name) for name in found.children]
-    fields += [
-        ("mount", f"{mount.path} in the namespace of process {mount.pid}{', read-only' if mount.read_only else ''}")
-        for mount in found.mounts
-    ]
+    fields += [("mount", f"{mount.text}{', read-only' if mount.read_only else ''}") for mount in found.mounts]
     for process in found.processes:
         uses = [*process.uses, *([f"{process.open_files} open files"] if process.open_files else [])]
         fields.append(("process", f"{process.pid} {process.command} ({', '.join(uses)})"))
@@ -50,7 +47,9 @@ def _why(parsed: argparse.Namespace) -> None:
         if not references.known:
             fields.append(("containerd", "does not know the snapshot, and removes it at the next garbage collection"))
     display.fields(fields)
-    if not fields:
+    if found.removed:
+        print("the snapshot is removed, and destroyed once nothing is mounted")
+    elif not fields:
         print("nothing keeps the snapshot")
     if unasked:
         print(printable(f"cannot ask containerd: {unasked}"), file=sys.stderr)
