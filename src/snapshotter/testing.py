@@ -119,6 +119,9 @@ class DirectoryVolumes:
     def base_transid(self, directory: Directory) -> int:
         return 0
 
+    def uuid(self, directory: Directory, name: str) -> str:
+        return ""
+
     def change_counter(self, directory: Directory, last: tuple[int, ...] = ()) -> tuple[int, ...]:
         # A plain directory has no counter of changes, so return a new number each time.
         self._measured += 1

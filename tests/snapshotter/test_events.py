@@ -119,10 +119,10 @@ def test_life_of_a_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
         assert told(caplog) == [
             ("prepared", {"key": "build", "id": 1}),
             ("committed", {"key": "base", "id": 1, "source": "build"}),
-            ("prepared", {"key": "web", "id": 2, "parent": "base"}),
-            ("forked", {"key": "web-2", "id": 3, "source": "web"}),
-            ("viewed", {"key": "look", "id": 4, "parent": "base"}),
-            ("updated", {"key": "web", "id": 2}),
+            ("prepared", {"key": "web", "id": 3, "parent": "base"}),
+            ("forked", {"key": "web-2", "id": 4, "source": "web"}),
+            ("viewed", {"key": "look", "id": 5, "parent": "base"}),
+            ("updated", {"key": "web", "id": 3}),
         ]
         list(store.walk())
         store.mounts("web")
@@ -132,8 +132,8 @@ def test_life_of_a_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
         store.cleanup()
         assert sorted(told(caplog), key=repr) == [
             ("destroyed", {"id": 1, "subvolume": FS}),
-            ("destroyed", {"id": 4}),
-            ("removed", {"key": "look", "id": 4}),
+            ("destroyed", {"id": 5}),
+            ("removed", {"key": "look", "id": 5}),
         ]
         store.close()
         assert told(caplog) == [("closed", {"root": root})]

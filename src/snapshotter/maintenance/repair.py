@@ -5,7 +5,6 @@ Nothing is deleted here. `quarantine.purge` deletes entries of the quarantine af
 """
 
 import contextlib
-import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -33,10 +32,6 @@ from snapshotter.store.records import DamagedError, Record, State
 from snapshotter.store.recovery import Recovered, Verdict
 from snapshotter.store.store import ID_BLOCK, Store
 
-# How long after the time in its record a subvolume may be made, in nanoseconds. A layer is made only after its data is
-# on the disk.
-_MAX_AGE = {FS: 60_000_000_000, LAYER: 3_600_000_000_000}
-
 Keep = Callable[[str, Mapping[str, str]], bool]
 
 _MOVED = "moved to the quarantine"
@@ -55,18 +50,13 @@ class Repair:
     what: str
 
 
-def fix(
-    root: str | os.PathLike[str],
-    *,
-    margin: int = 1_000_000_000,
-    keep: Keep | None = None,
-) -> list[Repair]:
+def fix(root: str | os.PathLike[str], *, keep: Keep | None = None) -> list[Repair]:
     """
     Repair the problems that `doctor.examine` finds in the store at *root*, and return the repairs made.
 
     - A flipped bit in a record is flipped back. If the store's own record is damaged further, it is replaced.
-    - Records in each other's directories are moved to the subvolumes that were made at the times in the records.
-    - A renamed subvolume or directory of a snapshot is renamed back.
+    - Records in each other's directories are moved to the subvolumes whose uuids are in the records.
+    - A renamed directory of a snapshot is renamed back, and a renamed subvolume whose uuid is in the record.
     - A layer that was made writable is made read-only again, if its content has not changed.
     - Every entry that belongs to no snapshot is moved to the quarantine.
 
@@ -75,8 +65,6 @@ def fix(
     Needs ``CAP_SYS_ADMIN``.
 
     Args:
-        margin: Records in each other's directories are moved only if their times then fit the subvolumes better by
-            this many nanoseconds.
         keep: Whether directories that belong to no snapshot stay in place, because the client may need them. Called at
             most once, with the client and the parents of the usable snapshots, by key.
 
@@ -95,7 +83,7 @@ def fix(
         if store.is_copy:
             raise FailedPreconditionError(f"{path!r} is a copy of a store: make it one with `snapshotter init --adopt`")
         stack.callback(store.acquire().release)
-        fixer = _Fixer(store, volumes, margin, keep)
+        fixer = _Fixer(store, volumes, keep)
         if header_repair:
             fixer.done(path, header_repair)
         fixer.fix()
@@ -175,10 +163,9 @@ def _leaving_damage() -> Iterator[None]:
 
 
 class _Fixer:
-    def __init__(self, store: Store, volumes: BtrfsVolumes, margin: int, keep: Keep | None) -> None:
+    def __init__(self, store: Store, volumes: BtrfsVolumes, keep: Keep | None) -> None:
         self._store = store
         self._volumes = volumes
-        self._margin = margin
         self._keep = keep
         self._kept: bool | None = None
         self.repairs: list[Repair] = []
@@ -271,7 +258,7 @@ class _Fixer:
         # A directory whose own name is free is renamed back, which frees the name that it had for the next.
         while free := [name for name, record in found.items() if str(record.id) not in self._store.names()]:
             record = found.pop(free[0])
-            if self._time_apart(free[0], record) < _MAX_AGE[_subvolume_name(record) or FS]:
+            if self._may_hold(free[0], record):
                 self._rename(free[0], str(record.id))
                 self.done(record.key, f"renamed its directory back from {free[0]!r}")
         # The rest are cycles of directories that hold each other's records, and chains that end in a cycle.
@@ -289,13 +276,13 @@ class _Fixer:
         """
         Resolve a cycle: either its records were moved or its directories were renamed.
 
-        The times of the subvolumes decide. If they fit neither, or both about as well, the cycle is left alone.
+        The kinds and the uuids of the subvolumes decide. If they allow neither, or both, the cycle is left alone.
         """
-        if_records = sum(self._time_apart(str(record.id), record) for record in found.values())
-        if_directories = sum(self._time_apart(name, record) for name, record in found.items())
-        if min(if_records, if_directories) == math.inf or abs(if_records - if_directories) < self._margin:
+        if_records = all(self._may_hold(str(record.id), record) for record in found.values())
+        if_directories = all(self._may_hold(name, record) for name, record in found.items())
+        if if_records == if_directories:
             return
-        if if_records < if_directories:
+        if if_records:
             for record in found.values():
                 with self._store.directory(record.id) as directory:
                     self._store.write(directory, records.encode(record))
@@ -308,26 +295,18 @@ class _Fixer:
             self._rename(f"{name}.moved", str(record.id))
             self.done(record.key, f"renamed its directory back from {name!r}")
 
-    def _time_apart(self, name: str, record: Record) -> float:
+    def _may_hold(self, name: str, record: Record) -> bool:
         """
-        Return the time between *record* and the subvolume in the directory *name*, in nanoseconds.
-
-        It is infinite if the directory does not have the subvolume that the record calls for.
+        Return whether the directory *name* has the subvolume that *record* describes, as far as the record knows it.
         """
         wanted = _subvolume_name(record)
         with self._opened(name) as directory:
             if directory is None:
-                return math.inf
+                return False
             if not wanted:
-                return 0 if not os.listdir(directory.fd) else math.inf
-            return self._age(directory, wanted, record)
-
-    def _age(self, directory: Directory, name: str, record: Record) -> float:
-        with _leaving_damage():
-            if is_subvolume(directory.fd, name):
-                with owned(open_directory(directory.fd, name)) as fd:
-                    return abs(subvolume.get_info(fd).raw.otime - record.created)
-        return math.inf
+                return not os.listdir(directory.fd)
+            uuid = self._uuid(directory, wanted)
+            return bool(uuid) and record.uuid in ("", uuid)
 
     # -- subvolumes
 
@@ -337,13 +316,22 @@ class _Fixer:
             return
         name = _subvolume_name(record)
         with self._store.directory(item.id) as directory:
-            near = [other for other in item.contents.unexpected if self._age(directory, other, record) < _MAX_AGE[name]]
-            if len(near) == 1 and name not in item.contents.unexpected:
-                os.rename(near[0], name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
-                self._volumes.barrier(directory.fd)
-                self.done(record.key, f"renamed its subvolume back from {near[0]!r}")
+            for other in item.contents.unexpected:
+                if record.uuid and name not in item.contents.unexpected and self._uuid(directory, other) == record.uuid:
+                    os.rename(other, name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+                    self._volumes.barrier(directory.fd)
+                    self.done(record.key, f"renamed its subvolume back from {other!r}")
             if name == LAYER and is_subvolume(directory.fd, LAYER):
                 self._freeze(directory, record)
+
+    def _uuid(self, directory: Directory, name: str) -> str:
+        """
+        Return the uuid of the subvolume *name*; "" if it is none or cannot be read.
+        """
+        with _leaving_damage():
+            if is_subvolume(directory.fd, name):
+                return self._volumes.uuid(directory, name)
+        return ""
 
     def _freeze(self, directory: Directory, record: Record) -> None:
         with owned(open_directory(directory.fd, LAYER)) as fd:

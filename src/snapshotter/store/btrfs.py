@@ -265,6 +265,10 @@ class BtrfsVolumes:
         with owned(open_directory(directory.fd, FS)) as fd:
             return subvolume.get_info(fd).otransid
 
+    def uuid(self, directory: Directory, name: str) -> str:
+        with owned(open_directory(directory.fd, name)) as fd:
+            return subvolume.get_info(fd).raw.uuid.hex()
+
     def change_counter(self, directory: Directory, last: tuple[int, ...] = ()) -> tuple[int, ...]:
         with owned(open_directory(directory.fd, FS)) as fd:
             generation = subvolume.get_info(fd).generation

@@ -81,7 +81,8 @@ def describe(record: Record, parent_key: str) -> Info:
         parent=parent_key,
         labels=dict(record.labels),
         created=created,
-        updated=created if record.updated == record.created else _time(record.updated),
+        # An older release wrote the clock's time even when the clock had gone back.
+        updated=created if record.updated <= record.created else _time(record.updated),
     )
 
 

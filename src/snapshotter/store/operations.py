@@ -89,6 +89,7 @@ class Operations:
                 created=now,
                 updated=now,
                 base_transid=base_transid,
+                uuid="",
             ),
             source,
         )
@@ -148,13 +149,15 @@ class Operations:
             DataLossError: The disk may have refused data of *active*.
             InvalidArgumentError: The record would be too large.
         """
-        return self._with_space(self._freeze, active, Commitment(name, labels, time.time_ns()))
+        now = _not_before(active.record)
+        return self._with_space(self._freeze, active, self._take_id(), Commitment(name, labels, now))
 
-    def _freeze(self, active: Snapshot, commitment: Commitment) -> Record:
+    def _freeze(self, active: Snapshot, claim: int, commitment: Commitment) -> Record:
         with self._store.directory(active.id) as directory:
             committing = active.record._replace(
                 state=State.COMMITTING,
                 base_transid=self._base_transid(active, directory),
+                claim=claim,
                 commitment=commitment,
             )
             data = self._encode(committing)
@@ -189,7 +192,7 @@ class Operations:
         Raises:
             InvalidArgumentError: The record would be too large.
         """
-        record = snapshot.record._replace(labels=labels, updated=time.time_ns())
+        record = snapshot.record._replace(labels=labels, updated=_not_before(snapshot.record))
         data = self._encode(record)
         with self._store.directory(snapshot.id) as directory:
             try:
@@ -261,11 +264,12 @@ class Operations:
             with self._index.change(key):
                 if key not in self._index or self._index.get(key) is not snapshot:
                     return
-                record = snapshot.record._replace(usage=usage)
-                if not snapshot.settled or record != snapshot.record:
-                    with self._store.directory(snapshot.id) as directory:
+                with self._store.directory(snapshot.id) as directory:
+                    uuid = self._volumes.uuid(directory, LAYER if snapshot.kind is Kind.COMMITTED else FS)
+                    record = snapshot.record._replace(usage=usage, uuid=uuid)
+                    if not snapshot.settled or record != snapshot.record:
                         self._write(directory, record)
-                    self._index.update(snapshot, record, settled=True)
+                        self._index.update(snapshot, record, settled=True)
         except (OSError, Error) as error:
             if self._is_gone(snapshot):
                 return  # removed while it was measured
@@ -372,6 +376,13 @@ def check_usable(snapshot: Snapshot) -> None:
     """
     if snapshot.quarantine:
         raise DataLossError(f"snapshot {quoted(snapshot.key)} cannot be used: {snapshot.quarantine}")
+
+
+def _not_before(record: Record) -> int:
+    """
+    Return the time in nanoseconds since the epoch, but no earlier than the times of *record*: clocks go back.
+    """
+    return max(time.time_ns(), record.created, record.updated)
 
 
 def _is_full(error: BaseException) -> bool:

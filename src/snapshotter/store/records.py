@@ -65,6 +65,8 @@ class Record(NamedTuple):
         base_transid: The generation at which the snapshot began, for its usage; None to read it from the subvolume.
         write_errors: The counters of refused writes when the active snapshot was prepared.
         suspect: The disk may have refused data of this snapshot.
+        claim: The id that the commit took at its start: lower ids were taken before, higher ids after; 0 when unknown.
+        uuid: The uuid of the snapshot's own subvolume, in hexadecimal digits; empty until the record is settled.
         usage: The usage of a committed snapshot; None until measured.
         commitment: The commit in progress, in state COMMITTING.
     """
@@ -79,6 +81,8 @@ class Record(NamedTuple):
     base_transid: int | None = None
     write_errors: Counters = Counters()
     suspect: bool = False
+    claim: int = 0
+    uuid: str = ""
     usage: Measured | None = None
     commitment: Commitment | None = None
 
@@ -86,7 +90,7 @@ class Record(NamedTuple):
         """
         Return the record of the active snapshot, with its preparation done or its commit rolled back.
         """
-        return self if self.state is State.ACTIVE else self._replace(state=State.ACTIVE, commitment=None)
+        return self if self.state is State.ACTIVE else self._replace(state=State.ACTIVE, claim=0, commitment=None)
 
     def committed(self) -> Self:
         """
@@ -103,6 +107,7 @@ class Record(NamedTuple):
             labels=self.commitment.labels,
             created=self.commitment.time,
             updated=self.commitment.time,
+            uuid="",
             commitment=None,
         )
 
@@ -172,6 +177,10 @@ def encode(record: Record) -> bytes:
         values["survives"] = record.write_errors.survives
     if record.suspect:
         values["suspect"] = True
+    if record.claim:
+        values["claim"] = record.claim
+    if record.uuid:
+        values["uuid"] = record.uuid
     if record.usage is not None:
         added, containerd = record.usage.added, record.usage.containerd
         values["usage"] = [added.size, added.inodes, containerd.size, containerd.inodes]
@@ -229,6 +238,8 @@ _OPTIONAL = {
     "parent": ("parent", int),
     "born": ("base_transid", int),
     "suspect": ("suspect", bool),
+    "claim": ("claim", int),
+    "uuid": ("uuid", str),
 }
 
 

@@ -2,7 +2,6 @@
 Recovery of a store at open: the state of each snapshot is decided from its record and the contents of its directory.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from enum import Enum, auto
 from typing import NamedTuple
@@ -95,16 +94,17 @@ def resolve_duplicate_keys(items: Sequence[Recovered]) -> Iterator[Recovered]:
     """
     Resolve duplicate keys among *items*, which are sorted by id, and yield all of them.
 
-    If several records claim a key, the newest claim wins. The others are creations or commits that failed and could not
-    be rolled back, because the key was free for the newest claim. They are rolled back now: a creation is removed, and
-    the snapshot of a commit is active again. A duplicate that no failed call can have left becomes an orphan.
+    If several records claim a key, a call that certainly succeeded wins, and else the newest claim. The others are
+    creations or commits that failed and could not be rolled back, because the key was free for the newest claim. They
+    are rolled back now: a creation is removed, and the snapshot of a commit is active again. A duplicate that no failed
+    call can have left becomes an orphan.
     """
     owners: dict[str, Recovered] = {}
-    claimed: dict[str, float] = {}
     for item in items:
-        if (record := item.record) and record.created > claimed.get(record.key, -math.inf):
-            owners[record.key] = item
-            claimed[record.key] = _claim_time(record, item)
+        if record := item.record:
+            owner = owners.get(record.key)
+            if owner is None or (not _succeeded(owner) and (_succeeded(item) or _claim(item) > _claim(owner))):
+                owners[record.key] = item
     for item in items:
         record, written = item.record, item.written
         if not record or not written or owners[record.key] is item:
@@ -112,22 +112,34 @@ def resolve_duplicate_keys(items: Sequence[Recovered]) -> Iterator[Recovered]:
         elif written.commitment and item.contents.fs and written.key not in owners:
             owners[written.key] = item
             yield item._replace(verdict=Verdict.ACTIVE, record=written.active())
-        elif written.state in (State.PREPARING, State.VIEW) and item.id < owners[record.key].id:
+        elif written.state in (State.PREPARING, State.VIEW) and item.id < _claim(owners[record.key]):
             yield item._replace(verdict=Verdict.REMOVED, record=None)
         else:
             problem = f"its key {quoted(record.key)} belongs to another snapshot"
             yield item._replace(verdict=Verdict.ORPHAN, record=None, problem=problem)
 
 
-def _claim_time(record: Record, item: Recovered) -> float:
+def _claim(item: Recovered) -> int:
     """
-    Return the time of the claim of *item* to its key in nanoseconds, for comparison with snapshots of higher ids.
+    Return the id that was taken for the claim of *item* to its key. The store takes ids in the order of the calls.
+
+    A creation took the id of the snapshot, and a commit one for itself. An older release recorded no id of a commit,
+    so the result is the lower bound.
+    Every later creation then counts as newer, and the snapshot of the commit keeps its data.
     """
-    if record.state is not State.COMMITTED:
-        return -math.inf  # claimed at its creation, so every later creation of the key is newer
-    if item.written and item.written.commitment and item.contents.fs:
-        return record.created
-    return math.inf  # the record is up to date or `fs` is destroyed, so the commit succeeded
+    return (item.record and item.record.claim) or item.id
+
+
+def _succeeded(item: Recovered) -> bool:
+    """
+    Return whether the call that gave *item* its key certainly succeeded.
+
+    A record is settled only after success, and `fs` is destroyed only after the success of a commit.
+    """
+    written = item.written
+    if written is None or written.state in (State.PREPARING, State.VIEW):
+        return False
+    return written.commitment is None or item.verdict is Verdict.ACTIVE or not item.contents.fs
 
 
 def _judged(store: Store, volumes: Volumes) -> Iterator[Recovered]:

@@ -172,6 +172,11 @@ class Volumes(Protocol):
         Return the generation at which `FS` began; later changes count as its usage.
         """
 
+    def uuid(self, directory: Directory, name: str) -> str:
+        """
+        Return the uuid of the subvolume *name* in hexadecimal digits; empty if subvolumes have no uuid.
+        """
+
     def change_counter(self, directory: Directory, last: tuple[int, ...] = ()) -> tuple[int, ...]:
         """
         Return numbers that change whenever the result of `measure` for `FS` may change.

@@ -675,14 +675,21 @@ def test_reopening_changes_nothing(open_store: Callable[..., Snapshotter]) -> No
 
 def test_clock_set_back(store: Snapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A clock that goes back is no error, and nothing depends on it.
+    A clock that goes back is no error, and no time of a snapshot precedes an earlier one of it.
     """
     store.prepare("key")
+    before = store.update(Info(Kind.ACTIVE, "key", labels={"a": "1"}))
     monkeypatch.setattr(time, "time_ns", lambda: 1_000_000_001)
+    again = store.update(Info(Kind.ACTIVE, "key", labels={"a": "2"}))
+    assert again == before._replace(labels={"a": "2"})
     store.commit("name", "key")
-    assert store.stat("name").created == datetime.fromtimestamp(1, UTC)
+    assert store.stat("name").created == store.stat("name").updated == before.updated
+    assert store.update(Info(Kind.COMMITTED, "name", labels={"a": "1"})).updated == before.updated
     store.prepare("child", "name")
-    assert store.update(Info(Kind.ACTIVE, "child", labels={"a": "1"})).labels == {"a": "1"}
+    child = store.stat("child")
+    assert child.created == child.updated == datetime.fromtimestamp(1, UTC)
+    monkeypatch.undo()
+    assert store.update(child).updated > before.updated
 
 
 # Sizes and texts

@@ -3,6 +3,7 @@ Every damage of a store: the report of doctor, and the repair by --fix.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -19,12 +20,12 @@ from snapshotter.maintenance import doctor, quarantine, repair
 from snapshotter.mounting import mounted
 from snapshotter.store import records
 from snapshotter.store.btrfs import BtrfsVolumes
+from snapshotter.store.layout import Directory
 from snapshotter.store.record_storage import XATTR
+from snapshotter.testing import settle
 from tests.snapshotter.cli.commands import Run
 
 pytestmark = pytest.mark.btrfs
-
-HOUR = 3600 * 10**9
 
 
 class Damaged(NamedTuple):
@@ -73,7 +74,7 @@ def damaged(btrfs: Path) -> Damaged:
         make("top-", "base")
         store.commit("top", "top-", {"a": "b"})
         store.view("v", "base")
-        store.cleanup()
+        settle(store)
     directories = {}
     for entry in os.scandir(root / "snapshots"):
         record = records.decode(os.getxattr(entry, XATTR), int(entry.name))
@@ -163,12 +164,23 @@ def test_swapped_records(damaged: Damaged, one: str, other: str) -> None:
     assert damaged.problems() == []
 
 
+def without_uuid(damaged: Damaged, *keys: str) -> None:
+    """
+    Make the records of *keys* those of a release that recorded no uuids.
+    """
+    for key in keys:
+        record = records.decode(damaged.record(key), int(damaged.directories[key].name))
+        assert record.uuid
+        damaged.write(key, records.encode(record._replace(uuid="")))
+
+
 def test_swapped_records_alike(damaged: Damaged) -> None:
     """
-    If two snapshots are too alike to tell their records apart, both are moved away.
+    If two snapshots of one kind have records without uuids, and these are swapped, both are moved away.
     """
+    without_uuid(damaged, "base", "top")
     swap(damaged, "base", "top")
-    assert [each.what for each in repair.fix(damaged.root, margin=HOUR)] == [
+    assert [each.what for each in repair.fix(damaged.root)] == [
         f"its record is damaged: record of snapshot {damaged.directories[other].name} "
         f"in the directory of snapshot {damaged.directories[key].name}: moved to the quarantine"
         for key, other in (("base", "top"), ("top", "base"))
@@ -176,15 +188,42 @@ def test_swapped_records_alike(damaged: Damaged) -> None:
     assert damaged.names() == ["v", "web"]
 
 
-def test_swapped_by_age(damaged: Damaged) -> None:
+@pytest.mark.parametrize("old", [[], ["base"], ["top"]])
+def test_swapped_by_uuid(damaged: Damaged, old: list[str]) -> None:
     """
-    Two snapshots of one kind are told apart by their times.
+    Two snapshots of one kind are told apart by the uuids in their records; one of them suffices.
     """
+    without_uuid(damaged, *old)
     swap(damaged, "base", "top")
-    assert {each.what for each in repair.fix(damaged.root, margin=1)} == {
+    assert {each.what for each in repair.fix(damaged.root)} == {
         "moved its record back from the directory of another snapshot"
     }
     assert damaged.problems() == []
+
+
+@pytest.mark.parametrize("damage", ["records", "directories", "subvolumes"])
+@pytest.mark.parametrize(("first", "second"), [(10**18, 10**18), (10**18, 1), (1, 10**18)])
+def test_clock_is_not_asked(damaged: Damaged, damage: str, first: int, second: int) -> None:
+    """
+    Subvolumes are paired with their records whatever the times in the records are.
+    """
+    for key, created in (("base", first), ("top", second), ("web", second)):
+        record = records.decode(damaged.record(key), int(damaged.directories[key].name))
+        damaged.write(key, records.encode(record._replace(created=created, updated=created)))
+    base, top = damaged.directories["base"], damaged.directories["top"]
+    if damage == "records":
+        swap(damaged, "base", "top")
+    elif damage == "directories":
+        base.rename(base.with_name("x"))
+        top.rename(base)
+        base.with_name("x").rename(top)
+    else:
+        for directory, name in ((base, "layer"), (top, "layer"), (damaged.directories["web"], "fs")):
+            (directory / name).rename(directory / "away")
+    repair.fix(damaged.root)
+    assert damaged.problems() == []
+    assert damaged.content("base") == ["base-"]
+    assert damaged.content("top") == ["base-", "top-"]
 
 
 def test_swapped_directories(damaged: Damaged) -> None:
@@ -254,20 +293,77 @@ def test_renamed_subvolume(damaged: Damaged, key: str, name: str) -> None:
     assert damaged.content(key) == ["base-", "top-" if key == "top" else key]
 
 
-def test_another_subvolume(damaged: Damaged) -> None:
+@pytest.mark.parametrize(("key", "name"), [("web", "fs"), ("top", "layer")])
+def test_another_subvolume(damaged: Damaged, key: str, name: str) -> None:
     """
-    A subvolume of another time than the snapshot is moved away, and the snapshot can be removed.
+    Another subvolume than the snapshot's own is moved away, even one of the same moment, and the snapshot can be
+    removed.
     """
-    directory = damaged.directories["web"]
-    record = records.decode(damaged.record("web"), int(directory.name))
-    damaged.write("web", records.encode(record._replace(created=record.created - 2 * HOUR)))
-    (directory / "fs").rename(directory / "other")
+    directory = damaged.directories[key]
+    subvolume.snapshot(directory / name, directory / "other", read_only=name == "layer")
+    subvolume.delete(directory / name)
     assert [each.subject for each in repair.fix(damaged.root)] == [str(directory / "other")]
     assert damaged.quarantine() == [f"{directory.name}-other"]
     with Snapshotter(damaged.root) as store:
-        store.remove("web")
+        store.remove(key)
         store.cleanup()
     assert not directory.exists()
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_uuid_of_a_fork(damaged: Damaged, *, settled: bool) -> None:
+    """
+    The record of a fork never names the subvolume of its source.
+    """
+    source = records.decode(damaged.record("web"), int(damaged.directories["web"].name))
+    with Snapshotter(damaged.root) as store:
+        store.fork("web", "copy")
+        directory = max((damaged.root / "snapshots").iterdir(), key=lambda path: int(path.name))
+        if settled:
+            settle(store)
+        record = records.decode(os.getxattr(directory, XATTR), int(directory.name))
+        assert record.key == "copy"
+        assert record.uuid in ("", subvolume.get_info(directory / "fs").raw.uuid.hex())
+        assert record.uuid != source.uuid
+        assert bool(record.uuid) or not settled
+
+
+def test_renamed_beside_another(damaged: Damaged) -> None:
+    """
+    The renamed subvolume is told from others in its directory by its uuid; without one in the record all are moved
+    away.
+    """
+    directory = damaged.directories["web"]
+    (directory / "fs").rename(directory / "b")
+    for name in "ac":
+        subvolume.create(directory / name)
+    assert repair.fix(damaged.root)[0] == repair.Repair("web", "renamed its subvolume back from 'b'")
+    assert damaged.content("web") == ["base-", "web"]
+    without_uuid(damaged, "web")
+    for name in "ac":
+        subvolume.delete(directory / name)
+    (directory / "fs").rename(directory / "b")
+    assert damaged.problems()
+    assert [each.subject for each in repair.fix(damaged.root)] == [str(directory / "b")]
+
+
+def test_renamed_beside_an_unreadable_one(damaged: Damaged, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A subvolume whose uuid cannot be read does not keep the right one from being renamed back.
+    """
+    directory = damaged.directories["web"]
+    (directory / "fs").rename(directory / "b")
+    subvolume.create(directory / "a")
+    uuid = BtrfsVolumes.uuid
+
+    def read(volumes: BtrfsVolumes, there: Directory, name: str) -> str:
+        if name == "a":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return uuid(volumes, there, name)
+
+    monkeypatch.setattr(BtrfsVolumes, "uuid", read)
+    assert repair.fix(damaged.root)[0] == repair.Repair("web", "renamed its subvolume back from 'b'")
+    assert damaged.content("web") == ["base-", "web"]
 
 
 def test_deleted_subvolume(damaged: Damaged) -> None:

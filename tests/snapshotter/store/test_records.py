@@ -42,6 +42,8 @@ any_record = st.builds(
         st.just(frozenset()),
     ),
     suspect=st.booleans(),
+    claim=numbers,
+    uuid=st.text(),
     usage=st.none() | st.builds(Measured, usages, usages),
     commitment=st.none() | commitments,
 )
@@ -56,6 +58,8 @@ FULL = Record(
     base_transid=9,
     write_errors=Counters(2, {1: 0, 2: 2}, 1),
     suspect=True,
+    claim=18,
+    uuid="0123456789abcdef0123456789abcdef",
     usage=Measured(Usage(1, 2), Usage(3, 4)),
     commitment=Commitment("name", {"a": "b"}, 3),
 )
@@ -85,7 +89,7 @@ def test_layout() -> None:
     }
     assert list(json.loads(records.encode(FULL))) == [
         *("crc", "format", "id", "state", "key", "parent", "labels", "created", "updated"),
-        *("born", "errors", "devices", "survives", "suspect", "usage", "commit"),
+        *("born", "errors", "devices", "survives", "suspect", "claim", "uuid", "usage", "commit"),
     ]
 
 
@@ -227,10 +231,16 @@ def test_states() -> None:
         State.COMMITTED: Kind.COMMITTED,
         State.REMOVED: Kind.ACTIVE,
     }
-    active = FULL._replace(state=State.ACTIVE, commitment=None)
+    active = FULL._replace(state=State.ACTIVE, claim=0, commitment=None)
     assert FULL.active() == active
     assert FULL.committed() == active._replace(
-        state=State.COMMITTED, key="name", labels={"a": "b"}, created=3, updated=3
+        state=State.COMMITTED,
+        key="name",
+        labels={"a": "b"},
+        created=3,
+        updated=3,
+        claim=18,
+        uuid="",
     )
     with pytest.raises(ValueError, match="no commit of snapshot 'default/3/a key' is in progress"):
         active.committed()
