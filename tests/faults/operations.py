@@ -58,11 +58,16 @@ OPERATIONS = {
         lambda there: {"new": snapshot(Kind.VIEW, "base", {}, None)},
         (AlreadyExistsError,),
     ),
+    "view of a key that was committed": Operation(
+        lambda s: s.view("draft", "base"),
+        lambda there: {"draft": snapshot(Kind.VIEW, "base", {}, None)},
+        (AlreadyExistsError,),
+    ),
     "fork": Operation(lambda s: s.fork("active", "new"), lambda there: {"new": there["active"]}, (AlreadyExistsError,)),
     "commit": Operation(
         lambda s: s.commit("new", "active"),
         lambda there: {"active": None, "new": _committed(there["active"])},
-        (NotFoundError,),
+        (),
     ),
     "update": Operation(
         lambda s: s.update(Info(Kind.COMMITTED, "base", labels={"new": "label"})),

@@ -411,7 +411,9 @@ class Snapshotter:
         """
         Make the active snapshot *key* the committed *name*, with *labels* in place of its own.
 
-        The committed snapshot is a copy of this moment, which nobody can change any more; *key* is gone.
+        The committed snapshot is a copy of this moment, which nobody can change any more; *key* is gone. The call can
+        be repeated when its answer was lost: it changes nothing once *name* was committed from *key*. A new use of
+        *key* ends this, also after its removal.
 
         Steps, and the result of recovery after a stop behind each; see `Operations.freeze`:
 
@@ -439,6 +441,9 @@ class Snapshotter:
         labels = check_labels(labels)
         with self._changing(f"commit snapshot {quoted(key)}"):
             with self._opened.index.change(name, key):
+                earlier = self._opened.index.committed_from(key)
+                if earlier and earlier.key == name and parent in ("", earlier.parent_key):
+                    return
                 active = self._opened.index.get(key)
                 self._check_free(name)
                 _check_active(active)

@@ -100,6 +100,7 @@ class Index:
 
     def __init__(self) -> None:
         self._by_key: dict[str, Snapshot] = {}
+        self._by_source: dict[str, Snapshot] = {}
         self._held: set[str] = set()
         self._waiting = 0
         self._condition = threading.Condition()
@@ -124,6 +125,13 @@ class Index:
             except KeyError:
                 raise NotFoundError(f"snapshot {quoted(key)} does not exist: not found") from None
 
+    def committed_from(self, key: str) -> Snapshot | None:
+        """
+        Return the snapshot that was committed from *key*, or None if there is none or *key* was used again.
+        """
+        with self._condition:
+            return self._by_source.get(key)
+
     def snapshots(self) -> list[Snapshot]:
         """
         Return all snapshots, as of one moment.
@@ -136,27 +144,35 @@ class Index:
         """
         Lock *keys* and pin *parent* for the ``with``, so that *parent* cannot be removed; give the snapshot *parent*.
 
-        The keys need not exist. All keys are locked at once, so that no thread waits while it holds a lock.
+        The keys need not exist. All keys are locked at once, so that no thread waits while it holds a lock. The
+        snapshots that were committed from *keys* are locked too, because a new use of a key changes their records.
 
         Raises:
             NotFoundError: *parent* is not empty and no snapshot has that name.
         """
-        needed = {*keys, parent}
+        locked: set[str] = set()
         pinned = None
+
+        def free() -> bool:
+            locked.clear()
+            locked.update(keys)
+            locked.update(self._by_source[key].key for key in keys if key in self._by_source)
+            return self._held.isdisjoint(locked) and parent not in self._held
+
         with self._condition:
-            if not self._held.isdisjoint(needed):
+            if not free():
                 self._waiting += 1
-                self._condition.wait_for(lambda: self._held.isdisjoint(needed))
+                self._condition.wait_for(free)
                 self._waiting -= 1
             if parent:
                 pinned = self.get(parent)
                 pinned.children += 1
-            self._held.update(keys)
+            self._held.update(locked)
         try:
             yield pinned
         finally:
             with self._condition:
-                self._held.difference_update(keys)
+                self._held.difference_update(locked)
                 if pinned:
                     pinned.children -= 1
                 if self._waiting:
@@ -164,7 +180,7 @@ class Index:
 
     def add(self, snapshot: Snapshot) -> None:
         with self._condition:
-            self._by_key[snapshot.key] = snapshot
+            self._put(snapshot)
             if snapshot.parent:
                 snapshot.parent.children += 1
 
@@ -173,15 +189,25 @@ class Index:
         Replace the record of *snapshot*, and move the snapshot to the key of the new record.
         """
         with self._condition:
-            del self._by_key[snapshot.key]
+            self._take(snapshot)
             if snapshot.kind is not record.state.kind:
                 snapshot.measured = None
             snapshot.settled = settled
             snapshot.record = record
-            self._by_key[snapshot.key] = snapshot
+            self._put(snapshot)
 
     def remove(self, snapshot: Snapshot) -> None:
         with self._condition:
-            del self._by_key[snapshot.key]
+            self._take(snapshot)
             if snapshot.parent:
                 snapshot.parent.children -= 1
+
+    def _put(self, snapshot: Snapshot) -> None:
+        self._by_key[snapshot.key] = snapshot
+        if snapshot.record.source:
+            self._by_source[snapshot.record.source] = snapshot
+
+    def _take(self, snapshot: Snapshot) -> None:
+        del self._by_key[snapshot.key]
+        if self._by_source.get(snapshot.record.source) is snapshot:
+            del self._by_source[snapshot.record.source]

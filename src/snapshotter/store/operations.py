@@ -98,6 +98,8 @@ class Operations:
         return self._with_space(self._store.take_id)
 
     def _create(self, record: Record, source: Snapshot | None = None) -> Record:
+        commits = source is not None or (record.parent is not None and record.state is not State.VIEW)
+        self._forget_source(record.key, barrier=not commits)
         reclaimed = False
         while True:
             if source is not None:
@@ -149,6 +151,7 @@ class Operations:
             DataLossError: The disk may have refused data of *active*.
             InvalidArgumentError: The record would be too large.
         """
+        self._forget_source(name, barrier=False)
         now = _not_before(active.record)
         return self._with_space(self._freeze, active, self._take_id(), Commitment(name, labels, now))
 
@@ -331,6 +334,29 @@ class Operations:
         return self._store.subvolume(layer.id, LAYER)
 
     # -- steps
+
+    def _forget_source(self, key: str, *, barrier: bool) -> None:
+        """
+        Forget that a snapshot was committed from *key*, because *key* is used again.
+
+        Args:
+            barrier: Make the change durable. Without a barrier, the next snapshot ioctl of the caller does.
+        """
+        committed = self._index.committed_from(key)
+        if committed:
+            self._with_space(self._write_without_source, committed, barrier=barrier)
+
+    def _write_without_source(self, committed: Snapshot, *, barrier: bool) -> None:
+        record = committed.record._replace(source="")
+        with self._store.directory(committed.id) as directory:
+            try:
+                self._write(directory, record)
+                if barrier:
+                    self._volumes.barrier(directory.fd)
+            except BaseException:
+                self._restore(directory, committed)
+                raise
+        self._index.update(committed, record, settled=True)
 
     def _with_space(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """

@@ -65,6 +65,7 @@ class Record(NamedTuple):
         base_transid: The generation at which the snapshot began, for its usage; None to read it from the subvolume.
         write_errors: The counters of refused writes when the active snapshot was prepared.
         suspect: The disk may have refused data of this snapshot.
+        source: The key that a committed snapshot was committed from; empty when unknown, or once the key is used again.
         claim: The id that the commit took at its start: lower ids were taken before, higher ids after; 0 when unknown.
         uuid: The uuid of the snapshot's own subvolume, in hexadecimal digits; empty until the record is settled.
         usage: The usage of a committed snapshot; None until measured.
@@ -81,6 +82,7 @@ class Record(NamedTuple):
     base_transid: int | None = None
     write_errors: Counters = Counters()
     suspect: bool = False
+    source: str = ""
     claim: int = 0
     uuid: str = ""
     usage: Measured | None = None
@@ -107,6 +109,7 @@ class Record(NamedTuple):
             labels=self.commitment.labels,
             created=self.commitment.time,
             updated=self.commitment.time,
+            source=self.key,
             uuid="",
             commitment=None,
         )
@@ -177,6 +180,8 @@ def encode(record: Record) -> bytes:
         values["survives"] = record.write_errors.survives
     if record.suspect:
         values["suspect"] = True
+    if record.source:
+        values["source"] = record.source
     if record.claim:
         values["claim"] = record.claim
     if record.uuid:
@@ -238,6 +243,7 @@ _OPTIONAL = {
     "parent": ("parent", int),
     "born": ("base_transid", int),
     "suspect": ("suspect", bool),
+    "source": ("source", str),
     "claim": ("claim", int),
     "uuid": ("uuid", str),
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from snapshotter import Info, Kind, Mount, Snapshotter, Usage
+from snapshotter.client import Client
 from snapshotter.errors import (
     AlreadyExistsError,
     Error,
@@ -21,7 +22,9 @@ from snapshotter.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
+from snapshotter.testing import settle
 from tests.snapshotter.conftest import entries
+from tests.snapshotter.serving import serving
 
 Content = Callable[[tuple[Mount, ...]], AbstractContextManager[Path]]
 
@@ -690,6 +693,91 @@ def test_clock_set_back(store: Snapshotter, monkeypatch: pytest.MonkeyPatch) -> 
     assert child.created == child.updated == datetime.fromtimestamp(1, UTC)
     monkeypatch.undo()
     assert store.update(child).updated > before.updated
+
+
+# A Commit whose answer was lost
+
+USES: dict[str, Callable[[Snapshotter], object]] = {
+    "prepare": lambda store: store.prepare("key"),
+    "prepare on the layer": lambda store: store.prepare("key", "name"),
+    "view": lambda store: store.view("key"),
+    "view of the layer": lambda store: store.view("key", "name"),
+    "fork": lambda store: store.fork("other", "key"),
+    "commit": lambda store: store.commit("key", "other"),
+}
+
+
+def committed(open_store: Callable[..., Snapshotter]) -> Snapshotter:
+    store = open_store()
+    store.prepare("key", labels={"a": "1"})
+    store.prepare("other")
+    store.commit("name", "key", {"a": "1"})
+    return store
+
+
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("reopened", [False, True])
+def test_repeated_commit(*, open_store: Callable[..., Snapshotter], settled: bool, reopened: bool) -> None:
+    """
+    A repeated Commit of a key under the same name succeeds and changes nothing, also after a restart and an update.
+    """
+    store = committed(open_store)
+    if settled:
+        settle(store)
+    if reopened:
+        store.close()
+        store = open_store()
+    for _ in range(2):
+        before = state(store)
+        store.commit("name", "key", {"a": "1"})
+        assert state(store) == before
+        store.update(Info(Kind.COMMITTED, "name", labels={"a": "2"}))
+
+
+def test_other_commits(open_store: Callable[..., Snapshotter]) -> None:
+    """
+    No other Commit is taken for a repeated one: not of another key, under another name, or with another parent.
+    """
+    store = committed(open_store)
+    with pytest.raises(AlreadyExistsError):
+        store.commit("name", "other")
+    for name, key, parent in (("new", "key", ""), ("name", "missing", ""), ("name", "key", "other")):
+        with pytest.raises(NotFoundError):
+            store.commit(name, key, parent=parent)
+    store.remove("name")
+    with pytest.raises(NotFoundError):
+        store.commit("name", "key")
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+@pytest.mark.parametrize("use", USES)
+def test_commit_of_a_key_used_again(*, open_store: Callable[..., Snapshotter], use: str, reopened: bool) -> None:
+    """
+    Once the key was used again, its Commit is no repetition any more: not while the key is there, nor afterwards.
+    """
+    store = committed(open_store)
+    USES[use](store)
+    with pytest.raises(AlreadyExistsError):
+        store.commit("name", "key")
+    store.remove("key")
+    if reopened:
+        store.close()
+        store = open_store()
+    with pytest.raises(NotFoundError):
+        store.commit("name", "key")
+    assert store.stat("name").labels == {"a": "1"}
+    assert store.problems() == []
+
+
+def test_repeated_commit_by_rpc(open_store: Callable[..., Snapshotter]) -> None:
+    """
+    The daemon answers a repeated Commit as the library does.
+    """
+    store = committed(open_store)
+    with serving(store) as server, Client(server.address, snapshotter=store.client) as client:
+        client.commit("name", "key", {"a": "1"})
+        with pytest.raises(AlreadyExistsError):
+            client.commit("name", "other")
 
 
 # Sizes and texts

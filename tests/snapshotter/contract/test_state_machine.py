@@ -58,6 +58,7 @@ class Node:
     info: Info
     files: Files = field(default_factory=dict)
     usage: Usage | None = None  # of a committed one, once it was asked for
+    source: str = ""  # the key that it was committed from, until that is used again
 
 
 @dataclass
@@ -169,6 +170,9 @@ class Contract(RuleBasedStateMachine):
         assert before <= info.created <= datetime.now(UTC)
         labels = {label: value for label, value in labels.items() if value}
         assert info == Info(kind, key, parent, labels, info.created, info.created)
+        for node in self.nodes.values():
+            if node.source == key:
+                node.source = ""
         self.nodes[key] = Node(info, dict(files))
 
     # What the contract has
@@ -183,6 +187,7 @@ class Contract(RuleBasedStateMachine):
             self.store.prepare(key, parent)
             self.store.commit(name, key)
             self.born(name, Kind.COMMITTED, parent, {}, before, {})
+        self.nodes["../x"].source = "x"
         for key, parent in (("b", ""), ("c", "a"), ("k" * 700, "../x")):
             self.store.prepare(key, parent, {"a": "1"})
             self.born(key, Kind.ACTIVE, parent, {"a": "1"}, before, {})
@@ -224,6 +229,10 @@ class Contract(RuleBasedStateMachine):
         elif parent == "any":
             parent = data.draw(st.sampled_from(KEYS), label="parent")
         expected: type[Error] | None = None
+        earlier = self.nodes.get(name)
+        if node is None and earlier and earlier.source == key and parent in ("", earlier.info.parent):
+            self.store.commit(name, key, labels, parent)
+            return
         if node is None:
             expected = NotFoundError
         elif name in self.nodes:
@@ -238,6 +247,22 @@ class Contract(RuleBasedStateMachine):
             assert node is not None
             del self.nodes[key]
             self.born(name, Kind.COMMITTED, node.info.parent, labels, before, node.files)
+            self.nodes[name].source = key
+
+    @rule(data=st.data(), used=st.booleans())
+    def commit_again(self, data: st.DataObject, used: bool) -> None:
+        """
+        Repeat a commit, whose key was used again or not.
+        """
+        names = sorted(name for name, node in self.nodes.items() if node.source)
+        if names:
+            name = data.draw(st.sampled_from(names), label="name")
+            key = self.nodes[name].source
+            if used:
+                self.store.view(key)
+                self.store.remove(key)
+                self.nodes[name].source = ""
+            self.attempt(NotFoundError if used else None, self.store.commit, name, key)
 
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:

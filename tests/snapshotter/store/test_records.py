@@ -42,6 +42,7 @@ any_record = st.builds(
         st.just(frozenset()),
     ),
     suspect=st.booleans(),
+    source=st.text(),
     claim=numbers,
     uuid=st.text(),
     usage=st.none() | st.builds(Measured, usages, usages),
@@ -58,6 +59,7 @@ FULL = Record(
     base_transid=9,
     write_errors=Counters(2, {1: 0, 2: 2}, 1),
     suspect=True,
+    source="default/2/a key",
     claim=18,
     uuid="0123456789abcdef0123456789abcdef",
     usage=Measured(Usage(1, 2), Usage(3, 4)),
@@ -89,7 +91,7 @@ def test_layout() -> None:
     }
     assert list(json.loads(records.encode(FULL))) == [
         *("crc", "format", "id", "state", "key", "parent", "labels", "created", "updated"),
-        *("born", "errors", "devices", "survives", "suspect", "claim", "uuid", "usage", "commit"),
+        *("born", "errors", "devices", "survives", "suspect", "source", "claim", "uuid", "usage", "commit"),
     ]
 
 
@@ -239,6 +241,7 @@ def test_states() -> None:
         labels={"a": "b"},
         created=3,
         updated=3,
+        source="default/3/a key",
         claim=18,
         uuid="",
     )
