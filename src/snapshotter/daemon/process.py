@@ -149,14 +149,19 @@ async def _reopened(config: Config, address: str, former: Snapshotter, pool: Thr
     Raises:
         UnavailableError: The filesystem is not back within a minute.
     """
+
+    def attempt() -> Snapshotter:
+        # No file of a dead filesystem is opened, because that would keep an administrator from unmounting it.
+        if os.statvfs(config.root).f_flag & os.ST_RDONLY:
+            raise UnavailableError(f"the filesystem of {config.root!r} is read-only")
+        return _open(config, address, create=False, uuid=former.opened.uuid)
+
     loop = asyncio.get_running_loop()
     end = loop.time() + REOPEN_SECONDS
     while True:
         try:
             async with asyncio.timeout_at(end):
-                return await loop.run_in_executor(
-                    pool, lambda: _open(config, address, create=False, uuid=former.opened.uuid)
-                )
+                return await loop.run_in_executor(pool, attempt)
         except TimeoutError:
             # The thread hangs in the kernel, and a normal exit would wait for it.
             Event.CUT_OFF.emit(root=config.root, seconds=REOPEN_SECONDS)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pybtrfs import device, space
 from snapshotter import Snapshotter
+from snapshotter.daemon import metrics
 from snapshotter.daemon.metrics import Metrics, serving
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
 
@@ -160,7 +162,7 @@ def test_closed(measured: Metrics, address: str, store: Snapshotter, monkeypatch
     def fail(path: str) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(space, "get", fail)
+    monkeypatch.setattr(metrics, "space", SimpleNamespace(get=fail))
     found = samples(scrape(address))
     assert ("snapshotter_store_open_seconds",) in found
     assert not any(re.match("snapshotter_(snapshots|filesystem)", name) for name, *_ in found)
@@ -279,7 +281,7 @@ def test_hanging_filesystem(address: str, btrfs: Path, monkeypatch: pytest.Monke
         assert gate.wait(PATIENCE)
         return ()
 
-    monkeypatch.setattr(space, "get", hang)
+    monkeypatch.setattr(metrics, "space", SimpleNamespace(get=hang))
     measured = Metrics()
     with ExitStack() as stack:
         store = stack.enter_context(Snapshotter.create(btrfs / "store"))
