@@ -104,7 +104,7 @@ def test_locate(store: Snapshotter) -> None:
     subvolume.delete(store.subvolume("gone"))
     with Snapshotter(store.root, read_only=True) as reading:
         (lost,) = (each for each in reading.opened.locate() if each.info.name == "gone")
-    assert lost.path == "snapshots/2/layer"
+    assert lost.path == "snapshots/3/layer"
     assert "missing" in lost.problem
 
 
