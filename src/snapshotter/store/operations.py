@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 from pybtrfs.mountinfo import MountTable
-from snapshotter.errors import DataLossError, Error, InvalidArgumentError, NotFoundError, quoted
+from snapshotter.errors import DataLossError, Error, InvalidArgumentError, NotFoundError, is_damage, quoted
 from snapshotter.events import Event
 from snapshotter.model import Kind, Measured
 from snapshotter.store import records
@@ -348,13 +348,18 @@ class Operations:
 
     def _write_without_source(self, committed: Snapshot, *, barrier: bool) -> None:
         record = committed.record._replace(source="")
-        with self._store.directory(committed.id) as directory:
-            try:
-                self._write(directory, record)
-                if barrier:
-                    self._volumes.barrier(directory.fd)
-            except BaseException:
-                self._restore(directory, committed)
+        try:
+            with self._store.directory(committed.id) as directory:
+                try:
+                    self._write(directory, record)
+                    if barrier:
+                        self._volumes.barrier(directory.fd)
+                except BaseException:
+                    self._restore(directory, committed)
+                    raise
+        except OSError as error:
+            # A lost or damaged layer must not keep its former key from being used again.
+            if not (isinstance(error, FileNotFoundError) or is_damage(error)):
                 raise
         self._index.update(committed, record, settled=True)
 

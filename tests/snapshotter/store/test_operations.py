@@ -4,17 +4,18 @@ Operations on a full disk, and while others change the store.
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from snapshotter import Kind, Snapshotter, Usage
-from snapshotter.errors import DataLossError, NotFoundError, ResourceExhaustedError
+from snapshotter.errors import DataLossError, FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from snapshotter.model import Measured
 from snapshotter.store.layout import Directory
 from snapshotter.store.record_storage import Files
-from snapshotter.testing import DirectoryVolumes
+from snapshotter.testing import DirectoryVolumes, settle
 
 
 def refuse(number: int) -> None:
@@ -117,6 +118,54 @@ def test_usage_during_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(Changing, "change", lambda: None)
         with pytest.raises(DataLossError, match="snapshot 'k'"):
             store.usage("k")
+
+
+class Refusing(Files):
+    number = 0
+
+    def write(self, fd: int, data: bytes) -> None:
+        if Refusing.number:
+            number, Refusing.number = Refusing.number, 0
+            refuse(number)
+        super().write(fd, data)
+
+
+class RefusingRecords(DirectoryVolumes):
+    record_storage = Refusing()
+
+
+@pytest.mark.parametrize("damage", ["deleted", "damaged"])
+def test_key_whose_layer_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    """
+    A key can be used again although the layer that was committed from it is deleted by hand, or damaged.
+    """
+    with Snapshotter.create(tmp_path / "root", volumes=RefusingRecords) as store:
+        store.prepare("k")
+        store.commit("base", "k")
+        settle(store)
+        if damage == "deleted":
+            shutil.rmtree(tmp_path / "root/snapshots/1")
+        else:
+            monkeypatch.setattr(Refusing, "number", errno.EIO)
+        store.prepare("k")
+        assert store.stat("k").kind is Kind.ACTIVE
+        assert Refusing.number == 0
+
+
+def test_refused_forgetting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Another refusal while the former key of a layer is taken fails the call as a whole.
+    """
+    with Snapshotter.create(tmp_path / "root", volumes=RefusingRecords) as store:
+        store.prepare("k")
+        store.commit("base", "k")
+        settle(store)
+        monkeypatch.setattr(Refusing, "number", errno.EPERM)
+        with pytest.raises(FailedPreconditionError, match="Operation not permitted"):
+            store.prepare("k")
+        assert [info.name for info in store.walk()] == ["base"]
+        store.commit("base", "k")
+        store.prepare("k")
 
 
 class Overtaken(DirectoryVolumes):
