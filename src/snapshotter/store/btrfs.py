@@ -48,16 +48,12 @@ class BtrfsVolumes:
         try:
             self._status = os.fstat(self._fd)
             info = filesystem.get_info(self._fd)
-        except NotBtrfsError as error:
+        except BaseException as error:
             os.close(self._fd)
-            raise _not_btrfs(root) from error
-        except NotSubvolumeError as error:
-            os.close(self._fd)
-            if self._status.st_ino == _PLACEHOLDER:
+            if isinstance(error, NotBtrfsError):
+                raise _not_btrfs(root) from error
+            if isinstance(error, NotSubvolumeError) and self._status.st_ino == _PLACEHOLDER:
                 raise _rolled_away(root) from error
-            raise
-        except BaseException:
-            os.close(self._fd)
             raise
         self._fsid = info.fsid_bytes
         # The kernel stores an xattr of nearly a whole node. But to replace it by a larger one, the node must have room
