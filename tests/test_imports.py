@@ -36,7 +36,7 @@ INSIDE = {
     "pybtrfs": (
         "_btrfs _version _image_template",
         "",
-        "_ffi items qgroup size",
+        "_ffi items processes qgroup size",
         "kernel",
         "ioctl.device ioctl.filesystem ioctl.inode ioctl.loop ioctl.quota syscall",
         "ioctl.subvolume",

@@ -11,9 +11,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from pybtrfs import syscall
+from pybtrfs import processes, syscall
 
-_OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 # ENOSYS and ENOTTY: the kernel is too old. EPERM, EACCES and ENOSYS: a sandbox. EINVAL: Linux 6.8 to 6.10.
 _REFUSED = {errno.ENOSYS, errno.ENOTTY, errno.EPERM, errno.EACCES, errno.EINVAL}
 # Flags of statvfs(2). `os` has them as well, but not all of them on PyPy.
@@ -185,14 +184,14 @@ def keepers(namespaces: Collection[int]) -> dict[int, Keeper]:
 
 
 def _keepers() -> Iterator[Keeper]:
-    pids = _pids()
+    pids = processes.pids()
     for pid in pids:
         yield Keeper(f"/proc/{pid}/ns/mnt", int(pid))
     for pid in pids:
-        for thread in _listed(f"/proc/{pid}/task"):
+        for thread in processes.listed(f"/proc/{pid}/task"):
             yield Keeper(f"/proc/{thread}/ns/mnt", int(thread))
     for pid in pids:
-        for fd in _listed(f"/proc/{pid}/fd"):
+        for fd in processes.listed(f"/proc/{pid}/fd"):
             yield Keeper(f"/proc/{pid}/fd/{fd}", int(pid))
 
 
@@ -291,7 +290,7 @@ def _tables() -> Iterator[tuple[int, bytes]]:
     mounts below its own.
     """
     seen: set[tuple[str, int, int]] = set()
-    for pid in _pids():
+    for pid in processes.pids():
         for path in _with_threads(pid):
             try:
                 namespace = os.readlink(f"{path}/ns/mnt")
@@ -302,7 +301,7 @@ def _tables() -> Iterator[tuple[int, bytes]]:
                 with open(f"{path}/mountinfo", "rb") as file:
                     yield int(namespace[5:-1]), file.read()
             except OSError as error:
-                if error.errno in _OUT_OF_RESOURCES:
+                if error.errno in processes.OUT_OF_RESOURCES:
                     raise  # skipping this table could hide a mount
                 continue  # the process ended or is not readable; another process of the same namespace may be
             seen.add(key)
@@ -316,23 +315,12 @@ def _with_threads(pid: str) -> Iterable[str]:
     try:
         alone = os.stat(tasks).st_nlink == 3  # ".", ".." and a link for each thread
     except OSError as error:
-        if error.errno in _OUT_OF_RESOURCES:
+        if error.errno in processes.OUT_OF_RESOURCES:
             raise
         return ()
-    return (process,) if alone else (process, *(f"{tasks}/{thread}" for thread in _listed(tasks) if thread != pid))
-
-
-def _pids() -> list[str]:
-    return sorted(filter(str.isdigit, os.listdir("/proc")), key=int)
-
-
-def _listed(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError as error:
-        if error.errno in _OUT_OF_RESOURCES:
-            raise
-        return []  # the process ended, or is not readable
+    if alone:
+        return (process,)
+    return (process, *(f"{tasks}/{thread}" for thread in processes.listed(tasks) if thread != pid))
 
 
 def _link(path: str) -> str:

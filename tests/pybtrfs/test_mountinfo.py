@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import mountinfo, subvolume, syscall
+from pybtrfs import mountinfo, processes, subvolume, syscall
 from pybtrfs.mountinfo import Keeper, MountPoint, MountTable
 from tests.namespaces import held_namespace, other_namespace, pinned_namespace, source, thread_namespace
 
@@ -56,7 +56,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Callable[..., MountTable]:
     def read(device: tuple[int, int] | None, root: str, path: bytes | None = None) -> MountTable:
         own = mountinfo._own(0)._replace(device=device, path=path)
         monkeypatch.setattr(mountinfo, "_own", lambda fd: own)
-        monkeypatch.setattr(mountinfo, "_pids", lambda: ["self"])
+        monkeypatch.setattr(processes, "pids", lambda: ["self"])
         monkeypatch.setattr(mountinfo, "_with_threads", lambda pid: ["/proc/self"])
         try:
             return mountinfo.read(0, root)
@@ -292,9 +292,9 @@ def test_seen_beside_a_changed_root(
         try:
             while os.readlink(f"/proc/{inner.pid}/root") != "/usr":
                 time.sleep(0.01)
-            pids = mountinfo._pids()
+            pids = processes.pids()
             for order in (pids, pids[::-1]):
-                monkeypatch.setattr(mountinfo, "_pids", order.copy)
+                monkeypatch.setattr(processes, "pids", order.copy)
                 assert subvolid in mounts().subvolids
         finally:
             inner.kill()
@@ -337,14 +337,13 @@ def test_processes_end(monkeypatch: pytest.MonkeyPatch) -> None:
         return "mnt:[1]"
 
     own = f"/proc/{os.getpid()}"
-    monkeypatch.setattr(mountinfo, "_pids", lambda: [*"12345", str(os.getpid())])
+    monkeypatch.setattr(processes, "pids", lambda: [*"12345", str(os.getpid())])
     monkeypatch.setattr(mountinfo, "_with_threads", lambda pid: [own])
     monkeypatch.setattr(mountinfo.os, "readlink", readlink)
     assert list(mountinfo._tables()) == [(1, Path("/proc/self/mountinfo").read_bytes())]
     assert list(mountinfo._with_threads("none")) == [own]
     monkeypatch.undo()
     assert list(mountinfo._with_threads("0")) == []
-    assert mountinfo._listed("/proc/0/task") == []
 
 
 def test_not_every_namespace(monkeypatch: pytest.MonkeyPatch) -> None:

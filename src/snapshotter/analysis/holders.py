@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pybtrfs import mountinfo, subvolume
+from pybtrfs import mountinfo, processes, subvolume
 from pybtrfs.path import opened
 from snapshotter.analysis import inventory
 from snapshotter.contract import Snapshotter
@@ -87,13 +87,13 @@ def _of_removed(store: Snapshotter, key: str) -> Holders | None:
     pending = inventory.take(store, measured=False).pending
     volumes = [volume for volume in pending if volume.key == key] or [volume for volume in pending if volume.id == key]
     mounts: list[HoldingMount] = []
-    processes: list[Process] = []
+    using: list[Process] = []
     for volume in volumes:
         with contextlib.suppress(FileNotFoundError):  # destroyed since it was listed
             held, users = _of_subvolume(store.root, f"{store.root}/{volume.path}")
             mounts += held
-            processes += users
-    return Holders((), tuple(mounts), tuple(processes), removed=True) if volumes else None
+            using += users
+    return Holders((), tuple(mounts), tuple(using), removed=True) if volumes else None
 
 
 def _of_subvolume(root: str, path: str) -> tuple[tuple[HoldingMount, ...], tuple[Process, ...]]:
@@ -110,12 +110,12 @@ def _processes(device: int) -> Iterator[Process]:
     Yield the processes that use files on *device*, the device number of the subvolume.
     """
     own = str(os.getpid())
-    for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
+    for pid in processes.pids():
         if pid != own:
             uses = tuple(name for name in ("root", "cwd", "exe") if _is_on(device, f"/proc/{pid}/{name}"))
-            files = sum(_is_on(device, f"/proc/{pid}/fd/{fd}") for fd in _listed(f"/proc/{pid}/fd"))
+            files = sum(_is_on(device, f"/proc/{pid}/fd/{fd}") for fd in processes.listed(f"/proc/{pid}/fd"))
             if uses or files:
-                yield Process(int(pid), _command(pid), uses, files)
+                yield Process(int(pid), processes.command(pid, _COMMAND_SIZE), uses, files)
 
 
 def _is_on(device: int, path: str) -> bool:
@@ -123,18 +123,3 @@ def _is_on(device: int, path: str) -> bool:
         return os.stat(path).st_dev == device
     except OSError:
         return False  # the process ended, the file was closed, or access is denied
-
-
-def _listed(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []
-
-
-def _command(pid: str) -> str:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return os.fsdecode(file.read(_COMMAND_SIZE).rstrip(b"\0").replace(b"\0", b" "))
-    except OSError:
-        return ""

@@ -13,9 +13,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
+from pybtrfs import processes
 from snapshotter.errors import StoreHeldError
 from snapshotter.store.layout import LOCK
 
@@ -107,10 +107,11 @@ class Lock:
         signed = self._signed()
         status = os.fstat(self._fd)
         dying = False
-        for pid in itertools.chain([signed.pid], _pids()):
+        for pid in itertools.chain([signed.pid], map(int, processes.pids())):
             if pid and _has_lock(pid, status):
                 if _alive(pid):
-                    return (signed if pid == signed.pid else Holder(pid, _command(pid))), False
+                    command = processes.command(pid, COMMAND_SIZE) or "unknown"
+                    return (signed if pid == signed.pid else Holder(pid, command)), False
                 dying = True
         # Without permission to look at its files, the signer is the holder as long as it lives.
         return (signed if dying or _alive(signed.pid) else Holder()), dying
@@ -128,10 +129,6 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
-
-
-def _pids() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdecimal())
 
 
 def _has_lock(pid: int, lock: os.stat_result) -> bool:
@@ -155,12 +152,6 @@ def _is_locked(files: str, fd: str, lock: os.stat_result) -> bool:
             with open(f"{files}/fdinfo/{fd}") as file:
                 return "\nlock:" in file.read()
     return False
-
-
-def _command(pid: int) -> str:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-        return os.fsdecode(file.read(COMMAND_SIZE).rstrip(b"\0").replace(b"\0", b" ")) or "unknown"
-    return "unknown"
 
 
 def _alive(pid: int) -> bool:

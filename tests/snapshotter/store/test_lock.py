@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import image
+from pybtrfs import image, processes
 from pybtrfs.path import owned
 from snapshotter import Snapshotter
 from snapshotter.errors import (
@@ -227,7 +227,7 @@ def test_unseen_holder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 raise PermissionError(path)
             return open(path, *arguments)
 
-        monkeypatch.setattr(lock, "open", open_, raising=False)
+        monkeypatch.setattr(processes, "open", open_, raising=False)
         with pytest.raises(StoreHeldError, match=rf"is held by process {pid} \(unknown\)"):
             Snapshotter(root)
         listed = os.listdir
