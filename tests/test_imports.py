@@ -37,7 +37,7 @@ INSIDE = {
         "_btrfs _version _image_template",
         "",
         "_ffi items processes qgroup size",
-        "kernel",
+        "kernel sysfs",
         "ioctl.device ioctl.filesystem ioctl.inode ioctl.loop ioctl.quota syscall",
         "ioctl.subvolume",
         "ioctl.tree",

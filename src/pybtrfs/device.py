@@ -10,7 +10,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from pybtrfs import filesystem, ioctl
+from pybtrfs import filesystem, ioctl, sysfs
 from pybtrfs.path import Target, opened
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def get_state(target: Target, device: DeviceInfo) -> DeviceState:
     a seed. Before Linux 5.17, which has no fsid there, every device that cannot be written to is a seed.
     """
     with opened(target) as fd:
-        return _state(_sysfs(fd), device)
+        return _state(_directory(fd), device)
 
 
 def find_node(target: Target) -> Node:
@@ -147,7 +147,7 @@ def find_node(target: Target) -> Node:
         OSError: ENODEV: no device is present.
     """
     with opened(target) as fd:
-        directory = _sysfs(fd)
+        directory = _directory(fd)
         numbers = _numbers(directory)
         devices = [(each, _state(directory, each)) for each in iterate(fd)]
     present = [(each.path, state.seed) for each, state in devices if not state.missing]
@@ -169,17 +169,15 @@ def find_node(target: Target) -> Node:
     return Node(next(filter(_number, paths), paths[0]), "")
 
 
-def _sysfs(fd: int) -> str:
-    # Without the module `uuid`, which is slow to import.
-    fsid = filesystem.get_info(fd).fsid_bytes.hex()
-    return "/sys/fs/btrfs/" + "-".join((fsid[:8], fsid[8:12], fsid[12:16], fsid[16:20], fsid[20:]))
+def _directory(fd: int) -> str:
+    return sysfs.directory(filesystem.get_info(fd).fsid_bytes)
 
 
 def _state(directory: str, device: DeviceInfo) -> DeviceState:
     own = f"{directory}/devinfo/{device.devid}"
-    missing = device.path in _NO_PATHS or _read(f"{own}/missing") == "1"
-    fsid = _read(f"{own}/fsid")
-    seed = fsid != os.path.basename(directory) if fsid else _read(f"{own}/writeable") == "0"
+    missing = device.path in _NO_PATHS or sysfs.read(f"{own}/missing") == "1"
+    fsid = sysfs.read(f"{own}/fsid")
+    seed = fsid != os.path.basename(directory) if fsid else sysfs.read(f"{own}/writeable") == "0"
     return DeviceState(missing, seed and not missing)
 
 
@@ -189,7 +187,7 @@ def _numbers(directory: str) -> dict[str, str]:
     """
     with contextlib.suppress(OSError):
         names = sorted(os.listdir(f"{directory}/devices"))
-        return {name: number for name in names if (number := _read(f"{directory}/devices/{name}/dev"))}
+        return {name: number for name in names if (number := sysfs.read(f"{directory}/devices/{name}/dev"))}
     return {}
 
 
@@ -217,19 +215,10 @@ def _name(path: str, numbers: dict[str, str]) -> str | None:
     """
     number = _number(path)
     for name, own in numbers.items():
-        mapped = _read(f"/sys/class/block/{name}/dm/name")
+        mapped = sysfs.read(f"/sys/class/block/{name}/dm/name")
         if number == own or (not number and path in (_path(name), f"/dev/mapper/{mapped}")):
             return name
     return None
-
-
-def _read(path: str) -> str:
-    """
-    Return the content of a file of sysfs without the final newline, or "" if it cannot be read.
-    """
-    with contextlib.suppress(OSError), open(path, errors="surrogateescape") as file:
-        return file.read().removesuffix("\n")
-    return ""
 
 
 def _device_info(fd: int, devid: int) -> DeviceInfo:

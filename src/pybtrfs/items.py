@@ -364,6 +364,14 @@ def qgroup_limit(data: bytes) -> QgroupLimits:
     return QgroupLimits(*_unpack(QGROUP_INFO_LAYOUT, data))
 
 
+def uuid_text(uuid: bytes) -> str:
+    """
+    Return the text form of *uuid*, as the module `uuid` does, which is slow to import.
+    """
+    text = uuid.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
 def uuid_item(data: bytes) -> tuple[int, ...]:
     """
     Return the ids of the subvolumes with the UUID in the key of a UUID_KEY_SUBVOL or UUID_KEY_RECEIVED_SUBVOL.

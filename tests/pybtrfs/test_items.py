@@ -3,6 +3,7 @@ Decoders: bytes in, values or a ValueError out.
 """
 
 import struct
+import uuid as uuid_module
 from collections.abc import Callable
 
 import pytest
@@ -253,3 +254,11 @@ def test_keys_are_ordered_as_in_a_tree() -> None:
     Keys compare by objectid, then type, then offset.
     """
     assert Key(1, 255, 9) < Key(2, 0, 0) < Key(2, 1, 0) < Key(2, 1, 1)
+
+
+@given(UUID)
+def test_uuid_text(uuid: bytes) -> None:
+    """
+    The text form is that of the module uuid.
+    """
+    assert items.uuid_text(uuid) == str(uuid_module.UUID(bytes=uuid))

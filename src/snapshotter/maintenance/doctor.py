@@ -8,7 +8,7 @@ import shlex
 import stat
 from collections.abc import Iterator
 
-from pybtrfs import device, filesystem, mountinfo, syscall
+from pybtrfs import device, filesystem, mountinfo, syscall, sysfs
 from snapshotter.analysis import inventory
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import DataLossError, UnavailableError, quoted
@@ -136,8 +136,8 @@ def _directory(root: str) -> Iterator[Problem]:
 
 
 def _filesystem(root: str) -> Iterator[Problem]:
-    directory = f"/sys/fs/btrfs/{filesystem.get_info(root).fsid}/qgroups"
-    if _read(f"{directory}/enabled") == "1" and _read(f"{directory}/mode") in ("qgroup", ""):
+    qgroups = f"{sysfs.directory(filesystem.get_info(root).fsid_bytes)}/qgroups"
+    if sysfs.read(f"{qgroups}/enabled") == "1" and sysfs.read(f"{qgroups}/mode") in ("qgroup", ""):
         what = "full qgroups are enabled: removing snapshots can stall the filesystem for minutes"
         yield Problem(root, what, f"btrfs quota disable {shlex.quote(root)}")
 
@@ -161,7 +161,7 @@ def _devices(root: str) -> Iterator[Problem]:
                 f"may have lost data; only then run `btrfs device stats --reset {each.path}`"
             )
             yield Problem(each.path, f"{errors} writes to it have failed", cure)
-        if image := _read(f"/sys/class/block/{os.path.basename(os.path.realpath(each.path))}/loop/backing_file"):
+        if image := sysfs.read(f"/sys/class/block/{os.path.basename(os.path.realpath(each.path))}/loop/backing_file"):
             with contextlib.suppress(FileNotFoundError):  # deleted, or in another mount namespace
                 status = os.stat(image)
                 if (allocated := status.st_blocks * 512) < status.st_size:
@@ -170,12 +170,3 @@ def _devices(root: str) -> Iterator[Problem]:
                         "data is lost"
                     )
                     yield Problem(image, what, f"fallocate --length {status.st_size} {shlex.quote(image)}")
-
-
-def _read(path: str) -> str:
-    """
-    Return the content of a file of sysfs, without the final newline; "" if the file does not exist.
-    """
-    with contextlib.suppress(FileNotFoundError), open(path, errors="surrogateescape") as file:
-        return file.read().removesuffix("\n")
-    return ""

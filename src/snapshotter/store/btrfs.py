@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from pybtrfs import device, filesystem, ioctl, mountinfo, space, subvolume, syscall, tree_search
 from pybtrfs.errors import NotBtrfsError, NotSubvolumeError, not_subvolume
+from pybtrfs.items import uuid_text
 from pybtrfs.mountinfo import MountPoint, MountTable
 from pybtrfs.path import open_directory, owned
 from snapshotter.errors import FailedPreconditionError, UnavailableError, is_damage
@@ -95,9 +96,10 @@ class BtrfsVolumes:
                 subvolume.set_read_only(fd)
 
     def identity(self) -> dict[str, str]:
+        uuid = subvolume.get_info(self._fd).raw.uuid
         return {
-            "fsid": _uuid_text(self._fsid),
-            "subvolume": _uuid_text(subvolume.get_info(self._fd).raw.uuid),
+            "fsid": uuid_text(self._fsid),
+            "subvolume": uuid_text(uuid) if any(uuid) else "None",
             "inode": str(os.fstat(self._fd).st_ino),
         }
 
@@ -291,16 +293,6 @@ class BtrfsVolumes:
 def _busy(mounts: Iterable[MountPoint], name: str) -> OSError:
     where = "; ".join(held.text for held in holding_mounts.locate(mounts))
     return OSError(errno.EBUSY, f"{os.strerror(errno.EBUSY)}: mounted at {where}", name)
-
-
-def _uuid_text(uuid: bytes) -> str:
-    """
-    Return the text form of *uuid*, or ``"None"`` if all its bytes are zero.
-
-    The module `uuid` is not used, because it is slow to import.
-    """
-    text = uuid.hex()
-    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:])) if any(uuid) else "None"
 
 
 def _not_btrfs(path: str) -> FailedPreconditionError:
