@@ -1,5 +1,5 @@
 """
-The English of src: openings and length of sentences, and the word "what".
+The English of src: openings and length of sentences, and the word "what". The openings hold for tests and tools, too.
 """
 
 import ast
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-SRC = Path(__file__).parent.parent / "src"
+ROOT = Path(__file__).parent.parent
+SRC = ROOT / "src"
 
 # A sentence that begins with such a word has a clause or a pronoun where its subject or its verb belongs.
 FORBIDDEN = {"How", "Of", "One", "That", "Those", "What", "Which", "Whose"}
@@ -103,9 +104,14 @@ def files(*suffixes: str) -> list[Path]:
 
 
 PYTHON = [pytest.param(path, id=str(path.relative_to(SRC))) for path in files(".py", ".pyi")]
+OTHER = [
+    pytest.param(path, id=str(path.relative_to(ROOT)))
+    for folder in ("benchmarks", "tests", "tools")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
 
 
-@pytest.mark.parametrize("path", PYTHON)
+@pytest.mark.parametrize("path", PYTHON + OTHER)
 def test_openings_of_sentences(path: Path) -> None:
     """
     No sentence of a docstring begins with a question clause or a pronoun.

@@ -17,7 +17,7 @@ from .registry import Registry
 ROOT = Path(__file__).parent.parent.parent
 DOCS = (ROOT / "docs/containerd.md").read_text()
 
-# What there is of systemd: a program is started as its unit says, and waited for.
+# A stand-in for systemd: it starts a program as its unit says, and waits for it.
 SYSTEMCTL = """\
 #!/bin/sh -eu
 start() { # a command, and the test that it runs

@@ -21,7 +21,7 @@ from .needed import needed
 
 SOURCE = Path(__file__).parent / "suite"
 
-# What the suite of the version in suite/go.mod consists of, in its spelling. A newer one may have more.
+# The tests of the suite at the version in suite/go.mod, in its spelling. A newer suite may have more.
 CASES = [
     "Basic",
     "StatActive",

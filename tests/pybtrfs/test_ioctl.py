@@ -390,7 +390,7 @@ def test_numbers_that_do_not_fit(there: SimpleNamespace) -> None:
 
 def test_rootref_goes_on_where_it_stopped(there: SimpleNamespace) -> None:
     """
-    One call returns at most 255 subvolumes, and the next call returns the rest.
+    A call returns at most 255 subvolumes, and the next call returns the rest.
     """
     for number in range(300):
         ioctl.subvol_create_v2(there.mine, b"%d" % number)

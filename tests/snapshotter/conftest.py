@@ -25,7 +25,7 @@ from tests.snapshotter.serving import serving
 @pytest.fixture(scope="session", params=["directories", pytest.param("btrfs", marks=pytest.mark.btrfs)])
 def backend(request: pytest.FixtureRequest) -> str:
     """
-    What keeps the snapshots.
+    The kind of `Volumes` that keeps the snapshots.
     """
     if request.param == "btrfs":
         request.getfixturevalue("btrfs_image")  # now, or the first test would be blamed for leaving it
@@ -59,7 +59,7 @@ def open_store(backend: str, work: Path) -> Iterator[Callable[..., Snapshotter]]
 @pytest.fixture
 def way() -> str:
     """
-    How `store` is reached: "library", or "rpc"; a test of both has a fixture of its own.
+    The way to `store`: "library" or "rpc". A test of both ways has a fixture of its own.
     """
     return "library"
 

@@ -160,7 +160,7 @@ def _usage(store: Snapshotter, fd: int, key: str, volume: Volume) -> tuple[Usage
     except (DataLossError, NotFoundError, FileNotFoundError):
         return None, ""  # its parent's subvolume is missing, or its own has been destroyed since
     except (OSError, UnavailableError) as error:
-        # One unreadable subvolume hides no other snapshot.
+        # An unreadable subvolume must not hide the other snapshots.
         return None, f"its subvolume cannot be read: {getattr(error, 'strerror', error)}"
 
 

@@ -15,7 +15,7 @@ from snapshotter.errors import FailedPreconditionError, quoted
 _MAX_LINKS = 65_535  # BTRFS_LINK_MAX
 _MAX_NAME = 255  # bytes; also of an attribute's name
 _MAX_PATH = 4095  # bytes
-# Of a node, beside the data of its only item, in bytes: struct btrfs_header and struct btrfs_item.
+# The rest of a node with a single item, in bytes: struct btrfs_header and struct btrfs_item.
 _NODE_OVERHEAD = 101 + 25
 _ATTRIBUTE_OVERHEAD = _NODE_OVERHEAD + 30  # struct btrfs_dir_item
 _SYMLINK_OVERHEAD = _NODE_OVERHEAD + 21  # struct btrfs_file_extent_item up to the inline data

@@ -128,7 +128,7 @@ class BtrfsVolumes:
         os.chmod(FS, 0o755, dir_fd=directory.fd)
 
     def snapshot(self, layer: Place, place: Place, record: bytes) -> None:
-        # One call into C, because with many threads each further call waits for the GIL again.
+        # Make directory, record and snapshot in a single call, because with many threads each call waits for the GIL.
         ioctl.snap_create_v2_in(
             layer.dir_fd,
             layer.name.encode(),

@@ -30,7 +30,7 @@ Call = tuple[str, list[Any], dict[str, Any]]
 
 class Peer:
     """
-    One of the two bindings, in its own process, and its filesystem.
+    A binding in its own process, with its filesystem.
     """
 
     def __init__(self, process: subprocess.Popen[str], mount: Path) -> None:

@@ -186,7 +186,7 @@ def test_unrelated(store: Snapshotter) -> None:
 
 def test_cost(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    One change among thousands of files is found with few searches, and few items.
+    A single change among thousands of files is found with few searches, and few items.
     """
     with Snapshotter.create(btrfs / "store") as store:
         store.prepare("build")

@@ -94,7 +94,7 @@ def test_wire_compatible(theirs: dict[str, Any]) -> None:
 @pytest.mark.parametrize("service", CONTAINERD)
 def test_part_of_a_service(service: str) -> None:
     """
-    Of containerd's other services, our part is equal to the newest containerd's.
+    Our part of containerd's other services is equal to the newest containerd's.
     """
     ours = described(OURS, f"snapshotter/api/{service}.proto", "snapshotter/api/descriptor.proto")
     directory = needed(module_source, MODULE)

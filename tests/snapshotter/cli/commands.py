@@ -25,7 +25,7 @@ Shown = Callable[..., str]
 
 class Terminal(io.StringIO):
     """
-    What is written to a terminal.
+    The output to a terminal.
     """
 
     def isatty(self) -> bool:

@@ -18,7 +18,7 @@ from tests.snapshotter.serving import serving
 @pytest.fixture(params=["alone", "served"])
 def way(request: pytest.FixtureRequest) -> str:
     """
-    How the command reaches its store.
+    The way from the command to its store.
     """
     return str(request.param)
 

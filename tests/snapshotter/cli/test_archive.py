@@ -83,7 +83,7 @@ class TestExport:
 
     def test_refused(self, filled: str, run: Run, tmp_path: Path) -> None:
         """
-        What cannot be written, or is not there, is one line, and leaves no file.
+        A missing snapshot and an unwritable file are errors of one line, and leave no file.
         """
         for argv, code, text in (
             ("none x", 4, "'none' does not exist"),
@@ -147,7 +147,7 @@ class TestImport:
 
     def test_refused(self, where: str, tar: str, run: Run, tmp_path: Path) -> None:
         """
-        What cannot be imported leaves nothing.
+        A refused import leaves no snapshot.
         """
         Path(tar).with_name("cut").write_bytes(Path(tar).read_bytes()[:1024])
         before = os.listdir(f"{where}/snapshots")

@@ -50,7 +50,7 @@ def complaint(argv: list[str]) -> tuple[int, str]:
 class TestCommands:
     def test_prepare_mount_commit(self, root: str, run: Run, tmp_path: Path) -> None:
         """
-        What prepare and mounts print can be run, and what is written there is in the layer.
+        The output of prepare and mounts runs in a shell, and a file written to the mount is in the layer.
         """
         printed = run("prepare", "a")
         assert printed.code == 0
@@ -119,7 +119,7 @@ class TestCommands:
 
     def test_ls_beside_the_owner(self, layers: str, run: Run) -> None:
         """
-        What reads needs no lock.
+        Read-only commands need no lock.
         """
         with Snapshotter(layers) as store:
             store.prepare("new", "base")
@@ -199,7 +199,7 @@ class TestErrors:
 
     def test_lost(self, layers: str, run: Run) -> None:
         """
-        What lost its subvolume is 5, in doctor by name, in tree marked; and it can be removed.
+        A snapshot without its subvolume exits with 5, is named by doctor, marked in tree, and can be removed.
         """
         with Snapshotter(layers) as store:
             settle(store)
@@ -228,7 +228,7 @@ class TestErrors:
     @pytest.mark.parametrize("name", ["prepare", "fork", "label", "mounts", "info", "usage", "why", "du", "export"])
     def test_no_key(self, root: str, run: Run, name: str) -> None:
         """
-        What cannot be a key is wrong usage, wherever one is wanted.
+        An empty key is wrong usage in every command that takes a key.
         """
         ran = run(name, "", *(["x"] if name in ("fork", "export") else []))
         assert ran.code == 2

@@ -65,7 +65,7 @@ Run = Callable[[str], str]
 @pytest.fixture
 def places(btrfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """
-    What is here in the places that examples name. There is no store yet.
+    The places that the examples name, as they are here. There is no store yet.
     """
     root, mount_point, log = btrfs / "snapshots", tmp_path / "mnt", tmp_path / "log"
     mount_point.mkdir()
@@ -133,7 +133,7 @@ def perform(places: dict[str, str], run: Run) -> Run:
 @pytest.mark.btrfs
 def test_examples_of_the_whole(run: Run) -> None:
     """
-    What the help shows works, one after the other; of the two ways to make a store, the first.
+    The examples of the help work in their order, with the first of the two ways to make a store.
     """
     section = (cli.parser().epilog or "").partition("examples:\n")[2].partition("\n\n")[0]
     lines = re.findall(r"^  (snapshotter .*?)(?:   .*)?$", section, re.MULTILINE)
@@ -184,7 +184,7 @@ def test_schema() -> None:
 )
 def test_schema_can_fail(command: str, printed: str) -> None:
     """
-    What has another shape, or more than is documented, is found.
+    Output of another shape, or with an undocumented field, is found.
     """
     with pytest.raises(ValidationError):
         schema.check(command, printed)

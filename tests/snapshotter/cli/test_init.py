@@ -133,7 +133,7 @@ def test_image_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run:
 )
 def test_image_refused(tmp_path: Path, run: Run, argv: str, code: int, text: str) -> None:
     """
-    What init cannot do it says, and leaves nothing.
+    A refused init says the reason, and leaves nothing.
     """
     ran = run("init", "--root", str(tmp_path / "s"), *argv.split())
     assert ran.code == code

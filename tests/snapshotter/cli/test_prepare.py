@@ -13,7 +13,7 @@ pytestmark = pytest.mark.btrfs
 
 def test_made(layers: str, run: Run) -> None:
     """
-    What was asked for is there.
+    The prepared, viewed and committed snapshots are listed.
     """
     assert infos(run) == [
         ("base", "Committed", "", {"a": "b=c"}),

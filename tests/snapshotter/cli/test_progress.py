@@ -1,5 +1,5 @@
 """
-What is shown of something long.
+The display of progress.
 """
 
 import io
@@ -53,7 +53,7 @@ def test_unknown_total(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> N
 
 def test_tracked(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
     """
-    What is passed on is counted, of the whole where that is known.
+    Items that pass are counted, with their total where it is known.
     """
     monkeypatch.setitem(sys.modules, "rich.console", None)
     for things, shown in (
@@ -101,7 +101,7 @@ def test_nobody_looks(monkeypatch: pytest.MonkeyPatch, term: str) -> None:
 @pytest.mark.parametrize("argv", [["du", "web"], ["frees", "web"], ["rm", "web", "--dry-run"]], ids=" ".join)
 def test_commands(argv: list[str], shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    What may take long shows a terminal how far it is.
+    Commands that may take long show their progress on a terminal.
     """
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", Terminal())

@@ -378,7 +378,7 @@ def test_metadata_full(btrfs_mount: Callable[..., Path]) -> None:
 
 def test_deleted_by_others(btrfs_mount: Callable[..., Path]) -> None:
     """
-    What others deleted a moment ago, such as this store's owner of before, makes room as well.
+    Space of subvolumes that others deleted a moment ago, such as the store's former owner, is used as well.
     """
     mount = btrfs_mount(image.MINIMUM_SIZE)
     with Snapshotter.create(mount / "root") as store:
@@ -582,7 +582,7 @@ def consistent(store: Snapshotter) -> None:
 
 def test_one_wins(store: Snapshotter) -> None:
     """
-    Of many who want one key, or commit one snapshot, or want one name, exactly one gets it.
+    Among concurrent callers for one key, one snapshot or one name, exactly one succeeds.
     """
     for key in map(str, range(8)):
         store.prepare(key, "base")

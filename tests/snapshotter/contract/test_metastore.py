@@ -109,7 +109,7 @@ def test_walk_of_nothing(store: Snapshotter) -> None:
 
 def test_walk_refuses_any_bad_filter(populated: Snapshotter) -> None:
     """
-    One bad filter among good ones is an error, with containerd's words.
+    A bad filter among good ones is an error, with containerd's words.
     """
     with pytest.raises(InvalidArgumentError, match=r"filters: parse error: \[name >\|=\|< x\]: unsupported operator"):
         populated.walk("kind==active", "name=x")
@@ -526,7 +526,7 @@ def test_fork_refused(populated: Snapshotter, key: str, new_key: str, error: typ
 
 def test_committed_layers_stay(store: Snapshotter, content: Content) -> None:
     """
-    What children and late writers do never shows in a committed layer, nor in its other children.
+    Changes by children and late writers never show in a committed layer, nor in its other children.
     """
     with content(store.prepare("key")) as path, open(path / "file", "w") as late:
         late.write("first")
@@ -564,7 +564,7 @@ def test_change_in_walk(populated: Snapshotter) -> None:
 
 def test_one_wins(populated: Snapshotter) -> None:
     """
-    Of several threads that take one key, or commit to one name, one succeeds and the rest is told why.
+    Among threads that take one key, or commit to one name, one succeeds, and the others get the reason.
     """
     start = threading.Barrier(8)
 
@@ -590,7 +590,7 @@ def test_one_wins(populated: Snapshotter) -> None:
 
 def test_parent_removed_while_prepared(store: Snapshotter) -> None:
     """
-    Of a Prepare and a Remove of its parent at once, either one comes first, and the store stays whole.
+    A Prepare and a concurrent Remove of its parent take effect in either order, and the store stays whole.
     """
     start = threading.Barrier(2)
 

@@ -52,7 +52,7 @@ PATHS = st.lists(
 @dataclass(eq=False)
 class Node:
     """
-    What the model knows of one snapshot.
+    The model's knowledge of a snapshot.
     """
 
     info: Info
@@ -64,7 +64,7 @@ class Node:
 @dataclass
 class Term:
     """
-    One selector of a filter, and what it means.
+    A selector of a filter, with its meaning.
     """
 
     text: str
@@ -175,7 +175,7 @@ class Contract(RuleBasedStateMachine):
                 node.source = ""
         self.nodes[key] = Node(info, dict(files))
 
-    # What the contract has
+    # The contract
 
     @initialize()
     def populate(self) -> None:
@@ -367,7 +367,7 @@ class Contract(RuleBasedStateMachine):
         self.store = Snapshotter(self.root, **self.options)
         assert self.store.problems() == []
 
-    # What the holders of mounts do
+    # The holders of mounts
 
     @precondition(lambda self: any(node.info.kind is Kind.ACTIVE for node in self.nodes.values()))
     @rule(data=st.data(), name=st.sampled_from(["f", "g", "d/h"]), content=st.binary(max_size=20), keep=st.booleans())

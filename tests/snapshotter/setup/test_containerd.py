@@ -1,6 +1,7 @@
 """
-What containerd is told: valid TOML that keeps what was there, and plain words about the rest. Real containerds read it
-in tests/containerd/test_setup.py.
+The configuration of containerd: valid TOML that keeps the former content, and plain words about the rest.
+
+Real containerds read it in tests/containerd/test_setup.py.
 """
 
 import tomllib
@@ -41,7 +42,7 @@ VERSIONS: tuple[ConfigVersion, ...] = (2, 3, 4)
 )
 def test_versions(said: str, release: tuple[int, ...], config: int, exports: bool, tmp_path: Path) -> None:
     """
-    What containerd says of itself tells the version of its configuration, and whether it reads exports.
+    containerd's own version tells the version of its configuration, and whether it reads exports.
     """
     program = tmp_path / "containerd"
     program.write_text(f"#!/bin/sh\necho '{said}'\n")
@@ -154,7 +155,7 @@ def said(plugin: Plugin, version: ConfigVersion, main: Main, release: Version | 
 
 def test_advice_on_imports() -> None:
     """
-    How the main file comes to import the drop-in is said unless it does.
+    Unless the main file imports the drop-in, the way to do so is said.
     """
     line = 'imports = ["/etc/containerd/conf.d/*.toml"]'
     assert f"create /etc/containerd/config.toml:\n    version = 3\n    {line}" in said(PLUGIN, 3, NO_MAIN)
@@ -200,7 +201,7 @@ def test_advice_on_exports() -> None:
 
 def test_advice_on_other_clients() -> None:
     """
-    What ctr, nerdctl, k3s and BuildKit need is said always.
+    The options for ctr, nerdctl, k3s and BuildKit are always said.
     """
     for version in VERSIONS:
         text = said(PLUGIN, version, NO_MAIN)
@@ -259,7 +260,7 @@ def test_check(before: str, after: str, lack: str) -> None:
 
 def test_check_without_cri() -> None:
     """
-    What CRI lacks is nobody's concern who did not ask for it.
+    A configuration without CRI lacks nothing of CRI's.
     """
     assert missing(PLUGIN, GOOD.split('[plugins."io.containerd.cri')[0]) == []
 
@@ -267,7 +268,7 @@ def test_check_without_cri() -> None:
 @pytest.mark.parametrize("dump", ["", "nonsense", "version = 'x'", "version = 1", "version = [2]"])
 def test_check_of_nonsense(dump: str) -> None:
     """
-    What is no dump is said to be none, rather than to lack everything.
+    Text that is no dump is refused by this name, rather than for everything that it lacks.
     """
     with pytest.raises(InvalidArgumentError, match="not an output of `containerd config dump`"):
         missing(PLUGIN, dump)

@@ -203,7 +203,7 @@ def test_dying_holder(root: Path, btrfs_mount: Callable[..., Path], monkeypatch:
 
 def test_unreadable_holder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    What does not say who holds the store is still a hold.
+    A lock without a readable holder still holds the store.
     """
     monkeypatch.setattr(lock, "DEAD_HOLDER_SECONDS", 0)
     with Snapshotter(root):

@@ -582,7 +582,7 @@ def test_failed_without_rollback(
     """
     The call that succeeded keeps its key beside an earlier call that failed and could not be rolled back.
 
-    The clock does not matter. Of a failed commit the active snapshot remains. A failed creation is removed.
+    The clock does not matter. A failed commit leaves its active snapshot. A failed creation is removed.
     """
     paths = []
     for name, record in zip(
@@ -636,7 +636,7 @@ def test_old_commit(answered: str, clock: tuple[int, int]) -> None:
 @pytest.mark.parametrize("clock", CLOCKS)
 def test_two_commits(clock: tuple[int, int]) -> None:
     """
-    Of two interrupted commits to one name the later one wins, in either order of their snapshots.
+    The later of two interrupted commits to one name wins, in either order of their snapshots.
     """
     for failed_first in (True, False):
         failed, owner = claims("committing", "committing", clock, failed_first=failed_first)

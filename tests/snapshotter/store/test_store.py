@@ -115,7 +115,7 @@ def test_mount_point(btrfs_mount: Callable[..., Path]) -> None:
 
 def test_refused(btrfs: Path, tmpfs: Path) -> None:
     """
-    What is something else, or not on btrfs, is refused by name and not changed.
+    A path to something else, or not on btrfs, is refused by name and not changed.
     """
     (btrfs / "file").write_text("content")
     (btrfs / "full").mkdir(0o755)
@@ -199,7 +199,7 @@ def test_lost_record(btrfs: Path) -> None:
 @pytest.mark.parametrize("step", range(7))
 def test_half_made(step: int, btrfs: Path) -> None:
     """
-    What a maker that was killed left behind is not a store, and is completed by the next one.
+    A store that a killed maker left incomplete is refused, and the next maker completes it.
     """
     root = btrfs / "root"
     subvolume.create(root)
@@ -223,7 +223,7 @@ def test_half_made(step: int, btrfs: Path) -> None:
 
 def test_two_makers(btrfs: Path) -> None:
     """
-    Of two who make one store at once, the second is refused and harms neither the store nor its maker.
+    A second concurrent maker of a store is refused, and harms neither the store nor the first maker.
     """
     inside, go_on = threading.Event(), threading.Event()
 
@@ -266,7 +266,7 @@ def test_overtaken_maker(btrfs: Path) -> None:
 
 def test_not_a_store(btrfs: Path, tmpfs: Path) -> None:
     """
-    What is no store is refused with what it is, and the cure.
+    A path without a store is refused with its state and the cure.
     """
     (btrfs / "file").touch()
     (btrfs / "odd").mkdir()
@@ -383,7 +383,7 @@ def test_ids_are_never_used_again(root: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_header_is_complete(root: Path) -> None:
     """
-    What the store says of itself, for the next release to read.
+    The store's header has every field that the next release reads.
     """
     header = json.loads(os.getxattr(root / "store", XATTR))
     assert set(header) == {"crc", "format", "uuid", "identity", "client", "id_limit", "suspect"}
