@@ -20,14 +20,17 @@ __all__ = [
     "ResourceExhaustedError",
     "StoreHeldError",
     "UnavailableError",
+    "is_full",
     "quoted",
+    "tolerating_full",
     "translated",
     "translating",
 ]
 
 QUOTED_SIZE = 160  # characters; containerd's own keys have about a hundred
 
-EXHAUSTED_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
+EXHAUSTED_ERRNOS = {*FULL_ERRNOS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 DEAD_ERRNOS = {errno.EIO, errno.EROFS}  # signs of a filesystem that the kernel has aborted
 DAMAGED_ERRNOS = {errno.EIO, errno.EUCLEAN, errno.ESTALE}  # signs of a block that cannot be read, or makes no sense
 
@@ -113,6 +116,25 @@ def is_damage(error: OSError) -> bool:
     Return whether *error* can come from a damaged file or subvolume on a filesystem that works otherwise.
     """
     return error.errno in DAMAGED_ERRNOS
+
+
+def is_full(error: BaseException) -> bool:
+    """
+    Return whether *error* says that the disk or a quota is full.
+    """
+    return isinstance(error, OSError) and error.errno in FULL_ERRNOS
+
+
+@contextlib.contextmanager
+def tolerating_full() -> Iterator[None]:
+    """
+    End the ``with`` at a call that finds the disk or a quota full: opening, removing and cleaning up need no space.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
 
 
 def quoted(value: object) -> str:

@@ -6,13 +6,21 @@ Nothing here checks permissions: the caller has done so, and holds the keys in t
 """
 
 import contextlib
-import errno
 import time
 from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 from pybtrfs.mountinfo import MountTable
-from snapshotter.errors import DataLossError, Error, InvalidArgumentError, NotFoundError, is_damage, quoted
+from snapshotter.errors import (
+    DataLossError,
+    Error,
+    InvalidArgumentError,
+    NotFoundError,
+    is_damage,
+    is_full,
+    quoted,
+    tolerating_full,
+)
 from snapshotter.events import Event
 from snapshotter.model import Kind, Measured
 from snapshotter.store import records
@@ -112,7 +120,7 @@ class Operations:
                 pass  # an orphan has the id: leave it alone, and take another id
             except BaseException as error:
                 self._discard(record.id)
-                if reclaimed or not _is_full(error):
+                if reclaimed or not is_full(error):
                     raise
                 self._worker.reclaim(CLEANUP_SECONDS, always=True)
                 reclaimed = True
@@ -219,11 +227,16 @@ class Operations:
                 self._write(directory, Record(snapshot.id, State.REMOVED, key, parent, base_transid=base_transid))
                 self._volumes.barrier(directory.fd)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                try:
+                    if not is_full(error):
+                        raise
+                    self._worker.destroy_now(snapshot.id)
+                except BaseException:
                     self._restore(directory, snapshot)
                     raise
-                self._worker.destroy_now(snapshot.id)
-                self._volumes.barrier(directory.fd)
+                # If the disk is too full for the barrier, too, a power failure can bring the snapshot back.
+                with tolerating_full():
+                    self._volumes.barrier(directory.fd)
 
     def record_losses(self) -> None:
         """
@@ -370,7 +383,7 @@ class Operations:
         try:
             return step(*args, **kwargs)
         except OSError as error:
-            if not _is_full(error):
+            if not is_full(error):
                 raise
         self._worker.reclaim(CLEANUP_SECONDS, always=True)
         return step(*args, **kwargs)
@@ -414,7 +427,3 @@ def _not_before(record: Record) -> int:
     Return the time in nanoseconds since the epoch, but no earlier than the times of *record*: clocks go back.
     """
     return max(time.time_ns(), record.created, record.updated)
-
-
-def _is_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno == errno.ENOSPC

@@ -15,6 +15,7 @@ from snapshotter.errors import (
     AlreadyExistsError,
     DataLossError,
     FailedPreconditionError,
+    tolerating_full,
 )
 from snapshotter.events import Event
 from snapshotter.store import header, records
@@ -133,12 +134,8 @@ class Store:
         """
         Deny the root to other users. A full disk refuses that, and still has to be opened, so that it can be emptied.
         """
-        try:
+        with tolerating_full():
             os.fchmod(self.fd, 0o700)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-        else:
             Event.TIGHTENED.emit(root=self.root, error=f"its mode was {mode:04o}")
 
     def adopt(self) -> None:

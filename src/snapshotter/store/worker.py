@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 
 from pybtrfs.mountinfo import MountTable
-from snapshotter.errors import is_damage
+from snapshotter.errors import is_damage, tolerating_full
 from snapshotter.events import Event
 from snapshotter.store import records
 from snapshotter.store.layout import FS, LAYER, Directory
@@ -186,7 +186,8 @@ class Worker:
         with self._condition:
             reclaimable, self._reclaimable = always or self._reclaimable, False
         if reclaimable:
-            self._volumes.reclaim(max(0.0, end - time.monotonic()))
+            with tolerating_full():
+                self._volumes.reclaim(max(0.0, end - time.monotonic()))
 
     def close(self) -> None:
         """

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from pybtrfs.mountinfo import MountTable
 from snapshotter import Kind, Snapshotter, Usage
 from snapshotter.errors import DataLossError, FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from snapshotter.model import Measured
 from snapshotter.store.layout import Directory
 from snapshotter.store.record_storage import Files
 from snapshotter.testing import DirectoryVolumes, settle
+
+FULL = pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 
 
 def refuse(number: int) -> None:
@@ -27,24 +30,29 @@ class Full(DirectoryVolumes):
     Volumes of a disk that is full for *refusals* more commits, until space is reclaimed.
     """
 
+    number = 0
     refusals = 0
     reclaimed = 0
 
     def freeze(self, directory: Directory) -> None:
         if Full.refusals:
             Full.refusals -= 1
-            refuse(errno.ENOSPC)
+            refuse(Full.number)
         super().freeze(directory)
 
     def reclaim(self, seconds: float) -> None:
         Full.reclaimed += 1
+        if Full.number:
+            refuse(Full.number)
 
 
+@FULL
 @pytest.mark.parametrize("refusals", [1, 2])
-def test_commit_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusals: int) -> None:
+def test_commit_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusals: int, number: int) -> None:
     """
-    A commit that finds the disk full is tried once more after the space of destroyed subvolumes is back.
+    A commit that finds the disk or a quota full is tried once more after the space of destroyed subvolumes is back.
     """
+    monkeypatch.setattr(Full, "number", number)
     monkeypatch.setattr(Full, "refusals", refusals)
     monkeypatch.setattr(Full, "reclaimed", 0)
     with Snapshotter.create(tmp_path / "root", volumes=Full) as store:
@@ -52,39 +60,92 @@ def test_commit_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         if refusals == 1:
             store.commit("base", "k")
         else:
-            with pytest.raises(ResourceExhaustedError, match="cannot commit snapshot 'k': No space left on device"):
+            with pytest.raises(ResourceExhaustedError, match=f"cannot commit snapshot 'k': {os.strerror(number)}"):
                 store.commit("base", "k")
         assert Full.reclaimed == 1
         assert [info.kind for info in store.walk()] == [Kind.COMMITTED if refusals == 1 else Kind.ACTIVE]
 
 
-class FullRecords(Files):
-    full = False
+@FULL
+def test_cleanup_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """
+    A cleanup ends without an error although the disk or a quota is too full to commit the destruction.
+    """
+    with Snapshotter.create(tmp_path / "root", volumes=Full) as store:
+        store.prepare("k")
+        store.remove("k")
+        monkeypatch.setattr(Full, "number", number)
+        monkeypatch.setattr(Full, "reclaimed", 0)
+        store.cleanup()
+        assert Full.reclaimed == 1
 
-    def write(self, fd: int, data: bytes) -> None:
-        if FullRecords.full:
-            refuse(errno.ENOSPC)
-        super().write(fd, data)
+
+class Stepwise(DirectoryVolumes):
+    """
+    Volumes that refuse the steps in *refused* with *number*.
+    """
+
+    number = 0
+    refused: tuple[str, ...] = ()
+
+    class Records(Files):
+        def write(self, fd: int, data: bytes) -> None:
+            Stepwise.step("write")
+            super().write(fd, data)
+
+    record_storage = Records()
+
+    @classmethod
+    def step(cls, name: str) -> None:
+        if name in cls.refused:
+            refuse(cls.number)
+
+    def barrier(self, fd: int) -> None:
+        self.step("barrier")
+        super().barrier(fd)
+
+    def destroy(self, directory: Directory, name: str, mounts: MountTable) -> None:
+        if "destroy" in self.refused:
+            refuse(errno.EBUSY)
+        super().destroy(directory, name, mounts)
 
 
-class FullOfRecords(DirectoryVolumes):
-    record_storage = FullRecords()
-
-
-def test_remove_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@FULL
+@pytest.mark.parametrize("refused", [("write",), ("barrier",), ("write", "barrier")])
+def test_remove_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: tuple[str, ...], number: int
+) -> None:
     """
     Where the record of a removal has no room, the subvolume is destroyed at once, and the snapshot is gone for good.
     """
     root = tmp_path / "root"
-    with Snapshotter.create(root, volumes=FullOfRecords) as store:
+    with Snapshotter.create(root, volumes=Stepwise) as store:
         store.prepare("k")
-        monkeypatch.setattr(FullRecords, "full", True)
+        monkeypatch.setattr(Stepwise, "number", number)
+        monkeypatch.setattr(Stepwise, "refused", refused)
         store.remove("k")
         assert list(store.walk()) == []
         assert os.listdir(root / "snapshots") == []
-    monkeypatch.setattr(FullRecords, "full", False)
-    with Snapshotter(root, volumes=FullOfRecords) as store:
+    monkeypatch.setattr(Stepwise, "refused", ())
+    with Snapshotter(root, volumes=Stepwise) as store:
         assert list(store.walk()) == []
+
+
+def test_remove_what_is_held_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A subvolume that cannot be destroyed at once keeps its snapshot, also after the store is opened again.
+    """
+    with Snapshotter.create(tmp_path / "root", volumes=Stepwise) as store:
+        store.prepare("k")
+        settle(store)
+        monkeypatch.setattr(Stepwise, "number", errno.ENOSPC)
+        monkeypatch.setattr(Stepwise, "refused", ("barrier", "destroy"))
+        with pytest.raises(FailedPreconditionError, match="cannot remove snapshot 'k': Device or resource busy"):
+            store.remove("k")
+        monkeypatch.setattr(Stepwise, "refused", ())
+        assert [info.name for info in store.walk()] == ["k"]
+    with Snapshotter(tmp_path / "root", volumes=Stepwise) as store:
+        assert [info.name for info in store.walk()] == ["k"]
 
 
 class Changing(DirectoryVolumes):
