@@ -69,18 +69,18 @@ class Operations:
             InvalidArgumentError: The record would be too large.
         """
         now = time.time_ns()
-        return self._create(
-            Record(
-                self._take_id(),
-                state,
-                key,
-                parent.id if parent else None,
-                labels,
-                now,
-                now,
-                write_errors=self._volumes.write_errors(recent=True).to_record(),
-            )
+        record = Record(
+            self._take_id(),
+            state,
+            key,
+            parent.id if parent else None,
+            labels,
+            now,
+            now,
+            write_errors=self._volumes.write_errors(recent=True).to_record(),
         )
+        copied = parent if state is not State.VIEW else None
+        return self._create(record, self._store.subvolume(copied.id, LAYER) if copied else None)
 
     def fork(self, source: Snapshot, key: str) -> Record:
         """
@@ -89,25 +89,28 @@ class Operations:
         with self._store.directory(source.id) as directory:
             base_transid = self._base_transid(source, directory)
         now = time.time_ns()
-        return self._create(
-            source.record._replace(
-                id=self._take_id(),
-                state=State.PREPARING,
-                key=key,
-                created=now,
-                updated=now,
-                base_transid=base_transid,
-                uuid="",
-            ),
-            source,
+        record = source.record._replace(
+            id=self._take_id(),
+            state=State.PREPARING,
+            key=key,
+            created=now,
+            updated=now,
+            base_transid=base_transid,
+            uuid="",
         )
+        return self._create(record, self._store.subvolume(source.id, FS), source)
 
     def _take_id(self) -> int:
         return self._with_space(self._store.take_id)
 
-    def _create(self, record: Record, source: Snapshot | None = None) -> Record:
-        commits = source is not None or (record.parent is not None and record.state is not State.VIEW)
-        self._forget_source(record.key, barrier=not commits)
+    def _create(self, record: Record, origin: Place | None, source: Snapshot | None = None) -> Record:
+        """
+        Create the directory of *record*, with a snapshot of the subvolume *origin*, which commits, or without.
+
+        Args:
+            source: The active snapshot that *origin* belongs to, if it is no layer.
+        """
+        self._forget_source(record.key, barrier=origin is None)
         reclaimed = False
         while True:
             if source is not None:
@@ -115,7 +118,7 @@ class Operations:
                 record = record._replace(suspect=self._write_errors.is_suspect(source))
             data = self._encode(record)
             try:
-                self._make(record, data, source)
+                self._make(record, data, origin, is_layer=source is None)
             except FileExistsError:
                 pass  # an orphan has the id: leave it alone, and take another id
             except BaseException as error:
@@ -128,14 +131,14 @@ class Operations:
                 return record
             record = record._replace(id=self._take_id())
 
-    def _make(self, record: Record, data: bytes, source: Snapshot | None) -> None:
-        if source is None and record.parent is not None and record.state is not State.VIEW:
+    def _make(self, record: Record, data: bytes, origin: Place | None, *, is_layer: bool) -> None:
+        if origin and is_layer:
             # Directory, record and subvolume in one call: prepare is the hot path.
-            self._volumes.snapshot(self._store.subvolume(record.parent, LAYER), self._store.place(record.id), data)
+            self._volumes.snapshot(origin, self._store.place(record.id), data)
             return
         with self._store.make_directory(record.id, data) as directory:
-            if source is not None:
-                self._volumes.fork(self._store.subvolume(source.id, FS), directory)
+            if origin:
+                self._volumes.fork(origin, directory)
                 return
             if record.state is not State.VIEW:
                 self._volumes.create(directory)
@@ -204,14 +207,8 @@ class Operations:
             InvalidArgumentError: The record would be too large.
         """
         record = snapshot.record._replace(labels=labels, updated=_not_before(snapshot.record))
-        data = self._encode(record)
-        with self._store.directory(snapshot.id) as directory:
-            try:
-                self._store.write(directory, data)
-                self._volumes.barrier(directory.fd)
-            except BaseException:
-                self._restore(directory, snapshot)
-                raise
+        self._encode(record)
+        self._replace(snapshot, record)
         return record
 
     def mark_removed(self, snapshot: Snapshot) -> None:
@@ -253,9 +250,7 @@ class Operations:
         with self._index.change(snapshot.key):
             record = snapshot.record._replace(suspect=True)
             try:
-                with self._store.directory(snapshot.id) as directory:
-                    self._write(directory, record)
-                    self._volumes.barrier(directory.fd)
+                self._replace(snapshot, record)
             except OSError as error:
                 Event.UNSETTLED.emit(key=snapshot.key, id=snapshot.id, error=str(error))
                 self._index.update(snapshot, record, settled=False)
@@ -362,14 +357,7 @@ class Operations:
     def _write_without_source(self, committed: Snapshot, *, barrier: bool) -> None:
         record = committed.record._replace(source="")
         try:
-            with self._store.directory(committed.id) as directory:
-                try:
-                    self._write(directory, record)
-                    if barrier:
-                        self._volumes.barrier(directory.fd)
-                except BaseException:
-                    self._restore(directory, committed)
-                    raise
+            self._replace(committed, record, barrier=barrier)
         except OSError as error:
             # A lost or damaged layer must not keep its former key from being used again.
             if not (isinstance(error, FileNotFoundError) or is_damage(error)):
@@ -397,6 +385,19 @@ class Operations:
                 f"and a record has room for {limit}"
             )
         return data
+
+    def _replace(self, snapshot: Snapshot, record: Record, *, barrier: bool = True) -> None:
+        """
+        Replace the record of *snapshot* on disk, durably with a *barrier*. If a step fails, the former record is back.
+        """
+        with self._store.directory(snapshot.id) as directory:
+            try:
+                self._write(directory, record)
+                if barrier:
+                    self._volumes.barrier(directory.fd)
+            except BaseException:
+                self._restore(directory, snapshot)
+                raise
 
     def _write(self, directory: Directory, record: Record) -> None:
         self._store.write(directory, records.encode(record))
