@@ -221,6 +221,23 @@ def test_repair_bit_flip() -> None:
                 assert records.repair_bit_flip(bytes(damaged), read) is None
 
 
+@pytest.mark.parametrize("position", [8, 17, 300_000, 599_999])
+def test_repair_bit_flip_in_a_large_record(position: int) -> None:
+    """
+    A flipped bit is found in any place of a large record, without a checksum for each of its bits.
+    """
+    data = records.seal({"text": "x" * 600_000})
+    damaged = bytearray(data)
+    damaged[position] ^= 0x10
+    reads = iter(range(200))
+
+    def read(data: bytes) -> object:
+        next(reads)
+        return records.unseal(data)
+
+    assert records.repair_bit_flip(bytes(damaged), read) == data
+
+
 def test_states() -> None:
     """
     Each state has the kind that callers see, and a commit in progress yields the record of the committed snapshot.
