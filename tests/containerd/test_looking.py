@@ -66,7 +66,14 @@ def walked(root: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def test_looking(emptied: Containerd, daemon: Daemon, image: Image, directory: Path, said: Said) -> None:
+def test_looking(
+    emptied: Containerd,
+    daemon: Daemon,
+    image: Image,
+    directory: Path,
+    said: Said,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """
     Every number of every read-only command equals the count of a walk, of containerd or of the btrfs command.
 
@@ -157,7 +164,14 @@ def test_looking(emptied: Containerd, daemon: Daemon, image: Image, directory: P
     assert list(unused["labels"]) == ["containerd.io/gc.root"]
     unknown = references.find(str(emptied.address), PLUGIN, f"{emptied.namespace}/1/none")
     assert unknown == References(emptied.namespace, "none", False)
-    assert said("why", rows["unused"]["name"], "--containerd", f"{emptied.address}.none")["containerd"] is None
+    why = said("why", rows["unused"]["name"], "--containerd", f"{emptied.address}.none")
+    assert (why["containerd"], why["unasked"]) == (
+        None,
+        f"no answer from containerd at '{emptied.address}.none': No such file or directory",
+    )
+    monkeypatch.delenv("CONTAINERD_ADDRESS", raising=False)
+    monkeypatch.setattr(references, "SOCKETS", (f"{emptied.address}.none", str(emptied.address)))
+    assert said("why", rows["unused"]["name"])["containerd"] == unused
 
     predicted = said("frees", rows["unused"]["name"])["size"]
     assert predicted == DATA

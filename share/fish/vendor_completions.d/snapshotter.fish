@@ -206,7 +206,7 @@ complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshott
 complete -c snapshotter -n '_shtab_snapshotter_using why' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using why' -l root -xka "(__fish_complete_directories)" -d 'root of the store (default: $SNAPSHOTTER_ROOT)'
 complete -c snapshotter -n '_shtab_snapshotter_using why' -l json -d 'print JSON in the format of docs/cli.md and schema.json'
-complete -c snapshotter -n '_shtab_snapshotter_using why' -l containerd -xka "(__fish_complete_path (commandline -ct))" -d 'socket of containerd (default: /run/containerd/containerd.sock)'
+complete -c snapshotter -n '_shtab_snapshotter_using why' -l containerd -xka "(__fish_complete_path (commandline -ct))" -d 'socket of containerd (default: $CONTAINERD_ADDRESS, else the sockets of containerd, k3s and RKE2)'
 complete -c snapshotter -n '_shtab_snapshotter_using why; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d KEY
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a diff -d 'List the changed paths between a snapshot and one of its ancestors.'
 complete -c snapshotter -n '_shtab_snapshotter_using diff' -s h -l help -d 'show this help message and exit'

@@ -20,6 +20,8 @@ _ROW_SECONDS = 1.0
 
 _SOCKET_HELP = "socket of containerd (default: $CONTAINERD_ADDRESS, else the sockets of containerd, k3s and RKE2)"
 
+UNASKED = (UnavailableError, ModuleNotFoundError)  # the errors of asking containerd
+
 T = TypeVar("T")
 
 
@@ -54,6 +56,32 @@ def is_foreign(client: str, keys: Iterable[str]) -> bool:
     return any(len(parts := key.split("/", 2)) == 3 and parts[1].isdecimal() for key in keys)
 
 
+def sockets(parsed: argparse.Namespace, client: str) -> list[str]:
+    """
+    Return the sockets of containerd to ask about the store of *client*.
+
+    Raises:
+        UnavailableError: No socket exists, or the store's record lost the name of its client.
+        ModuleNotFoundError: The extra for asking is not installed.
+    """
+    from snapshotter.analysis import references
+
+    if not client:
+        raise UnavailableError(
+            "the store's record lost the name of its client: bind it again with `snapshotter init --client NAME`"
+        )
+    return references.sockets(parsed.containerd)
+
+
+def unasked(error: Exception) -> str:
+    """
+    Return the reason why containerd was not asked, for an error among `UNASKED`.
+    """
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is missing: pip install 'btrfs-snapshotter[daemon]'"
+    return str(error)
+
+
 def refusals(parsed: argparse.Namespace, client: str, keys: Collection[str]) -> dict[str, FailedPreconditionError]:
     """
     Return the reasons against the removal of snapshots, by key, for those of *keys* that have to stay.
@@ -81,10 +109,8 @@ def ask(parsed: argparse.Namespace, question: Callable[[], T]) -> T | None:
     """
     try:
         return question()
-    except ModuleNotFoundError as error:
-        reason = f"{error.name} is missing: pip install 'btrfs-snapshotter[daemon]'"
-    except UnavailableError as error:
-        reason = str(error)
+    except UNASKED as error:
+        reason = unasked(error)
     if not parsed.containerd_is_gone:
         raise FailedPreconditionError(
             f"the store is containerd's, which cannot be asked for its needs: {reason}; start it and the daemon, or "
@@ -130,7 +156,7 @@ def check_rebinding(parsed: argparse.Namespace, client: str, keys: Collection[st
         return
     if not client:
         if parsed.client == LOCAL:
-            ask(parsed, _unnamed)
+            ask(parsed, lambda: sockets(parsed, client))
         return
     needed = ask(parsed, lambda: _needed(parsed, client))
     for (namespace, name), reference in (needed or {}).items():
@@ -143,27 +169,17 @@ def check_rebinding(parsed: argparse.Namespace, client: str, keys: Collection[st
 def _answers(parsed: argparse.Namespace, client: str, keys: Iterable[str]) -> "dict[str, Answer]":
     from snapshotter.analysis import references
 
-    if not client:
-        _unnamed()
-    addresses = references.sockets(parsed.containerd)
+    addresses = sockets(parsed, client)
     # A key without containerd's form is asked for like a name, so that containerd has to answer for it as well.
     asked = {key: key if references.split(key) else f"default/0/{key}" for key in keys}
     return {key: references.find_anywhere(addresses, client, name) for key, name in asked.items()}
 
 
-def _unnamed() -> None:
-    raise UnavailableError(
-        "the store's record lost the name of its client: bind it again with `snapshotter init --client NAME`"
-    )
-
-
 def _needed(parsed: argparse.Namespace, client: str) -> dict[tuple[str, str], str]:
     from snapshotter.analysis import references
 
-    if not client:
-        _unnamed()
     found: dict[tuple[str, str], str] = {}
-    for address in references.sockets(parsed.containerd):
+    for address in sockets(parsed, client):
         found |= references.needed(address, client)
     return found
 

@@ -9,7 +9,7 @@ from snapshotter.analysis import inventory, space
 from snapshotter.cli import arguments, output, protection, waiting
 from snapshotter.cli.codes import DONE, INCONSISTENT, complain
 from snapshotter.cli.confirmation import agreed
-from snapshotter.errors import FailedPreconditionError, UnavailableError
+from snapshotter.errors import FailedPreconditionError
 from snapshotter.maintenance import doctor, quarantine, repair
 from snapshotter.store.layout import QUARANTINE
 from snapshotter.text import printable
@@ -102,8 +102,8 @@ def _keep(parsed: argparse.Namespace, client: str, parents: Mapping[str, str]) -
         return False
     try:
         lost = protection.lost(parsed, client, parents)
-    except (UnavailableError, ModuleNotFoundError) as error:
-        reason = f"containerd cannot be asked: {error}"
+    except protection.UNASKED as error:
+        reason = f"containerd cannot be asked: {protection.unasked(error)}"
     else:
         if not lost:
             return False

@@ -3,35 +3,29 @@
 """
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from snapshotter.analysis import holders
-from snapshotter.cli import arguments, display, output
-from snapshotter.errors import InvalidArgumentError, UnavailableError
-from snapshotter.model import LOCAL
+from snapshotter.cli import arguments, display, output, protection
+from snapshotter.errors import InvalidArgumentError
 from snapshotter.text import printable
 
 if TYPE_CHECKING:
     from snapshotter.analysis.references import References
 
-_CONTAINERD = "/run/containerd/containerd.sock"
-
 
 def add(commands: arguments.Commands) -> None:
     why = commands.add("why", _why, arguments.KEY, arguments.JSON, example="snapshotter why base")
-    why.add_argument(
-        "--containerd", metavar="SOCKET", default=_CONTAINERD, help="socket of containerd (default: %(default)s)"
-    )
+    protection.add_socket(why)
 
 
 def _why(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store:
         found = holders.find(store, parsed.key)
-    references, unasked = (None, "") if found.removed else _ask_containerd(parsed, store.client)
+    references, unasked = (None, "") if found.removed else _ask_containerd(parsed, store.opened.ownership.client)
     if parsed.json:
         mounts = [mount._asdict() for mount in found.mounts]
-        others = {"mounts": mounts, "containerd": references and output.values(references)}
+        others = {"mounts": mounts, "containerd": references and output.values(references), "unasked": unasked}
         output.print_json(output.values(found) | others)
         return
     fields = [("child", name) for name in found.children]
@@ -50,26 +44,25 @@ def _why(parsed: argparse.Namespace) -> None:
     if found.removed:
         print("the snapshot is removed, and destroyed once nothing is mounted")
     elif not fields:
-        print("nothing keeps the snapshot")
+        print("no child, mount or process keeps the snapshot" if unasked else "nothing keeps the snapshot")
     if unasked:
-        print(printable(f"cannot ask containerd: {unasked}"), file=sys.stderr)
+        print(printable(f"containerd was not asked: {unasked}"))
 
 
 def _ask_containerd(parsed: argparse.Namespace, client: str) -> "tuple[References | None, str]":
     """
-    Return containerd's references to a snapshot, or why containerd cannot be asked.
+    Return containerd's references to a snapshot of *client*, or the reason why containerd was not asked.
 
     Both are empty if the snapshot is not one of containerd's.
     """
-    if client == LOCAL:
+    if not protection.is_foreign(client, [parsed.key]):
         return None, ""
     try:
+        addresses = protection.sockets(parsed, client)
         from snapshotter.analysis import references
 
-        return references.find(parsed.containerd, client, parsed.key), ""
+        return references.find_anywhere(addresses, client, parsed.key).references, ""
     except InvalidArgumentError:
         return None, ""
-    except UnavailableError as error:
-        return None, str(error)
-    except ModuleNotFoundError as error:
-        return None, f"{error.name} is missing: pip install 'btrfs-snapshotter[daemon]'"
+    except protection.UNASKED as error:
+        return None, protection.unasked(error)
