@@ -24,7 +24,7 @@ from snapshotter.api.snapshots_grpc import SnapshotsStub
 from snapshotter.errors import Error, FailedPreconditionError, InvalidArgumentError, UnavailableError, quoted
 from snapshotter.model import Info, Mount, Usage
 
-__all__ = ["Client"]
+__all__ = ["Client", "check_serving"]
 
 _ERRORS = {code: kind for kind, code in CODES.items()}
 
@@ -180,6 +180,21 @@ class Client:
     def _late(self) -> UnavailableError:
         limit = "in time" if self._timeout is None else f"within {self._timeout:g} s"
         return UnavailableError(f"no answer from {self.address!r} {limit}: it may still finish the call")
+
+
+def check_serving(address: str | os.PathLike[str], timeout: float = 5.0) -> None:
+    """
+    Raise an error unless a service at *address* answers and has its store open.
+
+    Args:
+        timeout: The time limit, in seconds.
+
+    Raises:
+        UnavailableError: No service answers in time, or its store is not open.
+    """
+    with Client(address, timeout=timeout) as client:
+        if not client.serving():
+            raise UnavailableError(f"the daemon at {client.address!r} is opening its store, or its filesystem failed")
 
 
 @contextlib.contextmanager

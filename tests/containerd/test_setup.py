@@ -6,10 +6,15 @@ import json
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from snapshotter import Snapshotter
+from snapshotter.testing import DirectoryVolumes
+from tests.snapshotter.serving import serving
 
 from .images import Image
 from .processes import CRI, DISABLED, PLUGIN, SNAPSHOTTER, Containerd, Daemon, wait_until
@@ -26,11 +31,12 @@ SETTINGS = {  # existing settings of the CRI
 
 class Node:
     """
-    The configuration of a containerd, in *directory*.
+    The configuration of a containerd, in *directory*, for the daemon at *address*.
     """
 
-    def __init__(self, release: Path, directory: Path) -> None:
+    def __init__(self, release: Path, directory: Path, address: Path) -> None:
         self._containerd = release / "containerd"
+        self.address = address
         self.main = directory / "config.toml"
         self.drop_in = directory / "conf.d/snapshotter.toml"
         [version] = re.findall(r"^version = (\d)$", self._run("config", "default"), re.MULTILINE)
@@ -48,7 +54,7 @@ class Node:
         Run ``snapshotter setup containerd``.
         """
         command = [SNAPSHOTTER, "setup", "containerd", "--containerd", self._containerd]
-        command += ["--containerd-config", self.main, "--name", PLUGIN, *arguments]
+        command += ["--containerd-config", self.main, "--name", PLUGIN, "--address", self.address, *arguments]
         return subprocess.run(command, capture_output=True, text=True)
 
     def write(self, *arguments: str) -> str:
@@ -67,8 +73,13 @@ class Node:
 
 
 @pytest.fixture
-def node(release: Path, tmp_path: Path) -> Node:
-    return Node(release, tmp_path)
+def node(release: Path, tmp_path: Path) -> Iterator[Node]:
+    with (
+        serving() as server,
+        Snapshotter.create(tmp_path / "store", volumes=DirectoryVolumes) as store,
+    ):
+        server.open(store)
+        yield Node(release, tmp_path, Path(server.address))
 
 
 def test_drop_in(node: Node) -> None:
@@ -135,7 +146,7 @@ def test_check_reads_a_pipe(node: Node) -> None:
     dump = subprocess.run(
         [node._containerd, "--config", node.main, "config", "dump"], capture_output=True, text=True, check=True
     )
-    command = [SNAPSHOTTER, "setup", "containerd", "--name", PLUGIN, "--check", "-"]
+    command = [SNAPSHOTTER, "setup", "containerd", "--name", PLUGIN, "--address", node.address, "--check", "-"]
     check = subprocess.run(command, input=dump.stdout, capture_output=True, text=True)
     old = node.version == 2  # which has no exports
     assert (check.returncode, check.stdout.count("\n")) == (int(old), 1), check
@@ -146,10 +157,10 @@ def test_in_use(release: Path, daemon: Daemon, directory: Path, image: Image, re
     containerd starts with the drop-in, and pulls and runs with its settings.
     """
     containerd = Containerd(release, daemon, directory)
-    node = Node(release, directory)
+    node = Node(release, directory, daemon.address)
     disabled = json.dumps(DISABLED + CRI)
     node.main.write_text(f"version = {node.version}\ndisabled_plugins = {disabled}\n{node.imports()}")
-    node.write("--root", str(daemon.root), "--address", str(daemon.address))
+    node.write("--root", str(daemon.root))
     try:
         containerd.start()
         assert re.search(rf"snapshotter\.v1 +{PLUGIN} .* ok", containerd.ctr("plugins", "ls"))

@@ -276,7 +276,7 @@ complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l contai
 complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l containerd-config -xka "(__fish_complete_path (commandline -ct))" -d 'main configuration file (default: /etc/containerd/config.toml)'
 complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l config-version -xka "2 3 4" -d 'version of the configuration file, instead of running containerd'
 complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l write -xka "(__fish_complete_path (commandline -ct))" -d 'write this file instead of printing it'
-complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l check -xka "(__fish_complete_path (commandline -ct))" -d 'list settings missing from `containerd config dump` (or its output in FILE or -); 1 if any'
+complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l check -xka "(__fish_complete_path (commandline -ct))" -d 'list settings missing from `containerd config dump` (or its output in FILE or -), and whether nothing answers at the address; 1 if any'
 complete -c snapshotter -n '_shtab_snapshotter_using setup; and test $_shtab_snapshotter_npos -eq 0' -a systemd -d 'Print or write the systemd units of the daemon.'
 complete -c snapshotter -n '_shtab_snapshotter_using setup systemd' -s h -l help -d 'show this help message and exit'
 complete -c snapshotter -n '_shtab_snapshotter_using setup systemd' -l root -xka "(__fish_complete_directories)" -d 'root of the store (default: $SNAPSHOTTER_ROOT)'

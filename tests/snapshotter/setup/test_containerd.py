@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter import cli
+from snapshotter import Snapshotter, cli
 from snapshotter.cli import codes
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
 from snapshotter.setup import containerd
 from snapshotter.setup.containerd import ConfigVersion, Main, Plugin, Version, advice, drop_in, missing
+from snapshotter.testing import DirectoryVolumes
+from tests.snapshotter.serving import serving
 
 PLUGIN = Plugin("btrfs-snapshotter", "/var/lib/btrfs-snapshotter", "/run/btrfs-snapshotter/snapshotter.sock")
 CRI = Plugin(PLUGIN.name, PLUGIN.root, PLUGIN.address, cri=True)
@@ -314,6 +316,35 @@ def test_check_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     dump.write_text("version = 3")
     assert cli.main(["setup", "containerd", "--check", str(dump), "--cri"]) == 1
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_check_of_the_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    A check of this machine fails if no daemon with an open store answers at the address.
+    """
+    program = tmp_path / "containerd"
+
+    def check(address: str) -> tuple[int, str]:
+        text = GOOD.replace(PLUGIN.address, address)
+        program.write_text(f"#!/bin/sh\ncat <<'EOF'\n{text}EOF\n")
+        program.chmod(0o755)
+        command = ["setup", "containerd", "--containerd", str(program), "--containerd-config", f"{tmp_path}/none"]
+        code = cli.main([*command, "--check", "--root", PLUGIN.root, "--address", address])
+        return code, capsys.readouterr().out
+
+    where = f"proxy_plugins.{PLUGIN.name}.address:"
+    missing = f"{tmp_path}/missing"
+    why = "[Errno 2] No such file or directory; start the daemon"
+    assert check(missing) == (1, f"{where} no answer from '{missing}': {why}\n")
+    with serving() as server:
+        code, out = check(server.address)
+        assert code == 1
+        assert out.startswith(
+            f"{where} the daemon at '{server.address}' is opening its store, or its filesystem failed;"
+        )
+        with Snapshotter.create(tmp_path / "store", volumes=DirectoryVolumes) as store:
+            server.open(store)
+            assert check(server.address) == (0, "nothing is missing\n")
 
 
 def test_systemd_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

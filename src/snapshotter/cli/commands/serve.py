@@ -9,10 +9,7 @@ import sys
 
 from snapshotter.cli import arguments
 from snapshotter.daemon import config
-from snapshotter.errors import UnavailableError
 from snapshotter.text import printable
-
-PING_SECONDS = 5.0
 
 
 def add(commands: arguments.Commands) -> None:
@@ -61,9 +58,7 @@ def _config(parsed: argparse.Namespace) -> None:
 
 def _ping(parsed: argparse.Namespace) -> None:
     address = arguments.load_settings(parsed).config.address
-    from snapshotter.client import Client
+    from snapshotter.client import check_serving
 
-    with Client(address, timeout=PING_SECONDS) as client:
-        if not client.serving():
-            raise UnavailableError(f"the daemon at {address!r} is opening its store, or its filesystem failed")
+    check_serving(address)
     print(f"{printable(address)} serves")

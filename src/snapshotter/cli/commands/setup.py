@@ -57,7 +57,8 @@ def add(commands: arguments.Commands) -> None:
         metavar="FILE",
         nargs="?",
         const="",
-        help="list settings missing from `containerd config dump` (or its output in FILE or -); 1 if any",
+        help="list settings missing from `containerd config dump` (or its output in FILE or -), and whether nothing "
+        "answers at the address; 1 if any",
     )
     to_systemd = targets.add(
         "systemd",
@@ -73,6 +74,8 @@ def _setup_containerd(parsed: argparse.Namespace) -> int:
     plugin = containerd.Plugin(parsed.name, settings.root, settings.address, parsed.cri)
     if parsed.check is not None:
         lacks = containerd.missing(plugin, _dump(parsed))
+        if not parsed.check:  # a dump in a file may be of another machine
+            lacks += _unanswered(plugin)
         for line in lacks or ["nothing is missing"]:
             print(printable(line))
         return FAILED if lacks else DONE
@@ -96,6 +99,19 @@ def _dump(parsed: argparse.Namespace) -> str:
         return sys.stdin.read()
     with open(parsed.check, encoding="utf-8", errors="replace") as file:
         return file.read()
+
+
+def _unanswered(plugin: containerd.Plugin) -> list[str]:
+    """
+    Return a line if no daemon serves at the address of *plugin*.
+    """
+    from snapshotter.client import check_serving
+
+    try:
+        check_serving(plugin.address)
+    except Error as error:
+        return [f"proxy_plugins.{plugin.name}.address: {error}; start the daemon"]
+    return []
 
 
 def _setup_systemd(parsed: argparse.Namespace) -> None:
