@@ -4,18 +4,32 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
+#include <sys/wait.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
 #define PYBTRFS_DIRECTORY (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
 
+#ifndef SYS_open_tree
+#define SYS_open_tree 428
+#endif
+#ifndef SYS_move_mount
+#define SYS_move_mount 429
+#endif
+#ifndef SYS_mount_setattr
+#define SYS_mount_setattr 442
+#endif
 #ifndef SYS_openat2
 #define SYS_openat2 437 /* on every architecture */
 #endif
@@ -64,6 +78,62 @@ int pybtrfs_mount(const char *source, const char *target, const char *fstype, un
 int pybtrfs_umount2(const char *target, int flags)
 {
     return umount2(target, flags) < 0 ? -errno : 0;
+}
+
+int pybtrfs_open_tree(int dirfd, const char *path, unsigned int flags)
+{
+    int fd = (int)syscall(SYS_open_tree, dirfd, path, flags);
+    return fd < 0 ? -errno : fd;
+}
+
+int pybtrfs_move_mount(int from_dirfd, const char *from_path, int to_dirfd, const char *to_path, unsigned int flags)
+{
+    return syscall(SYS_move_mount, from_dirfd, from_path, to_dirfd, to_path, flags) < 0 ? -errno : 0;
+}
+
+int pybtrfs_mount_setattr(int dirfd, const char *path, unsigned int flags, const struct pybtrfs_mount_attr *attr)
+{
+    return syscall(SYS_mount_setattr, dirfd, path, flags, attr, sizeof(*attr)) < 0 ? -errno : 0;
+}
+
+/* Write a map of ids in one call to write(2), as the kernel requires. Return 0 or -errno. */
+static int pybtrfs_write_map(pid_t pid, const char *name, const char *map)
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, name);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    int result = write(fd, map, strlen(map)) < 0 ? -errno : 0;
+    close(fd);
+    return result;
+}
+
+int pybtrfs_user_namespace(const char *uid_map, const char *gid_map)
+{
+    /* Without an exit signal, so that the program's own waiting for children never meets this one. */
+    pid_t pid = (pid_t)syscall(SYS_clone, CLONE_NEWUSER, NULL, NULL, NULL, 0);
+    if (pid < 0)
+        return -errno;
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;)
+            pause();
+    }
+    int result = pybtrfs_write_map(pid, "uid_map", uid_map);
+    if (!result)
+        result = pybtrfs_write_map(pid, "gid_map", gid_map);
+    if (!result) {
+        char path[64];
+        snprintf(path, sizeof(path), "/proc/%d/ns/user", (int)pid);
+        result = open(path, O_RDONLY | O_CLOEXEC);
+        if (result < 0)
+            result = -errno;
+    }
+    kill(pid, SIGKILL);
+    while (waitpid(pid, NULL, __WCLONE) < 0 && errno == EINTR)
+        ;
+    return result;
 }
 
 int pybtrfs_syncfs(int fd)

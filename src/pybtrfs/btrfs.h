@@ -61,6 +61,23 @@ int pybtrfs_mount(const char *source, const char *target, const char *fstype, un
 /* Call umount2(2). Return 0 or -errno. */
 int pybtrfs_umount2(const char *target, int flags);
 
+/* Call open_tree(2). Return the new fd or -errno. */
+int pybtrfs_open_tree(int dirfd, const char *path, unsigned int flags);
+
+/* Call move_mount(2). Return 0 or -errno. */
+int pybtrfs_move_mount(int from_dirfd, const char *from_path, int to_dirfd, const char *to_path, unsigned int flags);
+
+/* Call mount_setattr(2). Return 0 or -errno. */
+int pybtrfs_mount_setattr(int dirfd, const char *path, unsigned int flags, const struct pybtrfs_mount_attr *attr);
+
+/*
+ * Create a user namespace with two maps, in the format of /proc/PID/uid_map. Return an fd of it, close-on-exec, or
+ * -errno.
+ *
+ * A child process of the call holds the namespace until its maps are written. It ends with the call, and sends no signal.
+ */
+int pybtrfs_user_namespace(const char *uid_map, const char *gid_map);
+
 /* Call syncfs(2). Return 0 or -errno. */
 int pybtrfs_syncfs(int fd);
 

@@ -393,6 +393,17 @@ struct pybtrfs_open_how {
 #define PYBTRFS_STATMOUNT_MNT_POINT 0x10ULL
 #define PYBTRFS_STATMOUNT_MNT_OPTS 0x80ULL
 #define PYBTRFS_MOUNT_ATTR_RDONLY 0x01
+#define PYBTRFS_MOUNT_ATTR_IDMAP 0x00100000
+
+#define PYBTRFS_OPEN_TREE_CLONE 1
+#define PYBTRFS_MOVE_MOUNT_F_EMPTY_PATH 0x04
+
+struct pybtrfs_mount_attr {
+    uint64_t attr_set;
+    uint64_t attr_clr;
+    uint64_t propagation;
+    uint64_t userns_fd;
+};
 
 struct pybtrfs_mnt_ns_info {
     uint32_t size;
@@ -527,6 +538,7 @@ _Static_assert(sizeof(struct pybtrfs_ioctl_qgroup_limit_args) == 48, "qgroup_lim
 _Static_assert(sizeof(struct pybtrfs_loop_info64) == 232, "loop_info64");
 _Static_assert(sizeof(struct pybtrfs_loop_config) == 304, "loop_config");
 _Static_assert(sizeof(struct pybtrfs_open_how) == 24, "open_how");
+_Static_assert(sizeof(struct pybtrfs_mount_attr) == 32, "mount_attr");
 _Static_assert(sizeof(struct pybtrfs_mnt_ns_info) == 16, "mnt_ns_info");
 _Static_assert(sizeof(struct pybtrfs_mnt_id_req) == 32, "mnt_id_req");
 _Static_assert(offsetof(struct pybtrfs_statmount, mnt_ns_id) == 112, "statmount.mnt_ns_id");

@@ -26,6 +26,16 @@ MS_BIND: int = lib.MS_BIND
 MS_REC: int = lib.MS_REC
 MS_PRIVATE: int = lib.MS_PRIVATE
 
+MOUNT_ATTR_RDONLY: int = lib.PYBTRFS_MOUNT_ATTR_RDONLY
+MOUNT_ATTR_IDMAP: int = lib.PYBTRFS_MOUNT_ATTR_IDMAP
+
+OPEN_TREE_CLONE: int = lib.PYBTRFS_OPEN_TREE_CLONE
+MOVE_MOUNT_F_EMPTY_PATH: int = lib.PYBTRFS_MOVE_MOUNT_F_EMPTY_PATH
+
+AT_FDCWD: int = lib.AT_FDCWD
+AT_EMPTY_PATH: int = lib.AT_EMPTY_PATH
+AT_RECURSIVE: int = lib.AT_RECURSIVE
+
 MNT_FORCE: int = lib.MNT_FORCE
 MNT_DETACH: int = lib.MNT_DETACH
 UMOUNT_NOFOLLOW: int = lib.UMOUNT_NOFOLLOW
@@ -74,6 +84,67 @@ def umount2(target: _PathLike, flags: int = 0) -> None:
         flags: ``MNT_*`` and ``UMOUNT_*`` flags.
     """
     check(call(lib.pybtrfs_umount2, _text(target), flags), "umount2", "CAP_SYS_ADMIN", target)
+
+
+def open_tree(dirfd: int, path: _PathLike, flags: int) -> int:
+    """
+    Open the mount that contains *path*, relative to *dirfd*, and return the fd, close-on-exec.
+
+    Issues open_tree(2) (Linux 5.2). ``OPEN_TREE_CLONE`` needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        flags: ``OPEN_TREE_CLONE`` copies the mount; the copy is attached nowhere, and ends with the fd. With it,
+            ``AT_RECURSIVE`` copies the mounts below, too.
+    """
+    result = call(lib.pybtrfs_open_tree, dirfd, _text(path), flags | os.O_CLOEXEC)
+    return check(result, "open_tree", "CAP_SYS_ADMIN", path)
+
+
+def move_mount(from_dirfd: int, from_path: _PathLike, to_dirfd: int, to_path: _PathLike, flags: int) -> None:
+    """
+    Move the mount at *from_path*, relative to *from_dirfd*, to *to_path*, relative to *to_dirfd*.
+
+    Issues move_mount(2) (Linux 5.2), which needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        flags: With ``MOVE_MOUNT_F_EMPTY_PATH``, an empty *from_path* stands for *from_dirfd*.
+    """
+    result = call(lib.pybtrfs_move_mount, from_dirfd, _text(from_path), to_dirfd, _text(to_path), flags)
+    check(result, "move_mount", "CAP_SYS_ADMIN", to_path)
+
+
+def mount_setattr(
+    dirfd: int, path: _PathLike, flags: int, *, attr_set: int = 0, attr_clr: int = 0, userns_fd: int = 0
+) -> None:
+    """
+    Change the attributes of the mount at *path*, relative to *dirfd*.
+
+    Issues mount_setattr(2) (Linux 5.12), which needs ``CAP_SYS_ADMIN``.
+
+    Args:
+        flags: ``AT_EMPTY_PATH`` and ``AT_RECURSIVE``.
+        attr_set: The ``MOUNT_ATTR_*`` flags to set.
+        attr_clr: The ``MOUNT_ATTR_*`` flags to clear.
+        userns_fd: The user namespace whose maps ``MOUNT_ATTR_IDMAP`` applies. The mount must be attached nowhere. btrfs
+            supports it since Linux 5.15.
+    """
+    attr = new("struct pybtrfs_mount_attr *", {"attr_set": attr_set, "attr_clr": attr_clr, "userns_fd": userns_fd})
+    result = call(lib.pybtrfs_mount_setattr, dirfd, _text(path), flags, attr)
+    check(result, "mount_setattr", "CAP_SYS_ADMIN", path)
+
+
+def user_namespace(uid_map: str, gid_map: str) -> int:
+    """
+    Create a user namespace for ``MOUNT_ATTR_IDMAP``, and return its fd, close-on-exec.
+
+    Issues clone(2). Needs ``CAP_SETUID`` and ``CAP_SETGID`` for other ids than the caller's.
+
+    Args:
+        uid_map: A line ``CONTAINER HOST SIZE`` for each range, as in ``/proc/PID/uid_map``.
+        gid_map: As above, of groups.
+    """
+    result = call(lib.pybtrfs_user_namespace, _text(uid_map), _text(gid_map))
+    return check(result, "clone, /proc/PID/uid_map", "CAP_SETUID and CAP_SETGID")
 
 
 def syncfs(fd: int) -> None:

@@ -7,6 +7,7 @@ import errno
 import gc
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from pybtrfs import device, ioctl, items, subvolume, syscall
 from pybtrfs.items import Key
+from pybtrfs.path import owned
 from pybtrfs.tree_search import search
 
 
@@ -109,6 +111,60 @@ def test_mount(btrfs: Path, unprivileged: Callable[..., Any]) -> None:
         assert os.statvfs(target).f_flag & 4  # nodev
     finally:
         syscall.umount2(target, syscall.UMOUNT_NOFOLLOW)
+
+
+@pytest.mark.btrfs
+def test_mapped_mount(btrfs: Path, tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    Root makes a copy of a mount with mapped ids. For an ordinary user, the errors name the missing privilege.
+    """
+    (btrfs / "file").touch()
+    with (
+        owned(syscall.user_namespace("0 100000 10\n", "0 200000 10\n")) as namespace,
+        owned(syscall.open_tree(syscall.AT_FDCWD, btrfs, syscall.OPEN_TREE_CLONE)) as tree,
+    ):
+        assert not os.get_inheritable(namespace)
+        assert not os.get_inheritable(tree)
+        attributes = syscall.MOUNT_ATTR_IDMAP | syscall.MOUNT_ATTR_RDONLY
+        syscall.mount_setattr(tree, "", syscall.AT_EMPTY_PATH, attr_set=attributes, userns_fd=namespace)
+        syscall.move_mount(tree, "", syscall.AT_FDCWD, tmp_path, syscall.MOVE_MOUNT_F_EMPTY_PATH)
+    try:
+        status = (tmp_path / "file").stat()
+        assert (status.st_uid, status.st_gid) == (100000, 200000)
+        syscall.mount_setattr(syscall.AT_FDCWD, tmp_path, 0, attr_clr=syscall.MOUNT_ATTR_RDONLY)
+        os.chown(tmp_path / "file", 100003, 200000)
+    finally:
+        syscall.umount2(tmp_path)
+    assert (btrfs / "file").stat().st_uid == 3
+    with pytest.raises(PermissionError):
+        unprivileged(lambda: syscall.user_namespace("0 1 1\n", "0 1 1\n"))
+    calls: list[Callable[[], object]] = [
+        lambda: syscall.open_tree(syscall.AT_FDCWD, "/", syscall.OPEN_TREE_CLONE),
+        lambda: syscall.move_mount(syscall.AT_FDCWD, "/", syscall.AT_FDCWD, "/", 0),
+        lambda: syscall.mount_setattr(syscall.AT_FDCWD, "/", 0, attr_set=1),
+    ]
+    for call in calls:
+        with pytest.raises(PermissionError) as caught:
+            unprivileged(call)
+        assert caught.value.__notes__[1] == "needs CAP_SYS_ADMIN"
+
+
+def test_user_namespace_leaves_nothing() -> None:
+    """
+    Neither a child nor a descriptor remains after a user namespace was refused.
+    """
+    left = [Path(f"/proc/self/task/{threading.get_native_id()}/children"), Path("/proc/self/fd")]
+
+    def there() -> tuple[str, int]:
+        return left[0].read_text(), len(os.listdir(left[1]))
+
+    before = there()
+    with pytest.raises(ValueError, match="embedded null byte"):
+        syscall.user_namespace("0 1 1\0", "")
+    for maps in (("malformed", "0 1 1"), ("0 1 1", "malformed")):
+        with pytest.raises(OSError, match="Invalid argument"):
+            syscall.user_namespace(*maps)
+    assert there() == before
 
 
 @pytest.mark.btrfs
