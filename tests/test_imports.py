@@ -74,7 +74,7 @@ INSIDE = {
         "ownership recovery worker write_errors",
         "operations",
     ),
-    "snapshotter.contract": ("filters labels session", "opening", "snapshotter", ""),
+    "snapshotter.contract": ("filters idmap labels session", "opening", "snapshotter", ""),
     "snapshotter.analysis": (
         "",
         "difference family inventory references treemap",

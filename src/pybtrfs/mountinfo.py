@@ -120,9 +120,10 @@ class _Own(NamedTuple):
     points: tuple[bytes, ...]
 
 
-def inherited(path: str) -> list[str]:
+def inherited(path: str | int) -> list[str]:
     """
-    Return the mount options of *path* that a bind mount inherits and that break containers: nosuid, nodev, noexec.
+    Return the mount options of *path*, a path or an fd, that a bind mount inherits and that break containers: nosuid,
+    nodev, noexec.
     """
     flags = os.statvfs(path).f_flag
     return [name for flag, name in _INHERITED.items() if flags & flag]

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 __all__ = [
     "EPOCH",
     "LOCAL",
+    "IdMap",
     "Info",
     "Kind",
     "Located",
@@ -77,6 +78,28 @@ class Mount(NamedTuple):
     source: str
     target: str = ""
     options: tuple[str, ...] = ()
+
+
+class IdMap(NamedTuple):
+    """
+    The map from the ids in a container's user namespace to ids of the host.
+
+    Args:
+        uids: The map of users, as ``CONTAINER:HOST:SIZE[,...]``.
+        gids: The map of groups.
+        owner: The uid of the host that the container's root has.
+    """
+
+    uids: str
+    gids: str
+    owner: int
+
+    @property
+    def options(self) -> tuple[str, str]:
+        """
+        The options of a mount, in containerd's form.
+        """
+        return f"uidmap={self.uids}", f"gidmap={self.gids}"
 
 
 class Usage(NamedTuple):

@@ -9,45 +9,72 @@ from collections.abc import Iterable, Iterator
 
 from pybtrfs import filesystem, subvolume, syscall
 from pybtrfs.errors import NotBtrfsError, NotSubvolumeError
+from pybtrfs.path import owned
 from snapshotter.errors import FailedPreconditionError, NotFoundError
 from snapshotter.model import Mount
 from snapshotter.store.layout import SNAPSHOTS
 
 _FLAGS = {"ro": syscall.MS_RDONLY, "rw": 0, "bind": syscall.MS_BIND, "rbind": syscall.MS_BIND | syscall.MS_REC}
+_MAPS = ("uidmap", "gidmap")
 
 
 def mount(mounts: Iterable[Mount], target: str | os.PathLike[str]) -> None:
     """
     Mount *mounts* at the directory *target*, each on top of the previous mount; all or none.
 
-    Needs ``CAP_SYS_ADMIN``.
+    Needs ``CAP_SYS_ADMIN``. Mounts with mapped ids need Linux 5.15.
     """
     with contextlib.ExitStack() as undo:
         for item in mounts:
             point = os.path.join(target, item.target) if item.target else os.fspath(target)
-            flags = 0
-            data = []
-            for option in item.options:
-                if option in _FLAGS:
-                    flags |= _FLAGS[option]
-                else:
-                    data.append(option)
-            _mount(item, point, flags, ",".join(data))
+            _mount(item, point)
             undo.callback(syscall.umount2, point)
-            if flags & syscall.MS_BIND and flags & syscall.MS_RDONLY:
-                # The kernel ignores MS_RDONLY in the call that creates a bind mount.
-                syscall.mount("", point, "", syscall.MS_REMOUNT | syscall.MS_BIND | syscall.MS_RDONLY)
         undo.pop_all()
 
 
-def _mount(item: Mount, point: str, flags: int, data: str) -> None:
+def _mount(item: Mount, point: str) -> None:
+    flags = 0
+    maps, data = {}, []
+    for option in item.options:
+        name, _, value = option.partition("=")
+        if option in _FLAGS:
+            flags |= _FLAGS[option]
+        elif name in _MAPS:
+            maps[name] = value.replace(":", " ").replace(",", "\n")
+        else:
+            data.append(option)
     try:
-        syscall.mount(item.source, point, item.type, flags, data)
+        syscall.mount(item.source, point, item.type, flags, ",".join(data))
     except FileNotFoundError as error:
         # The kernel answers the same for a missing source and a missing mount point, and the error names the latter.
         if not os.path.exists(point):
             raise
         raise FileNotFoundError(errno.ENOENT, "the source of the mount does not exist", item.source) from error
+    try:
+        if flags & syscall.MS_BIND and flags & syscall.MS_RDONLY:
+            # The kernel ignores MS_RDONLY in the call that creates a bind mount.
+            syscall.mount("", point, "", syscall.MS_REMOUNT | syscall.MS_BIND | syscall.MS_RDONLY)
+        if maps:
+            _map_ids(point, *(maps[name] for name in _MAPS))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            syscall.umount2(point)
+        raise
+
+
+def _map_ids(point: str, uid_map: str, gid_map: str) -> None:
+    """
+    Replace the mount at *point* by a copy with mapped ids, because the kernel maps only a mount that is not attached.
+    """
+    with contextlib.ExitStack() as stack:
+        namespace = stack.enter_context(owned(syscall.user_namespace(uid_map, gid_map)))
+        copy = stack.enter_context(
+            owned(syscall.open_tree(syscall.AT_FDCWD, point, syscall.OPEN_TREE_CLONE | syscall.AT_RECURSIVE))
+        )
+        attributes = syscall.MOUNT_ATTR_IDMAP
+        syscall.mount_setattr(copy, "", syscall.AT_EMPTY_PATH, attr_set=attributes, userns_fd=namespace)
+        syscall.umount2(point, syscall.MNT_DETACH)
+        syscall.move_mount(copy, "", syscall.AT_FDCWD, point, syscall.MOVE_MOUNT_F_EMPTY_PATH)
 
 
 @contextlib.contextmanager

@@ -16,12 +16,12 @@ from pybtrfs.mountinfo import MountTable
 from pybtrfs.path import open_directory, owned
 from pybtrfs.testing import copy_tree, remove_tree
 from snapshotter.contract import Snapshotter
-from snapshotter.model import Measured, Mount
+from snapshotter.model import IdMap, Measured, Mount
 from snapshotter.store import usage
 from snapshotter.store.counters import Counters
 from snapshotter.store.layout import EMPTY, FS, LAYER, Directory, Place
 from snapshotter.store.record_storage import Files, RecordStorage
-from snapshotter.store.volumes import Contents, MountMode
+from snapshotter.store.volumes import Contents, MountMode, bind_mount
 
 _NEW = ".new"  # suffix of an incomplete copy
 
@@ -134,8 +134,11 @@ class DirectoryVolumes:
             # A copy keeps the mtime of the original, but not its ctime.
             return usage.walk(fd, parent_fd, changed_by="st_mtime_ns")
 
-    def mount(self, place: Place, *, read_only: bool) -> Mount:
-        return Mount("bind", place.path, options=("rbind", "ro" if read_only else "rw"))
+    def owner(self, place: Place) -> int:
+        return os.stat(place.name, dir_fd=place.dir_fd).st_uid
+
+    def mount(self, place: Place, *, read_only: bool, id_map: IdMap | None = None) -> Mount:
+        return bind_mount(place, read_only=read_only, id_map=id_map)
 
 
 def _make_directory(name: str, dir_fd: int) -> None:

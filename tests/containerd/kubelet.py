@@ -14,10 +14,12 @@ from snapshotter.setup.containerd import installed
 
 from .processes import PATIENCE, PLUGIN, Containerd, CtrError
 
+ID_MAP = {"container_id": 0, "host_id": 100_000, "length": 65_536}
+
 _numbers = itertools.count()
 
 
-def settings(release: Path, directory: Path, pause: str) -> str:
+def settings(release: Path, directory: Path, pause: str, runc: Path) -> str:
     """
     Return the CRI section in the configuration of containerd, with *pause* as the image of pods.
     """
@@ -43,6 +45,7 @@ restrict_oom_score_adj = true
 cni.conf_dir = "{directory}/cni"
 containerd.runtimes.runc.runtime_type = "io.containerd.runc.v2"
 containerd.runtimes.runc.options.Root = "{directory}/runc"
+containerd.runtimes.runc.options.BinaryName = "{runc}"
 """
 
 
@@ -118,41 +121,54 @@ class Kubelet:
         listed = self.call("ImageService/ListImages")["images"]
         return {tag for image in listed for tag in image["repo_tags"]}
 
-    def run_pod(self, name: str) -> Pod:
+    def run_pod(self, name: str, *, host_users: bool = True) -> Pod:
         """
         Start a pod.
+
+        Args:
+            host_users: As in a pod's specification; if False, the pod has a user namespace.
         """
+        namespaces: dict[str, Any] = {"network": "NODE"}
+        if not host_users:
+            namespaces["userns_options"] = {"mode": "POD", "uids": [ID_MAP], "gids": [ID_MAP]}
         config = {
             "metadata": {"name": name, "uid": f"{name}-{next(_numbers)}", "namespace": "tests"},
             "log_directory": str(self._directory / name),
             "linux": {
                 "cgroup_parent": f"/{self._containerd.cgroup.name}",
-                "security_context": {"namespace_options": {"network": "NODE"}},
+                "security_context": {"namespace_options": namespaces},
             },
         }
         return Pod(self.call("RuntimeService/RunPodSandbox", config=config)["pod_sandbox_id"], config)
 
-    def create_container(self, pod: Pod, image: str) -> str:
+    def create_container(self, pod: Pod, image: str, *, volume: str = "") -> str:
         """
         Create a container that sleeps, and return its id.
+
+        Args:
+            volume: The image to mount at ``/volume``, if any.
         """
+        namespaces = pod.config["linux"]["security_context"]["namespace_options"]
+        maps = {"uidMappings": [ID_MAP], "gidMappings": [ID_MAP]} if "userns_options" in namespaces else {}
+        mount = {"container_path": "/volume", "image": {"image": volume}, "readonly": True, **maps}
         config = {
             "metadata": {"name": "main", "attempt": next(_numbers)},
             "image": {"image": image},
             "command": ["sleep", "infinity"],
             "log_path": "main.log",
-            "linux": {},
+            "mounts": [mount] if volume else [],
+            "linux": {"security_context": {"namespace_options": namespaces}},
         }
         response = self.call(
             "RuntimeService/CreateContainer", pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config
         )
         return str(response["container_id"])
 
-    def start_container(self, pod: Pod, image: str) -> str:
+    def start_container(self, pod: Pod, image: str, *, volume: str = "") -> str:
         """
         Create and start a container, and return its id.
         """
-        container = self.create_container(pod, image)
+        container = self.create_container(pod, image, volume=volume)
         self.call("RuntimeService/StartContainer", container_id=container)
         return container
 

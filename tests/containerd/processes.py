@@ -26,7 +26,7 @@ from snapshotter import Info, Kind, Snapshotter
 from snapshotter.api.snapshots_grpc import SnapshotsStub
 from snapshotter.api.snapshots_pb2 import PrepareSnapshotRequest
 from snapshotter.client import Client
-from snapshotter.setup.containerd import Plugin, drop_in, installed, read_main
+from snapshotter.setup.containerd import Plugin, drop_in, installed, kernel_maps_ids, read_main
 
 PATIENCE = 120  # seconds, because other work on the machine can delay an answer
 SNAPSHOTTER = Path(sys.executable).with_name("snapshotter")
@@ -227,6 +227,9 @@ class Containerd(Process):
         directory: The directory of all files. Its path must be short, because it has sockets.
         root: The directory of persistent files, by default in *directory*.
         cri: The settings of the CRI, if it is served as well.
+
+    Attributes:
+        maps_ids: Whether a container with a user namespace gets mounts with mapped ids.
     """
 
     def __init__(
@@ -253,7 +256,9 @@ class Containerd(Process):
             f"imports = [{json.dumps(str(imported))}]\n"
             f"{cri}"
         )
-        plugin = Plugin(PLUGIN, str(daemon.root), str(daemon.address), bool(cri))
+        maps_ids = kernel_maps_ids(os.uname().release)
+        plugin = Plugin(PLUGIN, str(daemon.root), str(daemon.address), bool(cri), maps_ids)
+        self.maps_ids = maps_ids and version > 2
         imported.write_text(drop_in(plugin, version, read_main(str(config))))
         root = root or directory / "root"
         places = {"config": config, "address": address, "root": root, "state": directory / "state"}

@@ -110,5 +110,5 @@ def test_unknown_name() -> None:
     """
     The command refuses an unknown name, and lists the known names.
     """
-    with pytest.raises(SystemExit, match=r"no 1\.5; there are debian, 1\.7, 2\.1, latest, buildkit"):
+    with pytest.raises(SystemExit, match=r"no 1\.5; there are debian, 1\.7, 2\.1, latest, runc, buildkit"):
         builds.main(["debian", "1.5"])

@@ -14,7 +14,7 @@ from snapshotter import Kind
 from snapshotter.setup.containerd import installed
 
 from . import images
-from .builds import go_program
+from .builds import binaries, go_program
 from .kubelet import CriError, Kubelet, settings
 from .needed import needed
 from .processes import PLUGIN, Containerd, Daemon, Process, wait_until
@@ -58,7 +58,7 @@ def containerd_options(release: Path, root: Path, directory: Path, registry: Reg
     """
     program = images.member("pause", built("pause").read_bytes(), mode=0o755)
     pause = registry.add(images.Image("example.org/pause:1", (images.layer(program),), command=("/pause",)))
-    return {"root": root, "cri": settings(release, directory, pause)}
+    return {"root": root, "cri": settings(release, directory, pause, needed(binaries, "runc") / "runc")}
 
 
 @pytest.fixture
@@ -163,3 +163,31 @@ def test_away(kubelet: Kubelet, daemon: Daemon, image: str) -> None:
 
     wait_until(kubelet.answers, "containerd to reach the daemon again")
     kubelet.start_container(kubelet.run_pod("second"), image)
+
+
+def test_user_namespace(
+    kubelet: Kubelet, containerd: Containerd, daemon: Daemon, registry: Registry, image: str
+) -> None:
+    """
+    A pod with a user namespace sees the owners of its images, also in an image volume, and nothing is copied.
+    """
+    if not containerd.maps_ids:
+        pytest.skip("containerd 1.x maps no ids")
+    secret = images.member("secret", b"readable by root alone", mode=0o600)
+    owned = images.member("owned", b"", owner=(1000, 1000))
+    twin = images.link("twin", owned)
+    volume = registry.add(images.Image("example.org/volume:1", (images.layer(secret, owned, twin),)))
+    for reference in (image, volume):
+        kubelet.pull(reference)
+    layers = {name for name, info in daemon.snapshots().items() if info.kind is Kind.COMMITTED}
+    pod = kubelet.run_pod("mapped", host_users=False)
+    container = kubelet.start_container(pod, image, volume=volume)
+    assert kubelet.shell(container, "cat /volume/secret; stat -c %u:%g /volume/twin /name") == (
+        "readable by root alone1000:1000\n0:0\n"
+    )
+    assert kubelet.shell(container, "cat /proc/self/uid_map").split() == ["0", "100000", "65536"]
+    kubelet.shell(container, "touch /new; chown 7:8 /new; ! touch /volume/new")
+    after = {name for name, info in daemon.snapshots().items() if info.kind is Kind.COMMITTED}
+    assert len(after - layers) == 1  # of the pod's own image, which was not pulled before
+    (subvolume,) = (path for path in daemon.root.glob("snapshots/*/fs/new"))
+    assert (subvolume.stat().st_uid, subvolume.stat().st_gid) == (7, 8)

@@ -368,6 +368,31 @@ def test_user_namespace(emptied: Containerd, daemon: Daemon, busybox: Image) -> 
     emptied.run(busybox.name, "mapped", "test $(stat -c %u:%g /name) = 0:0; echo more > /name", *flags)
 
 
+def test_mapped_ids(emptied: Containerd, daemon: Daemon, image: Image, directory: Path) -> None:
+    """
+    A container with mapped ids sees the owners of the image, copies nothing, and its diff has the owners of the image.
+    """
+    if not emptied.maps_ids:
+        pytest.skip("containerd 1.x maps no ids")
+    emptied.ctr("images", "import", image.write(directory / "image.tar"))
+    layers = len(daemon.snapshots())
+    flags = ["--remap-labels", "--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536"]
+    script = """
+        test $(stat -c %u:%g:%h /changed/attributes) = 1000:1000:1
+        test -u /kinds/setuid
+        echo more > /new
+        chown 7:8 /new
+        chmod 4755 /new
+    """
+    emptied.ctr("run", "--null-io", *flags, image.name, "mapped", "sh", "-ec", script)
+    assert len(daemon.snapshots()) == layers + 1
+    tree = images.applied([emptied.output("snapshots", "diff", "mapped")])
+    assert tree["new"].owner == (7, 8)
+    assert [path for path in tree if path.startswith(("kinds", "changed"))] == []
+    (active,) = (info for info in daemon.snapshots().values() if info.kind is Kind.ACTIVE)
+    assert active.labels["containerd.io/snapshot/uidmapping"] == "0:100000:65536"
+
+
 def test_reboot(emptied: Containerd, daemon: Daemon, busybox: Image, filesystem: Path) -> None:
     """
     After a stop of everything, an unmount and a new mount, all snapshots are there, and containers run.

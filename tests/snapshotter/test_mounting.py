@@ -66,6 +66,43 @@ def test_missing_source(kind: str, target: Path) -> None:
 
 
 @pytest.mark.btrfs
+def test_mapped_ids(store: Snapshotter, target: Path) -> None:
+    """
+    A mount with maps shows the ids of the host, and the files on disk have the ids of the container.
+    """
+    with mounted(store.prepare("work"), target):
+        (target / "file").touch()
+        os.chown(target / "file", 1000, 5)
+    store.commit("layer", "work")
+    labels = {
+        "containerd.io/snapshot/uidmapping": "0:100000:1000,1000:5000:10",
+        "containerd.io/snapshot/gidmapping": "0:200000:65536",
+    }
+    with mounted(store.prepare("container", "layer", labels), target):
+        status = (target / "file").stat()
+        assert (status.st_uid, status.st_gid) == (5000, 200005)
+        os.chown(target / "file", 100007, 200000)
+    assert not os.path.ismount(target)
+    status = os.stat(os.path.join(store.subvolume("container"), "file"))
+    assert (status.st_uid, status.st_gid) == (7, 0)
+    with mounted(store.view("view", "layer", labels), target):
+        assert (target / "file").stat().st_uid == 5000
+        with pytest.raises(OSError, match="Read-only"):
+            (target / "new").touch()
+
+
+@pytest.mark.btrfs
+def test_failed_map(store: Snapshotter, target: Path) -> None:
+    """
+    If the kernel refuses a map, nothing stays mounted.
+    """
+    (mapped,) = store.prepare("key")
+    with pytest.raises(OSError, match="Invalid argument"):
+        mount([mapped._replace(options=(*mapped.options, "uidmap=0:1:0", "gidmap=0:1:1"))], target)
+    assert not os.path.ismount(target)
+
+
+@pytest.mark.btrfs
 def test_mount_in_a_mount(store: Snapshotter, target: Path) -> None:
     """
     A mount with a target of its own is made below the mounts before it, and unmounted first.

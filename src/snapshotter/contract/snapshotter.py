@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from itertools import starmap
 from typing import Self, TypeVar, Unpack
 
+from snapshotter.contract import idmap
 from snapshotter.contract.labels import apply_fieldpaths, check_key, check_labels
 from snapshotter.contract.opening import Opened, Options, check_client, check_options, make
 from snapshotter.errors import (
@@ -20,7 +21,7 @@ from snapshotter.errors import (
     quoted,
 )
 from snapshotter.events import Event
-from snapshotter.model import LOCAL, Info, Kind, Mount, Problem, Status, Usage, UsageDefinition
+from snapshotter.model import LOCAL, IdMap, Info, Kind, Mount, Problem, Status, Usage, UsageDefinition
 from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.store.index import Snapshot, describe
 from snapshotter.store.layout import real_path
@@ -534,7 +535,22 @@ class Snapshotter:
         if snapshot.kind is Kind.COMMITTED:
             raise FailedPreconditionError(f"requested snapshot {quoted(snapshot.key)} not active or view")
         place = self._opened.operations.place(snapshot)
-        return (self._opened.volumes.mount(place, read_only=snapshot.kind is Kind.VIEW),)
+        read_only = snapshot.kind is Kind.VIEW
+        return (self._opened.volumes.mount(place, read_only=read_only, id_map=self._id_map(snapshot)),)
+
+    def _id_map(self, snapshot: Snapshot) -> IdMap | None:
+        """
+        Return the id map for the mounts of *snapshot*.
+
+        A client without the capability ``remap-ids`` sets the labels, too, on a parent whose files it has given to the
+        ids of the host. Such a parent needs no map.
+        """
+        id_map = idmap.read(snapshot.record.labels)
+        if id_map and snapshot.parent:
+            layer = self._opened.operations.place(snapshot.parent)
+            if self._opened.volumes.owner(layer) == id_map.owner:
+                return None
+        return id_map
 
     def _check_free(self, key: str) -> None:
         if key in self._opened.index:

@@ -30,6 +30,8 @@ _CRI = {
     3: ("io.containerd.cri.v1.images",),
     4: ("io.containerd.cri.v1.images",),
 }
+_KERNEL = re.compile(r"(\d+)\.(\d+)", re.ASCII)
+_REMAP_IDS = "remap-ids"
 _TRANSFER = "io.containerd.transfer.v1.local"
 
 
@@ -67,12 +69,14 @@ class Plugin:
     Args:
         name: The name of the snapshotter for containerd's clients.
         cri: Whether CRI, and so Kubernetes, uses the snapshotter.
+        maps_ids: Whether the kernel can map the ids of a mount of btrfs.
     """
 
     name: str
     root: str
     address: str
     cri: bool = False
+    maps_ids: bool = False
 
     def __post_init__(self) -> None:
         if self.name in BUILT_IN:
@@ -186,12 +190,13 @@ def drop_in(plugin: Plugin, version: ConfigVersion, main: Main) -> str:
     """
     Return the file that declares *plugin* to containerd, for import by *main*, whose settings stay in force.
     """
+    capabilities = f'  capabilities = ["{_REMAP_IDS}"]\n' if _remaps(plugin, version) else ""
     parts = [
         f"version = {version}\n",
-        # No capabilities, because this snapshotter supports neither remap-ids nor rebase.
         f"[proxy_plugins.{toml(plugin.name)}]\n"
         f'  type = "snapshot"\n'
         f"  address = {toml(plugin.address)}\n"
+        f"{capabilities}"
         f"  [proxy_plugins.{toml(plugin.name)}.exports]\n"
         f"    root = {toml(plugin.root)}\n",
     ]
@@ -205,6 +210,20 @@ def drop_in(plugin: Plugin, version: ConfigVersion, main: Main) -> str:
     if plugin.cri and not _by_hand(version, main):
         parts.append(_cri_section(plugin, version))
     return "\n".join(parts)
+
+
+def kernel_maps_ids(release: str) -> bool:
+    """
+    Return whether the kernel *release*, such as ``"6.1.0-18-amd64"``, can map the ids of a mount of btrfs.
+
+    The version decides, because at setup there may be no btrfs to try.
+    """
+    version = _KERNEL.match(release)
+    return version is not None and (int(version[1]), int(version[2])) >= (5, 15)
+
+
+def _remaps(plugin: Plugin, version: int) -> bool:
+    return plugin.maps_ids and version > 2  # containerd 1.x maps no ids
 
 
 def _cri_section(plugin: Plugin, version: ConfigVersion) -> str:
@@ -278,13 +297,13 @@ def missing(plugin: Plugin, dump: str) -> list[str]:
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidArgumentError(f"the input is not an output of `containerd config dump`: {error!r}") from error
     return [
-        *_lacks_plugin(plugin, values),
+        *_lacks_plugin(plugin, values, version),
         *_lacks_unpacking(plugin, values, version),
         *_lacks_cri(plugin, values, cri),
     ]
 
 
-def _lacks_plugin(plugin: Plugin, values: Mapping[str, Any]) -> Iterator[str]:
+def _lacks_plugin(plugin: Plugin, values: Mapping[str, Any], version: int) -> Iterator[str]:
     entry = _table(values, "proxy_plugins", plugin.name)
     where = f"proxy_plugins.{plugin.name}"
     if not entry:
@@ -297,8 +316,13 @@ def _lacks_plugin(plugin: Plugin, values: Mapping[str, Any]) -> Iterator[str]:
     root = _table(entry, "exports").get("root", _guessed_root(plugin, values))
     if root != plugin.root:
         yield f"{where}.exports.root: kubelet measures disk usage at {root!r}, but the root is {plugin.root!r}"
-    for capability in entry.get("capabilities", ()):
-        yield f"{where}.capabilities: this snapshotter does not support {capability!r}"
+    capabilities = entry.get("capabilities", ())
+    supported = {_REMAP_IDS} if _remaps(plugin, version) else set()
+    for capability in capabilities:
+        if capability not in supported:
+            yield f"{where}.capabilities: this snapshotter does not support {capability!r} here"
+    for capability in supported.difference(capabilities):
+        yield f"{where}.capabilities: lacks {capability!r}, so a container with a user namespace copies its image"
 
 
 def _lacks_unpacking(plugin: Plugin, values: Mapping[str, Any], version: int) -> Iterator[str]:

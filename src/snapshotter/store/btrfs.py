@@ -15,14 +15,14 @@ from pybtrfs.items import uuid_text
 from pybtrfs.mountinfo import MountPoint, MountTable
 from pybtrfs.path import open_directory, owned
 from snapshotter.errors import FailedPreconditionError, UnavailableError, is_damage
-from snapshotter.model import Measured, Mount
+from snapshotter.model import IdMap, Measured, Mount
 from snapshotter.store import holding_mounts, nested, usage
 from snapshotter.store.coalesced import Coalesced
 from snapshotter.store.counters import Counters
 from snapshotter.store.devices import Devices
 from snapshotter.store.layout import EMPTY, FS, LAYER, Directory, Place, is_subvolume
 from snapshotter.store.record_storage import DIRECTORY_MODE, XATTR, RecordStorage, Xattrs
-from snapshotter.store.volumes import Contents, MountMode
+from snapshotter.store.volumes import Contents, MountMode, bind_mount
 
 WAKE_SECONDS = 1.0  # between two attempts to wake the kernel's cleaner
 SETTLED_SECONDS = 0.25  # without a change of the block groups, after which the kernel's cleaner is done with them
@@ -68,8 +68,10 @@ class BtrfsVolumes:
         os.close(self._fd)
 
     def check_root(self) -> None:
-        if self._mode != "bind":
-            return  # mounts go by the id of the subvolume
+        if self._mode == "bind":  # otherwise, mounts go by the id of the subvolume
+            self._check_path()
+
+    def _check_path(self) -> None:
         with contextlib.suppress(OSError):
             if os.path.samestat(os.stat(self._root), self._status):
                 return
@@ -280,14 +282,30 @@ class BtrfsVolumes:
             parent_fd = stack.enter_context(owned(open_directory(parent.fd, LAYER))) if parent else None
             return usage.measure(fd, base_transid, parent_fd)
 
-    def mount(self, place: Place, *, read_only: bool) -> Mount:
-        self.check_root()
-        if self._mode == "bind":
-            return Mount("bind", place.path, options=("rbind", "ro" if read_only else "rw"))
+    def owner(self, place: Place) -> int:
+        return os.stat(place.name, dir_fd=place.dir_fd, follow_symlinks=False).st_uid
+
+    def mount(self, place: Place, *, read_only: bool, id_map: IdMap | None = None) -> Mount:
+        if self._is_bound(read_only=read_only, mapped=id_map is not None):
+            self._check_path()
+            return bind_mount(place, read_only=read_only, id_map=id_map)
         subvolid, inode = syscall.name_to_handle_at(place.dir_fd, place.name)
         if inode != ioctl.FIRST_FREE_OBJECTID:
             raise not_subvolume(place.path)
-        return Mount("btrfs", self._devices.node(), options=(f"subvolid={subvolid}", *(("ro",) if read_only else ())))
+        options = (f"subvolid={subvolid}", *(("ro",) if read_only else ()), *(id_map.options if id_map else ()))
+        return Mount("btrfs", self._devices.node(), options=options)
+
+    def _is_bound(self, *, read_only: bool, mapped: bool) -> bool:
+        """
+        Return whether the mount of a subvolume is a bind mount.
+
+        To compare a snapshot with its parent, containerd adds ``ro`` to its mounts. containerd maps the ids of a
+        read-only btrfs mount, but not of a read-only bind mount. So a mapped active is a bind mount, because its diff
+        needs the image's owners, and a mapped view is a btrfs mount.
+        """
+        if not mapped:
+            return self._mode == "bind"
+        return not read_only and (self._mode == "bind" or not mountinfo.inherited(self._fd))
 
 
 def _busy(mounts: Iterable[MountPoint], name: str) -> OSError:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from pybtrfs.mountinfo import MountTable
-from snapshotter.model import Measured, Mount
+from snapshotter.model import IdMap, Measured, Mount
 from snapshotter.store.counters import Counters
 from snapshotter.store.layout import Directory, Place
 from snapshotter.store.record_storage import RecordStorage
@@ -190,7 +190,20 @@ class Volumes(Protocol):
         Measure the changes of the subvolume *name* since generation *base_transid*, against `LAYER` of *parent*.
         """
 
-    def mount(self, place: Place, *, read_only: bool) -> Mount:
+    def owner(self, place: Place) -> int:
         """
-        Return the mount that shows the subvolume at *place*.
+        Return the uid of the root directory of the subvolume at *place*.
         """
+
+    def mount(self, place: Place, *, read_only: bool, id_map: IdMap | None = None) -> Mount:
+        """
+        Return the mount that shows the subvolume at *place*, with the owners mapped by *id_map*.
+        """
+
+
+def bind_mount(place: Place, *, read_only: bool, id_map: IdMap | None) -> Mount:
+    """
+    Return the mount that shows the directory at *place* by its path, with the owners mapped by *id_map*.
+    """
+    options = ("rbind", "ro" if read_only else "rw", *(id_map.options if id_map else ()))
+    return Mount("bind", place.path, options=options)

@@ -5,6 +5,7 @@ Real containerds read it in tests/containerd/test_setup.py.
 """
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from snapshotter.testing import DirectoryVolumes
 from tests.snapshotter.serving import serving
 
 PLUGIN = Plugin("btrfs-snapshotter", "/var/lib/btrfs-snapshotter", "/run/btrfs-snapshotter/snapshotter.sock")
-CRI = Plugin(PLUGIN.name, PLUGIN.root, PLUGIN.address, cri=True)
+CRI = Plugin(PLUGIN.name, PLUGIN.root, PLUGIN.address, cri=True, maps_ids=True)
 NO_MAIN = Main("/etc/containerd/config.toml", {}, exists=False)
 DROP_IN = "/etc/containerd/conf.d/btrfs-snapshotter.toml"
 TRANSFER = "io.containerd.transfer.v1.local"
@@ -76,8 +77,9 @@ def test_drop_in(version: ConfigVersion) -> None:
     """
     values = tomllib.loads(drop_in(CRI, version, NO_MAIN))
     assert values.pop("version") == version
+    capabilities = {"capabilities": ["remap-ids"]} if version > 2 else {}
     assert values.pop("proxy_plugins") == {
-        PLUGIN.name: {"type": "snapshot", "address": PLUGIN.address, "exports": {"root": PLUGIN.root}}
+        PLUGIN.name: {"type": "snapshot", "address": PLUGIN.address, "exports": {"root": PLUGIN.root}, **capabilities}
     }
     if version == 2:
         assert values == {"plugins": {"io.containerd.grpc.v1.cri": {"containerd": {"snapshotter": PLUGIN.name}}}}
@@ -86,6 +88,18 @@ def test_drop_in(version: ConfigVersion) -> None:
         cri = {"snapshotter": PLUGIN.name}
         assert values == {"plugins": {TRANSFER: {"unpack_config": unpack}, "io.containerd.cri.v1.images": cri}}
     assert "cri" not in drop_in(PLUGIN, version, NO_MAIN)
+    assert "capabilities" not in drop_in(PLUGIN, version, NO_MAIN)
+
+
+@pytest.mark.parametrize(
+    ("release", "maps"),
+    [("6.18.44", True), ("5.15.0-rc1", True), ("5.14.21-150500.55", False), ("4.19", False), ("odd", False)],
+)
+def test_kernels(release: str, maps: bool) -> None:
+    """
+    btrfs maps ids since Linux 5.15.
+    """
+    assert containerd.kernel_maps_ids(release) == maps
 
 
 def test_documented() -> None:
@@ -221,6 +235,7 @@ root = "/var/lib/containerd"
 [proxy_plugins.btrfs-snapshotter]
 type = "snapshot"
 address = "{PLUGIN.address}"
+capabilities = ["remap-ids"]
 exports = {{ root = "{PLUGIN.root}" }}
 [[plugins."{TRANSFER}".unpack_config]]
 snapshotter = "overlayfs"
@@ -239,7 +254,8 @@ snapshotter = "btrfs-snapshotter"
         (PLUGIN.address, "/run/other.sock", "address: is '/run/other.sock'"),
         (PLUGIN.root, "/other", "exports.root: kubelet measures disk usage at '/other'"),
         (f'exports = {{ root = "{PLUGIN.root}" }}', "", "at '/var/lib/containerd/io.containerd.snapshotter.v1.btrfs-"),
-        ("exports =", 'capabilities = ["rebase"]\nexports =', "does not support 'rebase'"),
+        ('"remap-ids"]', '"remap-ids", "rebase"]', "does not support 'rebase'"),
+        ('"remap-ids"]', "]", "lacks 'remap-ids', so a container with a user namespace copies its image"),
         ('snapshotter = "overlayfs"', 'snapshotter = "native"', "no entry for 'overlayfs'"),
         ('snapshotter = "btrfs-snapshotter"\n[plugins', "[plugins", "no entry for 'btrfs-snapshotter'"),
         (
@@ -260,11 +276,19 @@ def test_check(before: str, after: str, lack: str) -> None:
     assert lack in line
 
 
+def test_check_without_maps() -> None:
+    """
+    A capability that the kernel lacks is named.
+    """
+    [line] = missing(replace(CRI, maps_ids=False), GOOD)
+    assert "does not support 'remap-ids' here" in line
+
+
 def test_check_without_cri() -> None:
     """
     A configuration without CRI lacks nothing of CRI's.
     """
-    assert missing(PLUGIN, GOOD.split('[plugins."io.containerd.cri')[0]) == []
+    assert missing(replace(CRI, cri=False), GOOD.split('[plugins."io.containerd.cri')[0]) == []
 
 
 @pytest.mark.parametrize("dump", ["", "nonsense", "version = 'x'", "version = 1", "version = [2]"])

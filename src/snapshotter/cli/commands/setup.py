@@ -71,7 +71,8 @@ def add(commands: arguments.Commands) -> None:
 
 def _setup_containerd(parsed: argparse.Namespace) -> int:
     settings = arguments.load_settings(parsed).config
-    plugin = containerd.Plugin(parsed.name, settings.root, settings.address, parsed.cri)
+    maps_ids = containerd.kernel_maps_ids(os.uname().release)
+    plugin = containerd.Plugin(parsed.name, settings.root, settings.address, parsed.cri, maps_ids)
     if parsed.check is not None:
         lacks = containerd.missing(plugin, _dump(parsed))
         if not parsed.check:  # a dump in a file may be of another machine
