@@ -27,20 +27,15 @@ class Module:
     A version of a Go module, and the commands that tests run.
 
     Args:
+        packages: The pattern of the commands' packages.
         cgo: Whether the commands have parts in C.
     """
 
     path: str
     version: str
     commands: tuple[str, ...]
+    packages: str = "./cmd/{command}"
     cgo: bool = False
-
-    @property
-    def packages(self) -> list[str]:
-        """
-        The packages of the commands, relative to the module.
-        """
-        return ["." if self.path.endswith(f"/{command}") else f"./cmd/{command}" for command in self.commands]
 
 
 CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
@@ -48,7 +43,7 @@ MODULES = {
     "1.7": Module("github.com/containerd/containerd", "v1.7.35", CONTAINERD),
     "2.1": Module("github.com/containerd/containerd/v2", "v2.1.9", CONTAINERD),
     "latest": Module("github.com/containerd/containerd/v2", "v2.4.2", CONTAINERD),
-    "runc": Module("github.com/opencontainers/runc", "v1.5.3", ("runc",), cgo=True),
+    "runc": Module("github.com/opencontainers/runc", "v1.5.3", ("runc",), packages=".", cgo=True),
     "buildkit": Module("github.com/moby/buildkit", "v0.34.2", ("buildkitd", "buildctl")),
 }
 
@@ -74,8 +69,9 @@ def binaries(name: str) -> Path:
 
     def build(directory: Path) -> None:
         source = str(module_source(f"{module.path}@{module.version}"))
+        packages = [module.packages.format(command=command) for command in module.commands]
         # Inside the module, because `go install` refuses a go.mod with exclude directives.
-        _go("-C", source, *BUILD, "-o", f"{directory}/", *module.packages, cgo=module.cgo)
+        _go("-C", source, *BUILD, "-o", f"{directory}/", *packages, cgo=module.cgo)
 
     return _cached(f"{name}-{module.version}", repr(module).encode(), build)
 

@@ -229,6 +229,8 @@ class Containerd(Process):
         cri: The settings of the CRI, if it is served as well.
 
     Attributes:
+        binaries: The directory with its commands.
+        config: Its main configuration file.
         maps_ids: Whether a container with a user namespace gets mounts with mapped ids.
     """
 
@@ -236,6 +238,7 @@ class Containerd(Process):
         self, binaries: Path, daemon: Daemon, directory: Path, *, root: Path | None = None, cri: str = ""
     ) -> None:
         address = directory / "containerd.sock"
+        self.binaries = binaries
         self._directory = directory
         self._dead_sockets = _dead_sockets()
         self._ctr = binaries / "ctr"
@@ -248,7 +251,8 @@ class Containerd(Process):
             "CONTAINERD_SNAPSHOTTER": PLUGIN,
         }
         path = os.pathsep.join([str(binaries), os.environ["PATH"], "/usr/sbin", "/sbin"])
-        config, imported = directory / "config.toml", directory / "snapshotter.toml"
+        self.config = config = directory / "config.toml"
+        imported = directory / "snapshotter.toml"
         version = installed(str(binaries / "containerd")).config
         config.write_text(
             f"version = {version}\n"

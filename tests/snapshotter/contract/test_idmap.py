@@ -63,7 +63,7 @@ def test_malformed(text: str) -> None:
 
 def test_needs_both() -> None:
     """
-    One label alone is no map.
+    A single label is no map.
     """
     for label in LABELS:
         assert idmap.read({label: LABELS[label]}) is None
