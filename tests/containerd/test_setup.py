@@ -148,8 +148,10 @@ def test_check_reads_a_pipe(node: Node) -> None:
     )
     command = [SNAPSHOTTER, "setup", "containerd", "--name", PLUGIN, "--address", node.address, "--check", "-"]
     check = subprocess.run(command, input=dump.stdout, capture_output=True, text=True)
-    old = node.version == 2  # which has no exports
-    assert (check.returncode, check.stdout.count("\n")) == (int(old), 1), check
+    assert (check.returncode, check.stdout) == (0, "nothing is missing\n"), check
+    check = subprocess.run([*command, "--cri"], input=dump.stdout, capture_output=True, text=True)
+    assert check.returncode == 1
+    assert ".snapshotter: is " in check.stdout
 
 
 def test_in_use(release: Path, daemon: Daemon, directory: Path, image: Image, registry: Registry) -> None:
@@ -173,3 +175,15 @@ def test_in_use(release: Path, daemon: Daemon, directory: Path, image: Image, re
         containerd.stop()
         left = containerd.clear()
     assert not left
+
+
+def test_main_file_of_docker(node: Node) -> None:
+    """
+    A main file without a version and with the short name of a plugin, as of Docker's packages, takes the drop-in.
+    """
+    node.main.write_text(f'{node.imports()}disabled_plugins = ["cri"]\n')
+    node.write()
+    assert PLUGIN in node.dump()["proxy_plugins"]
+    if node.version == 2:
+        assert "has version 1" in node.write("--cri")
+        assert PLUGIN in node.dump()["proxy_plugins"]

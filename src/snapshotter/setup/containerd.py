@@ -2,6 +2,7 @@
 containerd's configuration for a daemon: the drop-in file, advice on further steps, and a check of the result.
 """
 
+import contextlib
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any, Literal, NamedTuple, cast
 from snapshotter.daemon.config import toml
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
 
-ConfigVersion = Literal[2, 3, 4]
+ConfigVersion = Literal[1, 2, 3, 4]
 
 DROP_INS = "/etc/containerd/conf.d"
 
@@ -24,6 +25,7 @@ BUILT_IN |= {"fuse-overlayfs", "stargz"}
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*", re.ASCII)
 _BARE = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+_IMPORTS = re.compile(r"^[ \t]*imports[ \t]*=[ \t]*\[", re.MULTILINE)
 _VERSION = re.compile(r"\bv?(\d+)\.(\d+)\.(\d+)")
 _CRI = {
     2: ("io.containerd.grpc.v1.cri", "containerd"),
@@ -106,6 +108,7 @@ class Main(NamedTuple):
     path: str
     values: Mapping[str, Any]
     exists: bool = True
+    text: str = ""
 
     @property
     def version(self) -> int:
@@ -151,8 +154,9 @@ def read_main(path: str) -> Main:
         InvalidArgumentError: The file cannot be read, or is not TOML.
     """
     try:
-        with open(path, "rb") as file:
-            return Main(path, tomllib.load(file))
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        return Main(path, tomllib.loads(text), text=text)
     except FileNotFoundError:
         return Main(path, {}, exists=False)
     except OSError as error:
@@ -184,6 +188,16 @@ def _run(*command: str) -> str:
         said = done.stderr.decode(errors="replace").strip()
         raise FailedPreconditionError(f"`{' '.join(command)}` failed: {said}")
     return done.stdout.decode(errors="replace")
+
+
+def drop_in_version(newest: ConfigVersion, main: Main) -> ConfigVersion:
+    """
+    Return the version of a drop-in for a containerd whose newest version of the configuration file is *newest*.
+
+    containerd 1.x applies the version of the drop-in to *main*, too. In version 2 it refuses short names of plugins, such
+    as those in the file of Docker's packages, which has version 1.
+    """
+    return 1 if newest == 2 and main.exists and main.version == 1 else newest
 
 
 def drop_in(plugin: Plugin, version: ConfigVersion, main: Main) -> str:
@@ -226,6 +240,27 @@ def _remaps(plugin: Plugin, version: int) -> bool:
     return plugin.maps_ids and version > 2  # containerd 1.x maps no ids
 
 
+def importing(main: Main, path: str, version: ConfigVersion) -> str:
+    """
+    Return the text of *main* with an import of the drop-in *path*; all else stays as it is.
+
+    Raises:
+        FailedPreconditionError: The imports of *main* have a form that cannot be extended.
+    """
+    if main.imports(path):
+        return main.text
+    if not main.exists:
+        return f"version = {version}\nimports = [{toml(path)}]\n"
+    if "imports" in main.values:
+        text = _IMPORTS.sub(lambda begin: f"{begin[0]}{toml(path)}, ", main.text, count=1)
+    else:
+        text = f"imports = [{toml(path)}]\n{main.text}"
+    with contextlib.suppress(ValueError):
+        if tomllib.loads(text) == {**main.values, "imports": [path, *main.values.get("imports", ())]}:
+            return text
+    raise FailedPreconditionError(f"cannot extend the imports of {main.path!r}: add {toml(path)} to them by hand")
+
+
 def _cri_section(plugin: Plugin, version: ConfigVersion) -> str:
     path = ".".join(["plugins", *map(toml, _CRI[version])])
     return f"[{path}]\n  snapshotter = {toml(plugin.name)}\n"
@@ -233,7 +268,7 @@ def _cri_section(plugin: Plugin, version: ConfigVersion) -> str:
 
 def _by_hand(version: ConfigVersion, main: Main) -> bool:
     # In containerd 1.x an imported file replaces the section of a plugin instead of merging it.
-    return version == 2 and bool(main.section(_CRI[2][0]))
+    return version == 1 or (version == 2 and bool(main.section(_CRI[2][0])))
 
 
 def advice(plugin: Plugin, version: ConfigVersion, release: Version | None, main: Main, path: str) -> list[str]:
@@ -255,15 +290,19 @@ def advice(plugin: Plugin, version: ConfigVersion, release: Version | None, main
             f"{main.path} has version {main.version}, and containerd before 2.3 loses its CRI settings when it imports "
             f"a newer version. Migrate it first:\n    containerd --config {main.path} config migrate"
         )
-    if plugin.cri and _by_hand(version, main):
-        section = _cri_section(plugin, version).replace("\n", "\n    ").rstrip()
+    section = _cri_section(plugin, version).replace("\n", "\n    ").rstrip() if version > 1 else ""
+    if plugin.cri and version == 1:
+        lines.append(
+            f'{main.path} has version 1, in which CRI cannot be configured here. Add "version = 2" to it, write the '
+            f'names of disabled plugins in full ("{_CRI[2][0]}" for "cri"), and repeat this command'
+        )
+    elif plugin.cri and _by_hand(version, main):
         lines.append(
             f"{main.path} has CRI settings, which a drop-in would replace. Add this line by hand:\n    {section}"
         )
-    if not plugin.cri:
-        section = _cri_section(plugin, version).replace("\n", "\n    ").rstrip()
+    elif not plugin.cri and section:
         lines.append(f"Kubernetes keeps its present snapshotter; with --cri it uses this one:\n    {section}")
-    if version == 2 and (release is None or not release.reads_exports):
+    if version <= 2 and (release is None or not release.reads_exports):
         lines.append(
             "containerd before 1.6.32, and 1.7 before 1.7.16, ignores exports: kubelet then sees the disk usage only "
             f"if the root is {_guessed_root(plugin, main.values)}"
@@ -314,7 +353,7 @@ def _lacks_plugin(plugin: Plugin, values: Mapping[str, Any], version: int) -> It
     if entry.get("address") != plugin.address:
         yield f"{where}.address: is {entry.get('address')!r}, but the daemon's is {plugin.address!r}"
     root = _table(entry, "exports").get("root", _guessed_root(plugin, values))
-    if root != plugin.root:
+    if plugin.cri and root != plugin.root:
         yield f"{where}.exports.root: kubelet measures disk usage at {root!r}, but the root is {plugin.root!r}"
     capabilities = entry.get("capabilities", ())
     supported = {_REMAP_IDS} if _remaps(plugin, version) else set()

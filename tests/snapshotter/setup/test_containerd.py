@@ -384,3 +384,70 @@ def test_systemd_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert printed.out == "".join(f"# /etc/systemd/system/{name}\n{text}\n" for name, text in written.items())
     assert "systemctl daemon-reload" in printed.err
     assert " serve --no-create --root /data --address /run/x.sock" in written["btrfs-snapshotter.service"]
+
+
+def main_of(path: Path, text: str) -> Main:
+    path.write_text(text)
+    return containerd.read_main(str(path))
+
+
+@pytest.mark.parametrize(
+    ("newest", "text", "version"),
+    [(2, 'disabled_plugins = ["cri"]', 1), (2, "version = 2", 2), (3, "", 3), (4, "version = 2", 4)],
+)
+def test_drop_in_version(newest: ConfigVersion, text: str, version: int, tmp_path: Path) -> None:
+    """
+    The drop-in has the newest version that the containerd reads, but version 1 beside a main file of version 1.
+    """
+    main = main_of(tmp_path / "config.toml", text)
+    assert containerd.drop_in_version(newest, main) == version
+    assert containerd.drop_in_version(newest, NO_MAIN) == newest
+
+
+def test_drop_in_of_version_1(tmp_path: Path) -> None:
+    """
+    Beside a main file of version 1 the drop-in has no settings of CRI, and the advice says how to get them.
+    """
+    main = main_of(tmp_path / "config.toml", 'disabled_plugins = ["cri"]')
+    assert "plugins" not in tomllib.loads(drop_in(CRI, 1, main))
+    assert 'Add "version = 2" to it' in said(CRI, 1, main)
+    assert "Kubernetes keeps" not in said(PLUGIN, 1, main)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# mine\nversion = 2\n[plugins]\n[plugins.x]\na = 1\n",
+        'version = 2\nimports = ["/other/*.toml"] # more\n[a]\nimports = ["b"]\n',
+        "imports=[]",
+        "version = 2\n  imports = [\n  '/a',\n  '/b',\n]\nroot = '/r'\n",
+    ],
+)
+def test_importing(text: str, tmp_path: Path) -> None:
+    """
+    The import is added to those of the main file, all else stays, and a second time changes nothing.
+    """
+    path = tmp_path / "config.toml"
+    main = main_of(path, text)
+    extended = containerd.importing(main, DROP_IN, 4)
+    assert tomllib.loads(extended) == {**main.values, "imports": [DROP_IN, *main.values.get("imports", [])]}
+    assert [line for line in text.splitlines() if "import" not in line and line not in extended] == []
+    assert containerd.importing(main_of(path, extended), DROP_IN, 4) == extended
+
+
+def test_importing_new() -> None:
+    """
+    Without a main file, the import is the whole file.
+    """
+    assert tomllib.loads(containerd.importing(NO_MAIN, DROP_IN, 4)) == {"version": 4, "imports": [DROP_IN]}
+
+
+@pytest.mark.parametrize("text", ['"imports" = []', "imports = 'x'", "x = '''\nimports = [\n'''\nimports = []"])
+def test_importing_by_hand(text: str, tmp_path: Path) -> None:
+    """
+    Imports in a form that cannot be extended safely are left to the operator.
+    """
+    main = main_of(tmp_path / "config.toml", text)
+    with pytest.raises(FailedPreconditionError, match="by hand"):
+        containerd.importing(main, DROP_IN, 4)

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from snapshotter.cli import arguments
 from snapshotter.cli.codes import DONE, FAILED
 from snapshotter.errors import AlreadyExistsError, Error
-from snapshotter.setup import containerd, unit_files
+from snapshotter.setup import containerd, docker, files, unit_files
 from snapshotter.text import printable
 
 _LINES = {
     "containerd": "print or write containerd's configuration file for the daemon, or check containerd's configuration",
+    "docker": "print or write Docker Engine's configuration for the daemon, and containerd's, or check both",
     "systemd": "print or write the systemd units of the daemon",
 }
 
@@ -23,28 +24,15 @@ _LINES = {
 def add(commands: arguments.Commands) -> None:
     place = arguments.daemon_place()
     targets = arguments.Commands(commands.add("setup", None), _LINES, "PROGRAM")
+    of_containerd = _of_containerd()
     to_containerd = targets.add(
         "containerd",
         _setup_containerd,
         place,
+        of_containerd,
         example="snapshotter setup containerd --cri",
     )
-    to_containerd.add_argument(
-        "--name", default="btrfs-snapshotter", help="name of the snapshotter in containerd (default: %(default)s)"
-    )
     to_containerd.add_argument("--cri", action="store_true", help="make it the snapshotter of Kubernetes, too")
-    to_containerd.add_argument(
-        "--containerd",
-        metavar="PATH",
-        default="containerd",
-        help="program that tells the version (default: %(default)s)",
-    )
-    to_containerd.add_argument(
-        "--containerd-config",
-        metavar="FILE",
-        default="/etc/containerd/config.toml",
-        help="main configuration file (default: %(default)s)",
-    )
     to_containerd.add_argument(
         "--config-version",
         type=int,
@@ -60,6 +48,30 @@ def add(commands: arguments.Commands) -> None:
         help="list settings missing from `containerd config dump` (or its output in FILE or -), and whether nothing "
         "answers at the address; 1 if any",
     )
+    to_docker = targets.add(
+        "docker",
+        _setup_docker,
+        place,
+        of_containerd,
+        example="snapshotter setup docker --write",
+    )
+    to_docker.add_argument(
+        "--daemon-json",
+        metavar="FILE",
+        default=docker.DAEMON_JSON,
+        help="Docker's configuration (default: %(default)s)",
+    )
+    to_docker.add_argument(
+        "--docker-socket", metavar="PATH", default=docker.SOCKET, help="the engine's socket (default: %(default)s)"
+    )
+    to_docker.add_argument(
+        "--write", action="store_true", help="write the files, each beside a dated copy, instead of printing them"
+    )
+    to_docker.add_argument(
+        "--check",
+        action="store_true",
+        help="list missing settings, and whether the engine does not use the snapshotter; 1 if any",
+    )
     to_systemd = targets.add(
         "systemd",
         _setup_systemd,
@@ -69,20 +81,36 @@ def add(commands: arguments.Commands) -> None:
     to_systemd.add_argument("--write", metavar="DIR", help="write the units to this directory instead of printing them")
 
 
+def _of_containerd() -> arguments.Parser:
+    parser = arguments.Parser(add_help=False)
+    parser.add_argument(
+        "--name", default="btrfs-snapshotter", help="name of the snapshotter in containerd (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--containerd",
+        metavar="PATH",
+        default="containerd",
+        help="program that tells the version (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--containerd-config",
+        metavar="FILE",
+        default="/etc/containerd/config.toml",
+        help="main configuration file (default: %(default)s)",
+    )
+    return parser
+
+
 def _setup_containerd(parsed: argparse.Namespace) -> int:
-    settings = arguments.load_settings(parsed).config
-    maps_ids = containerd.kernel_maps_ids(os.uname().release)
-    plugin = containerd.Plugin(parsed.name, settings.root, settings.address, parsed.cri, maps_ids)
+    plugin = _plugin(parsed, cri=parsed.cri)
     if parsed.check is not None:
         lacks = containerd.missing(plugin, _dump(parsed))
         if not parsed.check:  # a dump in a file may be of another machine
             lacks += _unanswered(plugin)
-        for line in lacks or ["nothing is missing"]:
-            print(printable(line))
-        return FAILED if lacks else DONE
+        return _print_missing(lacks)
     main_file = containerd.read_main(parsed.containerd_config)
     release = None if parsed.config_version else containerd.installed(parsed.containerd)
-    version = release.config if release else parsed.config_version
+    version = containerd.drop_in_version(release.config if release else parsed.config_version, main_file)
     path = os.path.abspath(parsed.write or os.path.join(containerd.DROP_INS, f"{plugin.name}.toml"))
     text = containerd.drop_in(plugin, version, main_file)
     if parsed.write:
@@ -91,6 +119,52 @@ def _setup_containerd(parsed: argparse.Namespace) -> int:
         print(text, end="")
     _advise(f"after writing {path}:", containerd.advice(plugin, version, release, main_file, path))
     return DONE
+
+
+def _setup_docker(parsed: argparse.Namespace) -> int:
+    plugin = _plugin(parsed)
+    main_file, path = os.path.abspath(parsed.containerd_config), os.path.abspath(parsed.daemon_json)
+    if parsed.check:
+        return _print_missing(
+            containerd.missing(plugin, containerd.dumped(parsed.containerd, main_file))
+            + _unanswered(plugin)
+            + docker.missing(path, plugin.name)
+            + docker.engine_problems(parsed.docker_socket, plugin.name)
+        )
+    main = containerd.read_main(main_file)
+    version = containerd.drop_in_version(containerd.installed(parsed.containerd).config, main)
+    drop_in = os.path.join(os.path.dirname(main_file), "conf.d", f"{plugin.name}.toml")
+    texts = {
+        drop_in: containerd.drop_in(plugin, version, main),
+        main_file: containerd.importing(main, drop_in, version),
+        path: docker.merged(path, plugin.name),
+    }
+    for file, text in texts.items():
+        if not parsed.write:
+            print(f"# {printable(file)}\n{text}")
+        elif copy := files.write(file, text):
+            print(f"{printable(file)} is written; its former content is in {printable(copy)}")
+    _advise(
+        "after writing the files:",
+        [
+            "restart containerd and the engine, which ends containers: systemctl restart containerd docker",
+            "check the result: snapshotter setup docker --check",
+            "images and containers of the former storage driver are hidden until that driver is back",
+        ],
+    )
+    return DONE
+
+
+def _plugin(parsed: argparse.Namespace, *, cri: bool = False) -> containerd.Plugin:
+    settings = arguments.load_settings(parsed).config
+    maps_ids = containerd.kernel_maps_ids(os.uname().release)
+    return containerd.Plugin(parsed.name, settings.root, settings.address, cri, maps_ids)
+
+
+def _print_missing(lines: list[str]) -> int:
+    for line in lines or ["nothing is missing"]:
+        print(printable(line))
+    return FAILED if lines else DONE
 
 
 def _dump(parsed: argparse.Namespace) -> str:
