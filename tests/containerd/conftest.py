@@ -2,18 +2,21 @@
 Real containerd with the real daemon, on a btrfs of their own.
 """
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pybtrfs import syscall
+from snapshotter.setup.containerd import installed
 
 from . import images
-from .builds import CONTAINERD, DEBIAN, MODULES, binaries
+from .builds import CONTAINERD, DEBIAN, MODULES, UnavailableError, binaries
 from .images import Image
 from .needed import needed
 from .processes import Containerd, Daemon
@@ -37,10 +40,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--buildkit"):
-        unwanted = [item for item in items if isinstance(item, pytest.Function) and "buildkit" in item.fixturenames]
-        config.hook.pytest_deselected(items=unwanted)
-        items[:] = [item for item in items if item not in unwanted]
+    unwanted = [item for item in items if isinstance(item, pytest.Function) and _is_unwanted(item)]
+    config.hook.pytest_deselected(items=unwanted)
+    items[:] = [item for item in items if item not in unwanted]
+
+
+def _is_unwanted(item: pytest.Function) -> bool:
+    if "buildkit" in item.fixturenames and not item.config.getoption("--buildkit"):
+        return True
+    return item.get_closest_marker("containerd2") is not None and _is_containerd_1(item.callspec.params["release"])
+
+
+@cache
+def _is_containerd_1(release: str) -> bool:
+    if release != DEBIAN:
+        return release.startswith("1.")
+    with contextlib.suppress(UnavailableError):  # the test then says so
+        return installed(str(binaries(DEBIAN) / "containerd")).major < 2
+    return False
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -63,6 +63,7 @@ class Pod:
 
     id: str
     config: dict[str, Any]
+    handler: str
 
 
 class Kubelet:
@@ -108,11 +109,11 @@ class Kubelet:
             return False
         return any(condition["type"] == "RuntimeReady" and condition["status"] for condition in conditions)
 
-    def pull(self, reference: str) -> None:
+    def pull(self, reference: str, handler: str = "") -> None:
         """
-        Pull an image.
+        Pull an image, for the RuntimeClass of *handler*.
         """
-        self.call("ImageService/PullImage", image={"image": reference})
+        self.call("ImageService/PullImage", image={"image": reference, "runtime_handler": handler})
 
     def images(self) -> set[str]:
         """
@@ -121,11 +122,12 @@ class Kubelet:
         listed = self.call("ImageService/ListImages")["images"]
         return {tag for image in listed for tag in image["repo_tags"]}
 
-    def run_pod(self, name: str, *, host_users: bool = True) -> Pod:
+    def run_pod(self, name: str, *, host_users: bool = True, handler: str = "") -> Pod:
         """
         Start a pod.
 
         Args:
+            handler: The handler of the pod's RuntimeClass.
             host_users: As in a pod's specification; if False, the pod has a user namespace.
         """
         namespaces: dict[str, Any] = {"network": "NODE"}
@@ -139,7 +141,8 @@ class Kubelet:
                 "security_context": {"namespace_options": namespaces},
             },
         }
-        return Pod(self.call("RuntimeService/RunPodSandbox", config=config)["pod_sandbox_id"], config)
+        response = self.call("RuntimeService/RunPodSandbox", config=config, runtime_handler=handler)
+        return Pod(response["pod_sandbox_id"], config, handler)
 
     def create_container(self, pod: Pod, image: str, *, volume: str = "") -> str:
         """
@@ -153,7 +156,7 @@ class Kubelet:
         mount = {"container_path": "/volume", "image": {"image": volume}, "readonly": True, **maps}
         config = {
             "metadata": {"name": "main", "attempt": next(_numbers)},
-            "image": {"image": image},
+            "image": {"image": image, "runtime_handler": pod.handler},
             "command": ["sleep", "infinity"],
             "log_path": "main.log",
             "mounts": [mount] if volume else [],

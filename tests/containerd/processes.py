@@ -227,15 +227,24 @@ class Containerd(Process):
         directory: The directory of all files. Its path must be short, because it has sockets.
         root: The directory of persistent files, by default in *directory*.
         cri: The settings of the CRI, if it is served as well.
+        runtime_class: The handler of the pods that use the daemon, if not all do.
 
     Attributes:
         binaries: The directory with its commands.
         config: Its main configuration file.
+        imported: The drop-in of the daemon.
         maps_ids: Whether a container with a user namespace gets mounts with mapped ids.
     """
 
     def __init__(
-        self, binaries: Path, daemon: Daemon, directory: Path, *, root: Path | None = None, cri: str = ""
+        self,
+        binaries: Path,
+        daemon: Daemon,
+        directory: Path,
+        *,
+        root: Path | None = None,
+        cri: str = "",
+        runtime_class: str = "",
     ) -> None:
         address = directory / "containerd.sock"
         self.binaries = binaries
@@ -252,7 +261,7 @@ class Containerd(Process):
         }
         path = os.pathsep.join([str(binaries), os.environ["PATH"], "/usr/sbin", "/sbin"])
         self.config = config = directory / "config.toml"
-        imported = directory / "snapshotter.toml"
+        self.imported = imported = directory / "snapshotter.toml"
         version = installed(str(binaries / "containerd")).config
         config.write_text(
             f"version = {version}\n"
@@ -261,7 +270,8 @@ class Containerd(Process):
             f"{cri}"
         )
         maps_ids = kernel_maps_ids(os.uname().release)
-        plugin = Plugin(PLUGIN, str(daemon.root), str(daemon.address), bool(cri), maps_ids)
+        default = bool(cri) and not runtime_class
+        plugin = Plugin(PLUGIN, str(daemon.root), str(daemon.address), default, maps_ids, runtime_class)
         self.maps_ids = maps_ids and version > 2
         imported.write_text(drop_in(plugin, version, read_main(str(config))))
         root = root or directory / "root"

@@ -52,13 +52,24 @@ def store_root(release: Path, root: Path) -> Path:
 
 
 @pytest.fixture
-def containerd_options(release: Path, root: Path, directory: Path, registry: Registry) -> dict[str, Any]:
+def containerd_options(
+    release: Path, root: Path, directory: Path, registry: Registry, runtime_class: str
+) -> dict[str, Any]:
     """
     Return the options of a containerd with CRI, on btrfs, with the image of pods in the registry.
     """
     program = images.member("pause", built("pause").read_bytes(), mode=0o755)
     pause = registry.add(images.Image("example.org/pause:1", (images.layer(program),), command=("/pause",)))
-    return {"root": root, "cri": settings(release, directory, pause, needed(binaries, "runc") / "runc")}
+    cri = settings(release, directory, pause, needed(binaries, "runc") / "runc")
+    return {"root": root, "cri": cri, "runtime_class": runtime_class}
+
+
+@pytest.fixture
+def runtime_class(request: pytest.FixtureRequest) -> str:
+    """
+    Return the handler of the pods that use the daemon; all do, unless the test has a parameter.
+    """
+    return getattr(request, "param", "")
 
 
 @pytest.fixture
@@ -165,14 +176,11 @@ def test_away(kubelet: Kubelet, daemon: Daemon, image: str) -> None:
     kubelet.start_container(kubelet.run_pod("second"), image)
 
 
-def test_user_namespace(
-    kubelet: Kubelet, containerd: Containerd, daemon: Daemon, registry: Registry, image: str
-) -> None:
+@pytest.mark.containerd2
+def test_user_namespace(kubelet: Kubelet, daemon: Daemon, registry: Registry, image: str) -> None:
     """
     A pod with a user namespace sees the owners of its images, also in an image volume, and nothing is copied.
     """
-    if not containerd.maps_ids:
-        pytest.skip("containerd 1.x maps no ids")
     secret = images.member("secret", b"readable by root alone", mode=0o600)
     owned = images.member("owned", b"", owner=(1000, 1000))
     twin = images.link("twin", owned)
@@ -191,3 +199,24 @@ def test_user_namespace(
     assert len(after - layers) == 1  # of the pod's own image, which was not pulled before
     (subvolume,) = (path for path in daemon.root.glob("snapshots/*/fs/new"))
     assert (subvolume.stat().st_uid, subvolume.stat().st_gid) == (7, 8)
+
+
+@pytest.mark.containerd2
+@pytest.mark.parametrize("runtime_class", ["on-btrfs"], indirect=True)
+def test_runtime_class(kubelet: Kubelet, daemon: Daemon, image: str, runtime_class: str) -> None:
+    """
+    Pods of the RuntimeClass use the daemon, all others containerd's default. CRI does not measure those of the class.
+    """
+    kubelet.pull(image)
+    other = kubelet.start_container(kubelet.run_pod("other"), image)
+    assert daemon.snapshots() == {}
+    kubelet.pull(image, runtime_class)
+    container = kubelet.start_container(kubelet.run_pod("chosen", handler=runtime_class), image)
+    active = [info for info in daemon.snapshots().values() if info.kind is Kind.ACTIVE]
+    assert len(active) == 2  # the pod and the container
+    for each in (container, other):
+        assert kubelet.shell(each, "touch /new; cat /name") == "example.org/small:1"
+    assert [path.name for path in daemon.root.glob("snapshots/*/fs/new")] == ["new"]
+    assert kubelet.written(container) == 0
+    filesystems = kubelet.call("ImageService/ImageFsInfo")["image_filesystems"]
+    assert str(daemon.root) not in [each["fs_id"]["mountpoint"] for each in filesystems]

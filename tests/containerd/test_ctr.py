@@ -368,12 +368,11 @@ def test_user_namespace(emptied: Containerd, daemon: Daemon, busybox: Image) -> 
     emptied.run(busybox.name, "mapped", "test $(stat -c %u:%g /name) = 0:0; echo more > /name", *flags)
 
 
+@pytest.mark.containerd2
 def test_mapped_ids(emptied: Containerd, daemon: Daemon, image: Image, directory: Path) -> None:
     """
     A container with mapped ids sees the owners of the image, copies nothing, and its diff has the owners of the image.
     """
-    if not emptied.maps_ids:
-        pytest.skip("containerd 1.x maps no ids")
     emptied.ctr("images", "import", image.write(directory / "image.tar"))
     layers = len(daemon.snapshots())
     flags = ["--remap-labels", "--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536"]

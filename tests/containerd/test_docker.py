@@ -4,7 +4,7 @@ Docker Engine on containerd, with the daemon as its storage driver.
 
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -138,10 +138,8 @@ def test_build(engine: Engine, image: Image, directory: Path, builder: str) -> N
     assert engine.docker("run", "--rm", "--network", "none", "built", "/copied") == "source"
 
 
-@pytest.mark.parametrize("end", [Process.kill, Process.stop], ids=["kill", "stop"])
-def test_restarts(
-    engine: Engine, containerd: Containerd, daemon: Daemon, image: Image, end: Callable[[Process], object]
-) -> None:
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_restarts(engine: Engine, containerd: Containerd, daemon: Daemon, image: Image, end: str) -> None:
     """
     A container runs through restarts of the daemon, of containerd and of dockerd, and others start after each.
     """
@@ -150,7 +148,7 @@ def test_restarts(
     orders: list[list[Process]] = [[daemon], [containerd], [engine], [engine, containerd, daemon]]
     for order in orders:
         for process in order:
-            end(process)
+            getattr(process, end)()
         for process in reversed(order):
             process.start()
         wait_until(

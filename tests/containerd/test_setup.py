@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from snapshotter import Snapshotter
+from snapshotter.setup import rancher
+from snapshotter.setup.containerd import Plugin, read_main
 from snapshotter.testing import DirectoryVolumes
 from tests.snapshotter.serving import serving
 
@@ -122,18 +124,37 @@ def test_not_imported(node: Node) -> None:
         node.main.unlink()
 
 
+def test_write(node: Node) -> None:
+    """
+    Without a file, the drop-in is written beside the main file, which imports it, and keeps all else.
+    """
+    before = f"version = {node.version}\n{SETTINGS[node.version]}# the end\n"
+    node.main.write_text(before)
+    done = node.setup("--write", "--root", ROOT)
+    assert (done.returncode, "imports" in done.stderr) == (0, False), done.stderr
+    assert node.main.read_text().endswith(before)
+    [copy] = node.main.parent.glob("config.toml.*")
+    assert copy.read_text() == before
+    check = node.setup("--check", "--root", ROOT)
+    assert (check.returncode, check.stdout) == (0, "nothing is missing\n"), check
+    assert PAUSE in json.dumps(node.dump())
+
+
 def test_old_main_file(node: Node) -> None:
     """
-    The advice is to migrate a file of containerd 1.x if its settings would be lost. Migration keeps them.
+    The advice is to migrate a file of containerd 1.x only if its settings would be lost. Migration keeps them.
     """
     node.main.write_text(f"version = 2\n{node.imports()}{SETTINGS[2]}")
     advice = node.write("--cri")
-    assert ("config migrate" in advice) is (node.version > 2)
-    if node.version > 2:
+    loses = node.version == 3
+    assert ("config migrate" in advice) is loses
+    assert (PAUSE in json.dumps(node.dump())) is not loses
+    if loses:
         node.drop_in.unlink()
         node.migrate()
         node.write("--cri")
         assert PAUSE in json.dumps(node.dump())
+    if node.version > 2:
         assert node.setup("--check", "--cri").stdout == "nothing is missing\n"
 
 
@@ -187,3 +208,45 @@ def test_main_file_of_docker(node: Node) -> None:
     if node.version == 2:
         assert "has version 1" in node.write("--cri")
         assert PLUGIN in node.dump()["proxy_plugins"]
+
+
+@pytest.mark.parametrize("file", ["drop-in", "template"])
+def test_rancher(node: Node, file: str) -> None:
+    """
+    The drop-in and the template for k3s, rendered as k3s does, are in force, and the settings of the CRI stay.
+    """
+    version = min(node.version, 3)
+    drop_ins = node.main.with_name("config-v3.toml.d" if version == 3 else "config.toml.d")
+    line = f'imports = ["{drop_ins}/*.toml"]\n' if file == "drop-in" else ""
+    base = f"version = {version}\n{line}{SETTINGS[version]}"
+    node.main.write_text(base)
+    plugin = Plugin(PLUGIN, ROOT, "/run/s.sock")
+    path, text = rancher.file_for(plugin, read_main(str(node.main)))
+    if file == "drop-in":
+        Path(path).parent.mkdir()
+        Path(path).write_text(text)
+    else:
+        node.main.write_text(text.replace('{{ template "base" . }}', base))
+    dump = node.dump()
+    assert dump["proxy_plugins"][PLUGIN]["address"] == "/run/s.sock"
+    assert PAUSE in json.dumps(dump)
+
+
+@pytest.mark.containerd2
+def test_plugin_not_loaded(release: Path, daemon: Daemon, directory: Path) -> None:
+    """
+    From containerd 2.3 on, the drop-in's entry for unpacking keeps nothing from starting if the plugin is missing.
+    """
+    containerd = Containerd(release, daemon, directory)
+    text = containerd.imported.read_text()
+    _, _, rest = text.partition("\n\n[proxy_plugins")
+    containerd.imported.write_text(f"version = {tomllib.loads(text)['version']}\n[[{rest.partition('[[')[2]}")
+    optional = "optional = true" in text
+    assert optional == (tomllib.loads(text)["version"] == 4)
+    try:
+        containerd.start()
+        [transfer] = re.findall(r"transfer\.v1 +local .* (ok|error|skip)", containerd.ctr("plugins", "ls"))
+        assert transfer == ("ok" if optional else "error")
+    finally:
+        containerd.stop()
+        containerd.clear()

@@ -56,7 +56,7 @@ function _shtab_snapshotter_using
 end
 
 set -g _shtab_snapshotter_commands init doctor purge prepare view fork commit label rm cleanup mount umount mounts export import ls tree info usage df frees why diff du report serve config ping events setup 'setup containerd' 'setup docker' 'setup systemd' demo
-set -g _shtab_snapshotter_opts_with_value --address --check --client --columns --config --config-version --containerd --containerd-config --daemon-json --depth --docker-socket --image --image-file --label --log --log-format --log-level --metrics-address --mount-mode --name --output --root --sort --timeout --usage --verify --write -o
+set -g _shtab_snapshotter_opts_with_value --address --check --client --columns --config --config-version --containerd --containerd-config --daemon-json --depth --docker-socket --for --image --image-file --label --log --log-format --log-level --metrics-address --mount-mode --name --output --root --runtime-class --sort --timeout --usage --verify --write -o
 
 complete -c snapshotter -e
 complete -c snapshotter -f
@@ -273,9 +273,11 @@ complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l addres
 complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l name -x -d 'name of the snapshotter in containerd (default: btrfs-snapshotter)'
 complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l containerd -xka "(__fish_complete_path (commandline -ct))" -d 'program that tells the version (default: containerd)'
 complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l containerd-config -xka "(__fish_complete_path (commandline -ct))" -d 'main configuration file (default: /etc/containerd/config.toml)'
+complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l for -xka "k3s rke2" -d 'the containerd of this distribution, whose configuration is its own'
 complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l cri -d 'make it the snapshotter of Kubernetes, too'
+complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l runtime-class -x -d 'make it the snapshotter of this RuntimeClass'
 complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l config-version -xka "2 3 4" -d 'version of the configuration file, instead of running containerd'
-complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l write -xka "(__fish_complete_path (commandline -ct))" -d 'write this file instead of printing it'
+complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l write -xka "(__fish_complete_path (commandline -ct))" -d 'write this file (default: the usual one, which the main file then imports)'
 complete -c snapshotter -n '_shtab_snapshotter_using setup containerd' -l check -xka "(__fish_complete_path (commandline -ct))" -d 'list settings missing from `containerd config dump` (or its output in FILE or -), and whether nothing answers at the address; 1 if any'
 complete -c snapshotter -n '_shtab_snapshotter_using setup; and test $_shtab_snapshotter_npos -eq 0' -a docker -d 'Print or write Docker Engine'"'"'s configuration for the daemon, and containerd'"'"'s, or check both.'
 complete -c snapshotter -n '_shtab_snapshotter_using setup docker' -s h -l help -d 'show this help message and exit'

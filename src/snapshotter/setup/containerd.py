@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal, NamedTuple, cast
@@ -17,7 +17,7 @@ from snapshotter.errors import FailedPreconditionError, InvalidArgumentError
 
 ConfigVersion = Literal[1, 2, 3, 4]
 
-DROP_INS = "/etc/containerd/conf.d"
+CLIENTS = ("nerdctl", "k3s", "rke2", "dockerd", "buildkitd")  # programs on which `advice` has something to say
 
 # containerd fails to start if a proxy plugin has the name of a built-in one. The last two names are built into k3s.
 BUILT_IN = {"aufs", "blockfile", "btrfs", "devmapper", "erofs", "native", "overlayfs", "windows", "windows-lcow", "zfs"}
@@ -72,6 +72,7 @@ class Plugin:
         name: The name of the snapshotter for containerd's clients.
         cri: Whether CRI, and so Kubernetes, uses the snapshotter.
         maps_ids: Whether the kernel can map the ids of a mount of btrfs.
+        runtime_class: The handler of the RuntimeClass whose pods use the snapshotter, if not all do.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Plugin:
     address: str
     cri: bool = False
     maps_ids: bool = False
+    runtime_class: str = ""
 
     def __post_init__(self) -> None:
         if self.name in BUILT_IN:
@@ -194,36 +196,56 @@ def drop_in_version(newest: ConfigVersion, main: Main) -> ConfigVersion:
     """
     Return the version of a drop-in for a containerd whose newest version of the configuration file is *newest*.
 
-    containerd 1.x applies the version of the drop-in to *main*, too. In version 2 it refuses short names of plugins, such
-    as those in the file of Docker's packages, which has version 1.
+    containerd 1.x applies the version of the drop-in to *main*, too. In version 2 it refuses short names of plugins,
+    such as those in the file of Docker's packages, which has version 1.
     """
     return 1 if newest == 2 and main.exists and main.version == 1 else newest
+
+
+def drop_in_path(plugin: Plugin, main: Main) -> str:
+    """
+    Return the usual path of the drop-in for *plugin* beside *main*.
+    """
+    return os.path.join(os.path.dirname(main.path), "conf.d", f"{plugin.name}.toml")
 
 
 def drop_in(plugin: Plugin, version: ConfigVersion, main: Main) -> str:
     """
     Return the file that declares *plugin* to containerd, for import by *main*, whose settings stay in force.
     """
-    capabilities = f'  capabilities = ["{_REMAP_IDS}"]\n' if _remaps(plugin, version) else ""
-    parts = [
-        f"version = {version}\n",
-        f"[proxy_plugins.{toml(plugin.name)}]\n"
-        f'  type = "snapshot"\n'
-        f"  address = {toml(plugin.address)}\n"
-        f"{capabilities}"
-        f"  [proxy_plugins.{toml(plugin.name)}.exports]\n"
-        f"    root = {toml(plugin.root)}\n",
-    ]
+    parts = [f"version = {version}\n", proxy_section(plugin, version)]
     if version > 2:
         others = [entry for entry in _unpack_config(main.values) if entry.get("snapshotter") != plugin.name]
         # An entry here removes containerd's default entry for overlayfs, so repeat it.
         others = others or [{"platform": "linux", "snapshotter": "overlayfs"}]
-        for entry in [*others, {"platform": "linux", "snapshotter": plugin.name}]:
+        # Without the daemon's plugin, an entry that is not optional keeps CRI from starting.
+        ours: dict[str, str | bool] = {"platform": "linux", "snapshotter": plugin.name}
+        if version > 3:
+            ours["optional"] = True
+        for entry in [*others, ours]:
             lines = [f"  {name} = {toml(value)}\n" for name, value in entry.items()]
             parts.append(f"[[plugins.{toml(_TRANSFER)}.unpack_config]]\n" + "".join(lines))
     if plugin.cri and not _by_hand(version, main):
         parts.append(_cri_section(plugin, version))
+    if plugin.runtime_class:
+        parts.append(_runtime_sections(plugin, version))
     return "\n".join(parts)
+
+
+def proxy_section(plugin: Plugin, version: ConfigVersion) -> str:
+    """
+    Return the section that declares *plugin*.
+    """
+    name = toml(plugin.name)
+    capabilities = f'  capabilities = ["{_REMAP_IDS}"]\n' if _remaps(plugin, version) else ""
+    return (
+        f"[proxy_plugins.{name}]\n"
+        f'  type = "snapshot"\n'
+        f"  address = {toml(plugin.address)}\n"
+        f"{capabilities}"
+        f"  [proxy_plugins.{name}.exports]\n"
+        f"    root = {toml(plugin.root)}\n"
+    )
 
 
 def kernel_maps_ids(release: str) -> bool:
@@ -266,17 +288,39 @@ def _cri_section(plugin: Plugin, version: ConfigVersion) -> str:
     return f"[{path}]\n  snapshotter = {toml(plugin.name)}\n"
 
 
+def _runtime_sections(plugin: Plugin, version: ConfigVersion) -> str:
+    if version < 3:
+        raise FailedPreconditionError("a RuntimeClass with a snapshotter of its own needs containerd 2")
+    name = toml(plugin.runtime_class)
+    return (
+        f'[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.{name}]\n'
+        f'  runtime_type = "io.containerd.runc.v2"\n'
+        f"  snapshotter = {toml(plugin.name)}\n"
+        "\n"
+        f'[plugins."io.containerd.cri.v1.images".runtime_platforms.{name}]\n'
+        f"  snapshotter = {toml(plugin.name)}\n"
+    )
+
+
 def _by_hand(version: ConfigVersion, main: Main) -> bool:
     # In containerd 1.x an imported file replaces the section of a plugin instead of merging it.
     return version == 1 or (version == 2 and bool(main.section(_CRI[2][0])))
 
 
-def advice(plugin: Plugin, version: ConfigVersion, release: Version | None, main: Main, path: str) -> list[str]:
+def advice(
+    plugin: Plugin,
+    version: ConfigVersion,
+    release: Version | None,
+    main: Main,
+    path: str,
+    programs: Container[str] = (),
+) -> list[str]:
     """
     Return the steps that remain once the drop-in is at *path*.
 
     Args:
         release: The release of containerd; None if unknown.
+        programs: The programs on this machine.
     """
     lines = []
     directory = os.path.dirname(path)
@@ -285,7 +329,7 @@ def advice(plugin: Plugin, version: ConfigVersion, release: Version | None, main
         lines.append(f"create {main.path}:\n    version = {version}\n    {imports}")
     elif not main.imports(path):
         lines.append(f"add to {main.path}, above its first section:\n    {imports}")
-    if main.exists and version > 2 and main.version < 3:
+    if main.exists and version == 3 and main.version < 3:
         lines.append(
             f"{main.path} has version {main.version}, and containerd before 2.3 loses its CRI settings when it imports "
             f"a newer version. Migrate it first:\n    containerd --config {main.path} config migrate"
@@ -300,7 +344,7 @@ def advice(plugin: Plugin, version: ConfigVersion, release: Version | None, main
         lines.append(
             f"{main.path} has CRI settings, which a drop-in would replace. Add this line by hand:\n    {section}"
         )
-    elif not plugin.cri and section:
+    elif not plugin.cri and not plugin.runtime_class and section:
         lines.append(f"Kubernetes keeps its present snapshotter; with --cri it uses this one:\n    {section}")
     if version <= 2 and (release is None or not release.reads_exports):
         lines.append(
@@ -308,17 +352,17 @@ def advice(plugin: Plugin, version: ConfigVersion, release: Version | None, main
             f"if the root is {_guessed_root(plugin, main.values)}"
         )
     lines.append("restart containerd, then check its configuration:\n    snapshotter setup containerd --check")
-    lines.append(f"ctr and nerdctl: --snapshotter {plugin.name}, or CONTAINERD_SNAPSHOTTER={plugin.name}")
-    lines.append(
-        'k3s: append the file, without version and unpack_config, to `{{ template "base" . }}` in\n'
-        "    /var/lib/rancher/k3s/agent/etc/containerd/config-v3.toml.tmpl\n"
-        f"and `snapshotter: {plugin.name}` in /etc/rancher/k3s/config.yaml"
-    )
-    lines.append(
-        "BuildKit without containerd needs its own daemon, with its own root and socket:\n"
-        f"    buildkitd --containerd-worker=false --oci-worker=true --oci-worker-snapshotter={plugin.name} "
-        "--oci-worker-proxy-snapshotter-path=SOCKET"
-    )
+    clients = " and ".join(["ctr", *(["nerdctl"] if "nerdctl" in programs else [])])
+    lines.append(f"{clients}: --snapshotter {plugin.name}, or CONTAINERD_SNAPSHOTTER={plugin.name}")
+    for program, other in (("k3s", "containerd --for k3s"), ("rke2", "containerd --for rke2"), ("dockerd", "docker")):
+        if program in programs:
+            lines.append(f"{program} has settings of its own:\n    snapshotter setup {other}")
+    if "buildkitd" in programs:
+        lines.append(
+            "BuildKit without containerd needs its own daemon, with its own root and socket:\n"
+            f"    buildkitd --containerd-worker=false --oci-worker=true --oci-worker-snapshotter={plugin.name} "
+            "--oci-worker-proxy-snapshotter-path=SOCKET"
+        )
     return lines
 
 
@@ -339,6 +383,7 @@ def missing(plugin: Plugin, dump: str) -> list[str]:
         *_lacks_plugin(plugin, values, version),
         *_lacks_unpacking(plugin, values, version),
         *_lacks_cri(plugin, values, cri),
+        *_lacks_runtime(plugin, values),
     ]
 
 
@@ -382,6 +427,17 @@ def _lacks_cri(plugin: Plugin, values: Mapping[str, Any], path: tuple[str, ...])
         yield f"disabled_plugins: {', '.join(map(repr, disabled))} disables CRI"
     elif (name := _table(values, "plugins", *path).get("snapshotter")) != plugin.name:
         yield f"plugins.{'.'.join(map(toml, path))}.snapshotter: is {name!r}, has to be {plugin.name!r}"
+
+
+def _lacks_runtime(plugin: Plugin, values: Mapping[str, Any]) -> Iterator[str]:
+    if not plugin.runtime_class:
+        return
+    for path in (
+        ("io.containerd.cri.v1.runtime", "containerd", "runtimes", plugin.runtime_class),
+        ("io.containerd.cri.v1.images", "runtime_platforms", plugin.runtime_class),
+    ):
+        if (name := _table(values, "plugins", *path).get("snapshotter")) != plugin.name:
+            yield f"plugins.{'.'.join(map(toml, path))}.snapshotter: is {name!r}, has to be {plugin.name!r}"
 
 
 def _unpack_config(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:

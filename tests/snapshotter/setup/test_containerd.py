@@ -84,7 +84,11 @@ def test_drop_in(version: ConfigVersion) -> None:
     if version == 2:
         assert values == {"plugins": {"io.containerd.grpc.v1.cri": {"containerd": {"snapshotter": PLUGIN.name}}}}
     else:
-        unpack = [{"platform": "linux", "snapshotter": name} for name in ("overlayfs", PLUGIN.name)]
+        unpack: list[dict[str, Any]] = [
+            {"platform": "linux", "snapshotter": name} for name in ("overlayfs", PLUGIN.name)
+        ]
+        if version > 3:
+            unpack[1]["optional"] = True
         cri = {"snapshotter": PLUGIN.name}
         assert values == {"plugins": {TRANSFER: {"unpack_config": unpack}, "io.containerd.cri.v1.images": cri}}
     assert "cri" not in drop_in(PLUGIN, version, NO_MAIN)
@@ -110,7 +114,8 @@ def test_documented() -> None:
     text = drop_in(CRI, 4, NO_MAIN)
     assert f"```toml\n{text}```" in docs
     _, plugin, *_ = text.split("\n\n")
-    assert f'{{{{ template "base" . }}}}\n{plugin}\n```' in docs
+    kubernetes = (Path(__file__).parents[3] / "docs/kubernetes.md").read_text()
+    assert f'{{{{ template "base" . }}}}\n{plugin}\n```' in kubernetes
 
 
 @given(
@@ -136,7 +141,7 @@ def test_keeps_unpacking() -> None:
     entries = [{"platform": "linux/amd64", "snapshotter": "native", "optional": True}]
     main = Main("/c", {"plugins": {TRANSFER: {"unpack_config": [*entries, {"snapshotter": PLUGIN.name}]}}})
     told = tomllib.loads(drop_in(PLUGIN, 4, main))["plugins"][TRANSFER]["unpack_config"]
-    assert told == [*entries, {"platform": "linux", "snapshotter": PLUGIN.name}]
+    assert told == [*entries, {"platform": "linux", "snapshotter": PLUGIN.name, "optional": True}]
 
 
 @pytest.mark.parametrize("name", ["btrfs", "native", "overlayfs", "stargz"])
@@ -185,10 +190,11 @@ def test_advice_on_imports() -> None:
 
 def test_advice_on_versions() -> None:
     """
-    A main file of containerd 1.x below a drop-in of 2.x is to be migrated.
+    A main file of containerd 1.x below a drop-in of 2.0 to 2.2 is to be migrated; later releases lose nothing.
     """
     assert "config migrate" in said(PLUGIN, 3, Main("/c", {"version": 2}))
-    assert "config migrate" in said(PLUGIN, 4, Main("/c", {}))
+    assert "config migrate" in said(PLUGIN, 3, Main("/c", {}))
+    assert "config migrate" not in said(PLUGIN, 4, Main("/c", {"version": 2}))
     assert "config migrate" not in said(PLUGIN, 4, Main("/c", {"version": 3})) + said(PLUGIN, 3, NO_MAIN)
 
 
@@ -217,16 +223,47 @@ def test_advice_on_exports() -> None:
 
 def test_advice_on_other_clients() -> None:
     """
-    The options for ctr, nerdctl, k3s and BuildKit are always said.
+    Programs that are on the machine are told of, and no others.
     """
+    words = {
+        "nerdctl": "ctr and nerdctl: --snapshotter btrfs-snapshotter",
+        "k3s": "snapshotter setup containerd --for k3s",
+        "rke2": "snapshotter setup containerd --for rke2",
+        "dockerd": "snapshotter setup docker",
+        "buildkitd": "--oci-worker-proxy-snapshotter",
+    }
+    assert set(words) == set(containerd.CLIENTS)
     for version in VERSIONS:
-        text = said(PLUGIN, version, NO_MAIN)
-        for words in (
-            "nerdctl: --snapshotter btrfs-snapshotter",
-            "config-v3.toml.tmpl",
-            "--oci-worker-proxy-snapshotter",
-        ):
-            assert words in text
+        for program in words:
+            text = "\n".join(advice(PLUGIN, version, None, NO_MAIN, DROP_IN, {program}))
+            assert [other for other in words if words[other] in text] == [program]
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_runtime_class(version: ConfigVersion) -> None:
+    """
+    The snapshotter of a RuntimeClass is set for its pods and for its images, and the default stays.
+    """
+    plugin = replace(PLUGIN, runtime_class="on-btrfs")
+    plugins = tomllib.loads(drop_in(plugin, version, NO_MAIN))["plugins"]
+    runtime = {"runtime_type": "io.containerd.runc.v2", "snapshotter": PLUGIN.name}
+    assert plugins["io.containerd.cri.v1.runtime"] == {"containerd": {"runtimes": {"on-btrfs": runtime}}}
+    assert plugins["io.containerd.cri.v1.images"] == {"runtime_platforms": {"on-btrfs": {"snapshotter": PLUGIN.name}}}
+    assert "Kubernetes keeps" not in said(plugin, version, NO_MAIN)
+    text = GOOD.split('[plugins."io.containerd.cri')[0]
+    lines = missing(replace(plugin, maps_ids=True), text)
+    assert [line.partition(":")[0] for line in lines] == [
+        'plugins."io.containerd.cri.v1.runtime"."containerd"."runtimes"."on-btrfs".snapshotter',
+        'plugins."io.containerd.cri.v1.images"."runtime_platforms"."on-btrfs".snapshotter',
+    ]
+
+
+def test_runtime_class_of_containerd_1() -> None:
+    """
+    containerd 1.x cannot be told by a drop-in.
+    """
+    with pytest.raises(FailedPreconditionError, match="needs containerd 2"):
+        drop_in(replace(PLUGIN, runtime_class="x"), 2, NO_MAIN)
 
 
 GOOD = f"""

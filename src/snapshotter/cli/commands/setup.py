@@ -5,13 +5,14 @@
 import argparse
 import os
 import shlex
+import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from snapshotter.cli import arguments
 from snapshotter.cli.codes import DONE, FAILED
 from snapshotter.errors import AlreadyExistsError, Error
-from snapshotter.setup import containerd, docker, files, unit_files
+from snapshotter.setup import containerd, docker, files, rancher, unit_files
 from snapshotter.text import printable
 
 _LINES = {
@@ -32,14 +33,29 @@ def add(commands: arguments.Commands) -> None:
         of_containerd,
         example="snapshotter setup containerd --cri",
     )
+    to_containerd.add_argument(
+        "--for",
+        dest="distribution",
+        choices=sorted(rancher.DISTRIBUTIONS),
+        help="the containerd of this distribution, whose configuration is its own",
+    )
     to_containerd.add_argument("--cri", action="store_true", help="make it the snapshotter of Kubernetes, too")
+    to_containerd.add_argument(
+        "--runtime-class", metavar="HANDLER", default="", help="make it the snapshotter of this RuntimeClass"
+    )
     to_containerd.add_argument(
         "--config-version",
         type=int,
         choices=(2, 3, 4),
         help="version of the configuration file, instead of running containerd",
     )
-    to_containerd.add_argument("--write", metavar="FILE", help="write this file instead of printing it")
+    to_containerd.add_argument(
+        "--write",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="write this file (default: the usual one, which the main file then imports)",
+    )
     to_containerd.add_argument(
         "--check",
         metavar="FILE",
@@ -102,48 +118,53 @@ def _of_containerd() -> arguments.Parser:
 
 
 def _setup_containerd(parsed: argparse.Namespace) -> int:
-    plugin = _plugin(parsed, cri=parsed.cri)
+    distribution = rancher.DISTRIBUTIONS.get(parsed.distribution or "")
+    if distribution:
+        parsed.containerd, parsed.containerd_config = distribution.containerd, distribution.main
+    plugin = _plugin(parsed, cri=parsed.cri, runtime_class=parsed.runtime_class)
     if parsed.check is not None:
         lacks = containerd.missing(plugin, _dump(parsed))
         if not parsed.check:  # a dump in a file may be of another machine
             lacks += _unanswered(plugin)
         return _print_missing(lacks)
-    main_file = containerd.read_main(parsed.containerd_config)
-    release = None if parsed.config_version else containerd.installed(parsed.containerd)
-    version = containerd.drop_in_version(release.config if release else parsed.config_version, main_file)
-    path = os.path.abspath(parsed.write or os.path.join(containerd.DROP_INS, f"{plugin.name}.toml"))
-    text = containerd.drop_in(plugin, version, main_file)
-    if parsed.write:
-        _write(path, text)
+    main = containerd.read_main(os.path.abspath(parsed.containerd_config))
+    if distribution:
+        path, text = rancher.file_for(plugin, main)
+        _print_or_write({parsed.write or path: text}, write=parsed.write is not None)
+        steps = rancher.advice(plugin, distribution)
     else:
-        print(text, end="")
-    _advise(f"after writing {path}:", containerd.advice(plugin, version, release, main_file, path))
+        release = None if parsed.config_version else containerd.installed(parsed.containerd)
+        version = containerd.drop_in_version(release.config if release else parsed.config_version, main)
+        path = os.path.abspath(parsed.write or containerd.drop_in_path(plugin, main))
+        texts = {path: containerd.drop_in(plugin, version, main)}
+        if parsed.write == "":
+            texts[main.path] = containerd.importing(main, path, version)
+        _print_or_write(texts, write=parsed.write is not None)
+        programs = [program for program in containerd.CLIENTS if shutil.which(program)]
+        steps = containerd.advice(plugin, version, release, containerd.read_main(main.path), path, programs)
+    _advise(f"after writing {path}:", steps)
     return DONE
 
 
 def _setup_docker(parsed: argparse.Namespace) -> int:
     plugin = _plugin(parsed)
-    main_file, path = os.path.abspath(parsed.containerd_config), os.path.abspath(parsed.daemon_json)
+    main = containerd.read_main(os.path.abspath(parsed.containerd_config))
+    daemon_json = os.path.abspath(parsed.daemon_json)
     if parsed.check:
         return _print_missing(
-            containerd.missing(plugin, containerd.dumped(parsed.containerd, main_file))
+            containerd.missing(plugin, containerd.dumped(parsed.containerd, main.path))
             + _unanswered(plugin)
-            + docker.missing(path, plugin.name)
+            + docker.missing(daemon_json, plugin.name)
             + docker.engine_problems(parsed.docker_socket, plugin.name)
         )
-    main = containerd.read_main(main_file)
     version = containerd.drop_in_version(containerd.installed(parsed.containerd).config, main)
-    drop_in = os.path.join(os.path.dirname(main_file), "conf.d", f"{plugin.name}.toml")
+    path = containerd.drop_in_path(plugin, main)
     texts = {
-        drop_in: containerd.drop_in(plugin, version, main),
-        main_file: containerd.importing(main, drop_in, version),
-        path: docker.merged(path, plugin.name),
+        path: containerd.drop_in(plugin, version, main),
+        main.path: containerd.importing(main, path, version),
+        daemon_json: docker.merged(daemon_json, plugin.name),
     }
-    for file, text in texts.items():
-        if not parsed.write:
-            print(f"# {printable(file)}\n{text}")
-        elif copy := files.write(file, text):
-            print(f"{printable(file)} is written; its former content is in {printable(copy)}")
+    _print_or_write(texts, write=parsed.write)
     _advise(
         "after writing the files:",
         [
@@ -155,10 +176,10 @@ def _setup_docker(parsed: argparse.Namespace) -> int:
     return DONE
 
 
-def _plugin(parsed: argparse.Namespace, *, cri: bool = False) -> containerd.Plugin:
+def _plugin(parsed: argparse.Namespace, *, cri: bool = False, runtime_class: str = "") -> containerd.Plugin:
     settings = arguments.load_settings(parsed).config
     maps_ids = containerd.kernel_maps_ids(os.uname().release)
-    return containerd.Plugin(parsed.name, settings.root, settings.address, cri, maps_ids)
+    return containerd.Plugin(parsed.name, settings.root, settings.address, cri, maps_ids, runtime_class)
 
 
 def _print_missing(lines: list[str]) -> int:
@@ -194,13 +215,11 @@ def _setup_systemd(parsed: argparse.Namespace) -> None:
     script = os.path.join(os.path.dirname(sys.executable), "snapshotter")
     command = [script] if os.access(script, os.X_OK) else [sys.executable, "-m", "snapshotter"]
     directory = parsed.write or "/etc/systemd/system"
-    for name in unit_files.NAMES:
-        text = unit_files.text(name, settings.root, settings.address, command)
-        path = os.path.join(directory, name)
-        if parsed.write:
-            _write(path, text)
-        else:
-            print(f"# {path}\n{text}")
+    texts = {
+        os.path.join(directory, name): unit_files.text(name, settings.root, settings.address, command)
+        for name in unit_files.NAMES
+    }
+    _print_or_write(texts, write=bool(parsed.write))
     steps = [f"systemctl daemon-reload && systemctl enable --now {' '.join(reversed(unit_files.NAMES))}"]
     if why := _unmade(settings.root, make=bool(parsed.write)):
         make = f"before that, create the store: snapshotter init --root {shlex.quote(settings.root)}"
@@ -225,10 +244,16 @@ def _unmade(root: str, *, make: bool) -> str:
     return ""
 
 
-def _write(path: str, text: str) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+def _print_or_write(texts: Mapping[str, str], *, write: bool) -> None:
+    """
+    Write each file of *texts*, by path, beside a dated copy of its former content, or print all of them.
+    """
+    for path, text in texts.items():
+        if not write:
+            heading = f"# {printable(path)}\n" if len(texts) > 1 else ""
+            print(f"{heading}{text}", end="\n" if heading else "")
+        elif copy := files.write(path, text):
+            print(f"{printable(path)} is written; its former content is in {printable(copy)}", file=sys.stderr)
 
 
 def _advise(heading: str, steps: Iterable[str]) -> None:
