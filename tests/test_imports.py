@@ -50,6 +50,7 @@ INSIDE = {
         "testing",
         "device image subvolume.files subvolume.info",
         "subvolume.listing",
+        "subvolume.emptying",
         "subvolume.deletion",
         "subvolume.creation",
         "subvolume",

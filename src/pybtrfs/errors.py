@@ -36,7 +36,7 @@ def explained(error: OSError, fd: int, filename: object) -> OSError:
     if error.errno != errno.ENOTTY:
         return error
     if syscall.fstatfs_type(fd) != syscall.BTRFS_SUPER_MAGIC:
-        return _noted(NotBtrfsError(errno.ENOTTY, "not a btrfs filesystem", filename), error)
+        return noted(NotBtrfsError(errno.ENOTTY, "not a btrfs filesystem", filename), error)
     if syscall.fstat_ino(fd) == ioctl.EMPTY_SUBVOL_DIR_OBJECTID:
         return not_subvolume(filename, error)
     error.add_note("this kernel does not have the ioctl")
@@ -47,10 +47,13 @@ def not_subvolume(filename: object, cause: OSError | None = None) -> NotSubvolum
     """
     Return the error to raise for a file that is not the root of a subvolume.
     """
-    return _noted(NotSubvolumeError(errno.EINVAL, "not the root of a subvolume", filename), cause)
+    return noted(NotSubvolumeError(errno.EINVAL, "not the root of a subvolume", filename), cause)
 
 
-def _noted(error: _Error, cause: OSError | None) -> _Error:
+def noted(error: _Error, cause: OSError | None) -> _Error:
+    """
+    Return *error* with the notes of *cause*.
+    """
     for note in getattr(cause, "__notes__", ()):
         error.add_note(note)
     return error

@@ -17,7 +17,7 @@ import pytest
 
 from pybtrfs import device, filesystem, image, subvolume, syscall
 from pybtrfs.cli import main
-from tests.pybtrfs.subvolume.common import make
+from tests.pybtrfs.subvolume.common import NOBODY, UNPRIVILEGED, make, mounted
 
 pytestmark = pytest.mark.btrfs
 
@@ -192,6 +192,34 @@ def test_delete_by_id_and_wait(top: Path, capfd: pytest.CaptureFixture[str]) -> 
     )
     assert said(capfd, "subvolume", "sync", ".")[0] == 0
     assert said(capfd, "subvolume", "sync", ".") == (0, "", "")
+
+
+@pytest.mark.parametrize("options", ["", "user_subvol_rm_allowed"])
+@pytest.mark.parametrize("caller", UNPRIVILEGED.values(), ids=UNPRIVILEGED)
+def test_delete_unprivileged(options: str, caller: Callable[..., Any]) -> None:
+    """
+    An owner without privileges, whom btrfs refuses, deletes read-only and nested subvolumes. Only deletion by id needs
+    CAP_SYS_ADMIN.
+    """
+
+    def deleted(*argv: str) -> tuple[int, str]:
+        sys.stdout, sys.stderr = io.TextIOWrapper(io.BytesIO()), io.StringIO()  # in the child process
+        code = main.main(["subvolume", "delete", *argv])
+        return code, sys.stderr.getvalue()
+
+    with mounted(options) as top:
+        make(top, "a", "b", "c", "c/nested")
+        for name in ("a", "b", "c", "c/nested"):
+            (top / name / "file").touch()
+            os.chown(top / name, NOBODY, NOBODY)
+            subvolume.set_read_only(top / name)
+        assert caller(deleted, f"{top}/a") == (0, "")
+        assert caller(deleted, "-c", f"{top}/b") == (0, "")
+        code, error = caller(deleted, "-i", str(subvolume.get_id(top / "c")), str(top))
+        assert (code, "needs CAP_SYS_ADMIN" in error) == (1, True)
+        assert caller(deleted, f"{top}/c") == (1, f"ERROR: Directory not empty: {top}/c\n")
+        assert caller(deleted, "-R", f"{top}/c") == (0, "")
+        assert os.listdir(top) == []
 
 
 def test_qgroups(top: Path, capfd: pytest.CaptureFixture[str]) -> None:

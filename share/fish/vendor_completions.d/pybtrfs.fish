@@ -91,7 +91,7 @@ complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume snapshot' -s R -l recursi
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume snapshot' -s i -x -d 'add the new subvolume to the qgroup, such as 1/5'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume snapshot; and test $_shtab_pybtrfs_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d SOURCE
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume snapshot; and test $_shtab_pybtrfs_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d DEST
-complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume; and test $_shtab_pybtrfs_npos -eq 0' -a delete -d 'Delete subvolumes.'
+complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume; and test $_shtab_pybtrfs_npos -eq 0' -a delete -d 'Delete subvolumes; without CAP_SYS_ADMIN, file by file if necessary.'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume delete' -s h -l help -d 'show this help message and exit'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume delete' -s c -l commit-after -d 'commit once after all deletions'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume delete' -s C -l commit-each -d 'commit after each deletion'

@@ -71,7 +71,9 @@ def add_commands(commands: Commands) -> None:
             help="add the new subvolume to the qgroup, such as 1/5",
         )
 
-    delete = add_command(group, "delete", _delete, "delete subvolumes", "PATH+")
+    delete = add_command(
+        group, "delete", _delete, "delete subvolumes; without CAP_SYS_ADMIN, file by file if necessary", "PATH+"
+    )
     delete.add_argument("-c", "--commit-after", action="store_true", help="commit once after all deletions")
     delete.add_argument("-C", "--commit-each", action="store_true", help="commit after each deletion")
     delete.add_argument(
@@ -256,9 +258,9 @@ def _delete(arguments: argparse.Namespace) -> int:
                     raise not_subvolume(path)
                 write(f"Delete subvolume ({commit}): '{os.path.join(directory, name)}'")
                 if arguments.commit_after:
-                    batch.delete(path, recursive=arguments.recursive)
+                    batch.delete(path, recursive=arguments.recursive, unlink=True)
                 else:
-                    subvolume.delete(path, recursive=arguments.recursive)
+                    subvolume.delete(path, recursive=arguments.recursive, unlink=True)
                 if arguments.commit_each:
                     with opened(directory) as fd:
                         os.fsync(fd)

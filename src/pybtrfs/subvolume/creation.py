@@ -7,13 +7,14 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pybtrfs import ioctl, qgroup
 from pybtrfs.errors import not_subvolume
 from pybtrfs.ioctl import SUBVOL_RDONLY, Inherit
 from pybtrfs.path import Destination, Target, at, open_beneath, opened, owned
-from pybtrfs.subvolume.deletion import delete, destroy, destroy_tree
+from pybtrfs.subvolume.deletion import delete, delete_at
 from pybtrfs.subvolume.info import get_id, is_root, set_read_only
 from pybtrfs.subvolume.listing import children, get_child_path, open_child
 
@@ -97,7 +98,8 @@ def temporary_snapshot(source: Target, directory: str | os.PathLike[str], *, rea
     Create a snapshot of the subvolume *source* in *directory*, under a random name, and yield its path.
 
     At the end the snapshot and all subvolumes created in it are deleted, also after an exception. A killed process
-    leaves the snapshot behind. Privileges and errors are those of `snapshot` and `delete`.
+    leaves the snapshot behind. Privileges and errors are those of `snapshot` and of `delete` with *unlink*, so the
+    owner needs no privilege.
     """
     name = f"snapshot-{os.urandom(8).hex()}"
     with owned(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
@@ -105,7 +107,7 @@ def temporary_snapshot(source: Target, directory: str | os.PathLike[str], *, rea
         try:
             yield os.path.join(directory, name)
         finally:
-            _discard(fd, name)
+            delete((fd, name), recursive=True, unlink=True)
 
 
 class Batch:
@@ -122,11 +124,11 @@ class Batch:
         """
         at(dest, self._change, ioctl.subvol_create_v2, inherit)
 
-    def delete(self, dest: Destination, *, recursive: bool = False) -> None:
+    def delete(self, dest: Destination, *, recursive: bool = False, unlink: bool = False) -> None:
         """
         Delete a subvolume, as `pybtrfs.subvolume.delete` does.
         """
-        at(dest, self._change, destroy_tree if recursive else destroy)
+        at(dest, self._change, partial(delete_at, recursive=recursive, unlink=unlink))
 
     def _change(self, dirfd: int, name: bytes, change: Callable[..., None], *arguments: object) -> None:
         change(dirfd, name, *arguments)
@@ -193,18 +195,3 @@ def _make_read_only(fd: int) -> None:
         with owned(open_child(fd, get_child_path(fd, child), child)) as child_fd:
             _make_read_only(child_fd)
     set_read_only(fd)
-
-
-def _discard(dirfd: int, name: str) -> None:
-    try:
-        delete((dirfd, name))
-    except OSError as error:
-        if error.errno == errno.ENOTEMPTY:
-            delete((dirfd, name), recursive=True)
-        elif error.errno == errno.EROFS:
-            # Only root can delete a read-only subvolume as it is.
-            with owned(open_beneath(dirfd, name)) as made:
-                set_read_only(made, read_only=False, clear_received=True)
-            delete((dirfd, name))
-        else:
-            raise

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import errno
 import time
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from pybtrfs import ioctl, items
 from pybtrfs.errors import not_subvolume
 from pybtrfs.ioctl import FIRST_FREE_OBJECTID, SUBVOL_RDONLY
-from pybtrfs.items import ROOT_TREE_OBJECTID, DropProgress, Key
+from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, DropProgress, Key
 from pybtrfs.path import Destination, Target, at, open_beneath, opened, owned
+from pybtrfs.subvolume.emptying import unlink_subvolume
 from pybtrfs.subvolume.info import is_deleted, is_root, lookup, lookup_root
 from pybtrfs.subvolume.listing import SubvolumeRef, open_inode, references
 from pybtrfs.tree_search import MAX, search
@@ -39,7 +41,7 @@ class DeletedSubvolume(NamedTuple):
     progress: DropProgress
 
 
-def delete(dest: Destination, *, recursive: bool = False) -> None:
+def delete(dest: Destination, *, recursive: bool = False, unlink: bool = False) -> None:
     """
     Delete the subvolume *dest* with everything in it. The kernel frees its space later; see `wait_deleted`.
 
@@ -47,24 +49,33 @@ def delete(dest: Destination, *, recursive: bool = False) -> None:
     is not durable when this returns; call os.fsync on the directory that contained it.
 
     Issues ``BTRFS_IOC_SNAP_DESTROY``. The caller must have ``CAP_SYS_ADMIN``, or own the subvolume on a filesystem that
-    is mounted with ``user_subvol_rm_allowed``.
+    is mounted with ``user_subvol_rm_allowed``. Without ``CAP_SYS_ADMIN``, a read-only subvolume is refused.
 
     Args:
         recursive: First delete all nested subvolumes one by one, also read-only, immutable and append-only ones. This
             uses tree searches and deletion by id, which need ``CAP_SYS_ADMIN`` and Linux 5.6. It is not atomic: an
             error leaves some subvolumes deleted and some writable.
+        unlink: If the caller lacks ``CAP_SYS_ADMIN``, make the subvolume writable, which also clears its received uuid.
+            If the kernel still refuses the ioctl, delete the files one by one, and the empty subvolume by rmdir(2)
+            (Linux 5.6). The caller must own the subvolume and its directories. This takes time for each file, and is
+            not atomic: an error leaves the subvolume writable and partly deleted. Nothing outside of the subvolume is
+            deleted: symlinks are not followed, and a mount inside is EBUSY. With *recursive*, nested subvolumes are
+            deleted in the same way, each when its directory is reached.
 
     Raises:
         NotSubvolumeError: *dest* is a directory, but not the root of a subvolume.
-        OSError: ENOTEMPTY: the subvolume contains subvolumes. EROFS: the subvolume that contains it is read-only.
-            EXDEV: *recursive* is true, and something is mounted on the subvolume.
+        PermissionError: The caller lacks the privilege, and *unlink* is false or does not suffice. With *unlink*, also
+            an immutable or append-only file, an active swap file, or the default subvolume, which is empty then.
+        OSError: ENOTEMPTY: the subvolume contains subvolumes. EROFS: the subvolume that contains it is read-only, or
+            *unlink* is false and the subvolume is read-only. EXDEV: *recursive* or *unlink* is true, and something is
+            mounted on the subvolume. EBUSY: *unlink* is true, and something is mounted inside.
     """
-    at(dest, destroy_tree if recursive else destroy)
+    at(dest, partial(delete_at, recursive=recursive, unlink=unlink))
 
 
 def delete_by_id(filesystem: Target, subvolid: int, *, recursive: bool = False) -> None:
     """
-    Delete the subvolume *subvolid*, also outside of the mounted tree; otherwise as `delete`.
+    Delete the subvolume *subvolid*, also outside of the mounted tree; otherwise as `delete` without *unlink*.
 
     Issues ``BTRFS_IOC_SNAP_DESTROY_V2`` (Linux 5.7). On older kernels, or if the path exceeds 4,095 bytes, opens
     the containing directory by its inode number and deletes the subvolume by its name. This needs
@@ -76,9 +87,14 @@ def delete_by_id(filesystem: Target, subvolid: int, *, recursive: bool = False) 
     """
     _check_deletable(subvolid)
     with opened(filesystem) as fd:
-        if recursive:
-            _destroy_below(fd, subvolid)
-        _destroy_by_id(fd, subvolid)
+        try:
+            if recursive:
+                _destroy_below(fd, subvolid)
+            _destroy_by_id(fd, subvolid)
+        except OSError as error:
+            if _lacks_privilege(fd, error):
+                error.add_note("only `delete`, by path, has unlink=True, which needs no CAP_SYS_ADMIN")
+            raise
 
 
 def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None) -> None:
@@ -172,23 +188,49 @@ def _check_deletable(subvolid: int) -> None:
         raise ValueError(f"{subvolid!r} is not the id of a subvolume that can be deleted")
 
 
-def destroy_tree(dirfd: int, name: bytes) -> None:
+def delete_at(dirfd: int, name: bytes, *, recursive: bool, unlink: bool) -> None:
     """
-    Delete the subvolume *name* in an open directory and the subvolumes nested in it, without explaining errors.
+    Delete the subvolume *name* in an open directory, as `delete` does.
     """
+    try:
+        if recursive:
+            _destroy_tree(dirfd, name)
+        else:
+            _destroy(dirfd, name)
+    except OSError as error:
+        error.filename = None  # the caller's own argument takes its place
+        if not _lacks_privilege(dirfd, error):
+            raise
+        if not unlink:
+            error.add_note("with unlink=True its owner deletes it without CAP_SYS_ADMIN, if necessary file by file")
+            raise
+        unlink_subvolume(dirfd, name, recursive=recursive)
+
+
+def _lacks_privilege(fd: int, error: OSError) -> bool:
+    """
+    Return whether the kernel may have refused a deletion because the caller lacks ``CAP_SYS_ADMIN``.
+    """
+    if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS):
+        return False
+    try:
+        lookup_root(fd, FS_TREE_OBJECTID)
+    except OSError as refusal:
+        return refusal.errno == errno.EPERM
+    return False
+
+
+def _destroy_tree(dirfd: int, name: bytes) -> None:
     # If something is mounted on the name, opening it yields the mounted filesystem, not the subvolume to delete.
     # `open_beneath` refuses that.
     with owned(open_beneath(dirfd, name)) as fd:
         if not is_root(fd):
             raise not_subvolume(name)
         _destroy_below(fd, ioctl.ino_lookup(fd, 0, FIRST_FREE_OBJECTID)[0])
-    destroy(dirfd, name)
+    _destroy(dirfd, name)
 
 
-def destroy(dirfd: int, name: bytes) -> None:
-    """
-    Delete the subvolume *name* in an open directory, without explaining errors.
-    """
+def _destroy(dirfd: int, name: bytes) -> None:
     try:
         ioctl.snap_destroy(dirfd, name)
     except OSError as error:

@@ -5,6 +5,7 @@ Helpers for the tests of subvolumes.
 import ctypes
 import errno
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import kernel, subvolume
+from pybtrfs import image, kernel, subvolume, syscall
 from pybtrfs._ffi import check
 from tests.conftest import NOBODY, become_nobody, in_child
 
+OTHERS = 100_000
 CLONE_NEWUSER, PR_SET_DUMPABLE = 0x10000000, 4
 FORMS = ["str", "bytes", "PathLike", "fd", "file"]
 
@@ -70,7 +72,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str, refusal: int = errno.E
 
         return refuse
 
-    for function in ("ioctl", "info_ioctl"):
+    for function in ("ioctl", "vol_ioctl", "info_ioctl"):
         monkeypatch.setattr(kernel.current, function, lacking(getattr(kernel.current, function)))
 
 
@@ -91,6 +93,64 @@ def contained(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
     return in_child(call)
+
+
+def contained_with_users(function: Callable[..., Any], *args: Any) -> Any:
+    """
+    Call a function as root of a user namespace that maps root to nobody, and other users to ids from `OTHERS` on, as
+    rootless containers do.
+    """
+
+    def call() -> Any:
+        directory, (reader, writer) = Path(f"/proc/{os.getpid()}"), os.pipe()
+        if os.fork() == 0:  # only a privileged process outside of the namespace can map several users
+            os.read(reader, 1)
+            for name in ("uid_map", "gid_map"):
+                (directory / name).write_text(f"0 {NOBODY} 1\n1 {OTHERS} 1000")
+            os._exit(0)
+        assert ctypes.CDLL(None).unshare(CLONE_NEWUSER) == 0
+        os.write(writer, b"x")
+        os.wait()
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        return function(*args)
+
+    return in_child(call)
+
+
+def as_user(function: Callable[..., Any], *args: Any) -> Any:
+    """
+    Call a function as an ordinary user, nobody.
+    """
+
+    def call() -> Any:
+        become_nobody()
+        return function(*args)
+
+    return in_child(call)
+
+
+UNPRIVILEGED = {"user": as_user, "root of a namespace": contained}
+
+
+@contextmanager
+def mounted(options: str) -> Iterator[Path]:
+    """
+    Mount a new btrfs with no other options, where everybody may create files.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)  # for ordinary users
+        path = Path(directory, "image")
+        image.create(path, 256 << 20, sparse=True)
+        top = Path(directory, "top")
+        top.mkdir()
+        with image.attach(path) as device:
+            syscall.mount(device.path, top, "btrfs", data=options)
+            try:
+                top.chmod(0o777)
+                yield top
+            finally:
+                syscall.umount2(top)
 
 
 @contextmanager

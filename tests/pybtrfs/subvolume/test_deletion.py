@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import device, filesystem, image, ioctl, kernel, subvolume, syscall
+from pybtrfs import device, filesystem, ioctl, kernel, subvolume, syscall
 from pybtrfs.errors import NotSubvolumeError
 from pybtrfs.items import DropProgress, Key
 from tests.pybtrfs.subvolume.common import (
@@ -22,6 +22,7 @@ from tests.pybtrfs.subvolume.common import (
     calls_of,
     form,
     make,
+    mounted,
     needing,
     open_directory,
     without,
@@ -308,34 +309,58 @@ def test_delete_unprivileged(btrfs_mount: Callable[..., Path], unprivileged: Cal
     os.chown(top / "mine", NOBODY, NOBODY)
     with pytest.raises(PermissionError) as caught:
         unprivileged(lambda: subvolume.delete(top / "mine", recursive=True))
-    assert caught.value.__notes__ == ["BTRFS_IOC_TREE_SEARCH_V2", "needs CAP_SYS_ADMIN"]
+    search, privilege, cure = caught.value.__notes__
+    assert (search, privilege) == ("BTRFS_IOC_TREE_SEARCH_V2", "needs CAP_SYS_ADMIN")
+    assert "unlink=True" in cure
     subvolume.delete(top / "mine/nested")
     unprivileged(subvolume.delete, top / "mine")
     assert below(top) == []
 
 
-def test_delete_unprivileged_without_the_option(tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("options", ["", "user_subvol_rm_allowed"])
+def test_delete_unprivileged_names_the_cure(options: str, unprivileged: Callable[..., Any]) -> None:
     """
-    Without user_subvol_rm_allowed, EPERM names the option, by name and by id.
+    The refusal of a read-only subvolume names the mount option, if it is missing, and the argument `unlink`, which
+    deletion by id does not have.
     """
-    image.create(tmp_path / "image", 256 << 20, sparse=True)
-    (tmp_path / "top").mkdir()
-    with image.attach(tmp_path / "image") as device:
-        syscall.mount(device.path, tmp_path / "top", "btrfs")
+    with mounted(options) as top:
+        make(top, "mine")
+        subvolid = subvolume.get_id(top / "mine")
+        os.chown(top / "mine", NOBODY, NOBODY)
+        subvolume.set_read_only(top / "mine")
+        for call, cure in (
+            (lambda: subvolume.delete(top / "mine"), "with unlink=True its owner deletes it without CAP_SYS_ADMIN"),
+            (lambda: subvolume.delete_by_id(top, subvolid), "only `delete`, by path, has unlink=True"),
+        ):
+            with pytest.raises(OSError) as caught:
+                unprivileged(call)
+            assert caught.value.errno == (errno.EROFS if options else errno.EPERM)
+            assert cure in caught.value.__notes__[-1]
+            assert options or "user_subvol_rm_allowed" in caught.value.__notes__[1]
+
+
+def test_delete_privileged_unlinks_nothing(base: Path) -> None:
+    """
+    A refusal that is not for want of a privilege is raised as it is, also with unlink, and names no cure.
+    """
+    make(base, "default", "frozen")
+    for name in ("default", "frozen"):
+        (base / name / "file").touch()
+    subvolume.set_default(base, subvolume.get_id(base / "default"))
+    with open_directory(base / "frozen") as fd:
+        ioctl.setflags(fd, IMMUTABLE)
         try:
-            make(tmp_path / "top", "mine")
-            os.chown(tmp_path / "top/mine", NOBODY, NOBODY)
-            with open_directory(tmp_path / "top") as top:
-                subvolid = subvolume.get_id(tmp_path / "top/mine")
-                for call in (
-                    lambda: subvolume.delete((top, "mine")),
-                    lambda: subvolume.delete_by_id(top, subvolid),
-                ):
+            for name in ("default", "frozen"):
+                for unlink in (False, True):
                     with pytest.raises(PermissionError) as caught:
-                        unprivileged(call)
-                    assert "user_subvol_rm_allowed" in caught.value.__notes__[1]
+                        subvolume.delete(base / name, unlink=unlink)
+                    assert len(caught.value.__notes__) == 2
+                assert os.listdir(base / name) == ["file"]
         finally:
-            syscall.umount2(tmp_path / "top")
+            subvolume.set_default(base, 5)
+            ioctl.setflags(fd, 0)
+    subvolume.delete(base, recursive=True, unlink=True)
+    assert not base.exists()
 
 
 # Waiting
