@@ -22,9 +22,7 @@ _DESTROY = (
     "CAP_SYS_ADMIN, or write permission and the mount option user_subvol_rm_allowed; nobody may destroy a subvolume "
     "that is the default, immutable or append-only, is being sent, or holds an active swapfile"
 )
-_OTHERS = "CAP_SYS_ADMIN"
-
-PRIVILEGES = {
+_PRIVILEGES = {
     "BTRFS_IOC_SNAP_CREATE_V2": _OWNER,
     "BTRFS_IOC_SUBVOL_SETFLAGS": _OWNER,
     "BTRFS_IOC_SET_RECEIVED_SUBVOL": _OWNER,
@@ -32,7 +30,6 @@ PRIVILEGES = {
     "BTRFS_IOC_SNAP_DESTROY_V2": _DESTROY,
     "FS_IOC_SETFLAGS": "ownership, or CAP_FOWNER; CAP_LINUX_IMMUTABLE for immutable and append-only",
 }
-"""The privilege that each ioctl needs. All other ioctls need ``CAP_SYS_ADMIN``, if any."""
 
 # Only these ioctls are interrupted by signals, and only these can be repeated without a second effect.
 _WAITS = ("BTRFS_IOC_SUBVOL_SYNC_WAIT", "BTRFS_IOC_QUOTA_RESCAN_WAIT")
@@ -110,7 +107,7 @@ class _Linux:
                 pass
         except OverflowError as error:
             raise _bad_descriptor(fd) from error
-        return result if result >= 0 else check(result, name, PRIVILEGES.get(name, _OTHERS))
+        return result if result >= 0 else check(result, name, privilege(name))
 
     def vol_ioctl(
         self,
@@ -128,7 +125,7 @@ class _Linux:
             raise ValueError(f"{(dirfd, source_fd, flags)!r:.80} do not fit: {error}") from error
         if result < 0:
             without_nul(filename)
-            check(result, name, PRIVILEGES.get(name, _OTHERS))
+            check(result, name, privilege(name))
 
     def info_ioctl(self, fd: int, name: str, subvolume: CData, /) -> None:
         try:
@@ -162,6 +159,13 @@ def request(name: str) -> int:
     Return the request number of the ioctl *name*.
     """
     return int(getattr(lib, "PYBTRFS_" + name.removeprefix("BTRFS_")))
+
+
+def privilege(name: str) -> str:
+    """
+    Return the privilege that the ioctl *name* needs, if any, for the note on its refusal.
+    """
+    return _PRIVILEGES.get(name, "CAP_SYS_ADMIN")
 
 
 def _bad_descriptor(fd: object) -> ValueError:

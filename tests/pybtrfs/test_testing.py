@@ -6,6 +6,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybtrfs import filesystem, kernel, subvolume
+from pybtrfs import filesystem, kernel, subvolume, syscall
 from pybtrfs.errors import NotBtrfsError
 from pybtrfs.testing import copy_tree, remove_tree
 from pybtrfs.testing import fake_btrfs as fake_btrfs_of
-from tests.pybtrfs.subvolume.common import make
+from tests.pybtrfs.subvolume.common import NOBODY, as_user, make, mounted, open_directory
 
 PATHS = st.sampled_from(["a", "b", "c", "a/a", "a/b", "b/a", "c/a"])
 BOOLEANS = st.booleans()
@@ -57,11 +58,7 @@ def outcome(root: Path, call: Callable[..., Any], *arguments: Any, **options: An
         return call(*arguments, **options)
     except OSError as error:
         names = [os.path.relpath(name, root) for name in (error.filename, error.filename2) if isinstance(name, Path)]
-        return type(error), error.errno, names, [note for note in _notes(error) if not note.startswith("needs ")]
-
-
-def _notes(error: OSError) -> list[str]:
-    return getattr(error, "__notes__", [])
+        return type(error), error.errno, names, getattr(error, "__notes__", [])
 
 
 STEPS = st.one_of(
@@ -129,6 +126,55 @@ def test_the_fake_beside_the_kernel(btrfs: Path, tmp_path_factory: pytest.TempPa
             subvolume.delete(real, recursive=True)
 
     compare()
+
+
+def by_handle(top: Path) -> None:
+    with open_directory(top) as fd:
+        syscall.open_by_handle_at(fd, 5, 256, 0, os.O_RDONLY)
+
+
+def without_privileges(top: Path, caller: Callable[..., Any]) -> list[Any]:
+    """
+    Return the answers to a caller without CAP_SYS_ADMIN, and what each deletion leaves.
+    """
+    found = []
+    for read_only, nested, recursive, unlink in product([False, True], repeat=4):
+        make(top, "a", *["a/b"] * nested)
+        for path in [top / "a/b"] * nested + [top / "a"]:
+            (path / "directory").mkdir()
+            for file in (path, path / "directory"):
+                os.chown(file, NOBODY, NOBODY)
+            subvolume.set_read_only(path, read_only=read_only)
+        found += [
+            outcome(top, caller, lambda: subvolume.delete(top / "a", recursive=recursive, unlink=unlink)),  # noqa: B023
+            (top / "a").exists() and (subvolume.get_read_only(top / "a"), sorted(os.listdir(top / "a"))),
+        ]
+        if (top / "a").exists():
+            found += [outcome(top, caller, subvolume.delete_by_id, top, subvolume.get_id(top / "a"))]
+        if (top / "a").exists():
+            caller(lambda: subvolume.delete(top / "a", recursive=True, unlink=True))
+    for question in (
+        lambda: list(subvolume.iterate(top, top=5)),
+        lambda: subvolume.get_path(top, 256),
+        lambda: subvolume.set_default(top, 5),
+        lambda: subvolume.iterate_deleted(top).__next__(),
+        lambda: by_handle(top),
+    ):
+        found.append(outcome(top, caller, question))
+    return found
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("allowed", [False, True])
+def test_the_fake_without_privileges(tmp_path: Path, allowed: bool) -> None:
+    """
+    The fake refuses what the kernel refuses an owner without CAP_SYS_ADMIN, and deletions leave the same.
+    """
+    with mounted("user_subvol_rm_allowed" if allowed else "") as top:
+        real = without_privileges(top, as_user)
+    with fake_btrfs_of(tmp_path, privileged=False, user_subvol_rm_allowed=allowed):
+        fake = without_privileges(tmp_path, lambda call, *arguments: call(*arguments))
+    assert fake == real
 
 
 def test_elsewhere_the_kernel_answers(fake_btrfs: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -64,7 +64,7 @@ def snap_create_v2_in(
         without_nul(name),
         len(name),
     )
-    check(result, "BTRFS_IOC_SNAP_CREATE_V2", kernel.PRIVILEGES["BTRFS_IOC_SNAP_CREATE_V2"], directory)
+    check(result, "BTRFS_IOC_SNAP_CREATE_V2", kernel.privilege("BTRFS_IOC_SNAP_CREATE_V2"), directory)
 
 
 def snap_destroy(dirfd: int, name: bytes) -> None:

@@ -32,23 +32,31 @@ _INODE_ITEM = items.INODE_ITEM_LAYOUT.pack(1, *[0] * 19)  # of generation 1
 
 
 @contextlib.contextmanager
-def fake_btrfs(directory: str | os.PathLike[str]) -> Iterator[None]:
+def fake_btrfs(
+    directory: str | os.PathLike[str], *, privileged: bool = True, user_subvol_rm_allowed: bool = False
+) -> Iterator[None]:
     """
     Make the plain *directory* the top level of a btrfs, for all of pybtrfs in this process.
 
     A fake kernel answers for files in *directory*, and the real kernel for all other files. So `pybtrfs.subvolume`
-    works in *directory* as it does for root on btrfs, and raises the same errors. A subvolume is a directory. A
-    snapshot is a copy: it takes time and space, and needs permission to read the files it copies.
+    works in *directory* as it does on btrfs, and raises the same errors. A subvolume is a directory. A snapshot is a
+    copy: it takes time and space, and needs permission to read the files it copies.
 
     Only pybtrfs sees the fake: open() writes to read-only subvolumes, and os.stat() returns the directory's own inode
     number. Changing a file does not change a generation. Deleted subvolumes are cleaned at once. Quotas, devices, and
     searches for anything but subvolumes fail as on a kernel without the ioctl.
 
     Each subvolume uses a file descriptor until the end. The files in *directory* remain.
+
+    Args:
+        privileged: Answer as the kernel answers root. False refuses what needs ``CAP_SYS_ADMIN``, as for the owner of
+            all subvolumes in a container.
+        user_subvol_rm_allowed: The mount option of this name, which matters only without *privileged*.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(setattr, kernel, "current", kernel.current)
-        kernel.current = _Kernel(_Filesystem(directory, stack), kernel.current)
+        filesystem = _Filesystem(directory, stack, privileged=privileged, user_subvol_rm_allowed=user_subvol_rm_allowed)
+        kernel.current = _Kernel(filesystem, kernel.current)
         yield
 
 
@@ -183,7 +191,7 @@ class _Kernel:
             try:
                 self._filesystem.answer(fd, name, *arguments)
             except OSError as error:
-                return check(-(error.errno or errno.EIO), name)
+                return check(-(error.errno or errno.EIO), name, kernel.privilege(name))
         return 0
 
 
@@ -194,8 +202,17 @@ class _Filesystem:
     Such a method has the name of the ioctl. It takes the C struct, or the arguments of the C function that makes it.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        stack: contextlib.ExitStack,
+        *,
+        privileged: bool,
+        user_subvol_rm_allowed: bool,
+    ) -> None:
         self._stack = stack
+        self._privileged = privileged
+        self._user_subvol_rm_allowed = user_subvol_rm_allowed
         self._fsid = os.urandom(16)
         self._transid = 1
         self._default = FS_TREE_OBJECTID
@@ -209,7 +226,13 @@ class _Filesystem:
     def answer(self, fd: int, name: str, *arguments: object) -> None:
         if file_id(os.fstat(fd)) in self._placeholders:
             raise _error(errno.ENOTTY)
+        if name in ("BTRFS_IOC_TREE_SEARCH_V2", "BTRFS_IOC_DEFAULT_SUBVOL"):
+            self._check_privileged()
         getattr(self, name.partition("_IOC_")[2].lower(), _lacking)(fd, *arguments)
+
+    def _check_privileged(self) -> None:
+        if not self._privileged:
+            raise _error(errno.EPERM)
 
     # Files
 
@@ -252,6 +275,8 @@ class _Filesystem:
         return FIRST_FREE_OBJECTID if file_id(status) in self._ids else _objectid(status)
 
     def open_by_handle_at(self, handle: Any, flags: int) -> int:
+        if not self._privileged:
+            check(-errno.EPERM, "open_by_handle_at", "CAP_DAC_READ_SEARCH")
         return os.open(self._paths().directory(handle.root_objectid, handle.objectid), flags)
 
     def getflags(self, fd: int, flags: Any) -> None:
@@ -325,12 +350,16 @@ class _Filesystem:
     def _destroy(self, dirfd: int, directory: str, name: str) -> None:
         path = os.path.join(directory, name)
         status = os.lstat(path)
+        if not self._user_subvol_rm_allowed:
+            self._check_privileged()
         self._check_writable(dirfd)
         if not stat.S_ISDIR(status.st_mode):
             raise _error(errno.ENOTDIR)
         subvolid = self._ids.get(file_id(status))
         if subvolid is None:
             raise _error(errno.EINVAL)
+        if not self._privileged and self._subvolumes[subvolid].read_only:
+            raise _error(errno.EROFS)
         if subvolid == self._default:
             raise _error(errno.EPERM)
         if self._paths().children(subvolid):
@@ -405,6 +434,7 @@ class _Filesystem:
         paths = self._paths()
         arguments.treeid = arguments.treeid or self._containing(fd, paths)
         if arguments.objectid != FIRST_FREE_OBJECTID:
+            self._check_privileged()
             path = paths.directory(arguments.treeid, arguments.objectid)
             arguments.name = os.fsencode(os.path.relpath(path, paths.by_id[arguments.treeid])) + b"/"
 
