@@ -35,7 +35,8 @@ class BtrfsVolumes:
     """
     `Volumes` on btrfs.
 
-    Privilege: CAP_SYS_ADMIN to destroy subvolumes, to search trees and to read device statistics.
+    Privilege: CAP_SYS_ADMIN to search trees and to read device statistics. Without it, subvolumes that the process owns
+    are destroyed file by file, unless the filesystem is mounted with ``user_subvol_rm_allowed``.
     """
 
     record_storage: ClassVar[RecordStorage] = Xattrs()
@@ -184,16 +185,16 @@ class BtrfsVolumes:
                 raise not_subvolume(name)
             subvolid = subvolume.get_id(fd)
             ids = {subvolid}
-            if any(subvolume.children(fd)):
+            recursive = any(subvolume.children(fd))
+            if recursive:
                 ids.update(entry.info.id for entry in subvolume.iterate(fd, top=subvolid))
             if not mounts.subvolids.isdisjoint(ids):
                 raise _busy(mounts.of(ids, path), name)
-            recursive = len(ids) > 1
             try:
-                subvolume.delete((directory.fd, name), recursive=recursive)
+                subvolume.delete((directory.fd, name), recursive=recursive, unlink=True)
             except PermissionError:
                 _clear_flags(fd)
-                subvolume.delete((directory.fd, name), recursive=recursive)
+                subvolume.delete((directory.fd, name), recursive=recursive, unlink=True)
             except FileNotFoundError:
                 # The kernel can fail to find a name that it still lists.
                 subvolume.delete_by_id(self._fd, subvolid)
