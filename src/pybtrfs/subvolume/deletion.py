@@ -77,9 +77,9 @@ def delete_by_id(filesystem: Target, subvolid: int, *, recursive: bool = False) 
     """
     Delete the subvolume *subvolid*, also outside of the mounted tree; otherwise as `delete` without *unlink*.
 
-    Issues ``BTRFS_IOC_SNAP_DESTROY_V2`` (Linux 5.7). On older kernels, or if the path exceeds 4,095 bytes, opens
-    the containing directory by its inode number and deletes the subvolume by its name. This needs
-    ``CAP_DAC_READ_SEARCH``.
+    Issues ``BTRFS_IOC_SNAP_DESTROY_V2`` (Linux 5.7). The kernel refuses this through an idmapped mount, and if the path
+    exceeds 4,095 bytes. Then, and on older kernels, opens the containing directory by its inode number and deletes the
+    subvolume by its name. This needs ``CAP_DAC_READ_SEARCH``.
 
     Raises:
         FileNotFoundError: The subvolume does not exist.
@@ -278,7 +278,7 @@ def _destroy_by_id(fd: int, subvolid: int) -> None:
     try:
         ioctl.snap_destroy_v2_by_id(fd, subvolid)
     except OSError as error:
-        if error.errno not in (errno.ENOTTY, errno.ENAMETOOLONG):
+        if error.errno not in (errno.ENOTTY, errno.ENAMETOOLONG, errno.EOPNOTSUPP):
             raise
         found = lookup(fd, subvolid)
         with owned(open_inode(fd, found.parent_id, found.dirid)) as directory:
