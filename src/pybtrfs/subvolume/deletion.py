@@ -5,6 +5,7 @@ Deletion of subvolumes, and the deleted subvolumes that the kernel has not clean
 from __future__ import annotations
 
 import errno
+import os
 import time
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -106,7 +107,7 @@ def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None
 
     Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege and waits for both commits. With a
     *timeout*, or on older kernels, searches the root tree ten times a second instead. The search needs
-    ``CAP_SYS_ADMIN`` and does not wait for the second commit.
+    ``CAP_SYS_ADMIN`` and does not wait for the second commit. Through a read-only mount, it must confirm the ioctl.
 
     Args:
         timeout: In seconds; None waits without a limit.
@@ -114,21 +115,15 @@ def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None
     Raises:
         FileExistsError: The subvolume is not deleted.
         TimeoutError: The subvolume is not cleaned in time.
+        OSError: EROFS: the filesystem is read-only, so that the kernel does not clean.
         ValueError: *subvolid* is not an id that a deletable subvolume can have.
     """
     _check_deletable(subvolid)
     with opened(filesystem) as fd:
-        if timeout is None:
-            try:
-                ioctl.subvol_sync_wait(fd, subvolid, ioctl.SUBVOL_SYNC_WAIT_FOR_ONE)
-            except OSError as error:
-                # The ioctl ends a successful wait with ENOENT too.
-                if error.errno == errno.ENOENT:
-                    return
-                if error.errno != errno.ENOTTY:
-                    raise
-            else:
+        if timeout is None and _waited(fd, subvolid):
+            if not os.fstatvfs(fd).f_flag & os.ST_RDONLY or lookup_root(fd, subvolid) is None:
                 return
+            raise OSError(errno.EROFS, f"subvolume {subvolid} is not cleaned: the filesystem is read-only", filesystem)
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             found = lookup_root(fd, subvolid)
@@ -142,12 +137,27 @@ def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None
             time.sleep(min(_POLL_SECONDS, remaining))
 
 
+def _waited(fd: int, subvolid: int) -> bool:
+    """
+    Return whether the kernel has the ioctl that waits, after the wait.
+    """
+    try:
+        ioctl.subvol_sync_wait(fd, subvolid, ioctl.SUBVOL_SYNC_WAIT_FOR_ONE)
+    except OSError as error:
+        # A successful wait ends with ENOENT, too. So does each wait on a read-only filesystem.
+        if error.errno not in (errno.ENOENT, errno.ENOTTY):
+            raise
+        return error.errno == errno.ENOENT
+    return True
+
+
 def count_deleted(filesystem: Target) -> int:
     """
     Return the number of deleted subvolumes that the kernel has not cleaned yet.
 
-    Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege and does not count subvolumes with open
-    files. On older kernels searches the root tree, which needs ``CAP_SYS_ADMIN`` and counts them too.
+    Issues ``BTRFS_IOC_SUBVOL_SYNC_WAIT`` (Linux 6.13), which needs no privilege. It counts neither subvolumes with open
+    files, nor any on a filesystem that was mounted read-only. On older kernels searches the root tree, which needs
+    ``CAP_SYS_ADMIN`` and counts all.
     """
     with opened(filesystem) as fd:
         try:

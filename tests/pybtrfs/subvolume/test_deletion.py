@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import device, filesystem, ioctl, kernel, subvolume, syscall
+from pybtrfs import device, filesystem, image, ioctl, kernel, subvolume, syscall
 from pybtrfs.errors import NotSubvolumeError
 from pybtrfs.items import DropProgress, Key
 from pybtrfs.path import owned
@@ -580,6 +580,44 @@ def test_wait_on_an_old_kernel(base: Path, held: Held, monkeypatch: pytest.Monke
     held.release(until=lambda: next(once, True))
     subvolume.wait_deleted(base, held.id)
     subvolume.wait_deleted(base, 1 << 40)
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """
+    A filesystem mounted read-only with a deleted subvolume, and the id of the subvolume.
+    """
+    with mounted("") as top:
+        held = Held(top)
+        filesystem.sync(top)
+        # To unmount the image itself would clean the subvolume.
+        subprocess.run(["cp", "--sparse=always", top.parent / "image", tmp_path / "image"], check=True)
+        held.open.close()
+    (tmp_path / "top").mkdir()
+    with image.attach(tmp_path / "image") as loop:
+        syscall.mount(loop.path, tmp_path / "top", "btrfs", syscall.MS_RDONLY)
+        try:
+            yield tmp_path / "top", held.id
+        finally:
+            syscall.umount2(tmp_path / "top")
+
+
+@pytest.mark.usefixtures("sync_wait")
+def test_wait_deleted_on_a_read_only_filesystem(read_only: tuple[Path, int], unprivileged: Callable[..., Any]) -> None:
+    """
+    The kernel answers as if the subvolume were cleaned, but it never cleans there. Without CAP_SYS_ADMIN nobody knows.
+    """
+    top, subvolid = read_only
+    assert [deleted.id for deleted in subvolume.iterate_deleted(top)] == [subvolid]
+    with pytest.raises(OSError) as caught:
+        subvolume.wait_deleted(top, subvolid)
+    assert (caught.value.errno, caught.value.filename) == (errno.EROFS, top)
+    with pytest.raises(TimeoutError):
+        subvolume.wait_deleted(top, subvolid, timeout=0)
+    subvolume.wait_deleted(top, 1 << 40)
+    with form(top, "fd") as fd, pytest.raises(PermissionError) as refused:
+        unprivileged(subvolume.wait_deleted, fd, subvolid)
+    assert "needs CAP_SYS_ADMIN" in refused.value.__notes__
 
 
 @pytest.mark.usefixtures("sync_wait")
