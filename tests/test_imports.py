@@ -13,7 +13,7 @@ import pytest
 SRC = Path(__file__).parent.parent / "src"
 
 OURS = ("pybtrfs", "snapshotter")
-SERVICES = ("snapshots", "containers", "content", "images", "leases", "namespaces", "extension")
+SERVICES = ("snapshots", "containers", "content", "images", "introspection", "leases", "namespaces", "extension")
 
 # From the bottom up: a module imports modules of lower floors, and modules before it in its own package.
 FLOORS = (
@@ -79,12 +79,12 @@ INSIDE = {
     "snapshotter.analysis": (
         "",
         "difference family inventory references treemap",
-        "directories holders space",
+        "directories holders rows space",
         "report",
     ),
     "snapshotter.archive": ("", "format", "limits", "packing unpacking", "tar"),
     "snapshotter.daemon": ("", "config http2 log sockets systemd", "metrics rpc", "service", "process"),
-    "snapshotter.maintenance": ("", "quarantine repair", "doctor"),
+    "snapshotter.maintenance": ("", "containerd quarantine repair", "doctor"),
     "snapshotter.setup": ("", "containerd docker files image_store unit_files", "rancher"),
     "snapshotter.cli": (
         "codes",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src"
 TYPES = ["mount", "descriptor"]
-CONTAINERD = ["snapshots", "containers", "content", "images", "leases", "namespaces"]
+CONTAINERD = ["snapshots", "containers", "content", "images", "introspection", "leases", "namespaces"]
 SERVICES = [*CONTAINERD, "extension"]
 
 

@@ -136,6 +136,12 @@ class Client:
             request = extension_pb2.ForkRequest(snapshotter=self.snapshotter, key=key, new_key=new_key)
         return mounts_from(self._wait(self._extension.Fork(request, timeout=self._timeout)).mounts)
 
+    def missed(self) -> list[str]:
+        """
+        Return the keys that `stat` did not find, by any client, since the previous call; at most 1000.
+        """
+        return list(self._wait(self._extension.Missed(extension_pb2.MissedRequest(), timeout=self._timeout)).keys)
+
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         with _checking():
             request = pb.CommitSnapshotRequest(

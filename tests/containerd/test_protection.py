@@ -4,7 +4,9 @@ Deletions by hand on a store that containerd uses.
 
 import contextlib
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,11 @@ from snapshotter.store.record_storage import XATTR
 
 from . import images
 from .images import Image
-from .processes import Containerd, CtrError, Daemon, wait_until
+from .processes import PLUGIN, Containerd, CtrError, Daemon, wait_until
 
 pytestmark = pytest.mark.btrfs
+
+Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
@@ -30,18 +34,24 @@ def small(emptied: Containerd, directory: Path) -> Image:
     return small
 
 
-def test_rm(
-    emptied: Containerd, daemon: Daemon, small: Image, capsys: pytest.CaptureFixture[str], directory: Path
-) -> None:
+@pytest.fixture
+def run(emptied: Containerd, daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> Run:
+    """
+    Return a function that runs a command on the store, and returns its code and its errors.
+    """
+
+    def run(*argv: str, address: str = str(emptied.address)) -> tuple[int, str]:
+        capsys.readouterr()
+        code = cli.main([*argv, "--root", str(daemon.root), "--containerd", address])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_rm(emptied: Containerd, daemon: Daemon, small: Image, run: Run) -> None:
     """
     rm refuses every snapshot that containerd knows, with the object that needs it and the command of containerd.
     """
-
-    def run(*argv: str) -> tuple[int, str]:
-        capsys.readouterr()
-        code = cli.main(["--root", str(daemon.root), argv[0], "--containerd", str(emptied.address), *argv[1:]])
-        return code, capsys.readouterr().err
-
     emptied.start_container(small.name, "web", "sleep 1000")
     emptied.ctr("snapshots", "prepare", "labelled", small.chain_ids[-1])
     emptied.ctr("leases", "create", "--id", "lease")
@@ -50,6 +60,7 @@ def test_rm(
     before = daemon.snapshots()
     for name, need, command in (
         ("web", "container 'web'", "containers rm web"),
+        (small.chain_ids[0], "lease 'lease', by way of 'leased'", "leases rm lease"),
         (small.chain_ids[-1], f"image '{small.name}'", f"images rm {small.name}"),
         ("leased", "lease 'lease'", "leases rm lease"),
         ("labelled", "label 'containerd.io/gc.root=", "snapshots --snapshotter btrfs-snapshotter rm labelled"),
@@ -71,23 +82,32 @@ def test_rm(
     assert run("rm", stranger, "--force") == (0, "")
     assert daemon.snapshots() == before
 
-    code, err = run("rm", keys["labelled"], "--force", "--containerd", f"{emptied.address}.none")
+    code, err = run("rm", keys["labelled"], "--force", address=f"{emptied.address}.none")
     assert code == 1
     assert "cannot be asked for its needs: no answer from containerd" in err
     assert daemon.snapshots() == before
     emptied.ctr("snapshots", "rm", "labelled")
 
 
-def test_repair(emptied: Containerd, daemon: Daemon, small: Image, capsys: pytest.CaptureFixture[str]) -> None:
+def reconnect(containerd: Containerd, daemon: Daemon) -> None:
+    """
+    Start the daemon, and wait until containerd reaches it.
+    """
+    daemon.start()
+
+    def reached() -> bool:
+        with contextlib.suppress(CtrError):
+            containerd.ctr("snapshots", "ls")
+            return True
+        return False
+
+    wait_until(reached, "containerd to reach the daemon")
+
+
+def test_repair(emptied: Containerd, daemon: Daemon, small: Image, run: Run) -> None:
     """
     doctor --fix and purge leave the layers of an image alone, though their records are gone.
     """
-
-    def run(*argv: str, address: str = str(emptied.address)) -> tuple[int, str]:
-        capsys.readouterr()
-        code = cli.main([*argv, "--root", str(daemon.root), "--containerd", address])
-        return code, capsys.readouterr().err
-
     top = next(key for key in daemon.snapshots() if key.endswith(small.chain_ids[-1]))
     with daemon.beside() as store:
         path = Path(store.subvolume(top)).parent
@@ -112,22 +132,51 @@ def test_repair(emptied: Containerd, daemon: Daemon, small: Image, capsys: pytes
     subvolume.snapshot(path / "layer", quarantine / "copy" / "layer")
     code, err = run("purge", "--yes")
     assert code == 1
-    assert f"image '{small.name}'" in err
+    assert "no daemon serves the store; start it and the daemon" in err
+    reconnect(emptied, daemon)
+    code, err = run("purge", "--yes")
+    assert code == 1
+    assert f"{top!r} (image '{small.name}'): `ctr --address {emptied.address} --namespace {emptied.namespace} " in err
     assert (quarantine / "copy" / "layer").exists()
 
+    daemon.stop()
     os.setxattr(path, XATTR, record)
+    reconnect(emptied, daemon)
     assert run("purge", "--yes") == (0, "")
     assert not os.listdir(quarantine)
+    daemon.stop()
     (daemon.root / "snapshots" / "stranger").mkdir()
     assert run("doctor", "--fix") == (5, "")
     assert os.listdir(quarantine) == ["stranger"]
+    reconnect(emptied, daemon)
     assert run("purge", "--yes") == (0, "")
-    daemon.start()
 
-    def reconnected() -> bool:
-        with contextlib.suppress(CtrError):
-            emptied.ctr("snapshots", "ls")
-            return True
-        return False
 
-    wait_until(reconnected, "containerd to reach the daemon")
+def test_label_alone(emptied: Containerd, daemon: Daemon, run: Run) -> None:
+    """
+    init --client and purge see a snapshot that only a label keeps, and the command in their error is the cure.
+    """
+    emptied.ctr("snapshots", "prepare", "kept")
+    [key] = daemon.snapshots()
+    with daemon.client() as client:
+        assert run("rm", key)[1].count("label 'containerd.io/gc.root=") == 1
+        daemon.stop()
+        code, err = run("init", "--client", "local")
+        assert code == 1
+        assert f"it has snapshots in namespace '{emptied.namespace}': start the daemon, remove each with `ctr" in err
+        (daemon.root / "quarantine").mkdir()
+        (daemon.root / "quarantine" / "lost").mkdir()
+        reconnect(emptied, daemon)
+        client.remove(key)
+    assert emptied.listed("snapshots") == []
+    code, err = run("purge", "--yes")
+    assert code == 1
+    [(command, name)] = re.findall(rf"{key!r} \(a label or a child\): `ctr .* (snapshots .*) (\S+)`", err)
+    assert (daemon.root / "quarantine" / "lost").exists()
+    emptied.ctr(*command.split(), name)
+    assert run("purge", "--yes") == (0, "")
+    daemon.stop()
+    assert run("init", "--client", "other") == (0, "")
+    assert run("init", "--client", PLUGIN)[0] == 1
+    assert run("init", "--client", PLUGIN, "--containerd-is-gone", "--yes") == (0, "")
+    reconnect(emptied, daemon)

@@ -4,6 +4,7 @@ References from containerd to a snapshot, read from containerd's own services ov
 
 import asyncio
 import os
+import shlex
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,12 +18,14 @@ from snapshotter.api.content_grpc import ContentStub
 from snapshotter.api.content_pb2 import ListContentRequest
 from snapshotter.api.images_grpc import ImagesStub
 from snapshotter.api.images_pb2 import ListImagesRequest
+from snapshotter.api.introspection_grpc import IntrospectionStub
+from snapshotter.api.introspection_pb2 import PluginsRequest
 from snapshotter.api.leases_grpc import LeasesStub
 from snapshotter.api.leases_pb2 import ListRequest, ListResourcesRequest
 from snapshotter.api.namespaces_grpc import NamespacesStub
 from snapshotter.api.namespaces_pb2 import ListNamespacesRequest
 from snapshotter.api.snapshots_grpc import SnapshotsStub
-from snapshotter.api.snapshots_pb2 import ListSnapshotsRequest, StatSnapshotRequest
+from snapshotter.api.snapshots_pb2 import Info, ListSnapshotsRequest, StatSnapshotRequest
 from snapshotter.errors import InvalidArgumentError, UnavailableError, quoted
 
 GC = "containerd.io/gc."
@@ -31,6 +34,9 @@ SNAPSHOT = f"{GC}ref.snapshot."
 
 # The second is the socket of both k3s and RKE2.
 SOCKETS = ("/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock")
+
+# containerd writes its own row of a snapshot a moment after the store has the snapshot.
+ROW_SECONDS = 1.0
 
 T = TypeVar("T")
 
@@ -74,6 +80,18 @@ class Answer:
     address: str
     references: References
 
+    def needs(self, snapshotter: str) -> dict[str, str]:
+        """
+        Return the command of ctr that removes each reference, by the description of the reference.
+        """
+        at, found = self.references, {}
+        for kind, names in (("container", at.containers), ("image", at.images), ("lease", at.leases)):
+            for name in names:
+                found[f"{kind} {name!r}"] = ctr(self.address, at.namespace, f"{kind}s", "rm", name)
+        for name, value in sorted(at.labels.items()):
+            found[f"label '{name}={value}'"] = removal(self.address, snapshotter, at.namespace, at.name)
+        return found
+
 
 def sockets(given: str | None) -> list[str]:
     """
@@ -95,6 +113,20 @@ def split(key: str) -> tuple[str, str] | None:
     """
     namespace, number, name = ([*key.split("/", 2), "", ""])[:3]
     return (namespace, name) if namespace and number.isdecimal() and name else None
+
+
+def ctr(address: str, namespace: str, *command: str) -> str:
+    """
+    Return a command of ctr for the containerd at *address*, quoted for a shell.
+    """
+    return shlex.join(["ctr", "--address", address, "--namespace", namespace, *command])
+
+
+def removal(address: str, snapshotter: str, namespace: str, name: str) -> str:
+    """
+    Return the command that removes a snapshot in the containerd at *address*.
+    """
+    return ctr(address, namespace, "snapshots", "--snapshotter", snapshotter, "rm", name)
 
 
 def find(address: str, snapshotter: str, key: str, timeout: float = 5.0) -> References:
@@ -142,6 +174,17 @@ def find_anywhere(addresses: Sequence[str], snapshotter: str, key: str) -> Answe
     return unknown
 
 
+def locate(address: str, snapshotter: str, timeout: float = 5.0) -> str:
+    """
+    Return the socket at which the containerd at *address* expects the daemon of the snapshotter.
+
+    Raises:
+        NotLoadedError: containerd has not loaded the snapshotter.
+        UnavailableError: containerd does not answer in time.
+    """
+    return _run(address, _locate(address, snapshotter), timeout)
+
+
 def needed(address: str, snapshotter: str, timeout: float = 30.0) -> dict[tuple[str, str], str]:
     """
     Return the snapshots that an object of the containerd at *address* refers to, by namespace and name.
@@ -153,6 +196,19 @@ def needed(address: str, snapshotter: str, timeout: float = 30.0) -> dict[tuple[
         UnavailableError: containerd does not answer in time, or lacks one of the services.
     """
     return _run(address, _needed(address, snapshotter), timeout)
+
+
+def occupied(address: str, snapshotter: str, timeout: float = 30.0) -> list[str]:
+    """
+    Return the namespaces in which the containerd at *address* has snapshots, whether or not the daemon runs.
+
+    A namespace whose snapshots the store has lost may be missing while the daemon runs.
+
+    Raises:
+        NotLoadedError: containerd has not loaded the snapshotter.
+        UnavailableError: containerd does not answer in time.
+    """
+    return _run(address, _occupied(address, snapshotter), timeout)
 
 
 def known(address: str, snapshotter: str, timeout: float = 30.0) -> set[tuple[str, str]]:
@@ -173,7 +229,7 @@ def _run(address: str, call: Coroutine[Any, Any, T], timeout: float) -> T:
         return asyncio.run(asyncio.wait_for(call, timeout))
     except GRPCError as error:
         why = error.message or error.status.name
-        kind = NotLoadedError if "snapshotter not loaded" in why else UnavailableError
+        kind = NotLoadedError if _is_not_loaded(error) else UnavailableError
         raise kind(f"no answer from containerd at {address!r}: {why}") from error
     except (OSError, ProtocolError, StreamTerminatedError, TimeoutError) as error:
         why = (error.strerror if isinstance(error, OSError) else str(error)) or "timed out"
@@ -210,17 +266,47 @@ async def _find(address: str, snapshotter: str, namespace: str, name: str) -> Re
         )
 
 
+def _is_not_loaded(error: GRPCError) -> bool:
+    return "snapshotter not loaded" in (error.message or "")
+
+
+async def _locate(address: str, snapshotter: str) -> str:
+    async with Channel(path=address) as channel:
+        for plugin in (await IntrospectionStub(channel).Plugins(PluginsRequest())).plugins:
+            if (plugin.type, plugin.id) == ("io.containerd.snapshotter.v1", snapshotter):
+                return plugin.exports.get("address", "").removeprefix("unix://")
+    raise NotLoadedError(f"containerd at {address!r} has not loaded the snapshotter {quoted(snapshotter)}")
+
+
 async def _namespaces(channel: Channel) -> list[str]:
     return [each.name for each in (await NamespacesStub(channel).List(ListNamespacesRequest())).namespaces]
+
+
+async def _occupied(address: str, snapshotter: str) -> list[str]:
+    found = []
+    async with Channel(path=address) as channel:
+        for namespace in await _namespaces(channel):
+            try:
+                infos = await _list(channel, snapshotter, namespace)
+            except GRPCError as error:
+                if _is_not_loaded(error):
+                    raise
+                infos = [Info()]  # containerd asks the daemon only if it has a snapshot
+            if infos:
+                found.append(namespace)
+    return found
+
+
+async def _list(channel: Channel, snapshotter: str, namespace: str) -> list[Info]:
+    request, metadata = ListSnapshotsRequest(snapshotter=snapshotter), {"containerd-namespace": namespace}
+    return [info for reply in await SnapshotsStub(channel).List(request, metadata=metadata) for info in reply.info]
 
 
 async def _known(address: str, snapshotter: str) -> set[tuple[str, str]]:
     async with Channel(path=address) as channel:
         found: set[tuple[str, str]] = set()
         for namespace in await _namespaces(channel):
-            request, metadata = ListSnapshotsRequest(snapshotter=snapshotter), {"containerd-namespace": namespace}
-            for reply in await SnapshotsStub(channel).List(request, metadata=metadata):
-                found |= {(namespace, info.name) for info in reply.info}
+            found |= {(namespace, info.name) for info in await _list(channel, snapshotter, namespace)}
         return found
 
 

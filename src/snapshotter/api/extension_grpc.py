@@ -19,6 +19,10 @@ class ExtensionBase(abc.ABC):
     async def Fork(self, stream: 'grpclib.server.Stream[snapshotter.api.extension_pb2.ForkRequest, snapshotter.api.extension_pb2.ForkResponse]') -> None:
         pass
 
+    @abc.abstractmethod
+    async def Missed(self, stream: 'grpclib.server.Stream[snapshotter.api.extension_pb2.MissedRequest, snapshotter.api.extension_pb2.MissedResponse]') -> None:
+        pass
+
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
         return {
             '/snapshotter.v1.Extension/Fork': grpclib.const.Handler(
@@ -26,6 +30,12 @@ class ExtensionBase(abc.ABC):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 snapshotter.api.extension_pb2.ForkRequest,
                 snapshotter.api.extension_pb2.ForkResponse,
+            ),
+            '/snapshotter.v1.Extension/Missed': grpclib.const.Handler(
+                self.Missed,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                snapshotter.api.extension_pb2.MissedRequest,
+                snapshotter.api.extension_pb2.MissedResponse,
             ),
         }
 
@@ -38,4 +48,10 @@ class ExtensionStub:
             '/snapshotter.v1.Extension/Fork',
             snapshotter.api.extension_pb2.ForkRequest,
             snapshotter.api.extension_pb2.ForkResponse,
+        )
+        self.Missed = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/snapshotter.v1.Extension/Missed',
+            snapshotter.api.extension_pb2.MissedRequest,
+            snapshotter.api.extension_pb2.MissedResponse,
         )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from snapshotter.api import mount_pb2 as snapshotter_dot_api_dot_mount__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsnapshotter/api/extension.proto\x12\x0esnapshotter.v1\x1a\x1bsnapshotter/api/mount.proto\"@\n\x0b\x46orkRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0f\n\x07new_key\x18\x03 \x01(\t\"7\n\x0c\x46orkResponse\x12\'\n\x06mounts\x18\x01 \x03(\x0b\x32\x17.containerd.types.Mount2N\n\tExtension\x12\x41\n\x04\x46ork\x12\x1b.snapshotter.v1.ForkRequest\x1a\x1c.snapshotter.v1.ForkResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsnapshotter/api/extension.proto\x12\x0esnapshotter.v1\x1a\x1bsnapshotter/api/mount.proto\"@\n\x0b\x46orkRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0f\n\x07new_key\x18\x03 \x01(\t\"7\n\x0c\x46orkResponse\x12\'\n\x06mounts\x18\x01 \x03(\x0b\x32\x17.containerd.types.Mount\"\x0f\n\rMissedRequest\"\x1e\n\x0eMissedResponse\x12\x0c\n\x04keys\x18\x01 \x03(\t2\x97\x01\n\tExtension\x12\x41\n\x04\x46ork\x12\x1b.snapshotter.v1.ForkRequest\x1a\x1c.snapshotter.v1.ForkResponse\x12G\n\x06Missed\x12\x1d.snapshotter.v1.MissedRequest\x1a\x1e.snapshotter.v1.MissedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORKREQUEST']._serialized_end=144
   _globals['_FORKRESPONSE']._serialized_start=146
   _globals['_FORKRESPONSE']._serialized_end=201
-  _globals['_EXTENSION']._serialized_start=203
-  _globals['_EXTENSION']._serialized_end=281
+  _globals['_MISSEDREQUEST']._serialized_start=203
+  _globals['_MISSEDREQUEST']._serialized_end=218
+  _globals['_MISSEDRESPONSE']._serialized_start=220
+  _globals['_MISSEDRESPONSE']._serialized_end=250
+  _globals['_EXTENSION']._serialized_start=253
+  _globals['_EXTENSION']._serialized_end=404
 # @@protoc_insertion_point(module_scope)

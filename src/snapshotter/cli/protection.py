@@ -3,7 +3,6 @@ Protection of containerd's snapshots from deletion by hand: containerd is asked 
 """
 
 import argparse
-import shlex
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
@@ -11,12 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 from snapshotter.cli.confirmation import agreed
 from snapshotter.errors import FailedPreconditionError, UnavailableError, quoted
 from snapshotter.model import LOCAL
+from snapshotter.store import lock
 
 if TYPE_CHECKING:
     from snapshotter.analysis.references import Answer
-
-# containerd writes its own row of a snapshot a moment after the store has the snapshot.
-_ROW_SECONDS = 1.0
 
 _SOCKET_HELP = "socket of containerd (default: $CONTAINERD_ADDRESS, else the sockets of containerd, k3s and RKE2)"
 
@@ -82,21 +79,28 @@ def unasked(error: Exception) -> str:
     return str(error)
 
 
-def refusals(parsed: argparse.Namespace, client: str, keys: Collection[str]) -> dict[str, FailedPreconditionError]:
+def refusals(
+    parsed: argparse.Namespace, client: str, keys: Collection[str], parents: Mapping[str, str]
+) -> dict[str, FailedPreconditionError]:
     """
     Return the reasons against the removal of snapshots, by key, for those of *keys* that have to stay.
+
+    Args:
+        parents: The parent of each snapshot of the store, by key.
 
     Raises:
         FailedPreconditionError: containerd cannot be asked, and ``--containerd-is-gone`` is not given or not confirmed.
     """
     if not is_foreign(client, keys):
         return {}
-    answers = ask(parsed, lambda: _answers(parsed, client, keys))
+    answers = ask(parsed, lambda: _answers(parsed, client, keys, parents))
     if answers is None:
         return {}
     if parsed.force and (unknown := [key for key, answer in answers.items() if not answer.references.known]):
-        time.sleep(_ROW_SECONDS)
-        answers |= ask(parsed, lambda: _answers(parsed, client, unknown)) or {}
+        from snapshotter.analysis import references
+
+        time.sleep(references.ROW_SECONDS)
+        answers |= ask(parsed, lambda: _answers(parsed, client, unknown, parents)) or {}
     return {key: reason for key, answer in answers.items() if (reason := _refusal(parsed, client, key, answer))}
 
 
@@ -145,6 +149,30 @@ def lost(parsed: argparse.Namespace, client: str, parents: Mapping[str, str]) ->
     return found
 
 
+def missing(parsed: argparse.Namespace, client: str, root: str) -> list[str]:
+    """
+    Return the snapshots that containerd has and the store lacks, with their references and ctr's command for removal.
+
+    Raises:
+        UnavailableError: containerd or the daemon of the store does not answer.
+    """
+    addresses = sockets(parsed, client)
+    from snapshotter.analysis import references, rows
+
+    holder = lock.find_holder(root)
+    if not holder or not holder.socket:
+        raise UnavailableError("no daemon serves the store")
+    found = []
+    for address in rows.users(addresses, client, holder.socket):
+        if keys := rows.compare(address, client, holder.socket).without_snapshot:
+            needs = references.needed(address, client)
+            for key in keys:
+                namespace, name = references.split(key) or ("", key)
+                command = references.removal(address, client, namespace, name)
+                found.append(f"{quoted(key)} ({needs.get((namespace, name), 'a label or a child')}): `{command}`")
+    return found
+
+
 def check_rebinding(parsed: argparse.Namespace, client: str, keys: Collection[str]) -> None:
     """
     Raise an error if the store's snapshots must not be taken from *client*.
@@ -158,21 +186,63 @@ def check_rebinding(parsed: argparse.Namespace, client: str, keys: Collection[st
         if parsed.client == LOCAL:
             ask(parsed, lambda: sockets(parsed, client))
         return
-    needed = ask(parsed, lambda: _needed(parsed, client))
-    for (namespace, name), reference in (needed or {}).items():
-        raise FailedPreconditionError(
-            f"containerd uses the snapshots of client {client!r}: {reference} in namespace {namespace!r} needs "
-            f"{quoted(name)}: remove the containers, images and leases of namespace {namespace!r} with ctr first"
+    if reason := ask(parsed, lambda: _use(parsed, client)):
+        raise FailedPreconditionError(f"containerd uses the snapshots of client {client!r}: {reason}")
+
+
+def _use(parsed: argparse.Namespace, client: str) -> str:
+    """
+    Return containerd's use of the snapshots of *client*, and the way to end it; empty if there is none.
+    """
+    for (namespace, name), reference in _needed(parsed, client).items():
+        return (
+            f"{reference} in namespace {namespace!r} needs {quoted(name)}: remove the containers, images and leases of "
+            f"namespace {namespace!r} with ctr first"
         )
+    from snapshotter.analysis import references, rows
+
+    for address in rows.locate(sockets(parsed, client), client):
+        for namespace in references.occupied(address, client):
+            command = references.removal(address, client, namespace, "KEY")
+            return (
+                f"it has snapshots in namespace {namespace!r}: start the daemon, remove each with `{command}`, and "
+                "stop the daemon again"
+            )
+    return ""
 
 
-def _answers(parsed: argparse.Namespace, client: str, keys: Iterable[str]) -> "dict[str, Answer]":
+def _answers(
+    parsed: argparse.Namespace, client: str, keys: Iterable[str], parents: Mapping[str, str]
+) -> "dict[str, Answer]":
+    """
+    Return containerd's answer for each of *keys*, or its answer for a descendant if only that is referred to.
+    """
     from snapshotter.analysis import references
 
     addresses = sockets(parsed, client)
-    # A key without containerd's form is asked for like a name, so that containerd has to answer for it as well.
-    asked = {key: key if references.split(key) else f"default/0/{key}" for key in keys}
-    return {key: references.find_anywhere(addresses, client, name) for key, name in asked.items()}
+
+    def find(key: str) -> references.Answer:
+        # A key without containerd's form is asked for like a name, so that containerd has to answer for it as well.
+        return references.find_anywhere(addresses, client, key if references.split(key) else f"default/0/{key}")
+
+    found = {}
+    for key in keys:
+        found[key] = answer = find(key)
+        if answer.references.known and not answer.needs(client):
+            descendants = (find(each) for each in _descendants(key, parents))
+            found[key] = next((each for each in descendants if each.needs(client)), answer)
+    return found
+
+
+def _descendants(key: str, parents: Mapping[str, str]) -> list[str]:
+    """
+    Return the descendants of the snapshot *key*, the most distant first.
+    """
+    found, generation = [], [key]
+    while generation:
+        generation = [child for child, parent in parents.items() if parent in generation]
+        found += generation
+    return found[::-1]
 
 
 def _needed(parsed: argparse.Namespace, client: str) -> dict[tuple[str, str], str]:
@@ -185,24 +255,22 @@ def _needed(parsed: argparse.Namespace, client: str) -> dict[tuple[str, str], st
 
 
 def _refusal(parsed: argparse.Namespace, client: str, key: str, answer: "Answer") -> FailedPreconditionError | None:
-    references = answer.references
-    if not references.known:
+    from snapshotter.analysis.references import removal, split
+
+    found = answer.references
+    if not found.known:
         if parsed.force:
             return None
         return FailedPreconditionError(
             f"containerd does not know snapshot {quoted(key)}, and removes it at its next garbage collection: "
             "--force removes it now"
         )
-    ctr = f"ctr --address {shlex.quote(answer.address)} --namespace {shlex.quote(references.namespace)}"
-    needs = [
-        *((f"container {name!r}", f"containers rm {shlex.quote(name)}") for name in references.containers),
-        *((f"image {name!r}", f"images rm {shlex.quote(name)}") for name in references.images),
-        *((f"lease {name!r}", f"leases rm {shlex.quote(name)}") for name in references.leases),
-    ]
-    itself = f"snapshots --snapshotter {shlex.quote(client)} rm {shlex.quote(references.name)}"
-    needs += [(f"label '{name}={value}'", itself) for name, value in sorted(references.labels.items())]
-    objects = ", ".join(name for name, _ in needs) or "its list of snapshots"
-    commands = dict.fromkeys(f"`{ctr} {command}`" for _, command in needs or [("", itself)])
+    needs = answer.needs(client)
+    objects = ", ".join(needs) or "its list of snapshots"
+    if found.name != (split(key) or ("", key))[1]:
+        objects += f", by way of {quoted(found.name)}"
+    commands = dict.fromkeys(needs.values() or [removal(answer.address, client, found.namespace, found.name)])
+    instead = " and ".join(f"`{command}`" for command in commands)
     return FailedPreconditionError(
-        f"containerd uses snapshot {quoted(key)} for {objects}: remove it there, with {' and '.join(commands)}"
+        f"containerd uses snapshot {quoted(key)} for {objects}: remove it there, with {instead}"
     )

@@ -21,7 +21,7 @@ from snapshotter.api.messages import code_of, info_to, mounts_to, usage_to
 from snapshotter.contract import Snapshotter
 from snapshotter.daemon import rpc
 from snapshotter.daemon.rpc import Answer, Method, Observer, RefusedError
-from snapshotter.errors import Error, InvalidArgumentError, UnavailableError
+from snapshotter.errors import Error, InvalidArgumentError, NotFoundError, UnavailableError
 from snapshotter.events import Event
 from snapshotter.model import Info, Kind
 
@@ -33,6 +33,8 @@ LISTING_THREADS = 2
 
 LIST_BATCH = 100  # snapshots in a message, as in containerd's own service
 LIST_BATCH_SIZE = 1 << 20  # bytes; with large labels, a full batch would exceed the 16 MiB that clients accept
+
+MAX_MISSED = 1000  # keys
 
 MAX_FILTERS_SIZE = 1 << 16  # characters in one call, because each filter is tried on every snapshot
 
@@ -94,6 +96,7 @@ class Service:
             "lists": ThreadPoolExecutor(LISTING_THREADS, "snapshotter-list"),
         }
         self._late: set[Future[Message]] = set()
+        self._missed: set[str] = set()
         self._server = rpc.Server(self._methods(), refusal, observer)
 
     def _methods(self) -> dict[str, Method]:
@@ -107,10 +110,11 @@ class Service:
                 f"/{snapshots}/{operation.name}": Method(
                     operation.name, operation.request, partial(self._answer, operation)
                 )
-                for operation in _operations(self._limits)
+                for operation in _operations(self._limits, self._stat)
             },
             f"/{snapshots}/List": Method("List", pb.ListSnapshotsRequest, self._list),
             f"/{extension}/{fork.name}": Method(fork.name, fork.request, partial(self._answer, fork)),
+            f"/{extension}/Missed": Method("Missed", extension_pb2.MissedRequest, self._take_missed),
             f"/{health}/Check": Method("Check", health_pb2.HealthCheckRequest, self._check),
         }
 
@@ -219,6 +223,19 @@ class Service:
         while (batch := await loop.run_in_executor(pool, next, batches, None)) is not None:
             yield batch
 
+    def _stat(self, store: Snapshotter, request: pb.StatSnapshotRequest) -> Message:
+        try:
+            return pb.StatSnapshotResponse(info=info_to(store.stat(request.key)))
+        except NotFoundError:
+            if len(self._missed) < MAX_MISSED:
+                self._missed.add(request.key)
+            raise
+
+    def _take_missed(self, _: extension_pb2.MissedRequest) -> Message:
+        reply = extension_pb2.MissedResponse(keys=sorted(self._missed))
+        self._missed.clear()
+        return reply
+
     def _check(self, request: health_pb2.HealthCheckRequest) -> Message:
         if request.service not in self._names:
             raise RefusedError(Status.NOT_FOUND, "unknown service")
@@ -289,10 +306,6 @@ def _remove(store: Snapshotter, request: pb.RemoveSnapshotRequest) -> Message:
     return Empty()
 
 
-def _stat(store: Snapshotter, request: pb.StatSnapshotRequest) -> Message:
-    return pb.StatSnapshotResponse(info=info_to(store.stat(request.key)))
-
-
 def _update(store: Snapshotter, request: pb.UpdateSnapshotRequest) -> Message:
     # Only labels can be updated, and the times of the message may be out of range.
     info = Info(Kind.ACTIVE, request.info.name, labels=dict(request.info.labels))
@@ -345,14 +358,16 @@ class _Operation(NamedTuple):
     at_once: Callable[[Snapshotter, Any], Message | None] | None = None
 
 
-def _operations(limits: Limits) -> tuple[_Operation, ...]:
+def _operations(
+    limits: Limits, stat: Callable[[Snapshotter, pb.StatSnapshotRequest], Message]
+) -> tuple[_Operation, ...]:
     return (
         _Operation("Prepare", pb.PrepareSnapshotRequest, "changes", limits.change, _prepare),
         _Operation("View", pb.ViewSnapshotRequest, "changes", limits.change, _view),
         _Operation("Mounts", pb.MountsRequest, "reads", limits.read, _mounts),
         _Operation("Commit", pb.CommitSnapshotRequest, "changes", limits.change, _commit),
         _Operation("Remove", pb.RemoveSnapshotRequest, "changes", limits.collection, _remove),
-        _Operation("Stat", pb.StatSnapshotRequest, "reads", limits.read, _stat, _stat),
+        _Operation("Stat", pb.StatSnapshotRequest, "reads", limits.read, stat, stat),
         _Operation("Update", pb.UpdateSnapshotRequest, "changes", limits.change, _update),
         _Operation("Usage", pb.UsageRequest, "reads", limits.read, _usage, _known_usage),
         _Operation("Cleanup", pb.CleanupRequest, "cleanups", limits.collection, _cleanup),

@@ -90,21 +90,11 @@ class Lock:
         with contextlib.suppress(OSError):
             os.pwrite(self._fd, text.ljust(os.fstat(self._fd).st_size), 0)
 
-    def _signed(self) -> Holder:
-        """
-        Return the holder by the text of the lock, which may be an earlier one.
-        """
-        with contextlib.suppress(ValueError):
-            text: Any = json.loads(os.pread(self._fd, 1 << 16, 0))
-            if isinstance(text, dict) and isinstance(text.get("pid"), int):
-                return Holder(text["pid"], str(text.get("command", "unknown")), str(text.get("socket", "")))
-        return Holder()
-
     def _holder(self) -> tuple[Holder, bool]:
         """
         Return the holder, and whether it is dying. A forked child shares the lock, and outlives the signer.
         """
-        signed = self._signed()
+        signed = _signed(self._fd)
         status = os.fstat(self._fd)
         dying = False
         for pid in itertools.chain([signed.pid], map(int, processes.pids())):
@@ -129,6 +119,36 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def find_holder(root: str) -> Holder | None:
+    """
+    Return the process that has the store at *root*, by the text of the lock; None if no process has it.
+    """
+    try:
+        fd = os.open(os.path.join(root, LOCK), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        # Held for a moment, for which a process that takes the lock waits.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _signed(fd)
+    else:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _signed(fd: int) -> Holder:
+    """
+    Return the holder by the text of the open lock *fd*, which may be an earlier one.
+    """
+    with contextlib.suppress(ValueError):
+        text: Any = json.loads(os.pread(fd, 1 << 16, 0))
+        if isinstance(text, dict) and isinstance(text.get("pid"), int):
+            return Holder(text["pid"], str(text.get("command", "unknown")), str(text.get("socket", "")))
+    return Holder()
 
 
 def _has_lock(pid: int, lock: os.stat_result) -> bool:

@@ -87,6 +87,22 @@ def test_health(plain: Snapshotter) -> None:
         assert HealthCheckResponse.FromString(reply.messages[0]).status == HealthCheckResponse.NOT_SERVING
 
 
+def test_missed(plain: Snapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The service tells once, and up to a limit, the keys that Stat did not find.
+    """
+    monkeypatch.setattr(service, "MAX_MISSED", 2)
+    plain.prepare("found")
+    with serving(plain) as server, Client(server.address) as client:
+        assert client.missed() == []
+        client.stat("found")
+        for key in ("b", "a", "a", "c"):
+            with pytest.raises(NotFoundError):
+                client.stat(key)
+        assert client.missed() == ["a", "b"]
+        assert client.missed() == []
+
+
 def test_every_kind_is_tried() -> None:
     """
     The table STATUSES has all kinds of errors.

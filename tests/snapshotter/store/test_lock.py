@@ -44,6 +44,19 @@ def test_held_here(root: Path) -> None:
     Snapshotter(root).close()
 
 
+def test_find_holder(root: Path, tmp_path: Path) -> None:
+    """
+    The holder is found without the lock, and nobody is found after the store was closed.
+    """
+    assert lock.find_holder(str(tmp_path)) is None
+    with Snapshotter(root, socket="/run/s"):
+        found = lock.find_holder(str(root))
+        assert found
+        assert (found.pid, found.socket) == (os.getpid(), "/run/s")
+    assert lock.find_holder(str(root)) is None
+    Snapshotter(root).close()
+
+
 def test_held_elsewhere(root: Path) -> None:
     """
     Another process's hold is told with its id and command, and lasts until it ends; reading goes on beside it.

@@ -3,7 +3,7 @@
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from snapshotter.analysis import inventory, space
 from snapshotter.cli import arguments, output, protection, waiting
@@ -64,7 +64,7 @@ def _purge(parsed: argparse.Namespace) -> None:
             return
         taken = inventory.take(store, measured=False)
         if not parsed.dry_run:
-            _check_purge(parsed, store.opened.ownership.client, _parents(taken))
+            _check_purge(parsed, store.opened.ownership.client, store.root, taken.entries)
         orphaned = taken.orphaned
         theirs = [volume for volume in orphaned if volume.path.startswith(f"{QUARANTINE}/")]
         size = output.amount(parsed)(space.of_volumes(store.root, theirs).reclaimable)
@@ -77,20 +77,13 @@ def _purge(parsed: argparse.Namespace) -> None:
         waiting.wait(store.root, {subvolid for volume in theirs for subvolid in volume.subvolids})
 
 
-def _parents(taken: inventory.Inventory) -> dict[str, str]:
-    """
-    Return the parents of the usable snapshots, by key.
-    """
-    return {key: entry.info.parent for key, entry in taken.entries.items() if not entry.problem}
-
-
-def _check_purge(parsed: argparse.Namespace, client: str, parents: Mapping[str, str]) -> None:
-    if not protection.is_foreign(client, parents):
+def _check_purge(parsed: argparse.Namespace, client: str, root: str, keys: Iterable[str]) -> None:
+    if not protection.is_foreign(client, keys):
         return
-    if lost := protection.ask(parsed, lambda: protection.lost(parsed, client, parents)):
+    if missing := protection.ask(parsed, lambda: protection.missing(parsed, client, root)):
         raise FailedPreconditionError(
-            f"the quarantine may hold snapshots that containerd needs and the store lacks: {', '.join(lost)}: remove "
-            "the objects in parentheses with ctr first"
+            "the quarantine may hold snapshots that containerd needs and the store lacks: remove each there, in this "
+            f"order: {'; '.join(missing)}"
         )
 
 

@@ -40,7 +40,8 @@ def _rm(parsed: argparse.Namespace) -> int:
         root = reading.root
         client = reading.opened.ownership.client
         entries = inventory.take(reading, measured=False).entries
-    refused = protection.refusals(parsed, client, [key for key in parsed.keys if key in entries])
+    parents = {key: entry.info.parent for key, entry in entries.items()}
+    refused = protection.refusals(parsed, client, [key for key in parsed.keys if key in entries], parents)
     code = DONE
     keys: dict[int, str] = {}
     with arguments.changing(parsed) as store:
