@@ -84,7 +84,7 @@ INSIDE = {
     ),
     "snapshotter.archive": ("", "format", "limits", "packing unpacking", "tar"),
     "snapshotter.daemon": ("", "config http2 log sockets systemd", "metrics rpc", "service", "process"),
-    "snapshotter.maintenance": ("", "containerd quarantine repair", "doctor"),
+    "snapshotter.maintenance": ("", "connection quarantine repair", "doctor"),
     "snapshotter.setup": ("", "containerd docker files image_store unit_files", "rancher"),
     "snapshotter.cli": (
         "codes",

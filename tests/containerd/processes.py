@@ -89,6 +89,14 @@ class Process:
         assert self.running, f"{self._command[0]} ended: {self.log.read_text()}"
 
     @property
+    def pid(self) -> int:
+        """
+        The pid of the running program.
+        """
+        assert self._process
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
@@ -143,6 +151,12 @@ class Daemon(Process):
         Open the store for reading, concurrently with the daemon.
         """
         return Snapshotter(self.root, read_only=True)
+
+    def opened(self, socket: str = "") -> Snapshotter:
+        """
+        Open the store for changes, while the daemon is stopped.
+        """
+        return Snapshotter(self.root, client=None, socket=socket)
 
     def client(self) -> Client:
         """
@@ -414,6 +428,21 @@ class Containerd(Process):
         for path in _dead_sockets() - self._dead_sockets:
             path.unlink(missing_ok=True)
         return left
+
+
+def reconnect(containerd: Containerd, daemon: Daemon) -> None:
+    """
+    Start the daemon, and wait until containerd reaches it.
+    """
+    daemon.start()
+
+    def reached() -> bool:
+        with contextlib.suppress(CtrError):
+            containerd.ctr("snapshots", "ls")
+            return True
+        return False
+
+    wait_until(reached, "containerd to reach the daemon")
 
 
 def _dead_sockets() -> set[Path]:

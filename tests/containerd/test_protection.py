@@ -2,7 +2,6 @@
 Deletions by hand on a store that containerd uses.
 """
 
-import contextlib
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from snapshotter.store.record_storage import XATTR
 
 from . import images
 from .images import Image
-from .processes import PLUGIN, Containerd, CtrError, Daemon, wait_until
+from .processes import PLUGIN, Containerd, Daemon, reconnect
 
 pytestmark = pytest.mark.btrfs
 
@@ -87,21 +86,6 @@ def test_rm(emptied: Containerd, daemon: Daemon, small: Image, run: Run) -> None
     assert "cannot be asked for its needs: no answer from containerd" in err
     assert daemon.snapshots() == before
     emptied.ctr("snapshots", "rm", "labelled")
-
-
-def reconnect(containerd: Containerd, daemon: Daemon) -> None:
-    """
-    Start the daemon, and wait until containerd reaches it.
-    """
-    daemon.start()
-
-    def reached() -> bool:
-        with contextlib.suppress(CtrError):
-            containerd.ctr("snapshots", "ls")
-            return True
-        return False
-
-    wait_until(reached, "containerd to reach the daemon")
 
 
 def test_repair(emptied: Containerd, daemon: Daemon, small: Image, run: Run) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from pybtrfs import device, filesystem, mountinfo, syscall, sysfs
 from snapshotter.analysis import inventory
@@ -19,17 +19,22 @@ from snapshotter.store.counters import Counters
 from snapshotter.store.index import Snapshot
 from snapshotter.store.layout import EMPTY, real_path
 
+More = Callable[[Snapshotter], Iterable[Problem]]
+
 _ACCEPT = (
     "remove them and prepare them again; if you know that no write was lost, commit them while a daemon runs with "
     "`snapshotter serve --verify=false`"
 )
 
 
-def examine(root: str | os.PathLike[str]) -> list[Problem]:
+def examine(root: str | os.PathLike[str], more: More | None = None) -> list[Problem]:
     """
     Return the problems of the store at *root* and of its filesystem.
 
     Changes nothing and needs no lock. Needs ``CAP_SYS_ADMIN`` only if another user owns the directories of the store.
+
+    Args:
+        more: Returns further problems of the store, if it can be opened.
 
     Raises:
         NotFoundError: *root* does not exist.
@@ -38,7 +43,7 @@ def examine(root: str | os.PathLike[str]) -> list[Problem]:
     path = real_path(root)
     try:
         with Snapshotter(path, read_only=True) as store:
-            return of_store(store)
+            return [*of_store(store), *(more(store) if more else ())]
     except (DataLossError, UnavailableError) as error:
         cure = "replace the disk if it fails; else unmount the filesystem, and look at it with `btrfs check`"
         if isinstance(error, DataLossError):

@@ -9,8 +9,10 @@ from snapshotter.analysis import inventory, space
 from snapshotter.cli import arguments, output, protection, waiting
 from snapshotter.cli.codes import DONE, INCONSISTENT, complain
 from snapshotter.cli.confirmation import agreed
-from snapshotter.errors import FailedPreconditionError
+from snapshotter.contract import Snapshotter
+from snapshotter.errors import FailedPreconditionError, UnavailableError
 from snapshotter.maintenance import doctor, quarantine, repair
+from snapshotter.model import Problem
 from snapshotter.store.layout import QUARANTINE
 from snapshotter.text import printable
 
@@ -32,15 +34,20 @@ def add(commands: arguments.Commands) -> None:
 def _doctor(parsed: argparse.Namespace) -> int:
     root = arguments.root(parsed)
     repairs = []
+    unasked: list[str] = []
     if parsed.fix:
         with arguments.exclusive("doctor --fix"):
             repairs = repair.fix(root, keep=lambda client, parents: _keep(parsed, client, parents))
-    problems = doctor.examine(root)
+        problems = doctor.examine(root)  # the daemon is stopped
+    else:
+        problems = doctor.examine(root, lambda store: _of_client(parsed, store, unasked))
     if parsed.json:
         left = [problem._asdict() for problem in problems]
         output.print_json(
             {"repairs": [output.values(each) for each in repairs], "problems": left} if parsed.fix else left
         )
+        for reason in unasked:
+            complain(f"containerd was not asked: {reason}", DONE)
     else:
         for each in repairs:
             print(printable(f"{each.subject}: {each.what}"))
@@ -49,7 +56,33 @@ def _doctor(parsed: argparse.Namespace) -> int:
             print(printable(f"  cure: {problem.cure}"))
         if not problems:
             print("nothing is wrong")
+        for reason in unasked:
+            print(printable(f"containerd was not asked: {reason}"))
     return INCONSISTENT if problems else DONE
+
+
+def _of_client(parsed: argparse.Namespace, store: Snapshotter, unasked: list[str]) -> list[Problem]:
+    """
+    Return the problems between *store* and its client.
+
+    Args:
+        unasked: Gets the reason if containerd has to do with the store and was not asked.
+    """
+    if store.is_copy:
+        return []
+    client, keys = store.opened.ownership.client, [info.name for info in store.walk()]
+    foreign = protection.is_foreign(client, keys)
+    try:
+        from snapshotter.maintenance import connection
+
+        addresses = protection.sockets(parsed, client) if foreign else []
+    except ModuleNotFoundError as error:
+        unasked += [protection.unasked(error)] * foreign
+        return []
+    except UnavailableError as error:
+        unasked.append(str(error))
+        addresses = []
+    return list(connection.examine(store.root, client, keys, addresses))
 
 
 def _purge(parsed: argparse.Namespace) -> None:
