@@ -664,6 +664,19 @@ class TestCommands:
         assert run("purge").code == 0
         assert len(quarantined.quarantine()) == left
 
+    def test_asked_once(self, quarantined: Damaged, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        On a store of containerd, which is gone, purge asks once.
+        """
+        with Snapshotter(quarantined.root, client=None) as store:
+            store.bind("plugin")
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        answers = ["y"]
+        monkeypatch.setattr("builtins.input", lambda question: answers.pop())
+        assert "give --containerd-is-gone" in run("purge").err
+        assert run("purge", "--containerd-is-gone").code == 0
+        assert (answers, quarantined.quarantine()) == ([], [])
+
     def test_purge_mounted(self, quarantined: Damaged, run: Run, tmp_path: Path) -> None:
         """
         An entry that is mounted, or has a mount in it, is not deleted.

@@ -96,28 +96,33 @@ def _purge(parsed: argparse.Namespace) -> None:
             print("the quarantine is empty")
             return
         taken = inventory.take(store, measured=False)
-        if not parsed.dry_run:
-            _check_purge(parsed, store.opened.ownership.client, store.root, taken.entries)
         orphaned = taken.orphaned
         theirs = [volume for volume in orphaned if volume.path.startswith(f"{QUARANTINE}/")]
         size = output.amount(parsed)(space.of_volumes(store.root, theirs).reclaimable)
         print(f"entries in the quarantine: {len(paths)}; deleting their subvolumes frees {size}")
-        if parsed.dry_run:
-            return
-        if not parsed.yes and not agreed("delete them?"):
+        if parsed.dry_run or not _is_agreed(parsed, store.opened.ownership.client, store.root, taken.entries):
             return
         quarantine.purge(store, paths)
         waiting.wait(store.root, {subvolid for volume in theirs for subvolid in volume.subvolids})
 
 
-def _check_purge(parsed: argparse.Namespace, client: str, root: str, keys: Iterable[str]) -> None:
-    if not protection.is_foreign(client, keys):
-        return
-    if missing := protection.ask(parsed, lambda: protection.missing(parsed, client, root)):
-        raise FailedPreconditionError(
-            "the quarantine may hold snapshots that containerd needs and the store lacks: remove each there, in this "
-            f"order: {'; '.join(missing)}"
-        )
+def _is_agreed(parsed: argparse.Namespace, client: str, root: str, keys: Iterable[str]) -> bool:
+    """
+    Return whether the operator agrees to the deletion, asked at most once.
+
+    Raises:
+        FailedPreconditionError: containerd may need an entry, or cannot be asked.
+    """
+    if protection.is_foreign(client, keys):
+        missing = protection.ask(parsed, lambda: protection.missing(parsed, client, root))
+        if missing is None:
+            return True
+        if missing:
+            raise FailedPreconditionError(
+                "the quarantine may hold snapshots that containerd needs and the store lacks: remove each there, in "
+                f"this order: {'; '.join(missing)}"
+            )
+    return parsed.yes or agreed("delete them?")
 
 
 def _keep(parsed: argparse.Namespace, client: str, parents: Mapping[str, str]) -> bool:
