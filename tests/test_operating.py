@@ -2,6 +2,7 @@
 The commands of docs/operating.md, run on a new machine.
 """
 
+import ast
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from tests.programs import needed
 
+SRC = Path(__file__).parent.parent / "src/snapshotter"
 DOCS = (Path(__file__).parent.parent / "docs/operating.md").read_text()
 
 # Own namespaces hide the files of this machine at the paths that the page uses. Everything ends with the shell.
@@ -42,6 +44,38 @@ def shape(text: str) -> str:
     Return *text* without numbers and the width of columns, which differ from run to run.
     """
     return re.sub(r"[ \t]+", " ", re.sub(r"[0-9.]+( [KMG]?i?B\b)?", "N", text))
+
+
+def symptoms() -> list[str]:
+    """
+    Return the messages of the snapshotter in the tables of symptoms.
+    """
+    section = DOCS.split("## Symptoms\n", 1)[1].split("\n## ", 1)[0]
+    cells = re.findall(r"^\| (.*?) \|", section, re.MULTILINE)
+    spans = [span for cell in cells for span in re.findall(r"`([^`]+)`", cell)]
+    return [
+        span for span in spans if " " in span and "--" not in span and not span.startswith(("ctr ", "snapshotter "))
+    ]
+
+
+def strings() -> list[str]:
+    """
+    Return the literal parts of all strings in the source.
+    """
+    trees = [ast.parse(path.read_text()) for path in SRC.rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def test_symptoms() -> None:
+    """
+    Every message in the tables of symptoms is one that the source has.
+    """
+    said = strings()
+    found = symptoms()
+    assert len(found) > 40
+    parts = [part.strip() for symptom in found for part in symptom.split("...")]
+    assert [part for part in parts if not any(part in text for text in said)] == []
 
 
 @pytest.fixture
