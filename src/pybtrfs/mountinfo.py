@@ -129,6 +129,15 @@ def inherited(path: str | int) -> list[str]:
     return [name for flag, name in _INHERITED.items() if flags & flag]
 
 
+def mount_point(fd: int) -> str:
+    """
+    Return the mount point of the mount through which *fd* was opened. `os.path.ismount` takes a subvolume for one.
+    """
+    mount_id = _mount_id(fd)
+    with open("/proc/self/mountinfo", "rb") as file:
+        return next(os.fsdecode(_unescape(line.split(None, 5)[4])) for line in file if line.split()[0] == mount_id)
+
+
 def read(fd: int, root: str) -> MountTable:
     """
     Return the mounts of the filesystem of *fd*, and all mounts on its directories, in every mount namespace.
@@ -207,10 +216,14 @@ def mounted_from(source: str) -> Iterator[str]:
                 yield os.fsdecode(_unescape(mount.split()[4]))
 
 
-def _own(fd: int) -> _Own:
+def _mount_id(fd: int) -> bytes:
     # Not st_dev of stat(2), which is the number of the subvolume.
     with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
-        mount_id = next(line.split()[1] for line in file if line.startswith(b"mnt_id:"))
+        return next(line.split()[1] for line in file if line.startswith(b"mnt_id:"))
+
+
+def _own(fd: int) -> _Own:
+    mount_id = _mount_id(fd)
     path = os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
     device = within = None
     points = []

@@ -1,28 +1,31 @@
 """
 Run a command as systemd would run it for a unit, as far as possible without systemd:
 
-    unshare --mount --propagation slave python sandbox.py UNIT ROOT RUNTIME_DIRECTORY SOCKET_FD COMMAND...
+    unshare --mount --propagation slave python sandbox.py UNIT RUNTIME_DIRECTORY SOCKET_FD COMMAND...
 
-The file system is read-only apart from the root and the runtime directory. The process has the capabilities and system
-calls of the unit, and the socket. Mounts propagate from the host, but not to it.
+The file system is read-only apart from the unit's ReadWritePaths and the runtime directory, and /dev has no disks. The
+process has the capabilities and system calls of the unit, and the socket. Mounts propagate from the host, not to it.
 """
 
 import ctypes
 import os
 import platform
 import re
+import stat
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
-from pybtrfs import syscall
+from pybtrfs import mountinfo, syscall
+from pybtrfs.path import owned
 
 _PR_CAPBSET_DROP, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _PR_SET_MDWE = 24, 22, 38, 65
 _MDWE_REFUSE_EXEC_GAIN = 1
 _SECCOMP_MODE_FILTER = 2
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 8, 32, 4096
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 2, 4, 8, 32, 4096, 16384
 _KEPT = {"nosuid": _MS_NOSUID, "nodev": _MS_NODEV, "noexec": _MS_NOEXEC}
+_DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 _HEADERS = ("/usr/include/linux/capability.h", f"/usr/include/{platform.machine()}-linux-gnu/asm/unistd_64.h")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -76,16 +79,35 @@ def _prctl(*arguments: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl{arguments}")
 
 
+def hide_devices() -> None:
+    """
+    Replace /dev by one without disks, as PrivateDevices does.
+    """
+    former = os.open("/dev", os.O_PATH)
+    syscall.mount("none", "/dev", "tmpfs", _MS_NOSUID | _MS_NOEXEC, "mode=755")
+    for name, (major, minor) in _DEVICES.items():
+        os.mknod(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
+    os.symlink("/proc/self/fd", "/dev/fd")
+    for name in ("shm", "pts"):
+        os.mkdir(f"/dev/{name}")
+        syscall.mount(f"/proc/self/fd/{former}/{name}", f"/dev/{name}", "", _MS_BIND | _MS_REC)
+    os.close(former)
+
+
 def protect(writable: list[str]) -> None:
     """
     Make every mount read-only, apart from the trees of *writable*.
     """
-    for path in writable:
-        syscall.mount(path, path, "", _MS_BIND)
+    for path in (*writable, "/proc/sys"):
+        # As systemd does. A copy of the mount of a store would keep a dead filesystem from being unmounted.
+        with owned(os.open(path, os.O_PATH)) as fd:
+            is_mount = mountinfo.mount_point(fd) == path
+        if not is_mount:
+            syscall.mount(path, path, "", _MS_BIND)
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
-        if any(point == path or point.startswith(path + "/") for path in (*writable, "/proc", "/dev", "/sys")):
+        if point == "/proc" or any(point == path or point.startswith(path + "/") for path in (*writable, "/dev")):
             continue
         kept = sum(flag for name, flag in _KEPT.items() if name in fields[5].split(","))
         syscall.mount("none", point, "", _MS_REMOUNT | _MS_BIND | _MS_RDONLY | kept)
@@ -107,10 +129,11 @@ def filter_calls(allowed: set[str]) -> None:
     _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(header))
 
 
-def main(unit: str, root: str, runtime_directory: str, listener: str, *command: str) -> None:
+def main(unit: str, runtime_directory: str, listener: str, *command: str) -> None:
     values = settings_of(Path(unit).read_text())
     allowed = allowed_calls(values["SystemCallFilter"])
-    protect([root, runtime_directory])
+    hide_devices()
+    protect([*values["ReadWritePaths"], runtime_directory])
     kept = set(values["CapabilityBoundingSet"][0].split())
     for name, number in capabilities().items():
         if name not in kept:

@@ -13,21 +13,25 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
 
 import pytest
 
-from pybtrfs import filesystem, ioctl, subvolume, syscall
+from pybtrfs import filesystem, image, ioctl, subvolume, syscall
 from pybtrfs.path import owned
 from snapshotter import Snapshotter
 from snapshotter.client import Client
 from snapshotter.daemon.config import Config
-from snapshotter.errors import Error, InvalidArgumentError
+from snapshotter.errors import DataLossError, Error, InvalidArgumentError, UnavailableError
 from snapshotter.model import Mount
 from snapshotter.mounting import mounted
 from snapshotter.setup import unit_files
 from tests import multidevice
+from tests.faults import mounts
+from tests.faults.disk import Disk
 from tests.namespaces import thread_namespace
 from tests.packaging import sandbox
 
@@ -37,6 +41,11 @@ SERVICE, SOCKET = unit_files.NAMES
 PATIENCE = 30
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)  # effective, CAP_NET_BIND_SERVICE
 
+IMPATIENT = (
+    "import sys; from snapshotter import cli; from snapshotter.daemon import process; process.REOPEN_SECONDS = 1.0; "
+    "sys.exit(cli.main(sys.argv[1:]))"
+)
+MS_SHARED = 1 << 20
 ISOLATED = ("unshare", "--mount", "--propagation", "slave", "--")
 ROOT = Path(__file__).parent.parent.parent
 UNITS = ROOT / "packaging/systemd"
@@ -70,7 +79,22 @@ def test_filled_in() -> None:
     assert values["ExecStart"] == ["/opt/bin/snapshotter serve --no-create --root /data/store --address /run/x.sock"]
     assert values["RequiresMountsFor"] == values["ReadWritePaths"] == ["/data/store"]
     assert "StateDirectory" not in values
+    assert values["StartLimitIntervalSec"] == ["0"]
     assert sandbox.settings_of(unit_files.text(SOCKET, "/data/store", "/run/x.sock"))["ListenStream"] == ["/run/x.sock"]
+
+
+@pytest.mark.btrfs
+def test_mount_is_writable(tmp_path: Path) -> None:
+    """
+    The service may write to the whole mount of the root, so that systemd binds no copy of a part of it.
+    """
+    syscall.mount("none", tmp_path, "tmpfs")
+    try:
+        for root in (tmp_path / "a/store", tmp_path):
+            values = sandbox.settings_of(unit_files.text(SERVICE, str(root), "/run/x.sock"))
+            assert values["ReadWritePaths"] == [str(tmp_path)]
+    finally:
+        syscall.umount2(tmp_path)
 
 
 @pytest.mark.parametrize("path", ["/a\nExecStart=/bin/sh", "/\x00", "/\udcff"])
@@ -97,57 +121,94 @@ def test_exposure() -> None:
 
 class Sandboxed:
     """
-    A daemon with a store on *btrfs*, in the sandbox of its unit, without the capability *without*.
+    A daemon with a store at *root* in the sandbox of its unit, without the capability *without*.
+
+    Args:
+        command: Starts the daemon.
+        environ: Variables of the environment of the daemon.
     """
 
-    def __init__(self, btrfs: Path, directory: Path, without: str = "") -> None:
-        self.root = btrfs / "store"
-        Snapshotter.create(self.root).close()
+    def __init__(
+        self,
+        root: Path,
+        directory: Path,
+        *,
+        without: str = "",
+        command: tuple[str, ...] = (str(SNAPSHOTTER),),
+        environ: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.root = root
         self.address = str(directory / "s.sock")
+        self._directory = directory
         self._log = directory / "log"
         unit = directory / SERVICE
-        text = unit_files.text(SERVICE, str(self.root), self.address, (str(SNAPSHOTTER),))
+        text = unit_files.text(SERVICE, str(self.root), self.address, command)
         unit.write_text(re.sub(rf"\b{without}\b", "", text) if without else text)
-        [command] = sandbox.settings_of(text)["ExecStart"]
+        [started] = sandbox.settings_of(text)["ExecStart"]
         metrics = ["--metrics-address", str(directory / "m.sock"), "--log-format", "json"]
-        inside = [sys.executable, str(ROOT / "tests/packaging/sandbox.py"), str(unit), str(self.root), str(directory)]
-        with (
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
-            socket.socket(socket.AF_UNIX) as listener,
-            self._log.open("wb") as log,
-        ):
-            manager.bind(str(directory / "notify"))
-            manager.settimeout(PATIENCE)
+        inside = [sys.executable, str(ROOT / "tests/packaging/sandbox.py"), str(unit), str(directory)]
+        self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with socket.socket(socket.AF_UNIX) as listener, self._log.open("wb") as log:
+            self.manager.bind(str(directory / "notify"))
+            self.manager.settimeout(PATIENCE)
             listener.bind(self.address)
             listener.listen()
             self.process = subprocess.Popen(
-                [*ISOLATED, *inside, str(listener.fileno()), *shlex.split(command), *metrics],
-                env=os.environ | {"NOTIFY_SOCKET": str(directory / "notify")},
+                [*ISOLATED, *inside, str(listener.fileno()), *shlex.split(started), *metrics],
+                env=os.environ | {"NOTIFY_SOCKET": str(directory / "notify")} | environ,
                 pass_fds=[listener.fileno()],
                 stderr=log,
             )
-            try:
-                while b"READY=1" not in manager.recv(4096):
-                    pass
-            except BaseException:
-                self.process.kill()
-                self.process.wait()
-                raise AssertionError(f"it does not start: {self._log.read_text()}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.manager.close()
+        for name in ("s.sock", "notify"):
+            (self._directory / name).unlink()
+
+    def ready(self) -> None:
+        try:
+            self.notified("READY=1")
+        except TimeoutError:
+            pytest.fail(f"it does not start: {self.said()}")
+
+    def notified(self, line: str) -> None:
+        """
+        Wait until the daemon has sent *line* to its manager.
+        """
+        while line not in self.manager.recv(4096).decode().splitlines():
+            pass
 
     def log(self) -> list[dict[str, str]]:
-        return [json.loads(line) for line in self._log.read_text().splitlines()]
+        return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
+
+    def said(self) -> str:
+        return self._log.read_text()
 
     def ids(self) -> set[str]:
         return set(os.listdir(self.root / "snapshots"))
 
+    def ended(self) -> int:
+        return self.process.wait(PATIENCE)
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(PATIENCE)
-        except BaseException:
-            self.process.kill()
-            self.process.wait()
-            raise
+        return self.ended()
+
+
+@contextlib.contextmanager
+def sandboxed(root: Path, directory: Path, **options: Any) -> Iterator[Sandboxed]:
+    """
+    Make a store at *root*, and run its daemon in the sandbox until it is stopped.
+    """
+    Snapshotter.create(root).close()
+    with Sandboxed(root, directory, **options) as daemon:
+        daemon.ready()
+        yield daemon
 
 
 @contextlib.contextmanager
@@ -276,17 +337,14 @@ def test_sandbox(btrfs: Path, directory: Path) -> None:
     """
     Under the unit's restrictions everything works, and mounts of the host and of containers are seen.
     """
-    daemon = Sandboxed(btrfs, directory)
-    try:
+    with sandboxed(btrfs / "store", directory) as daemon:
         with Client(daemon.address) as client:
             use(daemon, client, directory)
         with socket.socket(socket.AF_UNIX) as scraper:
             scraper.connect(str(directory / "m.sock"))
             scraper.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert b"snapshotter_operations_total" in scraper.makefile("rb").read()
-    finally:
-        code = daemon.stop()
-    assert code == 0
+        assert daemon.stop() == 0
     assert not [entry for entry in daemon.log() if entry["level"] in ("warning", "error")]
 
 
@@ -296,14 +354,182 @@ def test_degraded(lost: int, tmp_path: Path, directory: Path) -> None:
     """
     Under the unit's restrictions mounts name a device that is present.
     """
-    with multidevice.degraded(tmp_path, lost) as root:
-        daemon = Sandboxed(root, directory)
-        try:
-            with Client(daemon.address) as client, mounted(client.prepare("a")) as path:
-                assert subvolume.is_subvolume(path)
-        finally:
-            code = daemon.stop()
-        assert code == 0
+    with multidevice.degraded(tmp_path, lost) as root, sandboxed(root / "store", directory) as daemon:
+        with Client(daemon.address) as client, mounted(client.prepare("a")) as path:
+            assert subvolume.is_subvolume(path)
+        assert daemon.stop() == 0
+
+
+@pytest.mark.btrfs
+def test_counters(tmp_path: Path, directory: Path) -> None:
+    """
+    Under the unit's restrictions the counters of devices decide about data that was refused before a restart.
+    """
+    devices = multidevice.make(tmp_path, 2, "raid1")
+    root = tmp_path / "mount" / "store"
+
+    def restarted(refusing: int | None = None) -> Iterator[Client]:
+        with (
+            multidevice.attached(*(Path(disk.directory, "fuse/disk") for disk in disks)) as loops,
+            multidevice.mounted(tmp_path / "mount", *(loop.path for loop in loops)),
+        ):
+            if not root.exists():
+                Snapshotter.create(root).close()
+            with Sandboxed(root, directory) as daemon, Client(daemon.address) as client:
+                daemon.ready()
+                yield client
+                if refusing is not None:
+                    refuse_data(disks[refusing], client)
+                assert daemon.stop() == 0
+
+    with contextlib.ExitStack() as stack:
+        disks = [stack.enter_context(Disk(str(path))) for path in devices]
+        for client in restarted(refusing=1):
+            for key in ("a", "b"):
+                client.prepare(key)
+        for client in restarted(refusing=0):
+            client.commit("harmless", "a")
+        for client in restarted():
+            with pytest.raises(DataLossError, match="the disk may have refused data of snapshot 'b'"):
+                client.commit("lost", "b")
+
+
+def refuse_data(disk: Disk, client: Client) -> None:
+    """
+    Write to the snapshot "b" while *disk* refuses data.
+    """
+    with mounted(client.mounts("b")) as path, (Path(path) / "file").open("wb") as file:
+        disk.refuse("data EIO")
+        file.write(os.urandom(1 << 20))
+        file.flush()
+        with contextlib.suppress(OSError):
+            os.fsync(file.fileno())
+        disk.refuse()
+
+
+@pytest.mark.btrfs
+def test_cleanup(btrfs: Path, directory: Path) -> None:
+    """
+    Under the unit's restrictions Cleanup waits for the space of a removed subvolume whose file was open.
+    """
+    with sandboxed(btrfs / "store", directory) as daemon, Client(daemon.address) as client:
+        client.prepare("a")
+        [active] = (daemon.root / "snapshots").glob("*/fs")
+        with (active / "file").open("wb") as file:
+            file.write(b"x")
+            subvolid = subvolume.get_id(active)
+            client.remove("a")
+            wait_for(lambda: not daemon.ids())
+        client.cleanup()
+        assert subvolid not in {deleted.id for deleted in subvolume.iterate_deleted(btrfs)}
+        assert daemon.stop() == 0
+
+
+@pytest.mark.btrfs
+def test_held(btrfs: Path, directory: Path) -> None:
+    """
+    Under the unit's restrictions the holder of the store is found by its lock, not only by the text of the lock.
+    """
+    root = btrfs / "store"
+    with Snapshotter.create(root):
+        (root / "lock").write_text("")
+        with Sandboxed(root, directory) as daemon:
+            assert daemon.ended() == 3
+            assert f"is held by process {os.getpid()} " in daemon.said()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    path = str(tmp_path / "base")
+    image.create(path, 256 << 20, sparse=True)
+    with Disk(path) as disk:
+        yield disk
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Path]:
+    """
+    A directory whose mounts propagate into the sandbox, as those of a host with systemd.
+    """
+    path = tmp_path / "host"
+    path.mkdir()
+    syscall.mount(path, path, "", syscall.MS_BIND)
+    syscall.mount("none", path, "", MS_SHARED)
+    (path / "data").mkdir()
+    yield path / "data"
+    syscall.umount2(path)
+
+
+@contextlib.contextmanager
+def on(disk: Disk, point: Path) -> Iterator[None]:
+    """
+    Mount the btrfs of *disk*; at the end unmount it, and wait until no mount namespace has it any more.
+    """
+    with image.attach(f"{disk.directory}/fuse/disk") as device, mounts.mounted(device.path, str(point)):
+        yield
+
+
+def kill_filesystem(disk: Disk, client: Client) -> None:
+    disk.refuse("write EIO", "flush EIO")
+    with pytest.raises(UnavailableError):
+        client.prepare("lost")
+
+
+@pytest.mark.btrfs
+def test_reopened(disk: Disk, host: Path, directory: Path) -> None:
+    """
+    Under the unit's restrictions a dead filesystem can be unmounted, and the store is reopened when it is back.
+    """
+    with contextlib.ExitStack() as stack:
+        with on(disk, host):
+            daemon = stack.enter_context(sandboxed(host / "store", directory, environ={"WATCHDOG_USEC": "300000"}))
+            client = stack.enter_context(Client(daemon.address))
+            client.prepare("kept")
+            kill_filesystem(disk, client)
+            daemon.notified(f"STATUS=waiting for the filesystem of {daemon.root}")
+            assert not client.serving()
+            assert [info.name for info in client.walk()] == ["kept"]
+        disk.refuse()
+        # The directory below the missing mount stays as it is, and the watchdog gets nothing.
+        time.sleep(1.5)
+        assert os.listdir(host) == []
+        daemon.manager.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            daemon.manager.recv(4096)
+        daemon.manager.settimeout(PATIENCE)
+        with on(disk, host):
+            daemon.notified(f"STATUS=serving {daemon.root}")
+            daemon.notified("WATCHDOG=1")
+            assert client.serving()
+            client.prepare("new")
+            assert daemon.stop() == 0
+            with Snapshotter(daemon.root) as store:
+                assert {info.name for info in store.walk()} == {"kept", "new"}
+
+
+@pytest.mark.btrfs
+def test_gone(disk: Disk, host: Path, directory: Path) -> None:
+    """
+    Under the unit's restrictions the daemon ends with code 1 if the filesystem does not come back.
+
+    A restart below the missing mount makes no store, and serves the store once the filesystem is back.
+    """
+    root = host / "store"
+    with on(disk, host), sandboxed(root, directory, command=(sys.executable, "-c", IMPATIENT)) as daemon:
+        with Client(daemon.address) as client:
+            client.prepare("kept")
+            kill_filesystem(disk, client)
+        assert daemon.ended() == 1
+        assert "the store was not back within 1 s" in daemon.said().splitlines()[-1]
+    disk.refuse()
+    with Sandboxed(root, directory) as daemon:
+        assert daemon.ended() == 4
+    assert os.listdir(host) == []
+    with on(disk, host), Sandboxed(root, directory) as daemon:
+        daemon.ready()
+        with Client(daemon.address) as client:
+            assert [info.name for info in client.walk()] == ["kept"]
+        assert daemon.stop() == 0
 
 
 @pytest.mark.btrfs
@@ -312,9 +538,9 @@ def test_each_capability_is_needed(capability: str, btrfs: Path, directory: Path
     """
     Without any one of the unit's capabilities something fails.
     """
-    daemon = Sandboxed(btrfs, directory, without=capability)
-    try:
-        with Client(daemon.address) as client, pytest.raises((Error, AssertionError)):
-            use(daemon, client, directory)
-    finally:
-        daemon.stop()
+    with (
+        sandboxed(btrfs / "store", directory, without=capability) as daemon,
+        Client(daemon.address) as client,
+        pytest.raises((Error, AssertionError)),
+    ):
+        use(daemon, client, directory)

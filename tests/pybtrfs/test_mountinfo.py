@@ -374,3 +374,30 @@ def test_device_without_a_mount() -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def mount_point(path: Path) -> str:
+    fd = os.open(path, os.O_PATH)
+    try:
+        return mountinfo.mount_point(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.btrfs
+def test_mount_point(btrfs_mount: Callable[..., Path], tmp_path: Path) -> None:
+    """
+    A subvolume is no mount point, a bind mount of a file is, and a name can have a space.
+    """
+    mount = btrfs_mount()
+    subvolume.create(mount / "a")
+    (mount / "a" / "file").touch()
+    for path in (mount, mount / "a", mount / "a" / "file"):
+        assert mount_point(path) == str(mount)
+    target = tmp_path / "a b"
+    target.touch()
+    syscall.mount(mount / "a" / "file", target, "", syscall.MS_BIND)
+    try:
+        assert mount_point(target) == str(target)
+    finally:
+        syscall.umount2(target)

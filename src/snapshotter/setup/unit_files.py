@@ -2,17 +2,22 @@
 The systemd units of the daemon, for a given root and socket.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
 from importlib import resources
 
+from pybtrfs import mountinfo
+from pybtrfs.path import owned
 from snapshotter.daemon.config import Config
 from snapshotter.errors import InvalidArgumentError
 
 NAMES = ("btrfs-snapshotter.service", "btrfs-snapshotter.socket")
 COMMAND = ("/usr/bin/snapshotter",)
 
+# Mount points of filesystems that a running system needs, so that nobody unmounts them.
+_SYSTEM = ("/", "/home", "/opt", "/root", "/var", "/var/lib")
 _PLAIN = re.compile(r"[\w@/.,:=+-]+")
 
 
@@ -33,8 +38,23 @@ def text(name: str, root: str, address: str, command: Sequence[str] = COMMAND) -
     unit = unit.replace(f"ListenStream={default.address}\n", f"ListenStream={_percent(_line(address))}\n")
     if root != default.root:
         made = "StateDirectory=btrfs-snapshotter\nStateDirectoryMode=0700\n"
-        unit = unit.replace(made, f"ReadWritePaths={_word(root)}\n")
+        unit = unit.replace(made, f"ReadWritePaths={_word(_writable(root))}\n")
     return unit
+
+
+def _writable(root: str) -> str:
+    """
+    Return the path that the service may write to: the mount point of *root* if the mount is no system's.
+
+    To make less of a mount writable, systemd binds a copy of that part in the mount namespace of the service. With the
+    copy, a dead filesystem stays in use after an administrator has unmounted it, and a new mount shows it again.
+    """
+    path = root
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    with owned(os.open(path, os.O_PATH | os.O_CLOEXEC)) as fd:
+        point = mountinfo.mount_point(fd)
+    return root if point in _SYSTEM else point
 
 
 def _word(value: str) -> str:
