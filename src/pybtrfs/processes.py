@@ -9,6 +9,17 @@ import os
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
+def in_user_namespace() -> bool:
+    """
+    Return whether this process is in a user namespace without all ids of the host, which cannot mount btrfs.
+    """
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            return file.read().split() != ["0", "0", "4294967295"]
+    except FileNotFoundError:  # a kernel without user namespaces
+        return False
+
+
 def pids() -> list[str]:
     """
     Return the ids of all visible processes, in ascending order.

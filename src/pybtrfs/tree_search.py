@@ -32,6 +32,7 @@ __all__ = [
     "MIN_KEY",
     "Item",
     "Key",
+    "is_permitted",
     "search",
     "search_changes",
     "search_files",
@@ -57,6 +58,17 @@ _WITHOUT_DATA = (
     FREE_SPACE_EXTENT_KEY,
     QGROUP_RELATION_KEY,
 )
+
+
+def is_permitted(target: Target) -> bool:
+    """
+    Return whether the caller may search trees, which needs ``CAP_SYS_ADMIN`` in the initial user namespace.
+    """
+    try:
+        next(search(target, tree_id=ROOT_TREE_OBJECTID, max_key=MIN_KEY), None)
+    except PermissionError:
+        return False
+    return True
 
 
 def search(

@@ -1,10 +1,12 @@
 """
-Files of a subvolume, read from its tree.
+Files of a subvolume, read from its tree or, without ``CAP_SYS_ADMIN``, from its directories.
 
 No file is opened and no link followed, so the content of an untrusted image cannot redirect a read. The reads are not
 atomic: while the subvolume is written to, their results may not match.
 """
 
+import contextlib
+import os
 import stat
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -139,6 +141,87 @@ class Tree:
             max_key=Key(number, last, tree_search.MAX),
             buffer_size=_SMALL,
         )
+
+
+class WalkedTree:
+    """
+    The files of the subvolume *fd*, as `Tree` has them, from a walk over all its directories. Needs no privilege.
+
+    Of an inode only the numbers that stat(2) has are known. If a number was reused after its inode was deleted, both
+    inodes look like one.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._inodes: dict[int, InodeItem] = {}
+        self._entries: dict[int, dict[bytes, int]] = {}
+        self._names: dict[int, list[Name]] = {}
+        self._paths: dict[int, bytes] = {}
+        device = os.fstat(fd).st_dev
+        for path, directories, files, directory_fd in os.fwalk(".", dir_fd=fd):
+            status = os.fstat(directory_fd)
+            self._inodes[status.st_ino] = _inode(status)
+            self._paths[status.st_ino] = b"" if path == "." else os.fsencode(path.removeprefix("./")) + b"/"
+            entries = self._entries[status.st_ino] = {}
+            for name in files + directories:
+                with contextlib.suppress(FileNotFoundError):  # deleted since the listing
+                    found = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+                    if found.st_dev == device:
+                        entries[os.fsencode(name)] = found.st_ino
+                        self._inodes[found.st_ino] = _inode(found)
+                        self._names.setdefault(found.st_ino, []).append(Name(status.st_ino, os.fsencode(name)))
+                    else:
+                        directories.remove(name)  # a nested subvolume, or a mount
+
+    def changed(self, transid: int) -> Iterator[tuple[int, InodeItem]]:
+        """
+        Yield all inodes with their numbers, because a walk knows no transactions.
+        """
+        yield from self._inodes.items()
+
+    def inode(self, number: int) -> InodeItem | None:
+        """
+        Return an inode, or None if it does not exist.
+        """
+        return self._inodes.get(number)
+
+    def names(self, number: int) -> list[Name]:
+        """
+        Return the names of an inode; ``.`` for the root.
+        """
+        return [Name(number, b".")] if number == FIRST_FREE_OBJECTID else self._names.get(number, [])
+
+    def entries(self, directory: int) -> dict[bytes, int]:
+        """
+        Return the inode numbers in a directory by name, without nested subvolumes.
+        """
+        return self._entries.get(directory, {})
+
+    def path(self, name: Name) -> bytes | None:
+        """
+        Return the path of a name from the root of the subvolume, or None if the directory is not known.
+        """
+        above = self._paths.get(name.directory)
+        return None if above is None else above + name.name
+
+
+def _inode(status: os.stat_result) -> InodeItem:
+    return InodeItem(
+        generation=0,
+        transid=0,
+        size=status.st_size,
+        nbytes=status.st_blocks * 512,
+        nlink=status.st_nlink,
+        uid=status.st_uid,
+        gid=status.st_gid,
+        mode=status.st_mode,
+        rdev=status.st_rdev,
+        flags=0,
+        sequence=0,
+        atime=status.st_atime_ns,
+        ctime=status.st_ctime_ns,
+        mtime=status.st_mtime_ns,
+        otime=0,
+    )
 
 
 def differs(now: InodeItem, before: InodeItem, time_now: int, time_before: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Literal
 from pybtrfs import subvolume
 from pybtrfs.items import InodeItem
 from pybtrfs.path import opened
-from pybtrfs.subvolume.files import Name, Tree, differs, file_type
+from pybtrfs.subvolume.files import Name, Tree, WalkedTree, differs, file_type
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, quoted, translating
 
@@ -51,7 +51,7 @@ def between(store: Snapshotter, key: str, other: str) -> list[Change]:
     modified if its owner or mode changed. The files in a renamed directory are listed only if they changed themselves.
     Data that has not been written back is not seen. Nested subvolumes are not searched.
 
-    Needs ``CAP_SYS_ADMIN``.
+    Without ``CAP_SYS_ADMIN``, compares every file of both snapshots.
 
     Raises:
         NotFoundError: No snapshot has one of the keys.
@@ -90,11 +90,20 @@ def _line(store: Snapshotter, key: str) -> Iterator[str]:
 
 def _changes(store: Snapshotter, base: str, key: str) -> list[Change]:
     with translating(f"compare snapshot {quoted(key)}"), opened(store.root) as fd:
-        new = Tree(fd, subvolume.get_id(store.subvolume(key)))
-        if not base:
-            return sorted(_Comparison(None, new, 0).changes(), key=_path)
-        old = subvolume.get_info(store.subvolume(base))
-        return sorted(_Comparison(Tree(fd, old.id), new, old.ctransid).changes(), key=_path)
+        path, base_path = store.subvolume(key), store.subvolume(base) if base else ""
+        try:
+            old = subvolume.get_info(base_path) if base else None
+            comparison = _Comparison(
+                Tree(fd, old.id) if old else None, Tree(fd, subvolume.get_id(path)), old.ctransid if old else 0
+            )
+        except PermissionError:
+            comparison = _Comparison(_walked(base_path) if base else None, _walked(path), 0)
+        return sorted(comparison.changes(), key=_path)
+
+
+def _walked(path: str) -> WalkedTree:
+    with opened(path) as fd:
+        return WalkedTree(fd)
 
 
 def _path(change: Change) -> str:
@@ -124,7 +133,7 @@ class _Comparison:
         since: The last transaction that changed *old*; only later changes of *new* are compared.
     """
 
-    def __init__(self, old: Tree | None, new: Tree, since: int) -> None:
+    def __init__(self, old: Tree | WalkedTree | None, new: Tree | WalkedTree, since: int) -> None:
         self._old = old
         self._new = new
         self._since = since

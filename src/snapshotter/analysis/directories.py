@@ -4,6 +4,7 @@ The bytes on disk of each directory of a snapshot: exclusive to the snapshot, or
 
 import contextlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from snapshotter.analysis import inventory
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import quoted, translating
 from snapshotter.model import Kind
+from snapshotter.store import usage
 
 _ROOT = FIRST_FREE_OBJECTID
 _TREE = 1 << 64  # more than any inode number
@@ -62,8 +64,8 @@ def measure(store: Snapshotter, key: str, depth: int = 1, track: Track = iter) -
     gone even before they are destroyed. Data that has not been written back is not seen. A nested subvolume counts
     as a directory.
 
-    Reads the whole trees of the subvolume and its nested subvolumes, but opens none of their files. Needs
-    ``CAP_SYS_ADMIN``.
+    Reads the whole trees of the subvolume and its nested subvolumes, but opens none of their files. Without
+    ``CAP_SYS_ADMIN``, walks over them: a file that is the same in the parent is then shared, and any other exclusive.
 
     Args:
         track: Wraps the items while they are read, then the extents while they are checked, to show progress.
@@ -76,6 +78,9 @@ def measure(store: Snapshotter, key: str, depth: int = 1, track: Track = iter) -
     info = store.stat(key)
     if info.kind is Kind.VIEW and info.parent:
         info = store.stat(info.parent)
+    if not tree_search.is_permitted(path):
+        with translating(f"measure the directories of snapshot {quoted(key)}"):
+            return _walked(path, store.subvolume(info.parent) if info.parent else "", depth)
     taken = inventory.take(store, measured=False)
     parent = taken.entries.get(info.parent)
     children = (entry.volume for entry in taken.entries.values() if entry.info.parent == info.name and entry.volume)
@@ -102,6 +107,32 @@ def measure(store: Snapshotter, key: str, depth: int = 1, track: Track = iter) -
         ]
         owners = {*bases, *(subvolid for volume in taken.pending for subvolid in volume.subvolids)}
         return list(content.directories(unshared(fd, candidates, owners, track), depth))
+
+
+def _walked(path: str, parent: str, depth: int) -> list[DirectoryUsage]:
+    exclusive: Counter[str] = Counter()
+    shared: Counter[str] = Counter()
+    inodes: Counter[str] = Counter()
+    seen = set()
+    with contextlib.ExitStack() as stack:
+        fd = stack.enter_context(opened(path))
+        parent_fd = stack.enter_context(opened(parent)) if parent else None
+        for name, now, before in usage.compare(fd, parent_fd):
+            if (now.st_dev, now.st_ino) in seen:
+                continue
+            seen.add((now.st_dev, now.st_ino))
+            sizes = exclusive if before is None or usage.stat_differs(now, before, "st_ctime_ns") else shared
+            is_directory = stat.S_ISDIR(now.st_mode)
+            names = os.path.normpath(name).split("/") if name != "." else []
+            for level in range(min(len(names) - (not is_directory), depth) + 1):
+                directory = "/".join(names[:level]) or "."
+                inodes[directory] += 1
+                sizes[directory] += 0 if is_directory else now.st_blocks * 512
+    return [DirectoryUsage(each, exclusive[each], shared[each], inodes[each]) for each in sorted(inodes, key=_position)]
+
+
+def _position(path: str) -> str:
+    return "" if path == "." else path
 
 
 class _Content:

@@ -19,6 +19,7 @@ from snapshotter.text import format_size, printable
 
 GROUPS, CELLS = 40, 300  # at most, in the map; the smallest are summed up
 IMAGES = 16  # at most, in the matrix; the smallest are left out
+_WALKED = "<p>Without CAP_SYS_ADMIN all files were walked over, and each size is that of whole changed files.</p>"
 _SHAPE = Rectangle(0, 0, 16, 9)
 _KINDS = {
     "committed": "layers, on which other snapshots are made",
@@ -38,6 +39,7 @@ class Report:
         time: When the content was read, in UTC.
         entries: The snapshots by key.
         amounts: By kind of snapshot in lower case, and for "pending" and "orphaned".
+        walked: Whether all files were walked over, because the caller could not search trees.
     """
 
     root: str
@@ -46,6 +48,7 @@ class Report:
     amounts: Mapping[str, Amount]
     filesystem: FilesystemSpace
     problems: Sequence[Problem]
+    walked: bool = False
 
 
 def render(report: Report) -> str:
@@ -74,7 +77,7 @@ def render(report: Report) -> str:
         f"<title>{_text(report.root)}</title><style>{style}</style></head><body>"
         f"<header><h1>{_text(report.root)}</h1>"
         f"<p>{report.time:%Y-%m-%d %H:%M} UTC, by snapshotter {__version__}</p><nav>{links}</nav></header>"
-        f"<main>{''.join(_summary(report))}{parts}</main></body></html>\n"
+        f"<main>{_WALKED * report.walked}{''.join(_summary(report))}{parts}</main></body></html>\n"
     )
 
 

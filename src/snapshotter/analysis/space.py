@@ -2,6 +2,7 @@
 Space that a store takes on its filesystem, and the space of the filesystem itself.
 """
 
+import contextlib
 import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from snapshotter.analysis.inventory import Entry, Inventory, Volume
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, is_damage, quoted, translating
 from snapshotter.model import Kind
+from snapshotter.store import usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +106,15 @@ def of_volumes(root: str, volumes: Collection[Volume]) -> Amount:
     Return the amount of *volumes*, subvolumes of the store at *root* that belong to no snapshot.
 
     The size is the space that is freed when all of them are destroyed. Volumes that are mounted are not reclaimable.
+    Without ``CAP_SYS_ADMIN``, the size is that of all their files.
     """
     free = [volume for volume in volumes if not volume.mounts]
     with translating(f"measure subvolumes of {root!r}"), opened(root) as fd:
-        size = _only_theirs(fd, volumes, volumes)
-        reclaimable = size if len(free) == len(volumes) else _only_theirs(fd, free, free)
+        try:
+            size = _only_theirs(fd, volumes, volumes)
+            reclaimable = size if len(free) == len(volumes) else _only_theirs(fd, free, free)
+        except PermissionError:
+            size, reclaimable = _walked(root, volumes), _walked(root, free)
     return Amount(len(volumes), size, reclaimable)
 
 
@@ -155,6 +161,17 @@ def _only_theirs(fd: int, volumes: Iterable[Volume], owners: Iterable[Volume], t
     )
     subvolids = {subvolid for owner in owners for subvolid in owner.subvolids}
     return sum(extent.unshared(fd, track(found), subvolids, track).values())
+
+
+def _walked(root: str, volumes: Iterable[Volume]) -> int:
+    """
+    Return the sizes of the files in *volumes*, as far as they can be read.
+    """
+    size = 0
+    for volume in volumes:
+        with contextlib.suppress(OSError), opened(os.path.join(root, volume.path)) as fd:
+            size += usage.walk(fd, None).added.size
+    return size
 
 
 def _extents(fd: int, subvolid: int, base: SubvolumeInfo | None) -> Iterator[Extent]:

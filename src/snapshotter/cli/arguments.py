@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pybtrfs import tree_search
 from pybtrfs.size import parse
 from snapshotter.cli.codes import DONE, complain
 from snapshotter.contract import Snapshotter
@@ -161,6 +162,16 @@ def reading(arguments: argparse.Namespace) -> Snapshotter:
     Return the store, opened read-only and without taking its lock.
     """
     return Snapshotter(root(arguments), read_only=True, client=None)
+
+
+def measuring(arguments: argparse.Namespace) -> Snapshotter:
+    """
+    Return the store like `reading`, for commands that measure or compare. Say so if they have to walk over all files.
+    """
+    store = reading(arguments)
+    if not tree_search.is_permitted(store.root):
+        complain("without CAP_SYS_ADMIN all files are walked over, and a size is that of whole changed files", DONE)
+    return store
 
 
 @contextlib.contextmanager

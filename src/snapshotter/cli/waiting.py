@@ -3,9 +3,10 @@ Waiting until the kernel has freed the space of deleted subvolumes.
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Collection
 
-from pybtrfs import filesystem, subvolume
+from pybtrfs import filesystem, subvolume, tree_search
 from snapshotter.cli.progress import progress
 from snapshotter.errors import translating
 
@@ -22,6 +23,8 @@ def wait(root: str, subvolids: Collection[int], cleanup: Callable[[], None] = la
         translating(f"wait for the space of {root!r}"),
         progress("waiting for the space of", len(subvolids), str) as report,
     ):
+        if not tree_search.is_permitted(root):
+            return _wait_for_all(root, set(subvolids), cleanup)
         held = set(subvolids)
         while True:
             before = len(held)
@@ -35,6 +38,18 @@ def wait(root: str, subvolids: Collection[int], cleanup: Callable[[], None] = la
                 _, cleaning = _left(root, cleaning)
             if len(held) in (0, before):
                 return held
+
+
+def _wait_for_all(root: str, subvolids: set[int], cleanup: Callable[[], None]) -> set[int]:
+    """
+    Wait until the kernel has cleaned every destroyed subvolume of the filesystem, because it tells only their number.
+    """
+    cleanup()
+    held = subvolids.intersection(entry.info.id for entry in subvolume.iterate(root, top=0))
+    while subvolume.count_deleted(root):
+        filesystem.sync(root)
+        time.sleep(_LOOK_SECONDS)
+    return held
 
 
 def _left(root: str, subvolids: Collection[int]) -> tuple[set[int], set[int]]:

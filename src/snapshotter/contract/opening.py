@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 from pybtrfs.mountinfo import MountTable
 from snapshotter.contract.session import Session
@@ -244,7 +244,7 @@ def make(root: str, volumes: type[Volumes]) -> None:
                 pass  # made concurrently
             except FileNotFoundError as error:
                 raise NotFoundError(f"{os.path.dirname(root)!r} does not exist: make it first") from error
-        opened = volumes(root, "btrfs")
+        opened = volumes(root, "auto")
         try:
             Store.make(root, opened)
         finally:
@@ -258,8 +258,8 @@ def check_options(client: str | None, usage: str, mount_mode: str) -> None:
     if client is not None:
         check_client(client)
     for name, value, choices in (
-        ("usage", usage, ("added", "containerd")),
-        ("mount_mode", mount_mode, ("btrfs", "bind")),
+        ("usage", usage, get_args(UsageDefinition)),
+        ("mount_mode", mount_mode, get_args(MountMode)),
     ):
         if value not in choices:
             raise InvalidArgumentError(f"{name} is {' or '.join(map(repr, choices))}, not {value!r}")

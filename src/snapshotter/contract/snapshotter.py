@@ -69,7 +69,7 @@ class Snapshotter:
         read_only: bool = False,
         client: str | None = LOCAL,
         usage: UsageDefinition = "added",
-        mount_mode: MountMode = "btrfs",
+        mount_mode: MountMode = "auto",
         verify: bool = True,
         volumes: type[Volumes] = BtrfsVolumes,
         socket: str = "",
@@ -87,7 +87,8 @@ class Snapshotter:
                 client that the store is bound to, else ``"local"``.
             usage: The definition of `usage`. ``"added"`` is the bytes that the snapshot added on disk; ``"containerd"``
                 is the whole size of each file that differs from the parent's.
-            mount_mode: ``"btrfs"`` mounts the device by ``subvolid``, ``"bind"`` the path of the subvolume.
+            mount_mode: ``"btrfs"`` mounts the device by ``subvolid``, ``"bind"`` the path of the subvolume. ``"auto"``
+                is ``"bind"`` in a user namespace, where btrfs cannot be mounted, else ``"btrfs"``.
             verify: Make `commit` find out whether the disk took the data.
             volumes: The maker of subvolumes; `snapshotter.testing.DirectoryVolumes` needs no btrfs.
             socket: The address at which this process serves the store; shown to others that find the store held.
@@ -126,7 +127,7 @@ class Snapshotter:
             FailedPreconditionError: *root* is not on btrfs, or not empty.
             StoreHeldError: Another process is making the store.
         """
-        check_options(options.get("client", LOCAL), options.get("usage", "added"), options.get("mount_mode", "btrfs"))
+        check_options(options.get("client", LOCAL), options.get("usage", "added"), options.get("mount_mode", "auto"))
         path = real_path(root)
         make(path, options.get("volumes", BtrfsVolumes))
         return cls(path, **options)

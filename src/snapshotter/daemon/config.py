@@ -30,7 +30,7 @@ class Config:
     root: str = "/var/lib/btrfs-snapshotter"
     address: str = "/run/btrfs-snapshotter/snapshotter.sock"
     usage: UsageDefinition = "added"
-    mount_mode: MountMode = "btrfs"
+    mount_mode: MountMode = "auto"
     verify: bool = True
     log_level: LogLevel = "info"
     log_format: LogFormat = "text"
@@ -198,7 +198,8 @@ SETTINGS = {
         get_args(UsageDefinition),
     ),
     "mount_mode": _choice(
-        'The mounts of snapshots: "btrfs", the device with subvolid, or "bind", the path of the subvolume.',
+        'The mounts of snapshots: "btrfs", the device with subvolid, or "bind", the path of the subvolume. "auto" is '
+        '"bind" in a user namespace, else "btrfs".',
         get_args(MountMode),
     ),
     "verify": Setting(

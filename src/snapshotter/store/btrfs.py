@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import ClassVar
 
-from pybtrfs import device, filesystem, ioctl, mountinfo, space, subvolume, syscall, tree_search
+from pybtrfs import device, filesystem, ioctl, mountinfo, processes, space, subvolume, syscall, tree_search
 from pybtrfs.errors import NotBtrfsError, NotSubvolumeError, not_subvolume
 from pybtrfs.items import uuid_text
 from pybtrfs.mountinfo import MountPoint, MountTable
@@ -43,7 +43,7 @@ class BtrfsVolumes:
 
     def __init__(self, root: str, mount_mode: MountMode, *, wake_seconds: float = WAKE_SECONDS) -> None:
         self._root = root
-        self._mode = mount_mode
+        self._binds = mount_mode == "bind" or (mount_mode == "auto" and processes.in_user_namespace())
         self._wake_seconds = wake_seconds
         # Kept open, because syncfs on a descriptor reports only the write-back errors since its open.
         self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -69,7 +69,7 @@ class BtrfsVolumes:
         os.close(self._fd)
 
     def check_root(self) -> None:
-        if self._mode == "bind":  # otherwise, mounts go by the id of the subvolume
+        if self._binds:  # otherwise, mounts go by the id of the subvolume
             self._check_path()
 
     def _check_path(self) -> None:
@@ -305,8 +305,8 @@ class BtrfsVolumes:
         needs the image's owners, and a mapped view is a btrfs mount.
         """
         if not mapped:
-            return self._mode == "bind"
-        return not read_only and (self._mode == "bind" or not mountinfo.inherited(self._fd))
+            return self._binds
+        return not read_only and (self._binds or not mountinfo.inherited(self._fd))
 
 
 def _busy(mounts: Iterable[MountPoint], name: str) -> OSError:

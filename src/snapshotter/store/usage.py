@@ -122,17 +122,25 @@ def walk(fd: int, parent_fd: int | None, *, changed_by: str = "st_ctime_ns") -> 
     """
     changed: dict[tuple[int, int], int] = {}
     altered: dict[tuple[int, int], int] = {}
+    for _, now, before in compare(fd, parent_fd):
+        for seen, time in ((changed, changed_by), (altered, "st_mtime_ns")):
+            if before is None or stat_differs(now, before, time):
+                seen[now.st_dev, now.st_ino] = 0 if stat.S_ISDIR(now.st_mode) else now.st_blocks * 512
+    return Measured(
+        added=Usage(sum(changed.values()), len(changed)), containerd=Usage(sum(altered.values()), len(altered))
+    )
+
+
+def compare(fd: int, parent_fd: int | None) -> Iterator[tuple[str, os.stat_result, os.stat_result | None]]:
+    """
+    Yield the path of every file of the tree *fd*, its status, and the status of the path in *parent_fd*.
+    """
     for path, now in _lstats(fd):
         before = None
         if parent_fd is not None:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 before = os.stat(path, dir_fd=parent_fd, follow_symlinks=False)
-        for seen, time in ((changed, changed_by), (altered, "st_mtime_ns")):
-            if before is None or _stat_differs(now, before, time):
-                seen[now.st_dev, now.st_ino] = 0 if stat.S_ISDIR(now.st_mode) else now.st_blocks * 512
-    return Measured(
-        added=Usage(sum(changed.values()), len(changed)), containerd=Usage(sum(altered.values()), len(altered))
-    )
+        yield path, now, before
 
 
 def _lstats(fd: int) -> Iterator[tuple[str, os.stat_result]]:
@@ -143,7 +151,10 @@ def _lstats(fd: int) -> Iterator[tuple[str, os.stat_result]]:
                 yield os.path.join(directory, name), os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
 
 
-def _stat_differs(now: os.stat_result, before: os.stat_result, time: str) -> bool:
+def stat_differs(now: os.stat_result, before: os.stat_result, time: str) -> bool:
+    """
+    Return whether an inode changed against its parent snapshot, by the field *time* among others.
+    """
     fields = ["st_mode", "st_uid", "st_gid", "st_rdev"]
     if not stat.S_ISDIR(now.st_mode):
         fields += ["st_size", "st_nlink", time]

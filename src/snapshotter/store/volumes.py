@@ -15,7 +15,7 @@ from snapshotter.store.counters import Counters
 from snapshotter.store.layout import Directory, Place
 from snapshotter.store.record_storage import RecordStorage
 
-MountMode = Literal["btrfs", "bind"]
+MountMode = Literal["auto", "btrfs", "bind"]
 
 
 class Contents(NamedTuple):

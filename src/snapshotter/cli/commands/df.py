@@ -16,7 +16,7 @@ def add(commands: arguments.Commands) -> None:
 
 
 def _df(parsed: argparse.Namespace) -> None:
-    with arguments.reading(parsed) as store:
+    with arguments.measuring(parsed) as store:
         taken = inventory.take(store)
         amounts = space.of_store(store, taken)
         whole = space.of_filesystem(store.root)

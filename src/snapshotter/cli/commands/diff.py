@@ -17,7 +17,7 @@ def add(commands: arguments.Commands) -> None:
 
 
 def _diff(parsed: argparse.Namespace) -> None:
-    with arguments.reading(parsed) as store:
+    with arguments.measuring(parsed) as store:
         if parsed.other is None:
             changes = difference.from_parent(store, parsed.key)
         else:

@@ -17,7 +17,7 @@ def add(commands: arguments.Commands) -> None:
 
 
 def _du(parsed: argparse.Namespace) -> None:
-    with arguments.reading(parsed) as store:
+    with arguments.measuring(parsed) as store:
         found = directories.measure(store, parsed.key, parsed.depth, with_progress)
     found.sort(key=lambda directory: (-directory.exclusive - directory.shared, directory.path))
     if parsed.json:

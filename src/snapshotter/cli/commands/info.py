@@ -18,7 +18,7 @@ def add(commands: arguments.Commands) -> None:
 def _info(parsed: argparse.Namespace) -> None:
     from snapshotter.analysis import inventory  # usage does without
 
-    with arguments.reading(parsed) as store:
+    with arguments.measuring(parsed) as store:
         store.stat(parsed.key)
         entries = inventory.take(store, measured=False).entries
         entry = entries.get(parsed.key)
@@ -56,7 +56,7 @@ def _info(parsed: argparse.Namespace) -> None:
 def _usage(parsed: argparse.Namespace) -> int:
     usages = []
     code = DONE
-    with arguments.reading(parsed) as store:
+    with arguments.measuring(parsed) as store:
         for key in parsed.keys:
             try:
                 usages.append((key, store.usage(key)))

@@ -93,7 +93,7 @@ def _ls(parsed: argparse.Namespace) -> None:
     sort: str = parsed.sort.removeprefix("-")
     measured = not _OF_ENTRY.keys().isdisjoint([sort, *([] if parsed.json else parsed.columns)])
     entries: dict[str, Entry] = {}
-    with arguments.reading(parsed) as store:
+    with arguments.measuring(parsed) if measured else arguments.reading(parsed) as store:
         infos = sorted(store.walk(*parsed.filters), key=lambda info: info.name)
         if measured:
             from snapshotter.analysis import inventory

@@ -5,6 +5,7 @@
 import argparse
 from datetime import UTC, datetime
 
+from pybtrfs import tree_search
 from snapshotter.analysis import inventory, report, space
 from snapshotter.cli import arguments, output
 from snapshotter.maintenance import doctor
@@ -16,7 +17,7 @@ def add(commands: arguments.Commands) -> None:
 
 
 def _report(parsed: argparse.Namespace) -> None:
-    with arguments.reading(parsed) as store:
+    with arguments.measuring(parsed) as store:
         taken = inventory.take(store)
         seen = report.Report(
             store.root,
@@ -25,6 +26,7 @@ def _report(parsed: argparse.Namespace) -> None:
             space.of_store(store, taken),
             space.of_filesystem(store.root),
             doctor.of_store(store),
+            walked=not tree_search.is_permitted(store.root),
         )
     page = report.render(seen)
     if parsed.output:

@@ -3,6 +3,7 @@
 """
 
 import argparse
+import contextlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,9 @@ def _cleanup(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as reading:
         root = reading.root
         pending = inventory.take(reading, measured=False).pending
-    names = {deleted.id: "" for deleted in subvolume.iterate_deleted(root)}
+    names = {}
+    with contextlib.suppress(PermissionError):
+        names = {deleted.id: "" for deleted in subvolume.iterate_deleted(root)}
     names |= {subvolid: volume.path for volume in pending for subvolid in volume.subvolids}
     with arguments.changing(parsed) as store:
         _wait(root, names, store)

@@ -13,7 +13,7 @@ def add(commands: arguments.Commands) -> None:
 
 
 def _tree(parsed: argparse.Namespace) -> None:
-    with arguments.reading(parsed) as store:
+    with arguments.measuring(parsed) as store:
         entries = inventory.take(store).entries
     lines = list(family.walk(entry.info for entry in entries.values()))
     totals = family.totals(lines, {key: entry.usage.size if entry.usage else 0 for key, entry in entries.items()})
