@@ -85,7 +85,7 @@ INSIDE = {
     "snapshotter.archive": ("", "format", "limits", "packing unpacking", "tar"),
     "snapshotter.daemon": ("", "config http2 log sockets systemd", "metrics rpc", "service", "process"),
     "snapshotter.maintenance": ("", "connection quarantine repair", "doctor"),
-    "snapshotter.setup": ("", "containerd docker files image_store unit_files", "rancher"),
+    "snapshotter.setup": ("", "containerd docker files image_store rootless unit_files", "rancher"),
     "snapshotter.cli": (
         "codes",
         "arguments confirmation display interruption output progress",

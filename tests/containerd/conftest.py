@@ -125,11 +125,19 @@ def store_root(filesystem: Path) -> Path:
 
 
 @pytest.fixture
-def daemon(store_root: Path, directory: Path) -> Iterator[Daemon]:
+def prefix() -> list[str]:
+    """
+    Return the command that runs the daemon and containerd: none.
+    """
+    return []
+
+
+@pytest.fixture
+def daemon(store_root: Path, directory: Path, prefix: list[str]) -> Iterator[Daemon]:
     """
     Start the daemon, which at the end must exit with 0.
     """
-    process = Daemon(store_root, directory)
+    process = Daemon(store_root, directory, prefix)
     try:
         process.start()
         yield process
@@ -149,12 +157,12 @@ def containerd_options() -> dict[str, Any]:
 
 @pytest.fixture
 def containerd(
-    release: Path, daemon: Daemon, directory: Path, containerd_options: dict[str, Any]
+    release: Path, daemon: Daemon, directory: Path, containerd_options: dict[str, Any], prefix: list[str]
 ) -> Iterator[Containerd]:
     """
     Start containerd, which at the end must exit with 0 and leave nothing.
     """
-    process = Containerd(release, daemon, directory, **containerd_options)
+    process = Containerd(release, daemon, directory, prefix=prefix, **containerd_options)
     try:
         process.start()
         yield process

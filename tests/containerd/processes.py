@@ -132,11 +132,14 @@ class Process:
 class Daemon(Process):
     """
     ``snapshotter serve`` on the store *root*.
+
+    Args:
+        prefix: The command that runs it.
     """
 
-    def __init__(self, root: Path, directory: Path) -> None:
+    def __init__(self, root: Path, directory: Path, prefix: Sequence[str] = ()) -> None:
         address = directory / "snapshotter.sock"
-        super().__init__([SNAPSHOTTER, "serve", "--root", root, "--address", address], address)
+        super().__init__([*prefix, SNAPSHOTTER, "serve", "--root", root, "--address", address], address)
         self.root = root
 
     def snapshots(self) -> dict[str, Info]:
@@ -242,6 +245,7 @@ class Containerd(Process):
         root: The directory of persistent files, by default in *directory*.
         cri: The settings of the CRI, if it is served as well.
         runtime_class: The handler of the pods that use the daemon, if not all do.
+        prefix: The command that runs it, and its ctr.
 
     Attributes:
         binaries: The directory with its commands.
@@ -259,12 +263,13 @@ class Containerd(Process):
         root: Path | None = None,
         cri: str = "",
         runtime_class: str = "",
+        prefix: Sequence[str] = (),
     ) -> None:
         address = directory / "containerd.sock"
         self.binaries = binaries
         self._directory = directory
         self._dead_sockets = _dead_sockets()
-        self._ctr = binaries / "ctr"
+        self._ctr = [*prefix, str(binaries / "ctr")]
         # A unique name, because all containerds on a machine share the state of runc and the cgroups.
         self.cgroup = Cgroup()
         self.namespace = "k8s.io" if cri else self.cgroup.name
@@ -290,7 +295,7 @@ class Containerd(Process):
         imported.write_text(drop_in(plugin, version, read_main(str(config))))
         root = root or directory / "root"
         places = {"config": config, "address": address, "root": root, "state": directory / "state"}
-        command = [f"{binaries}/containerd", *(f"--{name}={place}" for name, place in places.items())]
+        command = [*prefix, f"{binaries}/containerd", *(f"--{name}={place}" for name, place in places.items())]
         super().__init__(command, address, os.environ | {"PATH": path})
 
     def output(self, *arguments: str | Path) -> bytes:
@@ -301,7 +306,7 @@ class Containerd(Process):
             CtrError: The command failed.
         """
         done = subprocess.run(
-            [self._ctr, *arguments],
+            [*self._ctr, *arguments],
             env=self._environment_of_ctr,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -28,7 +28,7 @@ from snapshotter.daemon.config import Config
 from snapshotter.errors import DataLossError, Error, InvalidArgumentError, UnavailableError
 from snapshotter.model import Mount
 from snapshotter.mounting import mounted
-from snapshotter.setup import unit_files
+from snapshotter.setup import rootless, unit_files
 from tests import multidevice
 from tests.faults import mounts
 from tests.faults.disk import Disk
@@ -64,10 +64,22 @@ def test_verified(tmp_path: Path) -> None:
     systemd finds nothing wrong with the units, whatever the paths are.
     """
     root, address = str(tmp_path / 'a "b" %n $HOME \\x é'), str(tmp_path / "s %t.sock")
-    for name in unit_files.NAMES:
+    for name in (*unit_files.NAMES, rootless.UNIT):
         (tmp_path / name).write_text(unit_files.text(name, root, address, (sys.executable, "-m", "snapshotter")))
+    (tmp_path / "containerd.service").write_text("[Service]\nExecStart=/bin/true\n")  # not every machine has one
     ran = subprocess.run(["systemd-analyze", "verify", *map(str, tmp_path.glob("b*"))], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def test_rootless_filled_in() -> None:
+    """
+    The unit of a user runs the command in the namespaces of containerd.
+    """
+    unit = unit_files.text(rootless.UNIT, "/home/u/store", "/run/user/1000/x.sock", ("/home/u/bin/snapshotter",))
+    serve = "/home/u/bin/snapshotter serve --no-create --root /home/u/store --address /run/user/1000/x.sock"
+    assert sandbox.settings_of(unit)["ExecStart"] == [
+        f"/usr/bin/env containerd-rootless-setuptool.sh nsenter -- {serve}"
+    ]
 
 
 def test_filled_in() -> None:

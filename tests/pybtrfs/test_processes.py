@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from pybtrfs import processes
+from tests.pybtrfs.subvolume.common import contained
 
 
 def test_pids() -> None:
@@ -18,6 +19,27 @@ def test_pids() -> None:
     pids = processes.pids()
     assert str(os.getpid()) in pids
     assert pids == sorted(pids, key=int)
+
+
+@pytest.mark.btrfs
+def test_in_user_namespace() -> None:
+    """
+    The initial user namespace has all ids of the host, and a user's namespace has not.
+    """
+    assert not processes.in_user_namespace()
+    assert contained(processes.in_user_namespace)
+
+
+def test_kernel_without_user_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A kernel without user namespaces is in none.
+    """
+
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", missing)
+    assert not processes.in_user_namespace()
 
 
 def test_listed() -> None:

@@ -409,3 +409,11 @@ def test_subvolumes_that_are_not_in_the_buffer(
     with pytest.raises(OSError) as caught:
         ioctl.tree_search_v2_subvolumes(-1, ioctl.SearchKey(*range(10)), size)
     assert caught.value.errno == errno.EIO
+
+
+def test_is_permitted(btrfs: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    Root may search trees, and an ordinary user may not.
+    """
+    assert tree_search.is_permitted(btrfs)
+    assert not unprivileged(lambda: tree_search.is_permitted(btrfs))

@@ -147,7 +147,7 @@ class WalkedTree:
     """
     The files of the subvolume *fd*, as `Tree` has them, from a walk over all its directories. Needs no privilege.
 
-    Of an inode only the numbers that stat(2) has are known. If a number was reused after its inode was deleted, both
+    An inode has only the numbers that stat(2) returns. If a number was reused after its inode was deleted, both
     inodes look like one.
     """
 

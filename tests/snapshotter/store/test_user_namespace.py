@@ -115,3 +115,15 @@ def test_what_fails_half_way(top: Path, mount_mode: MountMode, caller: Caller) -
         assert caller(reopen) == 0
     assert below(root) == ["empty"]
     assert os.listdir(root / "snapshots") == []
+
+
+def test_mount_mode_of_its_own(top: Path, mount_mode: MountMode, caller: Caller) -> None:
+    """
+    In a user namespace the mounts are bind mounts unless btrfs is asked for; an ordinary user is in none.
+    """
+
+    def prepare() -> list[str]:
+        with Snapshotter.create(top / "root") as store:
+            return [mount.type for mount in store.prepare("active")]
+
+    assert caller(prepare) == (["bind"] if caller is UNPRIVILEGED["root of a namespace"] else ["btrfs"])

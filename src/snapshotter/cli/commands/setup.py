@@ -8,12 +8,19 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from snapshotter.cli import arguments
 from snapshotter.cli.codes import DONE, FAILED
 from snapshotter.errors import AlreadyExistsError, Error
-from snapshotter.setup import containerd, docker, files, rancher, unit_files
+from snapshotter.setup import containerd, docker, files, rancher, rootless, unit_files
 from snapshotter.text import printable
+
+if TYPE_CHECKING:
+    from snapshotter.daemon.config import Config
+
+_MAIN = "/etc/containerd/config.toml"
 
 _LINES = {
     "containerd": "print or write containerd's configuration file for the daemon, or check containerd's configuration",
@@ -39,6 +46,7 @@ def add(commands: arguments.Commands) -> None:
         choices=sorted(rancher.DISTRIBUTIONS),
         help="the containerd of this distribution, whose configuration is its own",
     )
+    _add_rootless(to_containerd)
     to_containerd.add_argument("--cri", action="store_true", help="make it the snapshotter of Kubernetes, too")
     to_containerd.add_argument(
         "--runtime-class", metavar="HANDLER", default="", help="make it the snapshotter of this RuntimeClass"
@@ -71,6 +79,7 @@ def add(commands: arguments.Commands) -> None:
         of_containerd,
         example="snapshotter setup docker --write",
     )
+    to_docker.set_defaults(rootless=False)
     to_docker.add_argument(
         "--daemon-json",
         metavar="FILE",
@@ -94,6 +103,7 @@ def add(commands: arguments.Commands) -> None:
         place,
         example="snapshotter setup systemd --root /var/lib/snapshots",
     )
+    _add_rootless(to_systemd)
     to_systemd.add_argument("--write", metavar="DIR", help="write the units to this directory instead of printing them")
 
 
@@ -111,16 +121,24 @@ def _of_containerd() -> arguments.Parser:
     parser.add_argument(
         "--containerd-config",
         metavar="FILE",
-        default="/etc/containerd/config.toml",
+        default=_MAIN,
         help="main configuration file (default: %(default)s)",
     )
     return parser
+
+
+def _add_rootless(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rootless", action="store_true", help="for rootless containerd, with all files in the user's directories"
+    )
 
 
 def _setup_containerd(parsed: argparse.Namespace) -> int:
     distribution = rancher.DISTRIBUTIONS.get(parsed.distribution or "")
     if distribution:
         parsed.containerd, parsed.containerd_config = distribution.containerd, distribution.main
+    elif parsed.rootless and parsed.containerd_config == _MAIN:
+        parsed.containerd_config = rootless.places(os.environ).main
     plugin = _plugin(parsed, cri=parsed.cri, runtime_class=parsed.runtime_class)
     if parsed.check is not None:
         lacks = containerd.missing(plugin, _dump(parsed))
@@ -176,9 +194,24 @@ def _setup_docker(parsed: argparse.Namespace) -> int:
     return DONE
 
 
+def _settings(parsed: argparse.Namespace) -> "Config":
+    """
+    Return the settings of the daemon, with the places of its user if it is rootless.
+    """
+    config, origins = arguments.load_settings(parsed)
+    if not parsed.rootless:
+        return config
+    own = rootless.places(os.environ)
+    return replace(
+        config,
+        root=own.root if origins["root"] == "default" else config.root,
+        address=own.address if origins["address"] == "default" else config.address,
+    )
+
+
 def _plugin(parsed: argparse.Namespace, *, cri: bool = False, runtime_class: str = "") -> containerd.Plugin:
-    settings = arguments.load_settings(parsed).config
-    maps_ids = containerd.kernel_maps_ids(os.uname().release)
+    settings = _settings(parsed)
+    maps_ids = not parsed.rootless and containerd.kernel_maps_ids(os.uname().release)
     return containerd.Plugin(parsed.name, settings.root, settings.address, cri, maps_ids, runtime_class)
 
 
@@ -211,20 +244,22 @@ def _unanswered(plugin: containerd.Plugin) -> list[str]:
 
 
 def _setup_systemd(parsed: argparse.Namespace) -> None:
-    settings = arguments.load_settings(parsed).config
+    settings = _settings(parsed)
     script = os.path.join(os.path.dirname(sys.executable), "snapshotter")
     command = [script] if os.access(script, os.X_OK) else [sys.executable, "-m", "snapshotter"]
-    directory = parsed.write or "/etc/systemd/system"
+    usual = rootless.places(os.environ).units if parsed.rootless else "/etc/systemd/system"
+    names = (rootless.UNIT,) if parsed.rootless else unit_files.NAMES
+    systemctl = "systemctl --user" if parsed.rootless else "systemctl"
+    directory = parsed.write or usual
     texts = {
-        os.path.join(directory, name): unit_files.text(name, settings.root, settings.address, command)
-        for name in unit_files.NAMES
+        os.path.join(directory, name): unit_files.text(name, settings.root, settings.address, command) for name in names
     }
     _print_or_write(texts, write=bool(parsed.write))
-    steps = [f"systemctl daemon-reload && systemctl enable --now {' '.join(reversed(unit_files.NAMES))}"]
+    steps = [f"{systemctl} daemon-reload && {systemctl} enable --now {' '.join(reversed(names))}"]
     if why := _unmade(settings.root, make=bool(parsed.write)):
         make = f"before that, create the store: snapshotter init --root {shlex.quote(settings.root)}"
         steps[:0] = [make, f"see why it was not made now: {why}"] if parsed.write else [make]
-    if command[0].startswith(("/home/", "/root/", "/tmp/", "/var/tmp/")):
+    if not parsed.rootless and command[0].startswith(("/home/", "/root/", "/tmp/", "/var/tmp/")):
         steps.insert(0, f"install this package elsewhere, because the unit hides {command[0]} from the daemon")
     _advise(f"after writing the units to {directory}:", steps)
 
