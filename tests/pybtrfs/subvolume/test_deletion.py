@@ -2,14 +2,13 @@
 Deletion of subvolumes, and waiting for it, on real btrfs.
 """
 
-import ctypes
 import errno
 import os
 import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -285,47 +284,37 @@ def test_delete_by_id_on_an_old_kernel(tree: Path, monkeypatch: pytest.MonkeyPat
 
 
 @contextmanager
-def idmapped(source: Path, target: Path) -> Iterator[None]:
+def idmapped(source: Path, target: Path, ids: str) -> Iterator[None]:
     """
-    Bind *source* to *target* by an idmapped mount that maps every id to itself.
+    Bind *source* to *target* by an idmapped mount.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def call(number: int, *arguments: Any) -> int:
-        result: int = libc.syscall(number, *arguments)
-        if result < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        return result
-
-    with subprocess.Popen(["unshare", "--user", "sh", "-c", "echo; read end"], stdin=-1, stdout=-1) as process:
-        assert process.stdin
-        assert process.stdout
-        process.stdout.readline()
-        for name in ("uid_map", "gid_map"):
-            Path(f"/proc/{process.pid}/{name}").write_text("0 0 65536")
-        with owned(os.open(f"/proc/{process.pid}/ns/user", os.O_RDONLY)) as namespace:
-            process.stdin.close()
-            # The numbers are the same on every architecture.
-            with owned(call(428, -100, os.fsencode(source), 1 | os.O_CLOEXEC)) as mount:  # open_tree, OPEN_TREE_CLONE
-                attributes = (ctypes.c_uint64 * 4)(0x100000, 0, 0, namespace)  # MOUNT_ATTR_IDMAP
-                call(442, mount, b"", 0x1000, attributes, ctypes.sizeof(attributes))  # mount_setattr, AT_EMPTY_PATH
-                call(429, mount, b"", -100, os.fsencode(target), 4)  # move_mount, MOVE_MOUNT_F_EMPTY_PATH
+    with (
+        owned(syscall.user_namespace(ids, ids)) as namespace,
+        owned(syscall.open_tree(syscall.AT_FDCWD, source, syscall.OPEN_TREE_CLONE)) as tree,
+    ):
+        with (
+            needing("mount_setattr", refusal=errno.ENOSYS),
+            needing("idmapped mounts of btrfs", refusal=errno.EINVAL),
+        ):
+            syscall.mount_setattr(
+                tree, "", syscall.AT_EMPTY_PATH, attr_set=syscall.MOUNT_ATTR_IDMAP, userns_fd=namespace
+            )
+        syscall.move_mount(tree, "", syscall.AT_FDCWD, target, syscall.MOVE_MOUNT_F_EMPTY_PATH)
     try:
         yield
     finally:
         syscall.umount2(target)
 
 
+@pytest.mark.parametrize("ids", ["0 0 65536", "0 100000 65536"])
 @pytest.mark.parametrize("recursive", [False, True])
-def test_delete_by_id_through_an_idmapped_mount(base: Path, tmp_path: Path, recursive: bool) -> None:
+def test_delete_by_id_through_an_idmapped_mount(base: Path, tmp_path: Path, recursive: bool, ids: str) -> None:
     """
     The kernel refuses to delete by id through an idmapped mount, so the inode number of the directory is used.
     """
     make(base, "directory/victim", *["directory/victim/nested"] * recursive, "other")
     subvolid = subvolume.get_id(base / "directory/victim")
-    with ExitStack() as stack:
-        with needing("mount_setattr", refusal=errno.ENOSYS), needing("idmapped btrfs", refusal=errno.EINVAL):
-            stack.enter_context(idmapped(base, tmp_path))
+    with idmapped(base, tmp_path, ids):
         with open_directory(tmp_path) as fd, pytest.raises(OSError) as caught:
             ioctl.snap_destroy_v2_by_id(fd, subvolid)
         assert caught.value.errno == errno.EOPNOTSUPP
