@@ -43,9 +43,10 @@ def unlink_subvolume(dirfd: int, name: bytes, *, recursive: bool) -> None:
     empty.
     """
     try:
-        with owned(_open(dirfd, name)) as fd:
+        with owned(_open_path(dirfd, name)) as fd:
             if not is_root(fd):
                 raise not_subvolume(name)
+        with owned(_open(dirfd, name)) as fd:
             if not recursive and any(children(fd)):
                 raise _not_empty()
             if not _destroy(dirfd, name, fd):
@@ -181,9 +182,13 @@ def _open(dirfd: int, name: str | bytes) -> int:
     try:
         return open_beneath(dirfd, name)
     except PermissionError:
-        with owned(open_beneath(dirfd, name, syscall.O_PATH | os.O_DIRECTORY)) as fd, suppress(PermissionError):
+        with owned(_open_path(dirfd, name)) as fd, suppress(PermissionError):
             os.chmod(f"/proc/self/fd/{fd}", stat.S_IRWXU)
         return open_beneath(dirfd, name)
+
+
+def _open_path(dirfd: int, name: str | bytes) -> int:
+    return open_beneath(dirfd, name, syscall.O_PATH | os.O_DIRECTORY)
 
 
 def _unlock(fd: int) -> None:

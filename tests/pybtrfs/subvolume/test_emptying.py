@@ -7,6 +7,7 @@ Each test runs on a filesystem mounted with ``user_subvol_rm_allowed`` and on on
 import errno
 import os
 import resource
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -433,7 +434,7 @@ def test_no_subvolume(top: Path, caller: Caller, recursive: bool) -> None:
     Directories, files, links to a subvolume and missing names have different errors, and nothing is deleted.
     """
     make_owned(top / "subvolume", top / "mount")
-    (top / "empty").mkdir()
+    (top / "empty").mkdir(0)
     (top / "file").touch()
     (top / "link").symlink_to("subvolume")
     give(top / "empty", top / "file", top / "link")
@@ -448,6 +449,7 @@ def test_no_subvolume(top: Path, caller: Caller, recursive: bool) -> None:
             caller(deleted(top / name, recursive=recursive))
         assert caught.value.errno in numbers
         assert isinstance(caught.value, NotSubvolumeError) == (caught.value.errno == errno.EINVAL)
+    assert stat.S_IMODE((top / "empty").stat().st_mode) == 0
     assert content(top) == before
 
 
