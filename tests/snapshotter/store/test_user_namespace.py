@@ -6,6 +6,7 @@ Each test runs on a filesystem mounted with ``user_subvol_rm_allowed`` and on on
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from pybtrfs import ioctl, subvolume
 from pybtrfs.path import owned
 from snapshotter import Snapshotter
 from snapshotter.store.volumes import MountMode
-from tests.pybtrfs.subvolume.common import UNPRIVILEGED, below, mounted
+from tests.pybtrfs.subvolume.common import UNPRIVILEGED, below, contained_with_users, mounted
+
+CALLERS = {**UNPRIVILEGED, "root of a namespace with users": contained_with_users}
 
 pytestmark = [
     pytest.mark.btrfs,
-    pytest.mark.parametrize("caller", UNPRIVILEGED.values(), ids=UNPRIVILEGED),
+    pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS),
     pytest.mark.parametrize("mount_mode", ["bind", "btrfs"]),
 ]
 
@@ -37,6 +40,8 @@ def fill(fs: Path) -> None:
     (fs / "a" / "b").mkdir(parents=True)
     for name in ("file", "a/b/file"):
         (fs / name).write_bytes(os.urandom(10_000))
+        with suppress(OSError):  # the namespace has no other user
+            os.chown(fs / name, 5, 5)
     (fs / "a" / "b").chmod(0o500)
     fs.chmod(0o555)
 
