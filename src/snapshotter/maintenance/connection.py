@@ -16,7 +16,10 @@ from snapshotter.store.lock import Holder
 
 _START = "start the daemon: `systemctl start btrfs-snapshotter`"
 _RESTART = "read its log: `journalctl -u btrfs-snapshotter`; then `systemctl restart btrfs-snapshotter`"
-_CHECK = "`snapshotter setup containerd --check` lists the missing settings; then restart containerd"
+_CHECK = (
+    "`snapshotter setup containerd --check`, on k3s and RKE2 with `--for k3s` or `--for rke2`, lists the missing "
+    "settings; then restart containerd"
+)
 
 
 def examine(root: str, client: str, keys: Collection[str], addresses: Sequence[str]) -> Iterator[Problem]:
