@@ -19,12 +19,13 @@ from pybtrfs import ioctl, kernel, syscall
 CALLS: list[tuple[Any, str]] = [
     *((kernel.current, name) for name in ("ioctl", "vol_ioctl")),
     *((syscall, name) for name in ("make_directory", "syncfs")),
-    *((os, name) for name in ("chmod", "fchmod", "fsync", "mkdir", "rename", "rmdir", "setxattr", "unlink")),
+    *((os, name) for name in ("chmod", "fchmod", "fsync", "mkdir", "pwrite", "rename")),
+    *((os, name) for name in ("rmdir", "setxattr", "unlink")),
 ]
 # Calls that need space, and keep failing on a full disk. Reading and destroying need none.
 FILLING = {
-    *("BTRFS_IOC_SUBVOL_CREATE_V2", "BTRFS_IOC_SNAP_CREATE_V2", "BTRFS_IOC_SUBVOL_SETFLAGS", "syncfs"),
-    *("chmod", "fchmod", "fsync", "make_directory", "mkdir", "rename", "setxattr"),
+    *("BTRFS_IOC_SUBVOL_CREATE_V2", "BTRFS_IOC_SNAP_CREATE_V2", "BTRFS_IOC_SUBVOL_SETFLAGS", "BTRFS_IOC_SYNC"),
+    *("chmod", "fchmod", "fsync", "make_directory", "mkdir", "pwrite", "rename", "setxattr", "syncfs"),
 }
 
 
@@ -36,12 +37,14 @@ class Points:
     Attributes:
         at: The number of the point at which *act* is called.
         sticky: Whether *act* is also called at every later point that needs space.
+        filling: Whether only points that need space count.
         hit: The name of the point at which *act* was first called.
     """
 
     at: int
     act: Callable[[], None]
     sticky: bool = False
+    filling: bool = False
     passed: int = 0
     hit: str = ""
 
@@ -49,9 +52,12 @@ class Points:
         self._lock = threading.Lock()
 
     def reached(self, point: str) -> None:
+        needs_space = point.split()[1] in FILLING
+        if self.filling and not needs_space:
+            return
         with self._lock:
             self.passed += 1
-            later = self.sticky and self.passed > self.at and point.split()[1] in FILLING
+            later = self.sticky and self.passed > self.at and needs_space
             now = self.passed == self.at or later
             if now and not self.hit:
                 self.hit = f"point {self.at}, {point}"

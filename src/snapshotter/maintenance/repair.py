@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pybtrfs import filesystem, subvolume
 from pybtrfs.path import open_directory, owned
-from snapshotter.errors import FailedPreconditionError, is_damage, translating
+from snapshotter.errors import FailedPreconditionError, is_damage, is_full, translating
 from snapshotter.store import header, records, recovery
 from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.store.header import Header
@@ -35,12 +35,13 @@ from snapshotter.store.store import ID_BLOCK, Store
 Keep = Callable[[str, Mapping[str, str]], bool]
 
 _MOVED = "moved to the quarantine"
+_AGAIN = "remove snapshots, then run `snapshotter doctor --fix` again"
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
     """
-    A repair that was made.
+    A repair that was made, or that the full disk refused.
 
     Args:
         subject: The key of a snapshot, or the path of an entry without a key.
@@ -60,7 +61,8 @@ def fix(root: str | os.PathLike[str], *, keep: Keep | None = None) -> list[Repai
     - A layer that was made writable is made read-only again, if its content has not changed.
     - Every entry that belongs to no snapshot is moved to the quarantine.
 
-    Each repair is durable before the next one starts. After an interruption, call it again.
+    Each repair is durable before the next one starts. After an interruption, call it again. A repair that the full disk
+    refuses keeps no other from being made, but then nothing is moved to the quarantine.
 
     Needs ``CAP_SYS_ADMIN``.
 
@@ -150,52 +152,57 @@ def has_empty(root: str) -> bool:
     return subvolume.get_read_only(path) and not os.listdir(path)
 
 
-@contextlib.contextmanager
-def _leaving_damage() -> Iterator[None]:
-    """
-    End the ``with`` at an entry that cannot be read: it stays where it is, and `doctor.examine` names it.
-    """
-    try:
-        yield
-    except OSError as error:
-        if not is_damage(error):
-            raise
-
-
 class _Fixer:
     def __init__(self, store: Store, volumes: BtrfsVolumes, keep: Keep | None) -> None:
         self._store = store
         self._volumes = volumes
         self._keep = keep
         self._kept: bool | None = None
+        self._is_full = False
         self.repairs: list[Repair] = []
 
     def done(self, subject: str, what: str) -> None:
         self.repairs.append(Repair(subject, what))
 
+    @contextlib.contextmanager
+    def _attempting(self, name: str) -> Iterator[None]:
+        """
+        End the ``with`` at an entry that cannot be read, or whose repair the full disk refuses: the entry stays.
+        """
+        try:
+            yield
+        except OSError as error:
+            if is_full(error):
+                self._is_full = True
+                self.done(self._path(name), f"not repaired, because of {error.strerror!r}: {_AGAIN}")
+            elif not is_damage(error):
+                raise
+
     def fix(self) -> None:
         if not has_empty(self._store.root):
-            with _leaving_damage():
+            with self._attempting(f"../{EMPTY}"):
                 self._recreate_empty()
         for item in self._survey(Verdict.ORPHAN):
-            with _leaving_damage():
+            with self._attempting(item.name):
                 self._repair_record(item)
         misplaced = {}
         for item in self._survey(Verdict.ORPHAN):
-            with _leaving_damage():
+            with self._attempting(item.name):
                 if record := self._misplaced_record(item.name):
                     misplaced[item.name] = record
         self._return_records(misplaced)
         for item in self._survey(Verdict.QUARANTINED):
-            with _leaving_damage():
+            with self._attempting(item.name):
                 self._repair_subvolume(item)
+        if self._is_full:
+            return  # an entry that had to wait for space can be repaired later, so it must not be moved away
         for item in self._survey(Verdict.ORPHAN):
-            with _leaving_damage():
+            with self._attempting(item.name):
                 if not self._stays(self._store.snapshots_fd, item.name):
                     self._quarantine(self._store.snapshots_fd, item.name, item.name)
                     self.done(self._path(item.name), f"{item.problem}: {_MOVED}")
         for item in self._survey(Verdict.QUARANTINED, Verdict.REMOVED):
-            with _leaving_damage():
+            with self._attempting(item.name):
                 self._quarantine_unexpected(item)
 
     def _stays(self, dir_fd: int, name: str) -> bool:
@@ -259,8 +266,9 @@ class _Fixer:
         while free := [name for name, record in found.items() if str(record.id) not in self._store.names()]:
             record = found.pop(free[0])
             if self._may_hold(free[0], record):
-                self._rename(free[0], str(record.id))
-                self.done(record.key, f"renamed its directory back from {free[0]!r}")
+                with self._attempting(free[0]):
+                    self._rename(free[0], str(record.id))
+                    self.done(record.key, f"renamed its directory back from {free[0]!r}")
         # The rest are cycles of directories that hold each other's records, and chains that end in a cycle.
         while found:
             name = next(iter(found))
@@ -270,7 +278,8 @@ class _Fixer:
                 name = str(record.id)
             if name in chain:
                 names = list(chain)
-                self._resolve_cycle({each: chain[each] for each in names[names.index(name) :]})
+                with self._attempting(name):
+                    self._resolve_cycle({each: chain[each] for each in names[names.index(name) :]})
 
     def _resolve_cycle(self, found: Mapping[str, Record]) -> None:
         """
@@ -328,9 +337,11 @@ class _Fixer:
         """
         Return the uuid of the subvolume *name*; "" if it is none or cannot be read.
         """
-        with _leaving_damage():
-            if is_subvolume(directory.fd, name):
-                return self._volumes.uuid(directory, name)
+        try:
+            return self._volumes.uuid(directory, name) if is_subvolume(directory.fd, name) else ""
+        except OSError as error:
+            if not is_damage(error):
+                raise
         return ""
 
     def _freeze(self, directory: Directory, record: Record) -> None:
@@ -370,7 +381,7 @@ class _Fixer:
             yield directory
 
     def _path(self, name: str) -> str:
-        return os.path.join(self._store.root, SNAPSHOTS, name)
+        return os.path.normpath(os.path.join(self._store.root, SNAPSHOTS, name))
 
     def _rename(self, name: str, new: str) -> None:
         fd = self._store.snapshots_fd

@@ -23,6 +23,7 @@ from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.store.layout import Directory
 from snapshotter.store.record_storage import XATTR
 from snapshotter.testing import settle
+from tests.faults.failpoints import Points, fail, stopped
 from tests.snapshotter.cli.commands import Run
 
 pytestmark = pytest.mark.btrfs
@@ -590,6 +591,40 @@ def test_stopped(damaged: Damaged, monkeypatch: pytest.MonkeyPatch) -> None:
             break
     assert step > 8
     assert len(damaged.quarantine()) == step
+
+
+REFUSED = "remove snapshots, then run `snapshotter doctor --fix` again"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("sticky", [False, True])
+def test_full_disk(damaged: Damaged, number: int, *, sticky: bool) -> None:
+    """
+    A write that the full disk refuses, whichever it is, keeps no other repair from being made, and loses no snapshot.
+    """
+    web, top, base = (damaged.directories[key] for key in ("web", "top", "base"))
+    flipped = bytearray(damaged.record("v"))
+    flipped[9] ^= 4
+    at, hit = 0, "first"
+    while hit:
+        at += 1
+        web.rename(web.with_name("x"))
+        top.rename(web)
+        web.with_name("x").rename(top)
+        (base / "layer").rename(base / "away")
+        damaged.write("v", bytes(flipped))
+        (damaged.root / "snapshots" / f"stranger{at}").touch()
+        with stopped(Points(at, fail(errno.errorcode[number]), sticky, filling=True)) as points:
+            repairs = repair.fix(damaged.root)
+        hit = points.hit
+        refused = [each for each in repairs if each.what.endswith(REFUSED)]
+        assert refused or not hit or "pwrite" in hit, hit
+        assert all(os.strerror(number) in each.what for each in refused)
+        repair.fix(damaged.root)
+        assert damaged.names() == WHOLE, hit
+        assert all("quarantine" in problem.subject for problem in damaged.problems()), hit
+    assert at > 15
+    assert len(damaged.quarantine()) == at
 
 
 def test_held(damaged: Damaged, run: Run) -> None:
