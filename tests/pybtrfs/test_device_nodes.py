@@ -95,12 +95,13 @@ def test_renamed_node(tmp_path: Path) -> None:
             assert device.find_node(root).path == disk.path
 
 
-def elsewhere(root: Path, hidden: str) -> str:
+def elsewhere(root: Path, *hidden: str) -> str:
     """
-    Return the path of the node where the directory *hidden* is empty.
+    Return the path of the node where the directories *hidden* are empty.
     """
     code = "import sys; from pybtrfs import device; print(device.find_node(sys.argv[1]).path)"
-    script = f'mount -t tmpfs none {hidden} && exec "$0" -c "$1" "$2"'
+    mounts = " && ".join(f"mount -t tmpfs none {each}" for each in hidden)
+    script = f'{mounts} && exec "$0" -c "$1" "$2"'
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, sys.executable, code, str(root)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -123,10 +124,12 @@ def test_without_disks_in_dev(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lost", [1, 2])
 def test_without_sysfs(tmp_path: Path, lost: int) -> None:
     """
-    Without sysfs the node is the remembered path of a device that is present.
+    Without sysfs the node is the remembered path of a device that is present, even if /dev has no disks either.
     """
     with multidevice.degraded(tmp_path, lost) as root:
-        assert elsewhere(root, "/sys") == device.get_info(root, 3 - lost).path
+        path = device.get_info(root, 3 - lost).path
+        assert elsewhere(root, "/sys") == path
+        assert elsewhere(root, "/sys", "/dev") == path
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 The daemon after the death of its filesystem: it lets the filesystem go, and reopens the same store, or ends.
 """
 
+import asyncio
+import contextlib
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from snapshotter.daemon import process
 from snapshotter.daemon.config import Config
 from snapshotter.errors import FailedPreconditionError, UnavailableError
 from tests.faults.disk import Disk
+from tests.faults.mounts import mounted
 from tests.snapshotter.daemon.running import PATIENCE, Daemon, names
 
 pytestmark = pytest.mark.btrfs
@@ -91,6 +95,56 @@ def test_gone(disk: Disk, make_daemon: Callable[..., Daemon]) -> None:
             kill_filesystem(disk, client)
         assert daemon.ended() == 1
     assert "the store was not back within 1 s" in daemon.log.read_text().splitlines()[-1]
+
+
+def test_another_store_below(disk: Disk, btrfs: Path, make_daemon: Callable[..., Daemon]) -> None:
+    """
+    Below a missing mount no store is made, and another store that is there is not served.
+    """
+    mount = btrfs / "mount"
+    mount.mkdir()
+    daemon = make_daemon(mount / "store")
+    with attached(disk, mount):
+        daemon.ready(patch="from snapshotter.daemon import process\nprocess.REOPEN_SECONDS = 4.0\n")
+        with daemon.client() as client:
+            kill_filesystem(disk, client)
+        daemon.notified(f"STATUS=waiting for the filesystem of {daemon.root}")
+    threading.Event().wait(1.5)
+    assert os.listdir(mount) == []
+    Snapshotter.create(daemon.root).close()
+    assert daemon.ended() == 1
+    assert "it is another store than before" in daemon.log.read_text().splitlines()[-1]
+
+
+@contextlib.contextmanager
+def attached(disk: Disk, mount: Path) -> Iterator[None]:
+    with image.attach(f"{disk.directory}/fuse/disk") as device, mounted(device.path, str(mount)):
+        yield
+
+
+def test_dead_filesystem_is_left_alone(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    As long as the filesystem is read-only, no file of it is opened, so that it can be unmounted at any moment.
+    """
+    with Snapshotter.create(daemon.root) as store:
+        former = store
+    flags = [os.ST_RDONLY, os.ST_RDONLY, 0]
+    opened = []
+
+    def statvfs(_: str) -> os.statvfs_result:
+        return os.statvfs_result((0,) * 8 + (flags.pop(0), 255))
+
+    def open_(*_: object, **options: object) -> Snapshotter:
+        opened.append(len(flags))
+        return former
+
+    monkeypatch.setattr(process, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    monkeypatch.setattr(process, "_open", open_)
+    config = Config(root=str(daemon.root), address=str(daemon.address))
+    with ThreadPoolExecutor() as pool:
+        assert asyncio.run(process._reopened(config, config.address, former, pool)) is former
+    assert opened == [0]
 
 
 def test_another_store(daemon: Daemon) -> None:
