@@ -5,7 +5,6 @@ The events of a store, and the lines of the log.
 import ast
 import errno
 import functools
-import io
 import json
 import logging
 import os
@@ -13,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -37,23 +37,18 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
 @pytest.fixture
-def listening() -> Iterator[Callable[..., io.StringIO]]:
+def listening(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     """
-    Return a function that sets up the log and returns its stream; the setup of logging is restored after the test.
+    Return a function that begins to write the log, and returns its file.
     """
-    root, ours = logging.getLogger(), logging.getLogger("snapshotter")
-    before = root.level, ours.level, root.handlers[:]
-    root.handlers.clear()  # basicConfig() would close pytest's handlers
+    path = tmp_path / "log"
+    with path.open("w") as file, ExitStack() as stack:
 
-    def listen(*args: Any, **options: Any) -> io.StringIO:
-        stream = io.StringIO()
-        log.write(stream, *args, **options)
-        return stream
+        def listen(*args: Any, **options: Any) -> Path:
+            stack.enter_context(log.writing(file.fileno(), *args, **options))
+            return path
 
-    yield listen
-    root.handlers[:] = before[2]
-    root.setLevel(before[0])
-    ours.setLevel(before[1])
+        yield listen
 
 
 def told(log: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]:
@@ -251,13 +246,13 @@ def test_removed_before_it_was_settled(
 NASTY = 'a b\n\x1b[31m\u2028"=\\ \udcff\x00é'
 
 
-def test_text(listening: Callable[..., io.StringIO]) -> None:
+def test_text(listening: Callable[..., Path]) -> None:
     """
     A line of text has time, level, event and the fields in order; a value that is not one plain word is quoted.
     """
-    stream = listening()
+    path = listening()
     Event.PREPARED.emit(key="k8s.io/7/sha256:6f", id=17, parent=NASTY, seconds=0.00091249, error="")
-    [line] = stream.getvalue().splitlines()
+    [line] = path.read_text().splitlines()
     time, level, event, key, snapshot_id, parent, seconds = re.findall(r'(?:[^ "]|"(?:\\.|[^"\\])*")+', line)
     assert TIME.fullmatch(time)
     assert (level, event, key, snapshot_id) == ("info", "prepared", "key=k8s.io/7/sha256:6f", "id=17")
@@ -265,13 +260,13 @@ def test_text(listening: Callable[..., io.StringIO]) -> None:
     assert seconds == "seconds=0.000912"
 
 
-def test_json(listening: Callable[..., io.StringIO]) -> None:
+def test_json(listening: Callable[..., Path]) -> None:
     """
     A line of JSON is one object with the same values.
     """
-    stream = listening("json")
+    path = listening("json")
     Event.QUARANTINED.emit(key=NASTY, id=17, seconds=0.00091249, error="gone")
-    [line] = stream.getvalue().splitlines()
+    [line] = path.read_text().splitlines()
     values = json.loads(line)
     assert TIME.fullmatch(values.pop("time"))
     fields = {"key": NASTY, "id": 17, "seconds": 0.000912, "error": "gone"}
@@ -292,21 +287,23 @@ def test_one_line(log_format: LogFormat, text: str) -> None:
     line = formatter.format(record)
     assert line.isascii()
     assert line.isprintable()
+    if log_format == "json":
+        assert json.loads(line).get("key", "") == text
 
 
 @pytest.mark.parametrize("log_format", get_args(LogFormat))
-def test_others(log_format: LogFormat, listening: Callable[..., io.StringIO]) -> None:
+def test_others(log_format: LogFormat, listening: Callable[..., Path]) -> None:
     """
     A message of another library, from warnings on, is one line, and so is a traceback.
     """
-    stream = listening(log_format)
+    path = listening(log_format)
     logging.getLogger("asyncio").info("chatter")
     logging.getLogger("asyncio").warning("slow\n%s", "callback")
     try:
         1 // 0  # noqa: B018  # it is the traceback that is wanted
     except ZeroDivisionError as error:
         Event.DEFECT.emit(traceback=error, error=repr(error))
-    other, defect = stream.getvalue().splitlines()
+    other, defect = path.read_text().splitlines()
     if log_format == "json":
         assert (json.loads(other)["event"], json.loads(other)["message"]) == ("log", "slow\ncallback")
         assert json.loads(defect)["traceback"].startswith("Traceback")

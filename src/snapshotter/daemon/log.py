@@ -2,49 +2,76 @@
 The daemon's log: `snapshotter.events` written as text or JSON, and parsed again, also behind a journal's prefix.
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
+import socket
+import stat
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, TextIO
+from functools import lru_cache, partial
+from json.encoder import encode_basestring_ascii as _string
+from typing import Any, TextIO, get_args
 
-from snapshotter.events import LogFormat, LogLevel, format_event
+from pybtrfs.path import owned
+from snapshotter import events
+from snapshotter.events import Event, LogFormat, LogLevel, format_event
 
 POLL_SECONDS = 0.2  # between reads at the end of a log that is followed
+
+_LEVELS: dict[int, LogLevel] = {getattr(logging, level.upper()): level for level in get_args(LogLevel)}
 
 _VALUE = r'(?:"(?:[^"\\]|\\.)*"|[^\s"]\S*)'
 _TEXT = re.compile(rf"(\d{{4}}-\d\d-\d\dT[\d:.]+Z) (debug|info|warning|error) ([\w-]+)((?: \w+={_VALUE})*)$")
 _FIELD = re.compile(rf" (\w+)=({_VALUE})")
 
 
-def write(stream: TextIO, log_format: LogFormat = "text", level: LogLevel = "info") -> None:
+@contextlib.contextmanager
+def writing(fd: int, log_format: LogFormat = "text", level: LogLevel = "info") -> Iterator[None]:
     """
-    Write every event of *level* and above to *stream*, and the warnings of all other libraries.
+    Write every event of *level* and above to the file descriptor *fd*, and the warnings of all other libraries.
 
-    Replaces the whole setup of `logging`, so only a program may call it, once.
+    A line is one write(2). Nothing waits for the reader of a pipe, socket or terminal: lines that do not fit are lost,
+    and a later line has their number.
+
+    Events come through `snapshotter.events.sink`, not through `logging`. Replaces the setup of `logging` during the
+    ``with``, so only a program may call it.
     """
-    # Half the cost of a log line is thread and process fields that our format never prints.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter())
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    logging.getLogger("snapshotter").setLevel(level.upper())
+    formatter = JSONFormatter() if log_format == "json" else TextFormatter()
+    with contextlib.ExitStack() as stack:
+        log = _Log(_sender(fd, stack), formatter, getattr(logging, level.upper()))
+        handler = _Handler(log)
+        handler.setFormatter(formatter)
+        root = logging.getLogger()
+        stack.callback(root.setLevel, root.level)
+        stack.callback(setattr, root, "handlers", root.handlers)
+        stack.callback(setattr, events, "sink", events.sink)
+        root.setLevel(logging.WARNING)
+        root.handlers = [handler]
+        events.sink = log
+        yield
 
 
 class _Formatter(logging.Formatter):
-    def described(self, record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
+    def format(self, record: logging.LogRecord) -> str:
         """
-        Return the event and the fields of *record*; a record of another library is a ``log`` with a ``message``.
+        Return the line of *record*. A record of another library is a ``log`` with a ``message``.
         """
         event = getattr(record, "event", "log")
         fields = dict(record.fields) if hasattr(record, "fields") else {"message": record.getMessage()}
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return event, fields
+        return self.line(_time(int(record.created * 1e9)), record.levelname.lower(), event, fields)
+
+    def line(self, time: str, level: str, event: str, fields: Mapping[str, Any]) -> str:
+        """
+        Return the line of an event.
+        """
+        raise NotImplementedError
 
 
 class TextFormatter(_Formatter):
@@ -52,8 +79,8 @@ class TextFormatter(_Formatter):
     Formats an event as ``TIME LEVEL EVENT FIELD=VALUE ...``; see `snapshotter.events.format_event`.
     """
 
-    def format(self, record: logging.LogRecord) -> str:
-        return f"{_time(record)} {record.levelname.lower()} {format_event(*self.described(record))}"
+    def line(self, time: str, level: str, event: str, fields: Mapping[str, Any]) -> str:
+        return f"{time} {level} {format_event(event, fields)}"
 
 
 class JSONFormatter(_Formatter):
@@ -61,18 +88,116 @@ class JSONFormatter(_Formatter):
     Formats an event as one JSON object of time, level, event and the fields.
     """
 
-    def format(self, record: logging.LogRecord) -> str:
-        event, fields = self.described(record)
-        if "seconds" in fields:
-            fields["seconds"] = round(fields["seconds"], 6)
-        return json.dumps({"time": _time(record), "level": record.levelname.lower(), "event": event, **fields})
+    def line(self, time: str, level: str, event: str, fields: Mapping[str, Any]) -> str:
+        # json.dumps() takes twice as long, because it makes an encoder for each call.
+        line = f'{{"time": "{time}", "level": "{level}", "event": "{event}"'
+        for name, value in fields.items():
+            if value != "":
+                line += f', "{name}": {_string(value) if isinstance(value, str) else round(value, 6)}'
+        return line + "}"
 
 
-def _time(record: logging.LogRecord) -> str:
+def _time(nanoseconds: int) -> str:
     """
     Return the time in RFC 3339, in UTC with microseconds.
     """
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    digits = str(nanoseconds)
+    return f"{_second(digits[:-9])}.{digits[-9:-3]}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: str) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(int(seconds)))
+
+
+class _Log:
+    """
+    The sink that writes each event as a line, and waits for no reader.
+    """
+
+    def __init__(self, send: Callable[[bytes], int], formatter: _Formatter, level: int) -> None:
+        self.level = level
+        self._send = send
+        self._formatter = formatter
+        self._rest = b""  # the end of a line that was written in part
+        self._lost = 0  # the number of lines since the last line with such a number
+        self._behind = False  # there is a rest, or a line is lost
+        # Reentrant, because the garbage collector may end a task of asyncio here, which then logs a warning.
+        self._lock = threading.RLock()
+
+    def take(self, event: Event, fields: Mapping[str, Any], traceback: Exception | None, /) -> None:
+        if traceback:
+            text = self._formatter.formatException((type(traceback), traceback, traceback.__traceback__))
+            fields = {**fields, "traceback": text}
+        self.write(self._formatter.line(_time(time.time_ns()), _LEVELS[event.level], event, fields))
+
+    def write(self, line: str) -> None:
+        data = f"{line}\n".encode()
+        with self._lock:
+            try:
+                if self._behind:
+                    self._catch_up()
+                sent = self._send(data)
+            except OSError:
+                sent = 0  # nobody reads, the reader is gone, or the disk is full
+            if sent == len(data):
+                return
+            self._behind = True
+            if sent:
+                self._rest = data[sent:]
+            else:
+                self._lost += 1
+
+    def _catch_up(self) -> None:
+        """
+        Write what is missing before the next line.
+
+        Raises:
+            OSError: It could not be written, or only a part of it.
+        """
+        while self._rest or self._lost:
+            missing = self._rest or self._loss()
+            sent = self._send(missing)
+            if not self._rest:
+                self._lost = 0
+            self._rest = missing[sent:]
+        self._behind = False
+
+    def _loss(self) -> bytes:
+        fields = {"message": f"lines that could not be written: {self._lost}"}
+        return f"{self._formatter.line(_time(time.time_ns()), 'warning', 'log', fields)}\n".encode()
+
+
+class _Handler(logging.Handler):
+    """
+    Writes the records of other libraries to *log*.
+    """
+
+    def __init__(self, log: _Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.write(self.format(record))
+
+
+def _sender(fd: int, stack: contextlib.ExitStack) -> Callable[[bytes], int]:
+    """
+    Return a function that writes to *fd* without waiting, and returns the number of bytes written.
+
+    Args:
+        stack: Closes the function's own file descriptors.
+    """
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISSOCK(mode):
+        own = stack.enter_context(socket.socket(fileno=os.dup(fd)))
+        return lambda data: own.send(data, socket.MSG_DONTWAIT)
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        # O_NONBLOCK on *fd* itself would hold for all processes that share it, such as the shell on a terminal.
+        with contextlib.suppress(OSError):
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            fd = stack.enter_context(owned(os.open(f"/proc/self/fd/{fd}", flags)))
+    return partial(os.write, fd)
 
 
 @dataclass(frozen=True, slots=True)

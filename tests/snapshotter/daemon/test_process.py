@@ -108,6 +108,19 @@ def test_command(daemon: Daemon, run: Run) -> None:
     assert daemon.stop() == 0
 
 
+def test_without_standard_error(daemon: Daemon) -> None:
+    """
+    With standard error closed there is no log, and no other file has its lines instead.
+    """
+    daemon.ready(prefix=("sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", RUN))
+    with daemon.client() as client:
+        client.prepare("a")
+        client.remove("a")
+    assert set(json.loads((daemon.root / "lock").read_text())) == {"pid", "command", "socket"}
+    assert daemon.stop() == 0
+    assert daemon.log.read_text() == ""
+
+
 class TestOpening:
     def test_slow_recovery(self, daemon: Daemon) -> None:
         """

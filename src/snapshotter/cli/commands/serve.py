@@ -3,6 +3,7 @@
 """
 
 import argparse
+import contextlib
 import gc
 import os
 import sys
@@ -43,8 +44,11 @@ def _serve(parsed: argparse.Namespace) -> None:
     from snapshotter.daemon.systemd import Systemd
 
     gc.enable()
-    log.write(sys.stderr, loaded.log_format, loaded.log_level)
-    process.serve(loaded, Systemd(os.environ), create=not parsed.no_create)
+    with contextlib.ExitStack() as stack:
+        # If standard error was closed at the start, its number may be that of another file by now.
+        if sys.stderr is not None:
+            stack.enter_context(log.writing(sys.stderr.fileno(), loaded.log_format, loaded.log_level))
+        process.serve(loaded, Systemd(os.environ), create=not parsed.no_create)
 
 
 def _config(parsed: argparse.Namespace) -> None:
