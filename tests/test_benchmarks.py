@@ -32,7 +32,7 @@ CALLS = {
     *("create", "snapshot", "delete", "raw create", "raw delete", "snapshot and delete, 64 threads"),
     *(
         f"{call}{of}"
-        for call in ("get_id", "get_info", "raw get_info", "get_read_only")
+        for call in ("get_id", "raw get_id", "get_info", "raw get_info", "get_read_only", "raw get_read_only")
         for of in ("", " of the top level")
     ),
     *("list 10 subvolumes", "the same, and read all fields"),
@@ -59,7 +59,7 @@ LOOKING = {
     *("df", "why", "frees", "diff", "du", "report"),
 }
 TARGETS = 6  # on each store
-CALLS_TARGETS = 10
+CALLS_TARGETS = 18
 
 
 @pytest.mark.btrfs

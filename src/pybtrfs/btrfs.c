@@ -46,6 +46,18 @@ int pybtrfs_ioctl(int fd, unsigned long request, void *argument)
     return result < 0 ? -errno : result;
 }
 
+int64_t pybtrfs_value_ioctl(int fd, unsigned long request)
+{
+    if (request == PYBTRFS_IOC_INO_LOOKUP) {
+        struct pybtrfs_ioctl_ino_lookup_args arguments = {.objectid = PYBTRFS_FIRST_FREE_OBJECTID};
+        int result = pybtrfs_ioctl(fd, request, &arguments);
+        return result < 0 ? result : (int64_t)arguments.treeid;
+    }
+    uint64_t value = 0;
+    int result = pybtrfs_ioctl(fd, request, &value);
+    return result < 0 ? result : (int64_t)value;
+}
+
 int pybtrfs_vol_ioctl(int dirfd, unsigned long request, const char *name, size_t size, int source_fd, uint64_t flags,
                       struct pybtrfs_qgroup_inherit *inherit)
 {

@@ -41,6 +41,14 @@ struct pybtrfs_subvolume {
 int pybtrfs_ioctl(int fd, unsigned long request, void *argument);
 
 /*
+ * Issue an ioctl that fills one number, and return the number or -errno.
+ *
+ * BTRFS_IOC_INO_LOOKUP is issued for the subvolume that contains fd, and returns its id; every other request takes
+ * uint64_t.
+ */
+int64_t pybtrfs_value_ioctl(int fd, unsigned long request);
+
+/*
  * Issue an ioctl on the entry of dirfd with the given name, which is size bytes long and needs no final NUL byte.
  *
  * BTRFS_IOC_SNAP_DESTROY takes struct pybtrfs_ioctl_vol_args and ignores the other arguments; every other request takes

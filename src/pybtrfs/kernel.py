@@ -36,6 +36,7 @@ _WAITS = ("BTRFS_IOC_SUBVOL_SYNC_WAIT", "BTRFS_IOC_QUOTA_RESCAN_WAIT")
 
 # Hot path: the C functions fill and read the structs of the most frequent ioctls, and are looked up once, at import.
 # Both save a large part of a call.
+_c_value_ioctl = lib.pybtrfs_value_ioctl
 _c_vol_ioctl = lib.pybtrfs_vol_ioctl
 _c_get_subvol_info = lib.pybtrfs_get_subvol_info
 _null = ffi.NULL
@@ -49,6 +50,13 @@ class Kernel(Protocol):
     def ioctl(self, fd: int, name: str, argument: CData | int = 0, /) -> int:
         """
         Issue the ioctl *name* on *fd*, with a struct that the kernel reads and fills, or with a number.
+        """
+
+    def value_ioctl(self, fd: int, name: str, /) -> int:
+        """
+        Issue the ioctl *name* on *fd*, and return the number that the kernel fills.
+
+        For ``BTRFS_IOC_INO_LOOKUP``, return the id of the subvolume that contains *fd*.
         """
 
     def vol_ioctl(
@@ -105,6 +113,13 @@ class _Linux:
             # Python's signal handlers run between the calls.
             while (result := lib.pybtrfs_ioctl(fd, number, argument)) == -errno.EINTR and name in _WAITS:
                 pass
+        except OverflowError as error:
+            raise _bad_descriptor(fd) from error
+        return result if result >= 0 else check(result, name, privilege(name))
+
+    def value_ioctl(self, fd: int, name: str, /) -> int:
+        try:
+            result = _c_value_ioctl(fd, request(name))
         except OverflowError as error:
             raise _bad_descriptor(fd) from error
         return result if result >= 0 else check(result, name, privilege(name))

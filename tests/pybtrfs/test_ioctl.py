@@ -151,6 +151,7 @@ CASES = [
         errno.EPERM,
         "of a file",
     ),
+    Case("ino_lookup_treeid", lambda e: ioctl.ino_lookup_treeid(e.mine), lambda e, found: found == e.mine_id),
     Case(
         "ino_lookup_user",
         lambda e: ioctl.ino_lookup_user(e.theirs, 256, e.nested_id),

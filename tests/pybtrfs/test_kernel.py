@@ -18,6 +18,10 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
+    def info_ioctl(self, fd: int, name: str, subvolume: Any) -> None:
+        self.calls.append(("info_ioctl", fd, name))
+        subvolume.treeid = 7
+
     def __getattr__(self, name: str) -> Any:
         def answer(*arguments: Any) -> int:
             self.calls.append((name, *(argument for argument in arguments if isinstance(argument, int | str | bytes))))
@@ -37,7 +41,8 @@ def test_the_current_kernel_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     ioctl.subvol_create_v2(-1, b"new")
     ioctl.snap_create_v2(-2, -1, b"new", ioctl.SUBVOL_RDONLY)
     ioctl.snap_destroy(-1, b"new")
-    assert ioctl.get_subvol_info(-1).treeid == 0
+    assert ioctl.get_subvol_info(-1).treeid == 7
+    assert ioctl.subvol_getflags(-1) == ioctl.ino_lookup_treeid(-2) == ioctl.start_sync(-1) == 7
     assert syscall.fstat_ino(-1) == syscall.fstatfs_type(-1) == 7
     assert syscall.open_by_handle_at(-1, 256, 257, 1, os.O_RDONLY) == 7
     assert recorder.calls == [
@@ -47,6 +52,9 @@ def test_the_current_kernel_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         ("vol_ioctl", -1, "BTRFS_IOC_SNAP_CREATE_V2", b"new", -2, ioctl.SUBVOL_RDONLY),
         ("vol_ioctl", -1, "BTRFS_IOC_SNAP_DESTROY", b"new"),
         ("info_ioctl", -1, "BTRFS_IOC_GET_SUBVOL_INFO"),
+        ("value_ioctl", -1, "BTRFS_IOC_SUBVOL_GETFLAGS"),
+        ("value_ioctl", -2, "BTRFS_IOC_INO_LOOKUP"),
+        ("value_ioctl", -1, "BTRFS_IOC_START_SYNC"),
         ("fstat_ino", -1),
         ("fstatfs_type", -1),
         ("open_by_handle_at", -1, os.O_RDONLY | os.O_CLOEXEC),

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pybtrfs import kernel, subvolume
-from pybtrfs.path import at, opened
+from pybtrfs.path import at, opened, using
 
 
 def place(dirfd: int, name: bytes) -> tuple[int, int, bytes]:
@@ -87,6 +87,53 @@ def test_an_error_closes_the_file_and_gets_its_name(tmp_path: Path) -> None:
         raise OSError(17, "File exists")
     assert caught.value.filename is tmp_path
     assert not is_open(fd)
+
+
+@pytest.mark.parametrize("form", [os.fspath, os.fsencode, Path])
+def test_a_call_with_a_path(tmp_path: Path, form: Callable[[Path], str | bytes | Path]) -> None:
+    """
+    A call gets a file descriptor of the path and its arguments, and its result is returned; then nothing is open.
+    """
+    seen = []
+
+    def call(fd: int, *arguments: object) -> str:
+        seen.append((fd, os.path.samestat(os.fstat(fd), tmp_path.stat()), arguments))
+        return "result"
+
+    assert using(form(tmp_path), call, 1, "a") == "result"
+    [(fd, same, arguments)] = seen
+    assert (same, arguments) == (True, (1, "a"))
+    assert not is_open(fd)
+
+
+def test_a_call_with_an_open_file(tmp_path: Path) -> None:
+    """
+    A call gets the file descriptor of an open file, which stays open; no file is refused before the call.
+    """
+    with (tmp_path / "file").open("w") as file:
+        assert using(file, os.dup2, file.fileno()) == file.fileno()
+        assert using(file.fileno(), lambda fd: fd) == file.fileno()
+        assert is_open(file.fileno())
+    with pytest.raises(ValueError, match="-1"):
+        using(-1, os.close)
+    with pytest.raises(TypeError, match="neither a path nor an open file"):
+        using(None, os.close)  # type: ignore[arg-type]
+
+
+def test_a_refused_call_closes_the_file_and_gets_its_name(tmp_path: Path) -> None:
+    """
+    An error of the call keeps its class and errno, gets the caller's path, and leaves nothing open.
+    """
+    seen = []
+
+    def call(fd: int) -> None:
+        seen.append(fd)
+        raise OSError(17, "File exists")
+
+    with pytest.raises(FileExistsError) as caught:
+        using(tmp_path, call)
+    assert caught.value.filename is tmp_path
+    assert not is_open(seen[0])
 
 
 @pytest.mark.parametrize(

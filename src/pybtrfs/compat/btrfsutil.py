@@ -243,7 +243,7 @@ def subvolume_id(path: Path | int) -> int:
     Return the id of the subvolume that contains *path*.
     """
     with _opened(path) as fd:
-        return _id(fd)
+        return ioctl.ino_lookup_treeid(fd)
 
 
 def subvolume_path(path: Path | int, id: SupportsIndex = 0) -> str:
@@ -592,13 +592,9 @@ def _check_subvolume(fd: int) -> None:
         raise _refused(ERROR_NOT_SUBVOLUME)
 
 
-def _id(fd: int) -> int:
-    return ioctl.ino_lookup(fd, 0, ioctl.FIRST_FREE_OBJECTID)[0]
-
-
 def _own_id(fd: int) -> int:
     _check_subvolume(fd)
-    return _id(fd)
+    return ioctl.ino_lookup_treeid(fd)
 
 
 def _own_info(fd: int) -> SubvolumeInfo:
@@ -635,7 +631,7 @@ def _info_by_id(fd: int, subvolid: int) -> SubvolumeInfo:
     try:
         found = lookup_root(fd, subvolid)
     except PermissionError:
-        if _id(fd) == subvolid:
+        if ioctl.ino_lookup_treeid(fd) == subvolid:
             return _own_info(fd)
         raise
     if found is None:
@@ -646,7 +642,7 @@ def _info_by_id(fd: int, subvolid: int) -> SubvolumeInfo:
 def _snapshot_below(source_fd: int, dirfd: int, name: bytes, inherit: ioctl.Inherit | None) -> None:
     with owned(open_beneath(dirfd, name)) as fd:
         try:
-            snapshot_below(source_fd, fd, _id(fd), inherit)
+            snapshot_below(source_fd, fd, ioctl.ino_lookup_treeid(fd), inherit)
         except OSError as error:
             # rmdir(2) is the only call without a note.
             if _notes(error):
@@ -668,7 +664,7 @@ def _iterate(fd: int, top: int, *, info: bool, post_order: bool) -> _Entries:
     try:
         next(search(fd, tree_id=ROOT_TREE_OBJECTID, min_key=key, max_key=key, buffer_size=4096), None)
     except PermissionError:
-        if not is_root(fd) or _id(fd) != top:
+        if not is_root(fd) or ioctl.ino_lookup_treeid(fd) != top:
             raise
         yield from _descend(_open_children, _own_info if info else None, fd, post_order=post_order)
     else:

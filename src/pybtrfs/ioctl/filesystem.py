@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pybtrfs import kernel
-from pybtrfs._ffi import ffi, lib, new, without_nul
+from pybtrfs._ffi import lib, new, without_nul
 
 
 def sync(fd: int) -> None:
@@ -15,9 +15,7 @@ def sync(fd: int) -> None:
 
 
 def start_sync(fd: int) -> int:
-    transid = ffi.new("uint64_t *")
-    kernel.current.ioctl(fd, "BTRFS_IOC_START_SYNC", transid)
-    return int(transid[0])
+    return kernel.current.value_ioctl(fd, "BTRFS_IOC_START_SYNC")
 
 
 def wait_sync(fd: int, transid: int) -> None:

@@ -121,6 +121,13 @@ def ino_lookup(fd: int, treeid: int, objectid: int) -> tuple[int, bytes]:
     return int(arguments.treeid), ffi.string(arguments.name)
 
 
+def ino_lookup_treeid(fd: int) -> int:
+    """
+    Return the id of the subvolume that contains *fd*.
+    """
+    return kernel.current.value_ioctl(fd, "BTRFS_IOC_INO_LOOKUP")
+
+
 def ino_lookup_user(fd: int, dirid: int, treeid: int) -> tuple[bytes, bytes]:
     """
     Return the name of the subvolume *treeid*, and the path from *fd* to *dirid*, the directory that contains it.

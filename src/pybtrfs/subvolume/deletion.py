@@ -236,7 +236,7 @@ def _destroy_tree(dirfd: int, name: bytes) -> None:
     with owned(open_beneath(dirfd, name)) as fd:
         if not is_root(fd):
             raise not_subvolume(name)
-        _destroy_below(fd, ioctl.ino_lookup(fd, 0, FIRST_FREE_OBJECTID)[0])
+        _destroy_below(fd, ioctl.ino_lookup_treeid(fd))
     _destroy(dirfd, name)
 
 

@@ -12,7 +12,7 @@ from pybtrfs import ioctl, items, syscall
 from pybtrfs.errors import not_subvolume
 from pybtrfs.ioctl import FIRST_FREE_OBJECTID, SUBVOL_RDONLY, SubvolInfo, SubvolRecord
 from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, UUID_TREE_OBJECTID, Key
-from pybtrfs.path import Target, open_directory, opened
+from pybtrfs.path import Target, open_directory, opened, using
 from pybtrfs.tree_search import MAX, search, search_subvolumes
 
 if TYPE_CHECKING:
@@ -170,8 +170,7 @@ def get_id(target: Target) -> int:
         NotBtrfsError: *target* is not on btrfs.
         NotSubvolumeError: *target* is the empty directory that a snapshot shows for a subvolume nested in its source.
     """
-    with opened(target) as fd:
-        return ioctl.ino_lookup(fd, 0, FIRST_FREE_OBJECTID)[0]
+    return using(target, ioctl.ino_lookup_treeid)
 
 
 def get_info(target: Target, subvolid: int = 0) -> SubvolumeInfo:
@@ -185,14 +184,14 @@ def get_info(target: Target, subvolid: int = 0) -> SubvolumeInfo:
     Raises:
         FileNotFoundError: The subvolume does not exist, or is deleted.
     """
+    if subvolid == 0:
+        return SubvolumeInfo(using(target, ioctl.get_subvol_info)[:])
     with opened(target) as fd:
-        if subvolid == 0:
-            return _own_info(fd)
         try:
             return SubvolumeInfo(lookup(fd, subvolid))
         except PermissionError:
             if get_id(fd) == subvolid:
-                return _own_info(fd)
+                return get_info(fd)
             raise
 
 
@@ -294,8 +293,11 @@ def get_read_only(target: Target) -> bool:
     Raises:
         NotSubvolumeError: *target* is not the root of a subvolume.
     """
-    with opened(target) as fd:
-        return bool(_flags(fd, target) & SUBVOL_RDONLY)
+    try:
+        return using(target, ioctl.subvol_getflags) & SUBVOL_RDONLY != 0
+    except OSError as error:
+        _check_root(error, target)
+        raise
 
 
 def set_read_only(target: Target, *, read_only: bool = True, clear_received: bool = False) -> None:
@@ -318,7 +320,11 @@ def set_read_only(target: Target, *, read_only: bool = True, clear_received: boo
         PermissionError: *target* is a received subvolume, and *clear_received* is false.
     """
     with opened(target) as fd:
-        flags = _flags(fd, target)
+        try:
+            flags = ioctl.subvol_getflags(fd)
+        except OSError as error:
+            _check_root(error, target)
+            raise
         if read_only:
             ioctl.subvol_setflags(fd, flags | SUBVOL_RDONLY)
             return
@@ -373,17 +379,12 @@ def is_root(fd: int) -> bool:
     return syscall.fstat_ino(fd) == FIRST_FREE_OBJECTID and syscall.fstatfs_type(fd) == syscall.BTRFS_SUPER_MAGIC
 
 
-def _flags(fd: int, target: Target) -> int:
-    try:
-        return ioctl.subvol_getflags(fd)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            raise not_subvolume(target, error) from error
-        raise
-
-
-def _own_info(fd: int) -> SubvolumeInfo:
-    return SubvolumeInfo(ioctl.get_subvol_info(fd)[:])
+def _check_root(error: OSError, target: Target) -> None:
+    """
+    Raise NotSubvolumeError if *error* of ``BTRFS_IOC_SUBVOL_GETFLAGS`` says that *target* is not a root.
+    """
+    if error.errno == errno.EINVAL:
+        raise not_subvolume(target, error) from error
 
 
 def missing(subvolid: int) -> FileNotFoundError:

@@ -153,6 +153,17 @@ class _Kernel:
             return self._real.ioctl(fd, name, argument)
         return self._answer(fd, name, argument)
 
+    def value_ioctl(self, fd: int, name: str, /) -> int:
+        if not self._filesystem.has(fd):
+            return self._real.value_ioctl(fd, name)
+        if name == "BTRFS_IOC_INO_LOOKUP":
+            arguments = ffi.new("struct pybtrfs_ioctl_ino_lookup_args *", {"objectid": FIRST_FREE_OBJECTID})
+            self._answer(fd, name, arguments)
+            return int(arguments.treeid)
+        value = ffi.new("uint64_t *")
+        self._answer(fd, name, value)
+        return int(value[0])
+
     def vol_ioctl(
         self,
         dirfd: int,

@@ -72,7 +72,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str, refusal: int = errno.E
 
         return refuse
 
-    for function in ("ioctl", "vol_ioctl", "info_ioctl"):
+    for function in ("ioctl", "vol_ioctl", "value_ioctl", "info_ioctl"):
         monkeypatch.setattr(kernel.current, function, lacking(getattr(kernel.current, function)))
 
 

@@ -248,6 +248,22 @@ def test_an_open_subvolume(base: Path) -> None:
             subvolume.get_id(opened)
 
 
+def test_info_within_info(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A call in the middle of another one, as in a signal handler, does not disturb it.
+    """
+    make(base, "a", "b")
+    call = kernel.current.info_ioctl
+
+    def interrupted(*arguments: Any) -> None:
+        call(*arguments)
+        monkeypatch.setattr(kernel.current, "info_ioctl", call)
+        assert subvolume.get_info(base / "b").name == "b"
+
+    monkeypatch.setattr(kernel.current, "info_ioctl", interrupted)
+    assert subvolume.get_info(base / "a").name == "a"
+
+
 def test_threads_overlap(base: Path) -> None:
     """
     Snapshots of several threads run in the kernel concurrently.
