@@ -235,10 +235,10 @@ def test_unseen_holder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pid = int(ask("os.getpid()"))
         (root / "lock").write_text(json.dumps({"pid": 1 << 22}))
 
-        def open_(path: str, *arguments: str) -> Any:
+        def open_(path: str, *arguments: str, **options: Any) -> Any:
             if path.endswith("cmdline"):
                 raise PermissionError(path)
-            return open(path, *arguments)
+            return open(path, *arguments, **options)
 
         monkeypatch.setattr(processes, "open", open_, raising=False)
         with pytest.raises(StoreHeldError, match=rf"is held by process {pid} \(unknown\)"):
