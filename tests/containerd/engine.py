@@ -44,9 +44,14 @@ class DockerError(Exception):
 class Engine(Process):
     """
     dockerd from *tree*, configured by ``snapshotter setup docker`` for *containerd* with *daemon*.
+
+    Args:
+        data: The directory of its persistent files, by default in *directory*.
     """
 
-    def __init__(self, tree: Path, containerd: Containerd, daemon: Daemon, directory: Path) -> None:
+    def __init__(
+        self, tree: Path, containerd: Containerd, daemon: Daemon, directory: Path, *, data: Path | None = None
+    ) -> None:
         address = directory / "docker.sock"
         self.cgroup = Cgroup()
         self.config = directory / "daemon.json"
@@ -60,7 +65,7 @@ class Engine(Process):
         (settings / "cli-plugins").mkdir(parents=True)
         (settings / "cli-plugins/docker-buildx").symlink_to(tree / _PLUGINS / "docker-buildx")
         self._environment_of_docker = os.environ | {"DOCKER_HOST": f"unix://{address}", "DOCKER_CONFIG": str(settings)}
-        self._data = directory / "docker"
+        self._data = data or directory / "docker"
         places = {
             "config-file": self.config,
             "containerd": containerd.address,

@@ -3,6 +3,7 @@ containerd with the daemon as its default snapshotter, driven through the CRI as
 """
 
 import itertools
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -199,6 +200,39 @@ def test_user_namespace(kubelet: Kubelet, daemon: Daemon, registry: Registry, im
     assert len(after - layers) == 1  # of the pod's own image, which was not pulled before
     (subvolume,) = (path for path in daemon.root.glob("snapshots/*/fs/new"))
     assert (subvolume.stat().st_uid, subvolume.stat().st_gid) == (7, 8)
+
+
+def test_from_another_snapshotter(
+    kubelet: Kubelet, containerd: Containerd, daemon: Daemon, registry: Registry, image: str
+) -> None:
+    """
+    A pod on overlayfs runs on below the change to this snapshotter, and its image is unpacked again without a pull.
+    """
+    files = (containerd.config, containerd.imported)
+    ours = [file.read_text() for file in files]
+    containerd.stop()
+    for file, text in zip(files, ours, strict=True):
+        former = re.sub(rf'(images"\]\n  snapshotter|containerd\.snapshotter) = "{PLUGIN}"', r'\1 = "overlayfs"', text)
+        file.write_text(former)
+    containerd.start()
+    wait_until(kubelet.answers, "containerd to serve the CRI")
+    kubelet.pull(image)
+    pod = kubelet.run_pod("former")
+    container = kubelet.start_container(pod, image)
+    kubelet.shell(container, "echo kept > /kept")
+    assert daemon.snapshots() == {}
+    fetched = [request for request in registry.requests if "/blobs/" in request]
+    containerd.stop()
+    for file, text in zip(files, ours, strict=True):
+        file.write_text(text)
+    containerd.start()
+    wait_until(kubelet.answers, "containerd to serve the CRI again")
+    assert kubelet.running() == {container}
+    assert kubelet.shell(container, "cat /kept") == "kept\n"
+    later = kubelet.start_container(kubelet.run_pod("later"), image)
+    assert kubelet.shell(later, "cat /name") == "example.org/small:1"
+    assert daemon.snapshots() != {}
+    assert [request for request in registry.requests if "/blobs/" in request] == fetched
 
 
 @pytest.mark.containerd2

@@ -162,7 +162,7 @@ def test_user_namespace_leaves_nothing() -> None:
     with pytest.raises(ValueError, match="embedded null byte"):
         syscall.user_namespace("0 1 1\0", "")
     for maps in (("malformed", "0 1 1"), ("0 1 1", "malformed")):
-        with pytest.raises(OSError, match="Invalid argument|not permitted"):  # the latter in a user namespace
+        with pytest.raises(OSError, match=r"Invalid argument|not permitted"):  # the latter in a user namespace
             syscall.user_namespace(*maps)
     assert there() == before
 
