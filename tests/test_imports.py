@@ -70,7 +70,7 @@ INSIDE = {
         "",
         "coalesced counters holding_mounts layout nested record_storage usage",
         "devices records volumes",
-        "header index lock",
+        "header index lock pieces",
         "store btrfs",
         "ownership recovery worker write_errors",
         "operations",

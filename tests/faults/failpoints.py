@@ -20,12 +20,13 @@ CALLS: list[tuple[Any, str]] = [
     *((kernel.current, name) for name in ("ioctl", "vol_ioctl")),
     *((syscall, name) for name in ("make_directory", "syncfs")),
     *((os, name) for name in ("chmod", "fchmod", "fsync", "mkdir", "pwrite", "rename")),
-    *((os, name) for name in ("rmdir", "setxattr", "unlink")),
+    *((os, name) for name in ("removexattr", "rmdir", "setxattr", "unlink")),
 ]
 # Calls that need space, and keep failing on a full disk. Reading and destroying need none.
 FILLING = {
     *("BTRFS_IOC_SUBVOL_CREATE_V2", "BTRFS_IOC_SNAP_CREATE_V2", "BTRFS_IOC_SUBVOL_SETFLAGS", "BTRFS_IOC_SYNC"),
-    *("chmod", "fchmod", "fsync", "make_directory", "mkdir", "pwrite", "rename", "setxattr", "syncfs"),
+    *("chmod", "fchmod", "fsync", "make_directory", "mkdir", "pwrite", "removexattr", "rename", "setxattr"),
+    "syncfs",
 }
 
 

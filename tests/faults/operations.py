@@ -5,17 +5,16 @@ The operations that change a store, and a store for each.
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from pybtrfs import subvolume
 from snapshotter import Info, Kind, Snapshotter
 from snapshotter.errors import AlreadyExistsError, Error, NotFoundError
-from snapshotter.store import records
-from snapshotter.store.record_storage import Xattrs
 from snapshotter.store.records import State as RecordState
 
-from .workload import STORE, Effect, State, Workload, digest, snapshot
+from .workload import STORE, Effect, State, Workload, digest, read_record, snapshot
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,9 @@ def _labelled(state: State) -> State:
 def _committed(state: State) -> State:
     return {**state, "kind": str(Kind.COMMITTED), "labels": {}}
 
+
+MANY = {f"{number}": f"{number}" * 2000 for number in range(10)}  # for a record of two pieces
+OTHER = {**MANY, "1": "new"}
 
 OPERATIONS = {
     "prepare": Operation(
@@ -74,6 +76,32 @@ OPERATIONS = {
         lambda there: {"base": _labelled(there["base"])},
         (),
     ),
+    "prepare with many labels": Operation(
+        lambda s: s.prepare("new", "base", MANY),
+        lambda there: {"new": snapshot(Kind.ACTIVE, "base", MANY, there["base"]["digest"])},
+        (AlreadyExistsError,),
+    ),
+    "commit with many labels": Operation(
+        lambda s: s.commit("new", "large", OTHER),
+        lambda there: {"large": None, "new": {**_committed(there["large"]), "labels": OTHER}},
+        (),
+    ),
+    "update to many labels": Operation(
+        lambda s: s.update(Info(Kind.COMMITTED, "base", labels=MANY)),
+        lambda there: {"base": {**there["base"], "labels": MANY}},
+        (),
+    ),
+    "update of many labels": Operation(
+        lambda s: s.update(Info(Kind.ACTIVE, "large", labels={"new": "label"})),
+        lambda there: {"large": _labelled(there["large"])},
+        (),
+    ),
+    "update of one of many labels": Operation(
+        lambda s: s.update(Info(Kind.ACTIVE, "large", labels={"1": "new"}), "labels.1"),
+        lambda there: {"large": {**there["large"], "labels": OTHER}},
+        (),
+    ),
+    "remove many labels": Operation(lambda s: s.remove("large"), lambda there: {"large": None}, (NotFoundError,)),
     "remove active": Operation(lambda s: s.remove("active"), lambda there: {"active": None}, (NotFoundError,)),
     "remove view": Operation(lambda s: s.remove("view"), lambda there: {"view": None}, (NotFoundError,)),
     "remove layer": Operation(lambda s: s.remove("lone layer"), lambda there: {"lone layer": None}, (NotFoundError,)),
@@ -90,14 +118,14 @@ def store(mount: str) -> Iterator[list[str]]:
     with Snapshotter.create(root, mount_mode="bind") as snapshotter:
         workload = Workload(snapshotter, marks.append)
 
-        def written(key: str, parent: str) -> State:
+        def written(key: str, parent: str, labels: Mapping[str, str] = MappingProxyType({})) -> State:
             workload.acknowledged(
-                {key: snapshot(Kind.ACTIVE, parent, {}, None)}, lambda: snapshotter.prepare(key, parent)
+                {key: snapshot(Kind.ACTIVE, parent, labels, None)}, lambda: snapshotter.prepare(key, parent, labels)
             )
             (mount,) = snapshotter.mounts(key)
             with open(os.path.join(mount.source, key), "wb") as file:
                 file.write(key.encode() * 5000)
-            state = snapshot(Kind.ACTIVE, parent, {}, digest(mount.source))
+            state = snapshot(Kind.ACTIVE, parent, labels, digest(mount.source))
             workload.acknowledged({key: state}, lambda: None)
             return state
 
@@ -108,6 +136,7 @@ def store(mount: str) -> Iterator[list[str]]:
                 lambda name=name: snapshotter.commit(name, "draft"),  # type: ignore[misc]
             )
         written("active", "base")
+        written("large", "base", MANY)
         workload.acknowledged({"view": snapshot(Kind.VIEW, "base", {}, None)}, lambda: snapshotter.view("view", "base"))
     try:
         yield marks
@@ -130,9 +159,5 @@ def _states(root: str) -> Iterator[RecordState]:
     snapshots = os.path.join(root, "snapshots")
     for name in os.listdir(snapshots):
         with contextlib.suppress(FileNotFoundError):
-            fd = os.open(os.path.join(snapshots, name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                if data := Xattrs().read(fd):
-                    yield records.decode(data, int(name)).state
-            finally:
-                os.close(fd)
+            if record := read_record(os.path.join(snapshots, name)):
+                yield record.state

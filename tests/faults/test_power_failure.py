@@ -13,7 +13,9 @@ import pytest
 from pybtrfs import image
 from snapshotter import Snapshotter
 from snapshotter.errors import Error
+from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.store.volumes import Volumes
+from tests import nodes
 
 from .controls import FlagInsteadOfCopy, RefusesCommits, WithoutBarrier
 from .disk import Disk
@@ -27,11 +29,12 @@ THREADS = 8
 STEPS = 60
 
 
-def recorded(base: Path, volumes: type[Volumes], seed: int) -> Log:
+def recorded(base: Path, volumes: type[Volumes], seed: int, *, many: int = 0) -> Log:
     """
-    Run the workload on *volumes*, beginning with an empty store, and return the log of the disk.
+    Run the workload on *volumes*, beginning with an empty store on the image *base*, and return the log of the disk.
     """
-    image.create(base, SIZE, sparse=True)
+    if not base.exists():
+        image.create(base, SIZE, sparse=True)
     with Disk(str(base)) as disk:
         # The kernel's own commits must fall between our steps too, and are 30 s apart by default.
         with disk.mounted("commit=1") as mount:
@@ -39,7 +42,7 @@ def recorded(base: Path, volumes: type[Volumes], seed: int) -> Log:
             Snapshotter.create(root).close()
             with Snapshotter(root, volumes=volumes, mount_mode="bind") as snapshotter:
                 disk.mark('{"start": 0}')
-                Workload(snapshotter, disk.mark).run(THREADS, STEPS, seed)
+                Workload(snapshotter, disk.mark, many=many).run(THREADS, STEPS, seed)
             disk.mark('{"stop": 0}')
         log = disk.log()
     print(
@@ -48,11 +51,11 @@ def recorded(base: Path, volumes: type[Volumes], seed: int) -> Log:
     return log
 
 
-def crash(base: Path, volumes: type[Volumes], points: int, seed: int) -> Result:
+def crash(base: Path, volumes: type[Volumes], points: int, seed: int, *, many: int = 0) -> Result:
     """
     Cut the power at *points* places of the workload on *volumes*.
     """
-    log = recorded(base, volumes, seed)
+    log = recorded(base, volumes, seed, many=many)
     return sweep(log, str(base), verify, points=points, seed=seed, start=log.marks[0] + 1)
 
 
@@ -61,6 +64,16 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
     At each of 300 crash points the store opens with all acknowledged snapshots, and with no others.
     """
     result = crash(tmp_path / "base", RefusesCommits, points=300, seed=1)
+    assert not result.violations
+
+
+@pytest.mark.parametrize("node_size", nodes.SIZES)
+def test_records_in_pieces(node_size: int, tmp_path: Path) -> None:
+    """
+    The same holds for records in pieces, with nodes of any size, and no unnamed piece is left.
+    """
+    nodes.make_image(tmp_path / "base", node_size, SIZE)
+    result = crash(tmp_path / "base", BtrfsVolumes, points=60, seed=node_size, many=30)
     assert not result.violations
 
 

@@ -21,8 +21,9 @@ from typing import Any
 from pybtrfs import ioctl, subvolume
 from snapshotter import Info, Kind, Snapshotter
 from snapshotter.errors import Error, FailedPreconditionError, NotFoundError
-from snapshotter.store import records
-from snapshotter.store.record_storage import Xattrs
+from snapshotter.store import pieces, records
+from snapshotter.store.record_storage import XATTR, Xattrs
+from snapshotter.store.records import Record
 
 STORE = "store"
 NOCOW = 0x00800000  # FS_NOCOW_FL
@@ -168,10 +169,14 @@ def ended(number: int, *, done: bool = True) -> str:
 class Workload:
     """
     Clients of a store, each a thread with snapshots of its own. All clients share the layers.
+
+    Args:
+        many: The number of labels of some snapshots, of 4,000 bytes each.
     """
 
-    def __init__(self, snapshotter: Snapshotter, mark: Callable[[str], object]) -> None:
+    def __init__(self, snapshotter: Snapshotter, mark: Callable[[str], object], *, many: int = 0) -> None:
         self._snapshotter = snapshotter
+        self.many = many
         self._mark = mark
         self._lock = threading.Lock()
         self._operations = itertools.count()
@@ -264,7 +269,10 @@ class _Client:
         return f"{self.prefix}{word} {next(self.count)}"
 
     def labels(self) -> dict[str, str]:
-        return {self.rng.choice("xyz"): str(self.rng.randrange(100)) for _ in range(self.rng.randrange(3))}
+        labels = {self.rng.choice("xyz"): str(self.rng.randrange(100)) for _ in range(self.rng.randrange(3))}
+        if self.workload.many and self.rng.random() < 0.6:
+            labels |= {f"{number}": self.rng.choice("xyz") * 4000 for number in range(self.workload.many)}
+        return labels
 
     def pick(self, kind: Kind) -> str | None:
         keys = [key for key, state in self.own.items() if state["kind"] == str(kind)]
@@ -435,6 +443,7 @@ def _differences(mount: str, marks: list[str]) -> list[str]:
             if state.get("usage", [usage.size, usage.inodes]) != [usage.size, usage.inodes]:
                 wrong.append(f"usage of {key!r} is {usage}, was {state['usage']}")
         _use(snapshotter, expected)
+    wrong += _unnamed_pieces(mount)
     with Snapshotter(root, mount_mode="bind") as snapshotter:
         if {info.name: info for info in snapshotter.walk()} != there:
             wrong.append("the next opening finds something else")
@@ -467,12 +476,10 @@ def _wrong_on_disk(mount: str, there: Mapping[str, Info], expected: Mapping[str,
     snapshots = os.path.join(mount, STORE, "snapshots")
     seen = set()
     for name in os.listdir(snapshots):
-        with _opened(os.path.join(snapshots, name), os.O_RDONLY | os.O_DIRECTORY) as fd:
-            data = Xattrs().read(fd)
-        if data is None:
+        record = read_record(os.path.join(snapshots, name))
+        if record is None:
             wrong.append(f"directory {name} has no record")
             continue
-        record = records.decode(data, int(name))
         if record.commitment and os.path.exists(os.path.join(snapshots, name, "layer")):
             record = record.committed()
         seen.add(record.key)
@@ -491,6 +498,33 @@ def _wrong_on_disk(mount: str, there: Mapping[str, Info], expected: Mapping[str,
     for entry in subvolume.iterate(mount):
         if entry.path not in accounted:
             wrong.append(f"subvolume {entry.path!r} belongs to no snapshot")
+    return wrong
+
+
+def read_record(path: str) -> Record | None:
+    """
+    Return the record of the directory *path*, which the store may change concurrently; None without a record.
+    """
+    with _opened(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        data = None
+        while data != (data := Xattrs().read(fd)):
+            whole = data and pieces.join(fd, data)
+    return records.decode(whole, int(os.path.basename(path))) if whole else None
+
+
+def _unnamed_pieces(mount: str) -> list[str]:
+    """
+    Return the xattrs of a closed store that no record names.
+    """
+    wrong = []
+    snapshots = os.path.join(mount, STORE, "snapshots")
+    for name in os.listdir(snapshots):
+        path = os.path.join(snapshots, name)
+        data = os.getxattr(path, XATTR)
+        named = {f"{XATTR}.{number}" for number in records.named_pieces(data)}
+        found = set(os.listxattr(path)) - {XATTR}
+        if found != named or records.is_spilled(data) != bool(named):
+            wrong.append(f"directory {name} has the pieces {sorted(found)}, and its record {data!r:.60} names others")
     return wrong
 
 

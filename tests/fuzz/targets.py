@@ -229,6 +229,8 @@ def record(data: bytes) -> None:
         with contextlib.suppress(DamagedError, FailedPreconditionError):
             decoded = records.decode(sealed, 17)
             assert records.decode(records.encode(decoded), 17) == decoded
+        with contextlib.suppress(DamagedError, FailedPreconditionError):
+            records.named_pieces(sealed)
 
 
 _INFO = Info(Kind.ACTIVE, "name", "parent", {"containerd.io/label": "value", "": ""})

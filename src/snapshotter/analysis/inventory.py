@@ -9,16 +9,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pybtrfs import ioctl, mountinfo, subvolume, syscall
+from pybtrfs import ioctl, mountinfo, subvolume
 from pybtrfs.mountinfo import MountPoint
-from pybtrfs.path import opened
+from pybtrfs.path import open_directory, opened, owned
 from pybtrfs.subvolume import SubvolumeInfo
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import DataLossError, NotFoundError, UnavailableError, translating
 from snapshotter.model import Info, Kind, Usage
-from snapshotter.store import records
+from snapshotter.store import pieces, records
 from snapshotter.store.layout import EMPTY, FS, LAYER, SNAPSHOTS
-from snapshotter.store.record_storage import XATTR
+from snapshotter.store.record_storage import Xattrs
 from snapshotter.store.records import Record, State
 from snapshotter.store.usage import measure_by_id
 
@@ -214,8 +214,10 @@ def _record(fd: int, directory: str) -> Record | None:
     Return the current record of a snapshot; None if it is missing or damaged.
     """
     try:
-        data, _ = syscall.read_directory(fd, directory, XATTR, ())
-        return records.decode(data, int(directory.rpartition("/")[2])) if data else None
+        with owned(open_directory(fd, directory)) as directory_fd:
+            data = Xattrs().read(directory_fd)
+            record = data and pieces.join(directory_fd, data)
+        return records.decode(record, int(directory.rpartition("/")[2])) if record else None
     except (FileNotFoundError, records.DamagedError):
         return None
 

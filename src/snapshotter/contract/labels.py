@@ -15,9 +15,6 @@ MAX_KEY_SIZE = 32_768
 # containerd's limit on one label, key and value together, in bytes.
 MAX_LABEL_SIZE = 4_096
 
-# containerd has no limit on the number of labels; its clients set a few dozen at most.
-MAX_LABELS = 1_000
-
 
 def check_key(key: str) -> None:
     """
@@ -40,15 +37,13 @@ def check_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
     Return the labels to store: *labels* without the labels whose value is empty.
 
     Raises:
-        InvalidArgumentError: There are more than 1,000 labels, or a key is empty. A key or value is not a string, or
-            not encodable. A key and its value have more than 4,096 bytes of UTF-8 together.
+        InvalidArgumentError: A key is empty. A key or value is not a string, or not encodable. A key and its value have
+            more than 4,096 bytes of UTF-8 together.
     """
     if labels is None:
         return {}
     if not isinstance(labels, Mapping):
         raise InvalidArgumentError(f"labels are a mapping, not {labels!r:.64}")
-    if len(labels) > MAX_LABELS:
-        raise InvalidArgumentError(f"{len(labels)} labels are more than {MAX_LABELS}")
     for key, value in labels.items():
         size = _size(key, "label") + _size(value, f"value of label {quoted(key)}")
         if not key:

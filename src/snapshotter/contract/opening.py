@@ -154,6 +154,7 @@ class Opened:
                 self.volumes.destroy(directory, LAYER, MountTable())
         if item.verdict is Verdict.COMMITTED and item.contents.fs:
             self.worker.destroy(snapshot.id, FS)
+        self._store.tidy_recovered(snapshot.id)
         if not snapshot.settled or (item.verdict is Verdict.COMMITTED and snapshot.record.usage is None):
             self.operations.settle_later(snapshot)
 

@@ -241,11 +241,19 @@ class _Fixer:
             data = directory and self._store.read(directory)
             if directory is None or not data:
                 return
-            repaired = records.repair_bit_flip(data, lambda data: records.decode(data, item.id))
+
+            def read(data: bytes) -> Record:
+                return records.decode(self._store.whole(item.id, data), item.id)
+
+            repaired = records.repair_bit_flip(data, read)
             if repaired:
-                self._store.write(directory, repaired)
-                self._volumes.barrier(directory.fd)
-                self.done(records.decode(repaired, item.id).key, "repaired its record: one bit had flipped")
+                self._write(directory, repaired)
+                self.done(read(repaired).key, "repaired its record: one bit had flipped")
+
+    def _write(self, directory: Directory, record: bytes) -> None:
+        self._store.write(directory, record)
+        self._volumes.barrier(directory.fd)
+        self._store.tidy(directory)
 
     def _misplaced_record(self, name: str) -> Record | None:
         """
@@ -294,8 +302,7 @@ class _Fixer:
         if if_records:
             for record in found.values():
                 with self._store.directory(record.id) as directory:
-                    self._store.write(directory, records.encode(record))
-                    self._volumes.barrier(directory.fd)
+                    self._write(directory, records.encode(record))
                 self.done(record.key, "moved its record back from the directory of another snapshot")
             return
         for name in found:

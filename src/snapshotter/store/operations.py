@@ -33,7 +33,8 @@ from snapshotter.store.worker import Worker
 from snapshotter.store.write_errors import WriteErrors
 
 CLEANUP_SECONDS = 5.0  # for destroying subvolumes and for getting their space back, together
-RECORD_RESERVE = 256  # bytes that a record may grow by besides its labels: usage, generation, state
+MAX_TEXT_SIZE = 1 << 20  # bytes of a key and its labels in the record
+FEW_LABELS = 32  # labels that fit in any case, because the contract limits the key and each label
 
 _LAYER_COUNTER = (-1,)  # the change counter of a measurement that never changes
 _NO_MOUNTS = MountTable()
@@ -66,7 +67,7 @@ class Operations:
             state: ``PREPARING`` or ``VIEW``.
 
         Raises:
-            InvalidArgumentError: The record would be too large.
+            InvalidArgumentError: Key and labels are too large.
         """
         now = time.time_ns()
         record = Record(
@@ -110,13 +111,14 @@ class Operations:
         Args:
             source: The active snapshot that *origin* belongs to, if it is no layer.
         """
+        _check_size(record.key, record.labels)
         self._forget_source(record.key, barrier=origin is None)
         reclaimed = False
         while True:
             if source is not None:
                 # After the id was taken: a loss that is reported later makes every id suspect that was taken before.
                 record = record._replace(suspect=self._write_errors.is_suspect(source))
-            data = self._encode(record)
+            data = records.encode(record)
             try:
                 self._make(record, data, origin, is_layer=source is None)
             except FileExistsError:
@@ -132,7 +134,7 @@ class Operations:
             record = record._replace(id=self._take_id())
 
     def _make(self, record: Record, data: bytes, origin: Place | None, *, is_layer: bool) -> None:
-        if origin and is_layer:
+        if origin and is_layer and self._store.fits(data):
             # Directory, record and subvolume in one call: prepare is the hot path.
             self._volumes.snapshot(origin, self._store.place(record.id), data)
             return
@@ -160,8 +162,9 @@ class Operations:
 
         Raises:
             DataLossError: The disk may have refused data of *active*.
-            InvalidArgumentError: The record would be too large.
+            InvalidArgumentError: Name and labels are too large.
         """
+        _check_size(name, labels)
         self._forget_source(name, barrier=False)
         now = _not_before(active.record)
         return self._with_space(self._freeze, active, self._take_id(), Commitment(name, labels, now))
@@ -174,9 +177,8 @@ class Operations:
                 claim=claim,
                 commitment=commitment,
             )
-            data = self._encode(committing)
             try:
-                self._store.write(directory, data)
+                self._write(directory, committing)
                 self._volumes.freeze(directory)
                 self._write_errors.verify(active)
                 self._write(directory, committing._replace(commitment=commitment._replace(verified=True)))
@@ -187,6 +189,7 @@ class Operations:
                     self._volumes.destroy(directory, LAYER, _NO_MOUNTS)
                 self._restore(directory, active)
                 raise
+            self._store.tidy(directory)
         return committing.committed()
 
     def retire(self, committed: Snapshot) -> None:
@@ -204,10 +207,10 @@ class Operations:
         Replace the labels in the record of *snapshot*, and return the record.
 
         Raises:
-            InvalidArgumentError: The record would be too large.
+            InvalidArgumentError: Key and labels are too large.
         """
+        _check_size(snapshot.key, labels)
         record = snapshot.record._replace(labels=labels, updated=_not_before(snapshot.record))
-        self._encode(record)
         self._replace(snapshot, record)
         return record
 
@@ -221,7 +224,11 @@ class Operations:
                 # The generation stays, because the worker reads the changes since then before it destroys them.
                 # The key stays for `snapshotter.analysis.holders`. Without labels the record is smaller than before.
                 key, parent, base_transid = snapshot.record.key, snapshot.record.parent, snapshot.record.base_transid
-                self._write(directory, Record(snapshot.id, State.REMOVED, key, parent, base_transid=base_transid))
+                removed = Record(snapshot.id, State.REMOVED, key, parent, base_transid=base_transid)
+                data = records.encode(removed)
+                if not self._store.fits(data):
+                    data = records.encode(removed._replace(key=""))  # because pieces need space
+                self._store.write(directory, data)
                 self._volumes.barrier(directory.fd)
             except OSError as error:
                 try:
@@ -280,6 +287,7 @@ class Operations:
                     record = snapshot.record._replace(usage=usage, uuid=uuid)
                     if not snapshot.settled or record != snapshot.record:
                         self._write(directory, record)
+                        self._store.tidy(directory)
                         self._index.update(snapshot, record, settled=True)
         except (OSError, Error) as error:
             if self._is_gone(snapshot):
@@ -376,16 +384,6 @@ class Operations:
         self._worker.reclaim(CLEANUP_SECONDS, always=True)
         return step(*args, **kwargs)
 
-    def _encode(self, record: Record) -> bytes:
-        data = records.encode(record)
-        limit = self._volumes.record_limit - RECORD_RESERVE
-        if len(data) > limit:
-            raise InvalidArgumentError(
-                f"key and labels of snapshot {quoted(record.key)} need {len(data)} bytes, "
-                f"and a record has room for {limit}"
-            )
-        return data
-
     def _replace(self, snapshot: Snapshot, record: Record, *, barrier: bool = True) -> None:
         """
         Replace the record of *snapshot* on disk, durably with a *barrier*. If a step fails, the former record is back.
@@ -398,6 +396,7 @@ class Operations:
             except BaseException:
                 self._restore(directory, snapshot)
                 raise
+            self._store.tidy(directory)
 
     def _write(self, directory: Directory, record: Record) -> None:
         self._store.write(directory, records.encode(record))
@@ -407,7 +406,7 @@ class Operations:
         Write back the record of *snapshot* after a failed change. Where this fails too, recovery copes.
         """
         with contextlib.suppress(OSError):
-            self._write(directory, snapshot.record)
+            self._store.restore(directory, records.encode(snapshot.record))
 
     def _base_transid(self, snapshot: Snapshot, directory: Directory) -> int:
         if snapshot.record.base_transid is not None:
@@ -421,6 +420,14 @@ def check_usable(snapshot: Snapshot) -> None:
     """
     if snapshot.quarantine:
         raise DataLossError(f"snapshot {quoted(snapshot.key)} cannot be used: {snapshot.quarantine}")
+
+
+def _check_size(key: str, labels: Mapping[str, str]) -> None:
+    # Prepare is the hot path, so few labels are not encoded here. They fit, even with an escape for each character.
+    if len(labels) > FEW_LABELS and (size := records.text_size(key, labels)) > MAX_TEXT_SIZE:
+        raise InvalidArgumentError(
+            f"key and labels of snapshot {quoted(key)} need {size} bytes, more than {MAX_TEXT_SIZE}"
+        )
 
 
 def _not_before(record: Record) -> int:

@@ -16,7 +16,8 @@ from snapshotter.errors import FailedPreconditionError, quoted
 from snapshotter.model import Kind, Measured, Usage
 from snapshotter.store.counters import Counters
 
-FORMAT = 1
+WHOLE = 1  # the format of a record in one xattr
+SPILLED = 2  # the format of a record in pieces, and of a record in one xattr whose directory may have pieces
 
 
 class State(StrEnum):
@@ -129,13 +130,22 @@ def seal(values: Mapping[str, Any]) -> bytes:
     """
     Encode *values* as a JSON object with the format number and a checksum of all other bytes.
     """
-    body = _to_json({"format": FORMAT, **values})[1:].encode()
+    return _sealed(_to_json({"format": WHOLE, **values})[1:].encode())
+
+
+def _sealed(body: bytes) -> bytes:
     return b'{"crc":"%08x",' % zlib.crc32(body) + body
 
 
 _BODY = len(b'{"crc":"00000000",')
 _CRC = slice(len(b'{"crc":"'), _BODY - len(b'",'))
 _POLYNOMIAL = 0xEDB88320  # of the CRC-32 in zlib, its bits reversed
+_FORMAT = len(b'"format":0')
+
+
+def _check(data: bytes) -> None:
+    if data[:_BODY] != b'{"crc":"%08x",' % zlib.crc32(data[_BODY:]):
+        raise DamagedError("checksum does not match")
 
 
 def unseal(data: bytes) -> dict[str, Any]:
@@ -146,18 +156,65 @@ def unseal(data: bytes) -> dict[str, Any]:
         DamagedError: The checksum does not match, or the bytes are not a sealed object.
         FailedPreconditionError: A newer release wrote the object.
     """
-    if data[:_BODY] != b'{"crc":"%08x",' % zlib.crc32(data[_BODY:]):
-        raise DamagedError("checksum does not match")
+    _check(data)
     try:
         values: dict[str, Any] = _from_json(data.decode())
-        newer = values["format"] > FORMAT
+        newer = values["format"] > SPILLED
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedError(f"its content is not a record: {error!r}") from error
     if newer:
         raise FailedPreconditionError(
-            f"format {values['format']} was written by a newer release; this one reads up to {FORMAT}, so upgrade"
+            f"format {values['format']} was written by a newer release; this one reads up to {SPILLED}, so upgrade"
         )
     return values
+
+
+def seal_pieces(pieces: range) -> bytes:
+    """
+    Encode the numbers of the pieces that hold a record, in format 2.
+
+    Release 0.1.0 reads format 1 only, so it refuses the store instead of losing the record.
+    """
+    return seal({"format": SPILLED, "pieces": [pieces.start, len(pieces)]})
+
+
+def is_spilled(data: bytes) -> bool:
+    """
+    Return whether *data*, which may be damaged, has format 2.
+    """
+    return data.startswith(b'"format":2,', _BODY)
+
+
+def named_pieces(data: bytes) -> range:
+    """
+    Return the numbers of the pieces that the sealed *data* names; empty if *data* is a record in one xattr.
+
+    Raises:
+        DamagedError: The checksum does not match, or the numbers are not numbers.
+        FailedPreconditionError: A newer release wrote *data*.
+    """
+    match unseal(data).get("pieces", [0, 0]):
+        case [int(first), int(count)]:
+            return range(first, first + count)
+    raise DamagedError("it names no pieces")
+
+
+def reformatted(data: bytes, format_number: int) -> bytes:
+    """
+    Return the sealed *data* with another format number of one digit.
+
+    Raises:
+        DamagedError: The checksum does not match.
+    """
+    _check(data)
+    return _sealed(b'"format":%d' % format_number + data[_BODY + _FORMAT :])
+
+
+def text_size(key: str, labels: Mapping[str, str]) -> int:
+    """
+    Return the number of bytes of *key* and *labels* in a record.
+    """
+    return len(_to_json([key, dict(labels)]).encode())
 
 
 def encode(record: Record) -> bytes:

@@ -166,7 +166,7 @@ def _recovered(store: Store, volumes: Volumes, snapshot_id: int) -> Recovered:
     place = store.place(snapshot_id)
     data, contents = volumes.inspect(place)
     while True:
-        item = _read_record(snapshot_id, data, contents)
+        item = _read_record(snapshot_id, data and store.whole(snapshot_id, data), contents)
         # A consistent pair needs no second look. Otherwise the owner may have changed the snapshot between the two
         # reads, so read again.
         if item.verdict not in (Verdict.QUARANTINED, Verdict.ORPHAN):

@@ -18,7 +18,7 @@ from snapshotter.errors import (
     tolerating_full,
 )
 from snapshotter.events import Event
-from snapshotter.store import header, records
+from snapshotter.store import header, pieces, records
 from snapshotter.store.header import Header
 from snapshotter.store.layout import (
     EMPTY,
@@ -30,7 +30,7 @@ from snapshotter.store.layout import (
     Place,
 )
 from snapshotter.store.lock import Lock
-from snapshotter.store.record_storage import RecordStorage
+from snapshotter.store.record_storage import DIRECTORY_MODE, RecordStorage
 from snapshotter.store.volumes import Volumes
 
 ID_BLOCK = 1024
@@ -52,6 +52,9 @@ class Store:
         self.root = root
         self._volumes = volumes
         self._lock = threading.Lock()
+        # The paths of directories that may have pieces of records, and the xattrs that a failed change restores.
+        self._spilled: set[str] = set()
+        self._former: dict[str, bytes] = {}
         with contextlib.ExitStack() as stack:
             try:
                 # The root may be reached through a symbolic link; no name inside a store is a link.
@@ -222,7 +225,15 @@ class Store:
             FileExistsError: The directory exists.
         """
         place = self.place(snapshot_id)
-        return Directory(self._volumes.record_storage.make_directory(place.dir_fd, place.name, record), place.path)
+        if self.fits(record):
+            return Directory(self._volumes.record_storage.make_directory(place.dir_fd, place.name, record), place.path)
+        os.mkdir(place.name, DIRECTORY_MODE, dir_fd=place.dir_fd)
+        with contextlib.ExitStack() as stack:
+            directory = stack.enter_context(self.directory(snapshot_id))
+            self._spilled.add(directory.path)
+            pieces.write(directory.fd, record, self._volumes.record_limit)
+            stack.pop_all()
+            return directory
 
     def directory(self, snapshot_id: int) -> Directory:
         """
@@ -256,17 +267,70 @@ class Store:
     def _place(self, name: str) -> Place:
         return Place(self.snapshots_fd, name, f"{self.root}/{SNAPSHOTS}/{name}")
 
+    def fits(self, record: bytes) -> bool:
+        """
+        Return whether *record* needs no pieces.
+        """
+        return len(record) <= self._volumes.record_limit
+
     def read(self, directory: Directory) -> bytes | None:
         """
         Return the record of a snapshot's directory, or None without one.
         """
-        return self._volumes.record_storage.read(directory.fd)
+        data = self._volumes.record_storage.read(directory.fd)
+        return data and pieces.join(directory.fd, data)
+
+    def whole(self, snapshot_id: int, data: bytes) -> bytes:
+        """
+        Return the record of a snapshot's directory that `Volumes.inspect` returned, with its pieces.
+        """
+        if not records.is_spilled(data):
+            return data
+        with self.directory(snapshot_id) as directory:
+            self._spilled.add(directory.path)
+            return pieces.join(directory.fd, data)
 
     def write(self, directory: Directory, record: bytes) -> None:
         """
         Replace the record of a snapshot's directory, atomically; durable only after a barrier.
+
+        `tidy` must follow once the change stands, or `restore` if it failed.
         """
-        self._volumes.record_storage.write(directory.fd, record)
+        if self.fits(record) and directory.path not in self._spilled:
+            self._volumes.record_storage.write(directory.fd, record)
+            return
+        if directory.path not in self._former:
+            self._former[directory.path] = pieces.mark(directory.fd)
+        self._spilled.add(directory.path)
+        pieces.write(directory.fd, record, self._volumes.record_limit)
+
+    def restore(self, directory: Directory, record: bytes) -> None:
+        """
+        Write back the former *record* of a snapshot's directory after a failed change. Its pieces are still there.
+        """
+        if directory.path not in self._spilled:
+            self._volumes.record_storage.write(directory.fd, record)
+        elif former := self._former.get(directory.path):  # without it, the failed change has written nothing
+            self._volumes.record_storage.write(directory.fd, former)
+        self.tidy(directory)
+
+    def tidy(self, directory: Directory) -> None:
+        """
+        Delete the pieces of former records. If the disk refuses that, the next change tries again.
+        """
+        if directory.path in self._spilled:
+            self._former.pop(directory.path, None)
+            with contextlib.suppress(OSError, records.DamagedError):
+                if not pieces.tidy(directory.fd):
+                    self._spilled.remove(directory.path)
+
+    def tidy_recovered(self, snapshot_id: int) -> None:
+        """
+        Delete the pieces of former records that an interrupted change left.
+        """
+        if self._spilled and self.place(snapshot_id).path in self._spilled:
+            with contextlib.suppress(OSError), self.directory(snapshot_id) as directory:
+                self.tidy(directory)
 
     def quarantine(self, dir_fd: int, name: str, new_name: str) -> None:
         """
@@ -288,6 +352,8 @@ class Store:
         with contextlib.suppress(FileNotFoundError), self.directory(snapshot_id) as directory:
             self._volumes.record_storage.delete(directory.fd)
             os.rmdir(str(snapshot_id), dir_fd=self.snapshots_fd)
+            self._spilled.discard(directory.path)
+            self._former.pop(directory.path, None)
 
 
 def _check_unmade(fd: int, root: str, record_storage: RecordStorage) -> None:

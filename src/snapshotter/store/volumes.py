@@ -53,7 +53,7 @@ class Volumes(Protocol):
 
     record_limit: int
     """
-    The largest record that a directory can carry, in bytes.
+    The largest record that needs no pieces, in bytes.
     """
 
     def __init__(self, root: str, mount_mode: MountMode) -> None: ...
@@ -110,7 +110,7 @@ class Volumes(Protocol):
 
     def fork(self, source: Place, directory: Directory) -> None:
         """
-        Create `FS`, a writable snapshot of the active *source* with all data written so far; durable.
+        Create `FS`, a writable snapshot of *source*, active or a layer, with all data written so far; durable.
         """
 
     def freeze(self, directory: Directory) -> None:

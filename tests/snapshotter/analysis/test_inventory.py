@@ -140,6 +140,18 @@ def test_pending_and_orphaned(store: Snapshotter) -> None:
     assert sorted(volume.path for volume in taken.orphaned) == ["mine", "snapshots/2/fs"]
 
 
+def test_pending_with_many_labels(store: Snapshotter) -> None:
+    """
+    The former subvolume of a commit is pending also if the record is in pieces, and has the key that it had.
+    """
+    labels = {f"{number}": "x" * 4000 for number in range(10)}
+    store.prepare("a", labels=labels)
+    with mounted(store.mounts("a")):
+        store.commit("base", "a", labels)
+        (volume,) = inventory.take(store).pending
+    assert (volume.path, volume.key) == ("snapshots/1/fs", "a")
+
+
 @pytest.mark.parametrize("link", [False, True])
 def test_lost(store: Snapshotter, link: bool) -> None:
     """

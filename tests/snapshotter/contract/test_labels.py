@@ -7,7 +7,6 @@ import pytest
 from snapshotter.contract.labels import (
     MAX_KEY_SIZE,
     MAX_LABEL_SIZE,
-    MAX_LABELS,
     apply_fieldpaths,
     check_key,
     check_labels,
@@ -63,7 +62,7 @@ def test_largest_labels() -> None:
     Labels at the limits are allowed.
     """
     assert check_labels({"k" * 96: "v" * (MAX_LABEL_SIZE - 96)})
-    assert len(check_labels({f"k{n}": "v" for n in range(MAX_LABELS)})) == MAX_LABELS
+    assert len(check_labels({f"k{n}": "v" for n in range(10_000)})) == 10_000
 
 
 @pytest.mark.parametrize(
@@ -73,7 +72,6 @@ def test_largest_labels() -> None:
         ({"k": "v" * MAX_LABEL_SIZE}, "label 'k' has 4097 bytes of key and value, more than 4096"),
         ({"k" * (MAX_LABEL_SIZE + 1): ""}, "label 'kkk.* has 4097 bytes"),
         ({"é": "é" * (MAX_LABEL_SIZE // 2)}, "4098 bytes"),
-        ({f"k{n}": "v" for n in range(MAX_LABELS + 1)}, "1001 labels are more than 1000"),
         ({"k": "\ud800"}, "value of label 'k' .*cannot be encoded"),
         ({"k\ud800": "v"}, "label .*cannot be encoded"),
         ({"k": 1}, "value of label 'k' 1 is not a string"),

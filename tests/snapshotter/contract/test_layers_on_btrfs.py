@@ -453,17 +453,13 @@ def open_fd(path: Path | str) -> Iterator[int]:
 
 def test_too_large(store: Snapshotter) -> None:
     """
-    Labels beyond the limits, or more of them and of a key than a record has room for, change nothing and leave nothing.
+    Keys and labels beyond the limits change nothing and leave nothing.
     """
     store.prepare("active", "base")
     store.cleanup()
     before = sorted(os.listdir(newest(store).parent)), {info.name: info for info in store.walk()}
-    many = {f"label {number}": "x" * 4000 for number in range(5)}
-    for labels, text in [
-        (many, "need .* bytes, and a record has room for"),
-        ({"a": "x" * 4096}, "more than 4096"),
-        ({str(number): "x" for number in range(1001)}, "1001 labels are more than 1000"),
-    ]:
+    many = {f"label {number}": "x" * 4000 for number in range(270)}
+    for labels, text in [(many, "need .* bytes, more than 1048576"), ({"a": "x" * 4096}, "more than 4096")]:
         for call in (
             lambda labels: store.prepare("x", "base", labels),
             lambda labels: store.view("x", "base", labels),
@@ -472,12 +468,10 @@ def test_too_large(store: Snapshotter) -> None:
             with pytest.raises(InvalidArgumentError, match=text):
                 call(labels)
     for call in (lambda key: store.prepare(key), lambda key: store.commit(key, "active")):
-        with pytest.raises(InvalidArgumentError, match=r"need .* bytes"):
-            call("k" * 30_000)
         with pytest.raises(InvalidArgumentError, match="more than 32768"):
             call("k" * 32_769)
-    with pytest.raises(InvalidArgumentError):
-        store.fork("active", "k" * 30_000)
+    with pytest.raises(InvalidArgumentError, match="more than 32768"):
+        store.fork("active", "k" * 32_769)
     store.cleanup()
     assert (sorted(os.listdir(newest(store).parent)), {info.name: info for info in store.walk()}) == before
 

@@ -3,6 +3,7 @@ Who may do what when: the cases of containerd's metadata store, and which error 
 """
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 
 from snapshotter import Info, Kind, Mount, Snapshotter, Usage
 from snapshotter.client import Client
+from snapshotter.contract.labels import MAX_KEY_SIZE
 from snapshotter.errors import (
     AlreadyExistsError,
     Error,
@@ -22,6 +24,8 @@ from snapshotter.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
+from snapshotter.store import records
+from snapshotter.store.operations import MAX_TEXT_SIZE
 from snapshotter.testing import settle
 from tests.snapshotter.conftest import entries
 from tests.snapshotter.serving import serving
@@ -38,6 +42,7 @@ BASE = {
     "view-2": (Kind.VIEW, "committed-2"),
 }
 TOO_LARGE = "x" * 32_769
+TOO_MANY = {str(number): "v" * 4000 for number in range(270)}
 
 
 @pytest.fixture(params=["library", "rpc"])
@@ -69,6 +74,16 @@ def populated(store: Snapshotter) -> Snapshotter:
     A store with the snapshots of BASE.
     """
     return populate(store)
+
+
+def largest_labels(key: str, letter: str) -> dict[str, str]:
+    """
+    Return labels that with *key* are as large as a snapshot's may be.
+    """
+    labels = {f"{letter}{number}": letter * 4000 for number in range(100)} | {"last": ""}
+    labels |= {f"{letter}{number}": letter * 4000 for number in range(100, 253)}
+    labels["last"] = letter * (MAX_TEXT_SIZE - records.text_size(key, labels))
+    return labels
 
 
 def state(store: Snapshotter) -> dict[str, Info]:
@@ -225,7 +240,7 @@ class TestCreate:
             getattr(populated, create)(key, parent)
         assert state(populated) == before
 
-    @pytest.mark.parametrize("labels", [{"": "x"}, {"k": "v" * 4096}, {f"{n}": "v" for n in range(10_000)}])
+    @pytest.mark.parametrize("labels", [{"": "x"}, {"k": "v" * 4096}])
     def test_bad_labels(self, populated: Snapshotter, create: str, labels: dict[str, str]) -> None:
         """
         Labels beyond the limits are refused, and the key stays free.
@@ -236,16 +251,29 @@ class TestCreate:
         assert state(populated) == before
         getattr(populated, create)("new")
 
-    def test_too_much_for_a_record(self, populated: Snapshotter, create: str) -> None:
+    def test_too_many_labels(self, populated: Snapshotter, create: str) -> None:
         """
-        Labels that are legal one by one and have no room together are refused, and the key stays free.
+        Labels that are legal one by one and too large together are refused, and the key stays free.
         """
-        labels = {str(n): "v" * 4000 for n in range(9)}
         before = state(populated)
-        with pytest.raises(InvalidArgumentError, match="bytes"):
-            getattr(populated, create)("new", "", labels)
+        with pytest.raises(InvalidArgumentError, match=r"snapshot 'new' need .* bytes, more than 1048576"):
+            getattr(populated, create)("new", "", TOO_MANY)
         assert state(populated) == before
         getattr(populated, create)("new")
+
+    @pytest.mark.parametrize("parent", ["", "committed-1"])
+    def test_limit_of_a_snapshot(self, populated: Snapshotter, create: str, parent: str) -> None:
+        """
+        Key and labels of 1 MiB are stored, and another byte is refused.
+        """
+        key = "k" * MAX_KEY_SIZE
+        labels = largest_labels(key, "v")
+        with pytest.raises(InvalidArgumentError, match="need 1048577 bytes, more than 1048576"):
+            getattr(populated, create)(key, parent, labels | {"last": labels["last"] + "v"})
+        getattr(populated, create)(key, parent, labels)
+        assert populated.stat(key).labels == labels
+        populated.remove(key)
+        assert key not in state(populated)
 
     @pytest.mark.parametrize(
         "key",
@@ -337,7 +365,7 @@ def test_commit_bad_labels(populated: Snapshotter) -> None:
     Labels beyond the limits are refused, and the snapshot can still be committed.
     """
     before = state(populated)
-    for labels in ({"": "x"}, {"k": "v" * 4096}, {str(n): "v" * 4000 for n in range(9)}):
+    for labels in ({"": "x"}, {"k": "v" * 4096}, TOO_MANY):
         with pytest.raises(InvalidArgumentError):
             populated.commit("new", "active-1", labels)
     assert state(populated) == before
@@ -452,7 +480,7 @@ def test_update_refused(populated: Snapshotter) -> None:
     for path in ("parent", "kind", "name", "", "labels2", "created"):
         with pytest.raises(InvalidArgumentError, match=f"cannot update '{path}' field on snapshot 'active-1'"):
             populated.update(given, "labels.a", path)
-    for labels in ({"": "x"}, {"k": "v" * 4096}, {str(n): "v" * 4000 for n in range(9)}):
+    for labels in ({"": "x"}, {"k": "v" * 4096}, TOO_MANY):
         with pytest.raises(InvalidArgumentError):
             populated.update(given._replace(labels=labels))
     assert state(populated) == before
@@ -799,6 +827,41 @@ def test_largest_label(open_store: Callable[..., Snapshotter]) -> None:
     assert store.stat("v").labels == labels | {"another": "one"}
 
 
+def test_largest_snapshots(open_store: Callable[..., Snapshotter]) -> None:
+    """
+    A snapshot at the limit can be committed under a name and with labels at the limit, all others than its own. It can
+    be forked and updated, and is the same after a restart.
+    """
+    key, name, fork = ("k" * MAX_KEY_SIZE, "n" * MAX_KEY_SIZE, "f" * MAX_KEY_SIZE)
+    with open_store() as store:
+        store.prepare(key, labels=largest_labels(key, "a"))
+        store.fork(key, fork)
+        with pytest.raises(InvalidArgumentError, match="need 1048577 bytes"):
+            labels = largest_labels(name, "b")
+            store.commit(name, key, labels | {"last": labels["last"] + "b"})
+        store.commit(name, key, largest_labels(name, "b"))
+        store.commit(name, key)  # a repeated commit
+        store.update(Info(Kind.ACTIVE, fork, labels=largest_labels(fork, "c")))
+        store.view("small", name)
+        settle(store)
+        before = state(store)
+    assert before[name].labels == largest_labels(name, "b")
+    assert before[fork].labels == largest_labels(fork, "c")
+    with open_store() as store:
+        assert state(store) == before
+        assert store.problems() == []
+        store.update(Info(Kind.ACTIVE, fork, labels={"a": "b"}))
+        store.prepare(key, name)
+        settle(store)
+        before = state(store)
+    store = open_store()
+    assert state(store) == before
+    for each in ("small", key, fork, name):
+        store.remove(each)
+    settle(store)
+    assert os.listdir(os.path.join(store.root, "snapshots")) == []
+
+
 def test_huge_keys_are_not_repeated(store: Snapshotter) -> None:
     """
     Errors repeat the beginning of a key, for they travel in headers; containerd's own keys are shorter, and whole.
@@ -821,7 +884,8 @@ def test_huge_keys_are_not_repeated(store: Snapshotter) -> None:
         lambda: store.update(Info(Kind.ACTIVE, active), f"labels.{missing}.x", missing),
         *(lambda key=key, parent=parent: store.prepare(key, parent) for key, parent in [(active, ""), ("x", missing)]),
         *(lambda parent=parent: store.view("x", parent) for parent in (missing, active)),
-        *(lambda key=key: store.prepare(key) for key in (huge, huge + "d")),
+        lambda: store.prepare(huge + "d"),
+        lambda: store.prepare(huge, labels=TOO_MANY),
     ]
     for call in calls:
         with pytest.raises(Error) as caught:

@@ -37,13 +37,17 @@ from snapshotter.testing import DirectoryVolumes
 
 Files = dict[str, bytes]
 
-KEYS = [*"abcdefgh", "default/1/a", "../x", " ", "n\0l", 'é\n\\"', "日本", "k" * 700, "extract-1-x sha256:0"]
+KEYS = [*"abcdefg", "default/1/a", "../x", " ", "n\0l", 'é\n\\"', "日本", "k" * 700, "extract-1-x sha256:0"]
+KEYS += ["\x01" * 1300]  # this key needs pieces
 PARENTS = ["", *KEYS]
-LABELS = st.dictionaries(
+FEW_LABELS = st.dictionaries(
     st.sampled_from(["a", "b.c", "é/\0", "containerd.io/snapshot.ref"]),
     st.sampled_from(["", "1", "2", "\n é"]),
     max_size=3,
 )
+# These records need pieces.
+MANY_LABELS = st.sampled_from([3, 7, 40]).map(lambda count: {f"b.c{number}": "\n" * 2000 for number in range(count)})
+LABELS = st.one_of(FEW_LABELS, FEW_LABELS, FEW_LABELS, MANY_LABELS)
 PATHS = st.lists(
     st.sampled_from(["labels", "labels.a", "labels.b.c", "labels.é/\0", "parent", "labels.absent"]), max_size=3
 )

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from snapshotter import Info, Kind, Snapshotter, Usage, errors
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.client import Client
 from snapshotter.daemon import service
+from snapshotter.daemon.rpc import MAX_REQUEST_SIZE
 from snapshotter.daemon.service import Limits
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from tests.snapshotter.daemon.stores import STATUSES, Fake, raising
@@ -189,6 +191,30 @@ def test_large_labels_make_small_batches() -> None:
         messages = wire.call("List", b"").messages
     assert sum(len(pb.ListSnapshotsResponse.FromString(data).info) for data in messages) == 50
     assert max(map(len, messages)) <= service.LIST_BATCH_SIZE + 10_000
+
+
+@pytest.mark.btrfs
+def test_large_labels(btrfs: Path) -> None:
+    """
+    A snapshot may have labels of 1 MiB, and a request with more is refused up to the size of the largest request.
+    """
+    labels = {f"label {number}": "x" * 4000 for number in range(255)}
+    more = {f"label {number}": "x" * 4000 for number in range(1044)}
+    with Snapshotter.create(btrfs / "root", client="c") as store, wired(store) as wire:
+        prepared = wire.call("Prepare", pb.PrepareSnapshotRequest(snapshotter="c", key="k", labels=labels))
+        assert prepared.status == Status.OK.value
+        request = pb.PrepareSnapshotRequest(snapshotter="c", key="other", labels=more | {"last": "x" * 200})
+        request.labels["last"] += "x" * (MAX_REQUEST_SIZE - request.ByteSize())
+        assert request.ByteSize() == MAX_REQUEST_SIZE
+        reply = wire.call("Prepare", request)
+        assert reply.status == Status.INVALID_ARGUMENT.value
+        assert reply.text.startswith("key and labels of snapshot 'other' need 41")
+        assert reply.text.endswith("bytes, more than 1048576")
+        committed = wire.call("Commit", pb.CommitSnapshotRequest(snapshotter="c", key="k", name="n", labels=labels))
+        assert committed.status == Status.OK.value
+        (message,) = wire.call("List", pb.ListSnapshotsRequest(snapshotter="c")).messages
+        (info,) = pb.ListSnapshotsResponse.FromString(message).info
+        assert dict(info.labels) == labels
 
 
 def test_who_reads_slowly_holds_up_nobody() -> None:

@@ -107,6 +107,80 @@ def test_flipped_record(damaged: Damaged) -> None:
         assert damaged.problems() == []
 
 
+MANY_LABELS = {f"label {number}": f"{number}" * 1000 for number in range(20)}
+
+
+def enlarge(damaged: Damaged, key: str) -> None:
+    """
+    Give *key* labels that need pieces.
+    """
+    with Snapshotter(damaged.root) as store:
+        store.update(store.stat(key)._replace(labels=MANY_LABELS))
+
+
+def xattrs(path: Path) -> dict[str, bytes]:
+    return {name: os.getxattr(path, name) for name in os.listxattr(path)}
+
+
+@pytest.mark.parametrize(("piece", "position"), [("", 3), ("", 26), ("", 40), (".2", 7000), (".1", 9)])
+def test_flipped_record_in_pieces(damaged: Damaged, piece: str, position: int) -> None:
+    """
+    A flipped bit is restored in a record that names pieces, and in a piece.
+    """
+    enlarge(damaged, "web")
+    path = damaged.directories["web"]
+    flipped = bytearray(os.getxattr(path, XATTR + piece))
+    flipped[position] ^= 4
+    os.setxattr(path, XATTR + piece, flipped)
+    [problem] = damaged.problems()
+    assert (problem.subject, problem.what) == (str(path), "its record is damaged: checksum does not match")
+    assert repair.fix(damaged.root) == [repair.Repair("web", "repaired its record: one bit had flipped")]
+    assert damaged.problems() == []
+    with Snapshotter(damaged.root) as store:
+        assert store.stat("web").labels == MANY_LABELS
+    assert len(xattrs(path)) == 1 + len(records.named_pieces(damaged.record("web")))
+
+
+def test_missing_piece(damaged: Damaged) -> None:
+    """
+    A record without one of its pieces is moved away with its content; the others stay.
+    """
+    enlarge(damaged, "web")
+    os.removexattr(damaged.directories["web"], f"{XATTR}.2")
+    before = xattrs(damaged.directories["web"])
+    [done] = repair.fix(damaged.root)
+    assert done.what == "its record is damaged: checksum does not match: moved to the quarantine"
+    assert damaged.names() == ["base", "top", "v"]
+    assert xattrs(damaged.root / "quarantine" / damaged.directories["web"].name) == before
+
+
+@pytest.mark.parametrize("large", [["web"], ["top"], ["web", "top"]])
+def test_swapped_records_in_pieces(damaged: Damaged, large: list[str]) -> None:
+    """
+    Records in each other's directories are moved back with their pieces, and leave none behind.
+    """
+    for key in large:
+        enlarge(damaged, key)
+    both = [damaged.directories[key] for key in ("web", "top")]
+    found = [xattrs(path) for path in both]
+    for path, old, new in zip(both, found, reversed(found), strict=True):
+        for name in old:
+            os.removexattr(path, name)
+        for name, value in new.items():
+            os.setxattr(path, name, value)
+    assert {done.what for done in repair.fix(damaged.root)} == {
+        "moved its record back from the directory of another snapshot"
+    }
+    assert damaged.problems() == []
+    with Snapshotter(damaged.root, read_only=True) as store:
+        assert [store.stat(key).labels == MANY_LABELS for key in ("web", "top")] == [
+            key in large for key in ("web", "top")
+        ]
+    assert [len(xattrs(path)) for path in both] == [
+        1 + len(records.named_pieces(damaged.record(key))) for key in ("web", "top")
+    ]
+
+
 def test_truncated_record(damaged: Damaged) -> None:
     """
     A truncated record is reported, and its directory is moved away with its content. The children stay.

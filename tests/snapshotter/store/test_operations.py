@@ -12,9 +12,18 @@ import pytest
 
 from pybtrfs.mountinfo import MountTable
 from snapshotter import Kind, Snapshotter, Usage
-from snapshotter.errors import DataLossError, FailedPreconditionError, NotFoundError, ResourceExhaustedError
+from snapshotter.contract.labels import MAX_KEY_SIZE, MAX_LABEL_SIZE
+from snapshotter.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
 from snapshotter.model import Measured
+from snapshotter.store import records
 from snapshotter.store.layout import Directory
+from snapshotter.store.operations import FEW_LABELS, MAX_TEXT_SIZE
 from snapshotter.store.record_storage import Files
 from snapshotter.testing import DirectoryVolumes, settle
 
@@ -227,6 +236,34 @@ def test_refused_forgetting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert [info.name for info in store.walk()] == ["base"]
         store.commit("base", "k")
         store.prepare("k")
+
+
+def test_few_labels_fit() -> None:
+    """
+    So few labels that their size is not computed fit beside the longest key, even with an escape for each character.
+    """
+    labels = {f"{number:06}" + "\x01" * (MAX_LABEL_SIZE - 6): "" for number in range(FEW_LABELS)}
+    assert MAX_TEXT_SIZE * 0.9 < records.text_size("\x01" * MAX_KEY_SIZE, labels) <= MAX_TEXT_SIZE
+
+
+def test_refused_for_its_size(tmp_path: Path) -> None:
+    """
+    A call that is refused for its size changes nothing: the commit of the key that it names can still be repeated.
+    """
+    labels = {f"{number}": "x" * 4000 for number in range(270)}
+    with Snapshotter.create(tmp_path / "root", volumes=DirectoryVolumes) as store:
+        store.prepare("k")
+        store.commit("base", "k")
+        store.prepare("active")
+        calls: tuple[Callable[[], object], ...] = (
+            lambda: store.prepare("k", labels=labels),
+            lambda: store.view("k", "base", labels),
+            lambda: store.commit("k", "active", labels),
+        )
+        for call in calls:
+            with pytest.raises(InvalidArgumentError, match="more than 1048576"):
+                call()
+            store.commit("base", "k")
 
 
 class Overtaken(DirectoryVolumes):

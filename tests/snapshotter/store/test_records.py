@@ -144,9 +144,39 @@ def test_newer_format() -> None:
     """
     newer = records.seal({"format": 8, "state": "frozen", "who": ["knows"]})
     with pytest.raises(
-        FailedPreconditionError, match="format 8 was written by a newer release; this one reads up to 1, so upgrade"
+        FailedPreconditionError, match="format 8 was written by a newer release; this one reads up to 2, so upgrade"
     ):
         records.decode(newer, 1)
+
+
+@given(st.integers(0), st.integers(0, 10**6))
+def test_named_pieces(first: int, count: int) -> None:
+    """
+    A record in pieces names their numbers, and has format 2; a record in one xattr names none, in either format.
+    """
+    pieces = range(first, first + count)
+    data = records.seal_pieces(pieces)
+    assert records.named_pieces(data) == pieces
+    assert records.is_spilled(data)
+    whole = records.encode(FULL)
+    marked = records.reformatted(whole, records.SPILLED)
+    assert (records.is_spilled(whole), records.is_spilled(marked)) == (False, True)
+    for each in (whole, marked):
+        assert len(records.named_pieces(each)) == 0
+        assert records.decode(each, FULL.id) == FULL
+    assert records.reformatted(marked, records.WHOLE) == whole
+
+
+@given(st.binary() | st.dictionaries(st.just("pieces"), st.integers() | st.lists(st.none() | st.integers())))
+def test_any_named_pieces(values: bytes | Mapping[str, Any]) -> None:
+    """
+    Anything but the numbers of pieces is damaged.
+    """
+    data = values if isinstance(values, bytes) else records.seal(values)
+    with contextlib.suppress(DamagedError):
+        assert isinstance(records.named_pieces(data), range)
+    with contextlib.suppress(DamagedError):
+        assert records.unseal(records.reformatted(data, records.SPILLED))["format"] == 2
 
 
 @given(st.binary())

@@ -477,9 +477,9 @@ def test_newer_record(root: Path, reopen: Callable[..., Snapshotter]) -> None:
     A store with a record of a newer release is neither opened nor changed.
     """
     newer = make(root, None, "fs", "layer")
-    os.setxattr(newer, XATTR, records.seal({"format": 2, "id": LOST, "state": "removed"}))
+    os.setxattr(newer, XATTR, records.seal({"format": 3, "id": LOST, "state": "removed"}))
     with pytest.raises(
-        FailedPreconditionError, match="format 2 was written by a newer release; this one reads up to 1"
+        FailedPreconditionError, match="format 3 was written by a newer release; this one reads up to 2"
     ):
         reopen()
     assert set(os.listdir(newer)) == {"fs", "layer"}
