@@ -17,7 +17,15 @@
 #include <sys/vfs.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
+#include <time.h>
 #include <unistd.h>
+
+#define PYBTRFS_LARGEST_ITEM (1 << 16) /* bytes; an item is smaller than a node, and no node is larger */
+#define PYBTRFS_SEARCH_SIZE (1 << 17)  /* bytes */
+#define PYBTRFS_ONE_INODE 512          /* bytes, for one inode item and its header */
+#define PYBTRFS_MANY_INODES (1 << 16)  /* bytes */
+#define PYBTRFS_CLOSE 4                /* inode numbers; near enough to read all in between */
+#define PYBTRFS_BLOCK 4096             /* bytes */
 
 #define PYBTRFS_DIRECTORY (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
 
@@ -354,38 +362,272 @@ int64_t pybtrfs_read_mounts(uint64_t namespace_id, uint32_t major, uint32_t mino
     return used;
 }
 
+/* Read the next item. Return 1, 0 if there is none, or -EIO if the buffer ends before the item does. */
+static int pybtrfs_next_item(struct pybtrfs_items *items, struct pybtrfs_ioctl_search_header *header, const char **data)
+{
+    if (items->count == 0)
+        return 0;
+    if ((size_t)(items->end - items->next) < sizeof(*header))
+        return -EIO;
+    memcpy(header, items->next, sizeof(*header));
+    *data = items->next + sizeof(*header);
+    if ((size_t)(items->end - *data) < header->len)
+        return -EIO;
+    items->next = *data + header->len;
+    items->count--;
+    return 1;
+}
+
 int64_t pybtrfs_keep_changed(char *items, uint32_t size, uint32_t count, uint64_t transid,
                              struct pybtrfs_ioctl_search_header *last, uint32_t *sizes)
 {
-    const char *from = items;
-    const char *end = items + size;
+    struct pybtrfs_items rest = {items, items + size, count};
+    const char *from = items, *data;
     char *to = items;
     int64_t kept = 0;
+    int result;
 
-    while (count--) {
-        size_t length = sizeof(*last);
-        if ((size_t)(end - from) < length)
-            return -EIO;
-        memcpy(last, from, length);
-        length += last->len;
-        if ((size_t)(end - from) < length)
-            return -EIO;
+    for (; (result = pybtrfs_next_item(&rest, last, &data)) > 0; from = rest.next) {
         int inode = last->type == PYBTRFS_INODE_ITEM_KEY;
         if ((inode || last->type == PYBTRFS_EXTENT_DATA_KEY) && last->len >= 2 * sizeof(uint64_t)) {
             uint64_t changed;
             /* Both items begin with the generation; in an inode, the transid of its last change follows. */
-            memcpy(&changed, from + sizeof(*last) + (inode ? sizeof(changed) : 0), sizeof(changed));
+            memcpy(&changed, data + (inode ? sizeof(changed) : 0), sizeof(changed));
             if (le64toh(changed) > transid) {
-                memmove(to, from, length);
-                to += length;
+                memmove(to, from, (size_t)(rest.next - from));
+                to += rest.next - from;
                 kept++;
             }
         }
-        from += length;
     }
     sizes[0] = (uint32_t)(to - items);
-    sizes[1] = (uint32_t)(from - items);
-    return kept;
+    sizes[1] = (uint32_t)(rest.next - items);
+    return result < 0 ? result : kept;
+}
+
+/* Search the range of *key in a buffer of the given size. Return 0 or -errno. */
+static int pybtrfs_search(int fd, const struct pybtrfs_ioctl_search_key *key, struct pybtrfs_ioctl_search_args_v2 *search,
+                          size_t size, struct pybtrfs_items *items)
+{
+    search->key = *key;
+    search->buf_size = size;
+    int result = pybtrfs_ioctl(fd, PYBTRFS_IOC_TREE_SEARCH_V2, search);
+    if (result < 0)
+        return result;
+    const char *found = (const char *)search->buf;
+    *items = (struct pybtrfs_items){found, found + size, search->key.nr_items};
+    return 0;
+}
+
+/*
+ * Read the inode item of *inode* in the base. Return 1, 0 if the base has no such inode, or -errno.
+ *
+ * The inodes are asked for in ascending order, so each search continues where the one before ended. Few of the inodes
+ * may have changed, so a search reads one inode. If the next inodes are close, each search reads eight times as much.
+ */
+static int pybtrfs_read_base_inode(int fd, struct pybtrfs_changes *changes, uint64_t inode,
+                                   struct pybtrfs_inode_item *item)
+{
+    struct pybtrfs_items *items = &changes->base_items;
+    uint64_t distance = inode - changes->base_inode;
+    changes->base_inode = inode;
+
+    for (int searched = changes->base_complete;; searched = 1) {
+        struct pybtrfs_items rest = *items;
+        struct pybtrfs_ioctl_search_header header;
+        const char *data;
+        int result;
+        while ((result = pybtrfs_next_item(&rest, &header, &data)) > 0 && header.objectid <= inode) {
+            *items = rest;
+            if (header.objectid == inode && header.type == PYBTRFS_INODE_ITEM_KEY) {
+                if (header.len < sizeof(*item))
+                    return -EUCLEAN;
+                memcpy(item, data, sizeof(*item));
+                return 1;
+            }
+        }
+        if (result != 0 || searched)
+            return result < 0 ? result : 0;
+
+        if (!changes->base_search &&
+            !(changes->base_search = malloc(sizeof(*changes->base_search) + PYBTRFS_MANY_INODES)))
+            return -ENOMEM;
+        if (distance > PYBTRFS_CLOSE)
+            changes->base_size = PYBTRFS_ONE_INODE;
+        else
+            changes->base_size = changes->base_size < PYBTRFS_MANY_INODES / 8 ? 8 * changes->base_size : PYBTRFS_MANY_INODES;
+        struct pybtrfs_ioctl_search_key key = {.tree_id = changes->tree.base_id,
+                                               .min_objectid = inode,
+                                               .max_objectid = changes->tree.key.max_objectid,
+                                               .max_offset = UINT64_MAX,
+                                               .max_transid = UINT64_MAX,
+                                               .min_type = PYBTRFS_INODE_ITEM_KEY,
+                                               .max_type = UINT8_MAX,
+                                               .nr_items = UINT32_MAX};
+        result = pybtrfs_search(fd, &key, changes->base_search, changes->base_size, items);
+        if (result < 0 && result != -EOVERFLOW) /* an item that does not fit is no inode item */
+            return result;
+        changes->base_complete = result == 0 && items->count == 0;
+    }
+}
+
+/* Return the slot with *bytenr in a table of extents, or the free slot for it. */
+static uint64_t *pybtrfs_find_slot(uint64_t *extents, size_t slots, uint64_t bytenr)
+{
+    size_t slot = (size_t)(bytenr * 0x9E3779B97F4A7C15 >> 32); /* Fibonacci hashing */
+    while (extents[slot &= slots - 1] && extents[slot] != bytenr)
+        slot++;
+    return &extents[slot];
+}
+
+/* Add an extent to the set of counted extents. Return 1, 0 if the set has it already, or -ENOMEM. */
+static int pybtrfs_add_extent(struct pybtrfs_changes *changes, uint64_t bytenr)
+{
+    if (changes->extent_count == changes->extent_slots / 2) {
+        size_t slots = changes->extent_slots ? 2 * changes->extent_slots : 512;
+        uint64_t *larger = calloc(slots, sizeof(*larger));
+        if (!larger)
+            return -ENOMEM;
+        for (size_t i = 0; i < changes->extent_slots; i++)
+            if (changes->extents[i])
+                *pybtrfs_find_slot(larger, slots, changes->extents[i]) = changes->extents[i];
+        free(changes->extents);
+        changes->extents = larger;
+        changes->extent_slots = slots;
+    }
+    uint64_t *slot = pybtrfs_find_slot(changes->extents, changes->extent_slots, bytenr);
+    if (*slot)
+        return 0;
+    *slot = bytenr;
+    changes->extent_count++;
+    return 1;
+}
+
+/* Add size to *sum. Return 0 or -EOVERFLOW. */
+static int pybtrfs_add(uint64_t *sum, uint64_t size)
+{
+    return __builtin_add_overflow(*sum, size, sum) ? -EOVERFLOW : 0;
+}
+
+/* Add an inode to the sums. Return 0 or -errno. */
+static int pybtrfs_sum_inode(int fd, struct pybtrfs_changes *changes, const struct pybtrfs_ioctl_search_header *header,
+                             const char *data)
+{
+    struct pybtrfs_inode_item now, before;
+    if (header->len < sizeof(now))
+        return -EUCLEAN;
+    memcpy(&now, data, sizeof(now));
+    if (le64toh(now.transid) <= changes->tree.transid || now.nlink == 0)
+        return 0;
+
+    int changed = 1, modified = 1;
+    if (changes->tree.base_id && le64toh(now.generation) <= changes->tree.transid) {
+        int found = pybtrfs_read_base_inode(fd, changes, header->objectid, &before);
+        if (found < 0)
+            return found;
+        if (found && now.mode == before.mode && now.uid == before.uid && now.gid == before.gid &&
+            now.rdev == before.rdev) {
+            if (S_ISDIR(le32toh(now.mode))) {
+                changed = modified = 0; /* a change of the entries is none of the directory */
+            } else if (now.size == before.size && now.nlink == before.nlink) {
+                changed = memcmp(&now.ctime, &before.ctime, sizeof(now.ctime)) != 0;
+                modified = memcmp(&now.mtime, &before.mtime, sizeof(now.mtime)) != 0;
+            }
+        }
+    }
+    changes->changed_inodes += changed;
+    changes->modified_inodes += modified;
+    uint64_t size = le64toh(now.nbytes), padding = -size % PYBTRFS_BLOCK;
+    if (!modified)
+        return 0;
+    return pybtrfs_add(&size, padding) || pybtrfs_add(&changes->modified_bytes, size) ? -EOVERFLOW : 0;
+}
+
+/* Add a file extent to the sums. Return 0 or -errno. */
+static int pybtrfs_sum_extent(struct pybtrfs_changes *changes, const struct pybtrfs_ioctl_search_header *header,
+                              const char *data)
+{
+    const size_t inline_data = offsetof(struct pybtrfs_file_extent_item, disk_bytenr);
+    struct pybtrfs_file_extent_item extent = {0};
+    if (header->len < inline_data)
+        return -EUCLEAN;
+    memcpy(&extent, data, header->len < sizeof(extent) ? header->len : sizeof(extent));
+    if (le64toh(extent.generation) <= changes->tree.transid)
+        return 0;
+    if (extent.type == PYBTRFS_FILE_EXTENT_INLINE)
+        return pybtrfs_add(&changes->disk_bytes, header->len - inline_data);
+    if (header->len < sizeof(extent) ||
+        (extent.type != PYBTRFS_FILE_EXTENT_REG && extent.type != PYBTRFS_FILE_EXTENT_PREALLOC))
+        return -EUCLEAN;
+    if (extent.disk_bytenr == 0)
+        return 0; /* a hole */
+    int added = pybtrfs_add_extent(changes, le64toh(extent.disk_bytenr));
+    return added <= 0 ? added : pybtrfs_add(&changes->disk_bytes, le64toh(extent.disk_num_bytes));
+}
+
+int pybtrfs_sum_items(int fd, struct pybtrfs_changes *changes)
+{
+    for (;;) {
+        struct pybtrfs_items rest = changes->items;
+        const char *data;
+        int result = pybtrfs_next_item(&rest, &changes->last, &data);
+        if (result <= 0)
+            return result;
+        if (changes->last.type == PYBTRFS_INODE_ITEM_KEY)
+            result = pybtrfs_sum_inode(fd, changes, &changes->last, data);
+        else if (changes->last.type == PYBTRFS_EXTENT_DATA_KEY)
+            result = pybtrfs_sum_extent(changes, &changes->last, data);
+        if (result < 0)
+            return result;
+        changes->items = rest;
+    }
+}
+
+static int64_t pybtrfs_nanoseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+int pybtrfs_sum_changes(int fd, struct pybtrfs_changes *changes, int64_t nanoseconds)
+{
+    struct pybtrfs_ioctl_search_key *key = &changes->tree.key;
+    struct pybtrfs_items *items = &changes->items;
+    int64_t began = pybtrfs_nanoseconds();
+
+    if (!changes->search && !(changes->search = malloc(sizeof(*changes->search) + PYBTRFS_SEARCH_SIZE)))
+        return -ENOMEM;
+    do {
+        int result = 0;
+        if (items->count == 0) {
+            result = pybtrfs_search(fd, key, changes->search, PYBTRFS_SEARCH_SIZE, items);
+            if (result == 0 && items->count == 0)
+                return 0;
+        }
+        if (result == 0)
+            result = pybtrfs_sum_items(fd, changes);
+        if (result < 0)
+            return result == -EINTR ? 1 : result;
+        if (items->end - items->next >= PYBTRFS_LARGEST_ITEM)
+            return 0; /* the next item would have fitted */
+        key->min_objectid = changes->last.objectid;
+        key->min_type = changes->last.type;
+        key->min_offset = changes->last.offset + 1;
+        if (key->min_offset == 0 && ++key->min_type > UINT8_MAX) {
+            key->min_type = 0;
+            if (++key->min_objectid == 0)
+                return 0;
+        }
+    } while (pybtrfs_nanoseconds() - began < nanoseconds);
+    return 1;
+}
+
+void pybtrfs_free_changes(struct pybtrfs_changes *changes)
+{
+    free(changes->search);
+    free(changes->base_search);
+    free(changes->extents);
 }
 
 /* Set the name of *subvolume, cut to the size of the field. */

@@ -37,6 +37,45 @@ struct pybtrfs_subvolume {
     uint8_t received_uuid[16];
 };
 
+/* Items of a tree search that are yet to be read: count items in the bytes from next to end. */
+struct pybtrfs_items {
+    const char *next;
+    const char *end;
+    uint32_t count;
+};
+
+/* A tree in which to search for changes after transid. base_id is the tree to compare it with, or 0. */
+struct pybtrfs_changed_tree {
+    struct pybtrfs_ioctl_search_key key;
+    uint64_t transid;
+    uint64_t base_id;
+};
+
+/* The changes of trees, as pybtrfs_sum_changes adds them up. Zero at first. Only the first tree may have a base. */
+struct pybtrfs_changes {
+    /* The tree that is searched; the caller replaces it by the next when it ends. */
+    struct pybtrfs_changed_tree tree;
+    /* The sums. */
+    uint64_t disk_bytes;
+    uint64_t changed_inodes;
+    uint64_t modified_inodes;
+    uint64_t modified_bytes;
+    /* The search, its remaining items, and the item before them. */
+    struct pybtrfs_ioctl_search_args_v2 *search;
+    struct pybtrfs_items items;
+    struct pybtrfs_ioctl_search_header last;
+    /* The search of the base, its remaining items and size, the last inode looked up, and whether no item follows. */
+    struct pybtrfs_ioctl_search_args_v2 *base_search;
+    struct pybtrfs_items base_items;
+    size_t base_size;
+    uint64_t base_inode;
+    int base_complete;
+    /* The disk_bytenr of each extent in disk_bytes: a hash table, in which 0 is a free slot. */
+    uint64_t *extents;
+    size_t extent_count;
+    size_t extent_slots;
+};
+
 /* Issue an ioctl. Return its result or -errno. */
 int pybtrfs_ioctl(int fd, unsigned long request, void *argument);
 
@@ -165,6 +204,25 @@ int64_t pybtrfs_read_mounts(uint64_t namespace_id, uint32_t major, uint32_t mino
  */
 int64_t pybtrfs_keep_changed(char *items, uint32_t size, uint32_t count, uint64_t transid,
                              struct pybtrfs_ioctl_search_header *last, uint32_t *sizes);
+
+/*
+ * Search changes->tree with BTRFS_IOC_TREE_SEARCH_V2 on fd, and add its changes to *changes.
+ *
+ * Inodes and file extents that changed after the transid count, but no unlinked inode and no hole. An extent counts
+ * once, even if several files or trees reference it. An inode that was created before is looked up in the base, and
+ * counts if it differs from the inode there.
+ *
+ * Return 0 at the end of the tree, or 1 if the given time has passed or a signal came: call again to continue. Return
+ * -errno on failure: -EIO if the kernel returned fewer items than it counted, -EUCLEAN if an item is damaged, and
+ * -EOVERFLOW if a sum does not fit.
+ */
+int pybtrfs_sum_changes(int fd, struct pybtrfs_changes *changes, int64_t nanoseconds);
+
+/* Add changes->items to the sums, as a step of pybtrfs_sum_changes. Return 0, or -errno and keep the item at fault. */
+int pybtrfs_sum_items(int fd, struct pybtrfs_changes *changes);
+
+/* Free the memory of *changes, but not *changes itself. */
+void pybtrfs_free_changes(struct pybtrfs_changes *changes);
 
 /* Convert a result of BTRFS_IOC_GET_SUBVOL_INFO. */
 void pybtrfs_read_info(const struct pybtrfs_ioctl_get_subvol_info_args *info, struct pybtrfs_subvolume *subvolume);

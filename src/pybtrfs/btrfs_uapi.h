@@ -134,12 +134,50 @@ struct pybtrfs_ioctl_subvol_wait {
 #define PYBTRFS_ROOT_ITEM_KEY 132
 #define PYBTRFS_ROOT_BACKREF_KEY 144
 
+#define PYBTRFS_FILE_EXTENT_INLINE 0
+#define PYBTRFS_FILE_EXTENT_REG 1
+#define PYBTRFS_FILE_EXTENT_PREALLOC 2
+
 /* Items on disk: little-endian and packed. */
 #pragma pack(push, 1)
 
 struct pybtrfs_timespec {
     uint64_t sec;
     uint32_t nsec;
+};
+
+struct pybtrfs_inode_item {
+    uint64_t generation;
+    uint64_t transid;
+    uint64_t size;
+    uint64_t nbytes;
+    uint64_t block_group;
+    uint32_t nlink;
+    uint32_t uid;
+    uint32_t gid;
+    uint32_t mode;
+    uint64_t rdev;
+    uint64_t flags;
+    uint64_t sequence;
+    uint64_t reserved[4];
+    struct pybtrfs_timespec atime;
+    struct pybtrfs_timespec ctime;
+    struct pybtrfs_timespec mtime;
+    struct pybtrfs_timespec otime;
+};
+
+/* The data of an inline extent takes the place of the fields from disk_bytenr on. */
+struct pybtrfs_file_extent_item {
+    uint64_t generation;
+    uint64_t ram_bytes;
+    uint8_t compression;
+    uint8_t encryption;
+    uint16_t other_encoding;
+    uint8_t type;
+    uint64_t disk_bytenr;
+    uint64_t disk_num_bytes;
+    uint64_t offset;
+    uint64_t num_bytes;
 };
 
 struct pybtrfs_root_item {
@@ -516,6 +554,9 @@ _Static_assert(offsetof(struct pybtrfs_ioctl_get_subvol_info_args, ctime) == 376
 _Static_assert(sizeof(struct pybtrfs_ioctl_get_subvol_rootref_args) == 4096, "get_subvol_rootref_args");
 _Static_assert(sizeof(struct pybtrfs_ioctl_received_subvol_args) == 200, "received_subvol_args");
 _Static_assert(sizeof(struct pybtrfs_ioctl_subvol_wait) == 16, "subvol_wait");
+_Static_assert(sizeof(struct pybtrfs_inode_item) == 160, "inode_item");
+_Static_assert(sizeof(struct pybtrfs_file_extent_item) == 53, "file_extent_item");
+_Static_assert(offsetof(struct pybtrfs_file_extent_item, disk_bytenr) == 21, "file_extent_item.disk_bytenr");
 _Static_assert(sizeof(struct pybtrfs_root_item) == 439, "root_item");
 _Static_assert(sizeof(struct pybtrfs_root_ref) == 18, "root_ref");
 _Static_assert(sizeof(struct pybtrfs_ioctl_search_key) == 104, "search_key");

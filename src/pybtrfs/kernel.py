@@ -31,6 +31,8 @@ _PRIVILEGES = {
     "FS_IOC_SETFLAGS": "ownership, or CAP_FOWNER; CAP_LINUX_IMMUTABLE for immutable and append-only",
 }
 
+SUM_NANOSECONDS = 50_000_000  # in C at a time, because Python's signal handlers run between the calls
+
 # Only these ioctls are interrupted by signals, and only these can be repeated without a second effect.
 _WAITS = ("BTRFS_IOC_SUBVOL_SYNC_WAIT", "BTRFS_IOC_QUOTA_RESCAN_WAIT")
 
@@ -80,6 +82,13 @@ class Kernel(Protocol):
     def info_ioctl(self, fd: int, name: str, subvolume: CData, /) -> None:
         """
         Issue the ioctl *name*, ``BTRFS_IOC_GET_SUBVOL_INFO``, on *fd*, and fill a ``struct pybtrfs_subvolume``.
+        """
+
+    def sum_ioctl(self, fd: int, name: str, changes: CData, /) -> bool:
+        """
+        Issue the ioctl *name*, ``BTRFS_IOC_TREE_SEARCH_V2``, on *fd* for some time, and add to a struct of sums.
+
+        Return whether a part of the tree is left.
         """
 
     def fstat_ino(self, fd: int, /) -> int:
@@ -149,6 +158,10 @@ class _Linux:
             raise _bad_descriptor(fd) from error
         if result < 0:
             check(result, name)
+
+    def sum_ioctl(self, fd: int, name: str, changes: CData, /) -> bool:
+        result = call(lib.pybtrfs_sum_changes, fd, changes, SUM_NANOSECONDS)
+        return bool(check(result, name, privilege(name)))
 
     def fstat_ino(self, fd: int, /) -> int:
         try:

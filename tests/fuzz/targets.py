@@ -4,8 +4,10 @@ The fuzz targets: a function for each decoder that takes any bytes, and raises i
 
 import asyncio
 import contextlib
+import errno
 import inspect
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -130,6 +132,101 @@ def _is_changed(item: items.Item, transid: int) -> bool:
     if item.type not in (items.INODE_ITEM_KEY, items.EXTENT_DATA_KEY) or len(item.data) < 16:
         return False
     return bool(struct.unpack_from("<QQ", item.data)[item.type == items.INODE_ITEM_KEY] > transid)
+
+
+def sum_items(data: bytes) -> None:
+    """
+    Check that the compiled module adds up the same items as Python, and reads nothing beyond the two buffers.
+    """
+    count, base_count, transid = int.from_bytes(data[:1]), int.from_bytes(data[1:2]), int.from_bytes(data[2:10])
+    cut = 12 + int.from_bytes(data[10:12])
+    buffer, base = data[12:cut], data[cut:]
+    changes = ffi.new("struct pybtrfs_changes *")
+    changes.tree.transid, changes.tree.base_id, changes.base_complete = transid, 1, 1
+    memories = []
+    for left, content, number in ((changes.items, buffer, count), (changes.base_items, base, base_count)):
+        memory = ffi.new("char[]", len(content))
+        ffi.buffer(memory)[:] = content
+        memories.append(memory)
+        left.next, left.end, left.count = memory, memory + len(content), number
+    try:
+        result = lib.pybtrfs_sum_items(-1, changes)
+        sums = changes.disk_bytes, changes.changed_inodes, changes.modified_inodes, changes.modified_bytes
+    finally:
+        lib.pybtrfs_free_changes(changes)
+    try:
+        expected = _sums(tree_search.split(count, buffer), _Base(tree_search.split(base_count, base)), transid)
+    except OSError as error:
+        assert result == -(error.errno or 0)
+    else:
+        assert (result, sums) == (0, expected)
+
+
+class _Base:
+    """
+    The inode items of a search, which are looked up in ascending order.
+    """
+
+    def __init__(self, found: Iterator[items.Item]) -> None:
+        self._found = found
+        self._next: items.Item | None = None
+
+    def find(self, number: int) -> bytes | None:
+        while (item := self._next or next(self._found, None)) and item.objectid <= number:
+            self._next = None
+            if item.objectid == number and item.type == items.INODE_ITEM_KEY:
+                return _long_enough(item.data, 160)
+        self._next = item
+        return None
+
+
+def _sums(found: Iterator[items.Item], base: _Base, transid: int) -> tuple[int, int, int, int]:
+    size = changed = modified = blocks = 0
+    extents = set()
+    for item in found:
+        if item.type == items.INODE_ITEM_KEY:
+            now = items.inode_item(_long_enough(item.data, 160))
+            if now.transid <= transid or not now.nlink:
+                continue
+            before = base.find(item.objectid) if now.generation <= transid else None
+            changed += before is None or _differs(item.data, before, slice(124, 136))
+            if before is None or _differs(item.data, before, slice(136, 148)):
+                modified += 1
+                blocks = _bounded(blocks + _bounded(-(-now.nbytes // 4096) * 4096))
+        elif item.type == items.EXTENT_DATA_KEY:
+            (generation,) = struct.unpack_from("<Q", _long_enough(item.data, 21))
+            if generation <= transid:
+                continue
+            try:
+                extent = items.extent_data(item.data)
+            except ValueError as error:
+                raise OSError(errno.EUCLEAN, "damaged") from error
+            if isinstance(extent, items.InlineExtent):
+                size = _bounded(size + len(extent.data))
+            elif extent.disk_bytenr and extent.disk_bytenr not in extents:
+                extents.add(extent.disk_bytenr)
+                size = _bounded(size + extent.disk_num_bytes)
+    return size, changed, modified, blocks
+
+
+def _differs(now: bytes, before: bytes, time: slice) -> bool:
+    after, old = items.inode_item(now), items.inode_item(before)
+    if (after.mode, after.uid, after.gid, after.rdev) != (old.mode, old.uid, old.gid, old.rdev):
+        return True
+    same = (after.size, after.nlink, now[time]) == (old.size, old.nlink, before[time])
+    return not (stat.S_ISDIR(after.mode) or same)
+
+
+def _long_enough(data: bytes, size: int) -> bytes:
+    if len(data) < size:
+        raise OSError(errno.EUCLEAN, "damaged")
+    return data
+
+
+def _bounded(total: int) -> int:
+    if total >= 1 << 64:
+        raise OSError(errno.EOVERFLOW, "too large")
+    return total
 
 
 def read_subvolumes(data: bytes) -> None:
@@ -326,6 +423,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "extent_data": extent_data,
     "search_results": search_results,
     "keep_changed": keep_changed,
+    "sum_items": sum_items,
     "read_subvolumes": read_subvolumes,
     "read_info": read_info,
     "arguments": arguments,

@@ -18,7 +18,8 @@ from tests.fuzz.targets import TARGETS, corpus
 
 allocated = ctypes.CDLL(None).__sanitizer_get_current_allocated_bytes
 allocated.restype = ctypes.c_size_t
-inputs = [(TARGETS[name], list(corpus(name))) for name in ("keep_changed", "read_subvolumes", "read_info", "arguments")]
+names = "keep_changed", "sum_items", "read_subvolumes", "read_info", "arguments"
+inputs = [(TARGETS[name], list(corpus(name))) for name in names]
 used = (ctypes.c_size_t * 8)()
 for turn in range(8):
     for target, data in inputs:

@@ -138,6 +138,21 @@ CASES = [
         label="nothing",
     ),
     Case(
+        "tree_search_v2_sum",
+        lambda e: ioctl.tree_search_v2_sum(e.mine, ioctl.ChangedTree(SEARCH, 0)),
+        lambda e, found: found[1] > 0 and found[1:3] == (found[1], found[1]),
+        errno.EPERM,
+    ),
+    Case(
+        "tree_search_v2_sum",
+        lambda e: ioctl.tree_search_v2_sum(
+            e.mine, ioctl.ChangedTree(SEARCH, 1 << 60), [ioctl.ChangedTree(SEARCH._replace(tree_id=1 << 40), 0)]
+        ),
+        lambda e, found: found == (0, 0, 0, 0),
+        errno.EPERM,
+        label="nothing",
+    ),
+    Case(
         "tree_search_v2_subvolumes",
         lambda e: ioctl.tree_search_v2_subvolumes(e.mine, ROOTS, 8192),
         lambda e, found: next(found[0])[0] == 5 and found[1][0] >= 5,
@@ -241,7 +256,7 @@ def refuses(case: Case, e: SimpleNamespace, unprivileged: Callable[..., Any]) ->
         unprivileged(case.call, e)
     assert caught.value.errno == case.refused
     notes = caught.value.__notes__
-    own_name = re.sub("_(in|by_id|changed|subvolumes)$", "", case.name)
+    own_name = re.sub("_(in|by_id|changed|subvolumes|sum)$", "", case.name)
     assert notes[0].removeprefix("BTRFS_IOC_").removeprefix("FS_IOC_").lower() in (case.name, own_name)
     if case.refused == errno.EPERM:
         assert notes[1].startswith("needs ")

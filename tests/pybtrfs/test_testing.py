@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybtrfs import filesystem, kernel, subvolume, syscall
+from pybtrfs import filesystem, kernel, subvolume, syscall, tree_search
 from pybtrfs.errors import NotBtrfsError
 from pybtrfs.testing import copy_tree, remove_tree
 from pybtrfs.testing import fake_btrfs as fake_btrfs_of
@@ -245,6 +245,23 @@ def test_what_is_renamed_or_removed_by_others(fake_btrfs: Path) -> None:
     (fake_btrfs / "b/moved").mkdir()
     assert not subvolume.is_subvolume(fake_btrfs / "b/moved")
     assert [entry.path for entry in subvolume.iterate(fake_btrfs)] == ["b"]
+
+
+@pytest.mark.parametrize(("privileged", "refusal"), [(True, errno.ENOTTY), (False, errno.EPERM)])
+def test_searches_of_files(tmp_path: Path, privileged: bool, refusal: int) -> None:
+    """
+    A search for changed files is refused as on a kernel without the ioctl, or for want of a privilege.
+
+    Other files reach the real kernel.
+    """
+    with fake_btrfs_of(tmp_path, privileged=privileged):
+        subvolume.create(tmp_path / "a")
+        for search in (tree_search.sum_changes, lambda *arguments: list(tree_search.search_changes(*arguments))):
+            with pytest.raises(OSError) as caught:
+                search(tmp_path / "a", 0)
+            assert caught.value.errno == refusal
+            with pytest.raises(NotBtrfsError):
+                search("/proc", 0)
 
 
 def test_a_copy_in_its_source(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ Tree searches on real btrfs.
 
 import errno
 import os
+import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,17 @@ from pybtrfs import filesystem, ioctl, items, kernel, subvolume, tree_search
 from pybtrfs._ffi import ffi
 from pybtrfs.errors import NotBtrfsError
 from pybtrfs.items import DirItem, FileExtent, InlineExtent, InodeItem, InodeRef, Item, Key
-from pybtrfs.tree_search import MAX, MAX_KEY, MIN_KEY, search, search_changes, search_files, search_subvolumes
+from pybtrfs.tree_search import (
+    MAX,
+    MAX_KEY,
+    MIN_KEY,
+    Changes,
+    search,
+    search_changes,
+    search_files,
+    search_subvolumes,
+    sum_changes,
+)
 
 pytestmark = pytest.mark.btrfs
 
@@ -233,6 +246,159 @@ def test_changes_need_privilege(files: Path, tmp_path: Path, unprivileged: Calla
     with pytest.raises(PermissionError) as caught:
         unprivileged(lambda: list(search_changes(files, 0)))
     assert caught.value.__notes__ == ["BTRFS_IOC_TREE_SEARCH_V2", "needs CAP_SYS_ADMIN"]
+
+
+def test_sums(files: Path) -> None:
+    """
+    The sums of a subvolume, of a snapshot against its base, and of several trees, are those of the items.
+    """
+    inline, large = sum(range(300)), 1 << 20
+    everything = Changes(inline + large, 302, 302, sum(blocks(path) for path in files.iterdir()) - large)
+    assert sum_changes(files, 0) == everything
+    assert sum_changes(files.parent, 0, tree_id=subvolume.get_id(files)) == everything
+    child = files.parent / "child"
+    subvolume.snapshot(files, child)
+    base_id, since = subvolume.get_id(files), subvolume.get_info(child).otransid
+    assert sum_changes(child, since, base_id=base_id) == Changes(0, 0, 0, 0)
+    (child / "new").write_bytes(os.urandom(5000))
+    (child / "file 7").chmod(0o600)
+    os.setxattr(child / "file 8", "user.a", b"b")
+    (child / "file 9").unlink()
+    filesystem.sync(child)
+    changes = Changes(8192, 3, 2, 8192 + 4096)
+    assert sum_changes(child, since, base_id=base_id) == changes
+    # Without a base, the root and the file whose attribute changed count as modified, too.
+    assert sum_changes(child, since) == Changes(8192, 4, 4, 8192 + 2 * 4096)
+    subvolume.create(child / "nested")
+    (child / "nested" / "file").write_bytes(b"12345")
+    os.link(child / "new", child / "new link")
+    filesystem.sync(child)
+    others = [(1 << 40, 0), (subvolume.get_id(child / "nested"), 0), (subvolume.get_id(child), since)]
+    total = sum_changes(child, since, base_id=base_id, others=others)
+    assert total.disk_bytes == 8192 + 5  # the extent of the first tree counts once
+
+
+def blocks(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def test_sums_in_turns(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A sum returns to Python after some time, so that signals are handled, and continues where it was.
+    """
+    for number in range(3000):
+        (files / f"more {number}").write_bytes(b"x" * 100)
+    filesystem.sync(files)
+    whole = sum_changes(files, 0)
+    calls = 0
+    call = kernel.current.sum_ioctl
+
+    def counted(*arguments: Any) -> bool:
+        nonlocal calls
+        calls += 1
+        return call(*arguments)
+
+    monkeypatch.setattr(kernel.current, "sum_ioctl", counted)
+    monkeypatch.setattr(kernel, "SUM_NANOSECONDS", 1 << 62)
+    assert sum_changes(files, 0) == whole
+    assert calls == 1
+    monkeypatch.setattr(kernel, "SUM_NANOSECONDS", 0)
+    assert sum_changes(files, 0) == whole
+    assert calls > 5
+
+    def interrupted(*arguments: Any) -> bool:
+        signal.raise_signal(signal.SIGINT)
+        return call(*arguments)
+
+    monkeypatch.setattr(kernel.current, "sum_ioctl", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sum_changes(files, 0)
+
+
+def test_refused_sums(files: Path, tmp_path: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    A missing subvolume, a missing base, another filesystem and a missing privilege raise different errors.
+    """
+    (files / "file 1").chmod(0o600)
+    filesystem.sync(files)
+    for options in ({"tree_id": 1 << 40}, {"base_id": 1 << 40}):
+        with pytest.raises(FileNotFoundError):
+            sum_changes(files, subvolume.get_info(files).otransid, **options)
+    with pytest.raises(NotBtrfsError):
+        sum_changes(tmp_path, 0)
+    with pytest.raises(PermissionError) as caught:
+        unprivileged(lambda: sum_changes(files, 0))
+    assert caught.value.__notes__ == ["BTRFS_IOC_TREE_SEARCH_V2", "needs CAP_SYS_ADMIN"]
+    assert caught.value.filename == files
+
+
+FAULTY_KERNEL = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include "btrfs_uapi.h"
+
+int ioctl(int fd, unsigned long request, ...)
+{
+    static int calls;
+    va_list arguments;
+    va_start(arguments, request);
+    struct pybtrfs_ioctl_search_args_v2 *search = va_arg(arguments, void *);
+    va_end(arguments);
+    int (*next)(int, unsigned long, ...) = dlsym(RTLD_NEXT, "ioctl");
+    if (request != PYBTRFS_IOC_TREE_SEARCH_V2)
+        return next(fd, request, search);
+    int error = atoi(getenv("FAULT")), faulty = ++calls % atoi(getenv("EVERY")) == 0;
+    if (faulty && error) {
+        errno = error;
+        return -1;
+    }
+    int result = next(fd, request, search);
+    if (faulty)
+        search->key.nr_items += 1 << 20;
+    return result;
+}
+"""
+
+SUM = """
+import sys
+from pybtrfs import subvolume, tree_search
+
+_, target, base, transid = sys.argv
+try:
+    print(tuple(tree_search.sum_changes(target, int(transid), base_id=int(base))))
+except OSError as error:
+    print(error.errno)
+"""
+
+
+def test_sums_of_a_faulty_kernel(files: Path, tmp_path: Path) -> None:
+    """
+    An interrupted search is repeated, and every other fault is an error, in the subvolume and in the base.
+    """
+    (tmp_path / "faulty.c").write_text(FAULTY_KERNEL)
+    include = Path(tree_search.__file__).parent
+    library = tmp_path / "faulty.so"
+    subprocess.run(["cc", "-shared", "-fPIC", f"-I{include}", "-o", library, tmp_path / "faulty.c"], check=True)
+    child = files.parent / "child"
+    subvolume.snapshot(files, child)
+    for path in child.iterdir():
+        path.chmod(0o600)
+    filesystem.sync(child)
+    base_id, since = subvolume.get_id(files), subvolume.get_info(child).otransid
+
+    def summed(fault: int, every: int) -> str:
+        environment = os.environ | {"LD_PRELOAD": str(library), "FAULT": str(fault), "EVERY": str(every)}
+        argv = [sys.executable, "-c", SUM, str(child), str(base_id), str(since)]
+        return subprocess.run(argv, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert summed(errno.EINTR, 2) == str(tuple(sum_changes(child, since, base_id=base_id)))
+    for every in (1, 2, 3):
+        assert summed(errno.ENOMEM, every) == str(errno.ENOMEM)
+        assert summed(errno.EIO, every) == str(errno.EIO)
+        assert summed(0, every) == str(errno.EIO)  # fewer items than counted
 
 
 @pytest.mark.parametrize("form", [str, os.fsencode, Path, subvolume.Subvolume])

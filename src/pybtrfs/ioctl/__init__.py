@@ -97,6 +97,7 @@ from pybtrfs.ioctl.subvolume import (
 from pybtrfs.ioctl.tree import (
     LOGICAL_INO_ARGS_IGNORE_OFFSET,
     SEARCH_HEADER,
+    ChangedTree,
     SearchKey,
     ino_lookup,
     ino_lookup_treeid,
@@ -106,6 +107,7 @@ from pybtrfs.ioctl.tree import (
     tree_search_v2,
     tree_search_v2_changed,
     tree_search_v2_subvolumes,
+    tree_search_v2_sum,
 )
 
 __all__ = [
@@ -143,6 +145,7 @@ __all__ = [
     "SUBVOL_SYNC_WAIT_FOR_ONE",
     "SUBVOL_SYNC_WAIT_FOR_QUEUED",
     "VOL_NAME_MAX",
+    "ChangedTree",
     "DevInfo",
     "FsInfo",
     "Inherit",
@@ -193,5 +196,6 @@ __all__ = [
     "tree_search_v2",
     "tree_search_v2_changed",
     "tree_search_v2_subvolumes",
+    "tree_search_v2_sum",
     "wait_sync",
 ]

@@ -12,7 +12,7 @@ from pybtrfs._ffi import call, check, ffi, lib, new, uncleared
 from pybtrfs.ioctl.subvolume import SUBVOLUME, SubvolRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 LOGICAL_INO_ARGS_IGNORE_OFFSET: int = lib.PYBTRFS_LOGICAL_INO_ARGS_IGNORE_OFFSET
 
@@ -80,6 +80,47 @@ def tree_search_v2_changed(
     count = check(kept, "BTRFS_IOC_TREE_SEARCH_V2")
     more = None if sizes[1] + _LARGEST_ITEM <= buf_size else (int(last.objectid), int(last.type), int(last.offset))
     return count, ffi.buffer(items, int(sizes[0]))[:], more
+
+
+class ChangedTree(NamedTuple):
+    """
+    ``struct pybtrfs_changed_tree``.
+
+    Attributes:
+        transid: Only later changes count.
+        base_id: The tree to look up older inodes in; 0 for none.
+    """
+
+    key: SearchKey
+    transid: int
+    base_id: int = 0
+
+
+def tree_search_v2_sum(fd: int, first: ChangedTree, others: Iterable[ChangedTree] = ()) -> tuple[int, int, int, int]:
+    """
+    Search trees like `tree_search_v2`, and sum their inodes and file extents that changed, each extent once.
+
+    A tree of *others* that does not exist is skipped.
+
+    Returns:
+        The size of the extents on disk; the number of changed inodes; the number and the size of modified inodes.
+    """
+    changes = ffi.new("struct pybtrfs_changes *")
+    try:
+        for tree in (first, *others):
+            key, transid, base_id = tree
+            values = {"key": (*key, 0, 0, 0, 0, 0), "transid": transid, "base_id": base_id}
+            changes.tree = new("struct pybtrfs_changed_tree *", values)[0]
+            try:
+                while kernel.current.sum_ioctl(fd, "BTRFS_IOC_TREE_SEARCH_V2", changes):
+                    pass
+            except FileNotFoundError:
+                if tree is first:
+                    raise
+        sums = changes.disk_bytes, changes.changed_inodes, changes.modified_inodes, changes.modified_bytes
+        return int(sums[0]), int(sums[1]), int(sums[2]), int(sums[3])
+    finally:
+        lib.pybtrfs_free_changes(changes)
 
 
 def tree_search_v2_subvolumes(

@@ -185,6 +185,11 @@ class _Kernel:
         else:
             self._real.info_ioctl(fd, name, subvolume)
 
+    def sum_ioctl(self, fd: int, name: str, changes: CData, /) -> bool:
+        if not self._filesystem.has(fd):
+            return self._real.sum_ioctl(fd, name, changes)
+        return bool(self._answer(fd, name, None))
+
     def fstat_ino(self, fd: int, /) -> int:
         return self._filesystem.inode(fd) if self._filesystem.has(fd) else self._real.fstat_ino(fd)
 
@@ -459,6 +464,8 @@ class _Filesystem:
             arguments.path = os.fsencode(os.path.relpath(directory, _path(fd))) + b"/"
 
     def tree_search_v2(self, fd: int, arguments: Any) -> None:
+        if arguments is None:
+            raise _error(errno.ENOTTY)  # a sum, which needs the generations of files
         key = arguments.key
         least = key.min_objectid, key.min_type, key.min_offset
         most = key.max_objectid, key.max_type, key.max_offset

@@ -11,14 +11,9 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 
-from pybtrfs import items, subvolume, tree_search
-from pybtrfs.items import INODE_ITEM_KEY, InlineExtent, InodeItem, Item, Key
+from pybtrfs import subvolume, tree_search
 from pybtrfs.subvolume import SubvolumeInfo, listing
-from pybtrfs.subvolume.files import differs
 from snapshotter.model import Measured, Usage
-
-_BLOCK = 4096
-_ONE_INODE = 512  # size of a search buffer for one inode item with its header, in bytes
 
 
 def measure(fd: int, base_transid: int, parent_fd: int | None) -> Measured:
@@ -32,15 +27,17 @@ def measure(fd: int, base_transid: int, parent_fd: int | None) -> Measured:
     trees, and the added bytes are the sizes of all changed files.
     """
     try:
+        subvolid = subvolume.get_id(fd)
+        parent_id = None if parent_fd is None else subvolume.get_id(parent_fd)
         # The ioctl of `children` costs less than a search, and most subvolumes have no children.
-        nested = tuple(listing.nested(fd, subvolume.get_id(fd))) if any(subvolume.children(fd)) else ()
-        return _search((fd, 0), base_transid, None if parent_fd is None else (parent_fd, 0), nested)
+        nested = tuple(listing.nested(fd, subvolid)) if any(subvolume.children(fd)) else ()
+        return measure_by_id(fd, subvolid, base_transid, parent_id, nested)
     except PermissionError:
         return walk(fd, parent_fd)
 
 
 def measure_by_id(
-    fd: int, subvolid: int, base_transid: int, parent_id: int, nested: Iterable[SubvolumeInfo] = ()
+    fd: int, subvolid: int, base_transid: int, parent_id: int | None, nested: Iterable[SubvolumeInfo] = ()
 ) -> Measured:
     """
     Measure the subvolume *subvolid* against the subvolume *parent_id*, as `measure` does, without opening them.
@@ -54,63 +51,15 @@ def measure_by_id(
     Raises:
         FileNotFoundError: A subvolume is deleted.
     """
-    return _search((fd, subvolid), base_transid, (fd, parent_id), nested)
-
-
-_Tree = tuple[int, int]
-"""A file descriptor, and the id of a subvolume on its filesystem; 0 for the subvolume of the file."""
-
-
-def _search(tree: _Tree, base_transid: int, parent: _Tree | None, nested: Iterable[SubvolumeInfo]) -> Measured:
-    fd, tree_id = tree
-    base_transid = base_transid if parent else 0
-    size = apparent = changed = altered = 0
-    extents: set[int] = set()
-    searches = [(tree_search.search_changes(fd, base_transid, tree_id=tree_id), parent)]
-    searches += [(_search_nested(fd, info, base_transid), None) for info in nested]
-    for found, origin in searches:
-        for item in found:
-            if item.type == INODE_ITEM_KEY:
-                inode = items.inode_item(item.data)
-                if not inode.nlink:
-                    continue
-                before = _inode(origin, item.objectid) if origin and inode.generation <= base_transid else None
-                if before is None or differs(inode, before, inode.ctime, before.ctime):
-                    changed += 1
-                if before is None or differs(inode, before, inode.mtime, before.mtime):
-                    altered += 1
-                    apparent += _rounded(inode.nbytes)
-            else:
-                extent = items.extent_data(item.data)
-                if isinstance(extent, InlineExtent):
-                    size += len(extent.data)
-                elif extent.disk_bytenr and extent.disk_bytenr not in extents:
-                    extents.add(extent.disk_bytenr)
-                    size += extent.disk_num_bytes
-    return Measured(added=Usage(size, changed), containerd=Usage(apparent, altered))
-
-
-def _search_nested(fd: int, info: SubvolumeInfo, base_transid: int) -> Iterator[Item]:
-    """
-    Yield the changed items of a nested subvolume; nothing if it is deleted concurrently.
-    """
-    # The content of a snapshot may be shared with the parent's layer, up to the generation *base_transid*. Only a
-    # snapshot that was moved here can be older than that, and its content at birth belongs to its source.
-    since = min(base_transid, info.otransid) if any(info.raw.parent_uuid) else 0
-    with contextlib.suppress(FileNotFoundError):
-        yield from tree_search.search_changes(fd, since, tree_id=info.id)
-
-
-def _inode(tree: _Tree, number: int) -> InodeItem | None:
-    fd, tree_id = tree
-    key = Key(number, INODE_ITEM_KEY, 0)
-    for item in tree_search.search(fd, tree_id=tree_id, min_key=key, max_key=key, buffer_size=_ONE_INODE):
-        return items.inode_item(item.data)
-    return None
-
-
-def _rounded(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK
+    since = base_transid if parent_id else 0
+    # A nested snapshot may share content with the parent's layer, up to the generation *since*. An older snapshot was
+    # moved here, and its content at birth belongs to its source.
+    others = [(info.id, min(since, info.otransid) if any(info.raw.parent_uuid) else 0) for info in nested]
+    changes = tree_search.sum_changes(fd, since, tree_id=subvolid, base_id=parent_id, others=others)
+    return Measured(
+        added=Usage(changes.disk_bytes, changes.changed_inodes),
+        containerd=Usage(changes.modified_bytes, changes.modified_inodes),
+    )
 
 
 def walk(fd: int, parent_fd: int | None, *, changed_by: str = "st_ctime_ns") -> Measured:

@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pybtrfs import filesystem, subvolume, tree_search
+from pybtrfs import filesystem, items, subvolume, tree_search
+from pybtrfs.items import FileExtent, InlineExtent, InodeItem, Key
 from pybtrfs.path import owned
+from pybtrfs.subvolume.files import differs
 from snapshotter import Snapshotter, Usage
 from snapshotter.analysis import inventory
 from snapshotter.model import Measured
@@ -406,7 +410,7 @@ def test_refused_search(base: Path, child: Path, monkeypatch: pytest.MonkeyPatch
 
     new_in_one(child)
     expected = measured(child, base)
-    monkeypatch.setattr(tree_search, "search_changes", search)
+    monkeypatch.setattr(tree_search, "sum_changes", search)
     result = measured(child, base)
     assert result.containerd == expected.containerd
     assert result.added == Usage(expected.containerd.size, expected.added.inodes)
@@ -423,6 +427,198 @@ def test_other_parent(base: Path, child: Path) -> None:
     assert measured(child, base) == Measured(Usage(0, 1), Usage(0, 0))
     # The file and its directory.
     assert measured(child, base.parent / "other") == Measured(Usage(0, 2), Usage(SIZE, 2))
+
+
+# Random changes, compared with a search of all items in Python
+
+
+def searched(root: Path, base: Path | None) -> Measured:
+    """
+    Return the usage by the definitions alone, from all items of the trees.
+    """
+    info = subvolume.get_info(root)
+    since = info.otransid if base else 0
+    parent: dict[int, InodeItem] = {}
+    for item in tree_search.search(base) if base else ():
+        if item.type == items.INODE_ITEM_KEY:
+            parent[item.objectid] = items.inode_item(item.data)
+    trees = [(info.id, since, parent)]
+    for _, nested in subvolume.iterate(root, top=0):
+        trees.append((nested.id, min(since, nested.otransid) if nested.parent_uuid else 0, {}))
+    size = changed = modified = allocated = 0
+    extents: dict[int, int] = {}
+    first, last = Key(items.FIRST_FREE_OBJECTID, 0, 0), Key(items.LAST_FREE_OBJECTID, 255, tree_search.MAX)
+    for tree_id, transid, known in trees:
+        for item in tree_search.search(root, tree_id=tree_id, min_key=first, max_key=last):
+            match items.decode(item):
+                case InodeItem() as now if now.transid > transid and now.nlink:
+                    before = known.get(item.objectid) if now.generation <= transid else None
+                    changed += before is None or differs(now, before, now.ctime, before.ctime)
+                    if before is None or differs(now, before, now.mtime, before.mtime):
+                        modified += 1
+                        allocated += -(-now.nbytes // 4096) * 4096
+                case InlineExtent() as extent if extent.generation > transid:
+                    size += len(extent.data)
+                case FileExtent() as extent if extent.generation > transid and extent.disk_bytenr:
+                    extents[extent.disk_bytenr] = extent.disk_num_bytes
+    return Measured(Usage(size + sum(extents.values()), changed), Usage(allocated, modified))
+
+
+PATHS = [f"{directory}{name}" for directory in ("", "d/", "n/", "n/s/") for name in "abns"]
+
+
+class Changes:
+    """
+    Random changes below a directory. A change that is impossible, such as one of a missing file, does nothing.
+    """
+
+    def __init__(self, root: Path, snapshots_of: list[Path], stack: ExitStack) -> None:
+        self._root = root
+        self._sources = [root, *snapshots_of]
+        self._stack = stack
+
+    def apply(self, change: str, first: str, second: str, number: int) -> None:
+        with suppress(OSError, ValueError):
+            getattr(self, change)(self._root / first, self._root / second, number)
+
+    def write(self, path: Path, other: Path, number: int) -> None:
+        path.write_bytes(os.urandom(number))
+
+    def compress(self, path: Path, other: Path, number: int) -> None:
+        path.touch()
+        os.setxattr(path, "btrfs.compression", b"zstd")
+        path.write_bytes(b"0123456789abcdef" * number)
+
+    def overwrite(self, path: Path, other: Path, number: int) -> None:
+        write_at(number // 2, b"x" * (number % 9000))(path)
+
+    def truncate(self, path: Path, other: Path, number: int) -> None:
+        os.truncate(path, number)
+
+    def allocate(self, path: Path, other: Path, number: int) -> None:
+        with owned(os.open(path, os.O_RDWR | os.O_CREAT)) as fd:
+            os.posix_fallocate(fd, number, number + 1)
+
+    def clone(self, path: Path, other: Path, number: int) -> None:
+        with open(path, "rb") as source, open(other, "wb") as target:
+            os.copy_file_range(source.fileno(), target.fileno(), 1 << 20)
+
+    def set_mode(self, path: Path, other: Path, number: int) -> None:
+        path.chmod(0o700 | number % 64)
+
+    def set_owner(self, path: Path, other: Path, number: int) -> None:
+        os.chown(path, number % 3, number % 2, follow_symlinks=False)
+
+    def set_times(self, path: Path, other: Path, number: int) -> None:
+        os.utime(path, ns=(number, number % 3), follow_symlinks=False)
+
+    def set_attribute(self, path: Path, other: Path, number: int) -> None:
+        os.setxattr(path, "user.a", b"v" * (number % 2000))
+
+    def read(self, path: Path, other: Path, number: int) -> None:
+        path.read_bytes()
+
+    def rename(self, path: Path, other: Path, number: int) -> None:
+        path.rename(other)
+
+    def link(self, path: Path, other: Path, number: int) -> None:
+        os.link(path, other)
+
+    def unlink(self, path: Path, other: Path, number: int) -> None:
+        path.unlink()
+
+    def keep_open(self, path: Path, other: Path, number: int) -> None:
+        self._stack.callback(os.close, os.open(path, os.O_RDONLY))
+        path.unlink()
+
+    def make_directory(self, path: Path, other: Path, number: int) -> None:
+        path.mkdir()
+
+    def make_symlink(self, path: Path, other: Path, number: int) -> None:
+        path.symlink_to("x" * (1 + number % 4000))
+
+    def make_device(self, path: Path, other: Path, number: int) -> None:
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))  # /dev/null, because a change may open it
+
+    def sync(self, path: Path, other: Path, number: int) -> None:
+        filesystem.sync(self._root)
+
+    def create_subvolume(self, path: Path, other: Path, number: int) -> None:
+        subvolume.create(path)
+
+    def snapshot(self, path: Path, other: Path, number: int) -> None:
+        subvolume.snapshot(self._sources[number % len(self._sources)], path)
+
+    def snapshot_nested(self, path: Path, other: Path, number: int) -> None:
+        subvolume.snapshot(other, path)
+
+    def delete_subvolume(self, path: Path, other: Path, number: int) -> None:
+        subvolume.delete(path, recursive=True)
+
+
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from([name for name in vars(Changes) if name[0] != "_" and name != "apply"]),
+        st.sampled_from(PATHS),
+        st.sampled_from(PATHS),
+        st.sampled_from([0, 1, 2, 100, 2000, 4096, 20_000]) | st.integers(0, 300_000),
+    ),
+    max_size=60,
+)
+
+
+@pytest.mark.btrfs
+def test_random_changes(btrfs: Path) -> None:
+    """
+    The sums of C are those of the definitions, for any tree and any changes, with and without a parent.
+    """
+    count = 0
+
+    @settings(max_examples=100)
+    @given(CHANGES, CHANGES)
+    def check(before: list[tuple[str, str, str, int]], after: list[tuple[str, str, str, int]]) -> None:
+        nonlocal count
+        count += 1
+        old, base, child = (btrfs / f"{name}-{count}" for name in ("old", "base", "child"))
+        with ExitStack() as stack:
+            for path in (old, base):
+                subvolume.create(path)
+                stack.callback(subvolume.delete, path, recursive=True)
+                (path / "d").mkdir()
+                for name in ("a", "b", "d/a", "d/b"):
+                    (path / name).write_bytes(os.urandom(5000))
+            for change in before:
+                Changes(base, [old], stack).apply(*change)
+            subvolume.set_read_only(base)
+            subvolume.snapshot(base, child)
+            stack.callback(subvolume.delete, child, recursive=True)
+            for change in after:
+                Changes(child, [base, old], stack).apply(*change)
+            assert measured(child, base) == searched(child, base)
+            assert measured(child, None) == searched(child, None)
+
+    check()
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize("step", [1, 2, 4, 5, 40])
+def test_many_inodes(step: int, base: Path, child: Path) -> None:
+    """
+    Inodes of the parent are found whatever the distance between them, also next to inodes that are new or missing.
+    """
+    for number in range(0, 3 * FILES, 3):
+        (child / f"new{number}").touch()
+    for path in files(child, FILES)[::step]:
+        os.chown(path, 1, 1)
+        path.read_bytes()
+    for path in files(child, FILES)[1::7]:
+        path.unlink()
+    result = measured(child, base)
+    assert result == searched(child, base)
+    subvolume.create(base.parent / "other")
+    (base.parent / "other" / "file").touch()
+    subvolume.snapshot(child, child / "copy")
+    assert measured(child, base.parent / "other") == searched(child, base.parent / "other")
 
 
 # Usage of the snapshots of a store
@@ -583,7 +779,7 @@ def test_failed_reading(open_: Callable[..., Snapshotter], monkeypatch: pytest.M
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr(tree_search, "search_changes", search)
+        patch.setattr(tree_search, "sum_changes", search)
         with pytest.raises(Exception, match="cannot measure snapshot 'k': Input/output"):
             store.usage("k")
     store.commit("c", "k")
