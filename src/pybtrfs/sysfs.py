@@ -14,6 +14,16 @@ def directory(fsid: bytes) -> str:
     return f"/sys/fs/btrfs/{uuid_text(fsid)}"
 
 
+def count_commits(fsid: bytes) -> int | None:
+    """
+    Return the number of transactions that were committed since the filesystem was mounted.
+
+    Reads ``commit_stats`` (Linux 6.0), which needs no privilege and waits for no lock. Returns None if it is missing.
+    """
+    words = read(f"{directory(fsid)}/commit_stats").split(maxsplit=2)
+    return int(words[1]) if words[:1] == ["commits"] else None
+
+
 def read(path: str) -> str:
     """
     Return the content of the file *path* without the final newline, or "" if it cannot be read.

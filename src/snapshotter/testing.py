@@ -123,6 +123,9 @@ class DirectoryVolumes:
     def uuid(self, directory: Directory, name: str) -> str:
         return ""
 
+    def commits(self) -> int | None:
+        return None
+
     def change_counter(self, directory: Directory, last: tuple[int, ...] = ()) -> tuple[int, ...]:
         # A plain directory has no counter of changes, so return a new number each time.
         self._measured += 1

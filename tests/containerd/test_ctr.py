@@ -120,7 +120,9 @@ def test_numbers(emptied: Containerd, daemon: Daemon, busybox: Image) -> None:
     The usage of a snapshot includes the writes of its container, and ctr prints the numbers of the store.
     """
     emptied.start_container(busybox.name, "writer", "sleep 1000")
-    emptied.shell("writer", "dd if=/dev/urandom of=/noise bs=1M count=8 && touch /a /b && sync")
+    emptied.shell(
+        "writer", "dd if=/dev/urandom of=/noise bs=1M count=8 && touch /a /b && sync && sleep 2"
+    )  # a usage may be a second old
     printed = {
         key: (int(size), int(inodes))
         for key, size, inodes in (line.split() for line in emptied.ctr("snapshots", "usage", "-b").splitlines()[1:])

@@ -216,13 +216,13 @@ class Opened:
 
     def known_usage(self, key: str) -> Usage | None:
         """
-        Return the usage of the snapshot *key* if it is known without a system call, else None.
+        Return the usage of the snapshot *key* if it is known without a wait for the disk, else None.
 
         Raises:
             NotFoundError: No snapshot has the key.
         """
         self.session.check()
-        measured = self.index.get(key).known
+        measured = self.operations.known(self.index.get(key))
         return self.usage_of(measured) if measured else None
 
     def usage_of(self, measured: Measured) -> Usage:

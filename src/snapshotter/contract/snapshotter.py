@@ -262,8 +262,9 @@ class Snapshotter:
         Measure the snapshot *key* without its parents, by the definition chosen at opening.
 
         Nested subvolumes are included. The usage of a committed snapshot is exact and measured once. The usage of an
-        active snapshot counts the data written back and committed. The last 70 seconds of a writer that never syncs can
-        be missing. It costs a search of the changes, which is repeated only after a change. A view adds nothing.
+        active snapshot counts the data written back and committed, and is up to a second old. The last 71 seconds of
+        a writer that never syncs can be missing. It costs a search of the changes, which is repeated only after a
+        change. A view adds nothing.
 
         Raises:
             NotFoundError: No snapshot has the key.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import ClassVar
 
-from pybtrfs import device, filesystem, ioctl, mountinfo, processes, space, subvolume, syscall, tree_search
+from pybtrfs import device, filesystem, ioctl, mountinfo, processes, space, subvolume, syscall, sysfs, tree_search
 from pybtrfs.errors import NotBtrfsError, NotSubvolumeError, not_subvolume
 from pybtrfs.items import uuid_text
 from pybtrfs.mountinfo import MountPoint, MountTable
@@ -25,6 +25,7 @@ from snapshotter.store.record_storage import DIRECTORY_MODE, XATTR, RecordStorag
 from snapshotter.store.volumes import Contents, MountMode, bind_mount
 
 WAKE_SECONDS = 1.0  # between two attempts to wake the kernel's cleaner
+COMMITS_SECONDS = 1.0  # between two looks whether the filesystem has committed
 SETTLED_SECONDS = 0.25  # without a change of the block groups, after which the kernel's cleaner is done with them
 
 _LARGEST_CHUNK = 1 << 30  # bytes; the kernel allocates at most this much at once, or a tenth of the filesystem
@@ -62,6 +63,7 @@ class BtrfsVolumes:
         # for both values. Otherwise the neighbours in the node decide whether the kernel answers ENOSPC.
         self.record_limit = info.nodesize * 15 // 32
         self._devices = Devices(self._fd)
+        self._commits: tuple[float, int | None] = (-COMMITS_SECONDS, None)
         self.verify = Coalesced(lambda: syscall.syncfs(self._fd))
         self.mounts = Coalesced(lambda: mountinfo.read(self._fd, root))
 
@@ -269,6 +271,16 @@ class BtrfsVolumes:
     def uuid(self, directory: Directory, name: str) -> str:
         with owned(open_directory(directory.fd, name)) as fd:
             return subvolume.get_info(fd).raw.uuid.hex()
+
+    def commits(self) -> int | None:
+        # Not the filesystem's generation, because the kernel advances it when a transaction begins. A change in a
+        # running transaction would be missed until the next transaction.
+        read, commits = self._commits
+        now = time.monotonic()
+        if now - read >= COMMITS_SECONDS:
+            commits = sysfs.count_commits(self._fsid)
+            self._commits = now, commits
+        return commits
 
     def change_counter(self, directory: Directory, last: tuple[int, ...] = ()) -> tuple[int, ...]:
         with owned(open_directory(directory.fd, FS)) as fd:

@@ -24,7 +24,7 @@ class Snapshot:
         parent: The parent, which is never removed before its children.
         children: The number of child snapshots, and of operations in progress that create one.
         quarantine: The reason why the snapshot cannot be used; empty if it can.
-        measured: The last measurement, with the change counter of the subvolume at that time.
+        measured: The last measurement, with the change counter of the subvolume and the number of commits before it.
     """
 
     __slots__ = ("children", "measured", "parent", "quarantine", "record", "settled")
@@ -37,7 +37,7 @@ class Snapshot:
         self.quarantine = quarantine
         self.settled = settled
         self.children = 0
-        self.measured: tuple[tuple[int, ...], Measured] | None = None
+        self.measured: tuple[Measured, tuple[int, ...], int | None] | None = None
 
     @property
     def id(self) -> int:

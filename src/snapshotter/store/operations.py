@@ -309,21 +309,35 @@ class Operations:
         Raises:
             DataLossError: The subvolume is gone.
         """
-        if snapshot.known:
-            return snapshot.known
+        if known := self.known(snapshot):
+            return known
         check_usable(snapshot)
+        # Before the counter is read, so that a commit in between is seen next time.
+        commits = self._volumes.commits()
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(self._store.directory(snapshot.id))
             committed = snapshot.kind is Kind.COMMITTED
-            last, known = snapshot.measured or ((), None)
+            known, last, _ = snapshot.measured or (None, (), None)
             counter = _LAYER_COUNTER if committed else self._volumes.change_counter(directory, last)
             if known and last == counter:
+                snapshot.measured = known, counter, commits
                 return known
             parent = stack.enter_context(self._store.directory(snapshot.parent.id)) if snapshot.parent else None
             base_transid = self._base_transid(snapshot, directory)
             measured = self._volumes.measure(directory, LAYER if committed else FS, base_transid, parent)
-            snapshot.measured = (counter, measured)
+            snapshot.measured = measured, counter, commits
             return measured
+
+    def known(self, snapshot: Snapshot) -> Measured | None:
+        """
+        Return the usage of *snapshot* if it is known without a look at its subvolume, else None.
+
+        An active snapshot is unchanged until the filesystem commits.
+        """
+        if snapshot.kind is not Kind.ACTIVE or not (last := snapshot.measured):
+            return snapshot.known
+        measured, _, commits = last
+        return measured if commits is not None and commits == self._volumes.commits() else None
 
     def place(self, snapshot: Snapshot) -> Place:
         """

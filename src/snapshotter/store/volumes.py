@@ -177,6 +177,13 @@ class Volumes(Protocol):
         Return the uuid of the subvolume *name* in hexadecimal digits; empty if subvolumes have no uuid.
         """
 
+    def commits(self) -> int | None:
+        """
+        Return a number that changes with each commit of the filesystem, up to a second late; None if it is unknown.
+
+        Without a commit, `change_counter` stays the same. Never waits for the disk.
+        """
+
     def change_counter(self, directory: Directory, last: tuple[int, ...] = ()) -> tuple[int, ...]:
         """
         Return numbers that change whenever the result of `measure` for `FS` may change.

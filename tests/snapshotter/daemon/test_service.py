@@ -13,6 +13,7 @@ import pytest
 from grpclib.const import Status
 from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from pybtrfs import filesystem
 from snapshotter import Info, Kind, Snapshotter, Usage, errors
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.client import Client
@@ -20,6 +21,7 @@ from snapshotter.daemon import service
 from snapshotter.daemon.rpc import MAX_REQUEST_SIZE
 from snapshotter.daemon.service import Limits
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
+from snapshotter.store import btrfs as store_btrfs
 from tests.snapshotter.daemon.stores import STATUSES, Fake, raising
 from tests.snapshotter.daemon.wire import CHECK, METHODS, Wire, framed, wired
 from tests.snapshotter.serving import serving
@@ -317,6 +319,31 @@ def test_one_client(plain: Snapshotter) -> None:
             second.prepare("k")
             with pytest.raises(FailedPreconditionError, match="client 'second'"):
                 first.prepare("k2")
+
+
+@pytest.mark.btrfs
+def test_unchanged_usage(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The usage of an active snapshot is measured in a thread, and answered from memory until the filesystem commits.
+    """
+    threads: list[str] = []
+    measure = Snapshotter.usage
+
+    def measuring(store: Snapshotter, key: str) -> Usage:
+        threads.append(threading.current_thread().name.partition("_")[0])
+        return measure(store, key)
+
+    monkeypatch.setattr(Snapshotter, "usage", measuring)
+    monkeypatch.setattr(store_btrfs, "COMMITS_SECONDS", 3600.0)
+    with Snapshotter.create(btrfs / "root") as store, serving(store) as server, Client(server.address) as client:
+        store.prepare("k")
+        assert client.usage("k") == client.usage("k") == Usage(0, 1)
+        assert threads == ["snapshotter-read"]
+        monkeypatch.setattr(store_btrfs, "COMMITS_SECONDS", 0.0)
+        Path(store.subvolume("k"), "file").write_bytes(b"content")
+        filesystem.sync(btrfs)
+        assert client.usage("k") == Usage(7, 2)
+        assert threads == ["snapshotter-read"] * 2
 
 
 def test_many_clients(plain: Snapshotter) -> None:

@@ -117,7 +117,7 @@ def test_renamed(index: Index) -> None:
     """
     active = snapshot("active", index.get("base"), State.ACTIVE)
     index.add(active)
-    active.measured = (7, Measured(Usage(), Usage()))
+    active.measured = (Measured(Usage(), Usage()), (7,), 1)
     index.update(active, active.record._replace(key="name", state=State.COMMITTED), settled=False)
     assert "active" not in index
     assert index.get("name") is active

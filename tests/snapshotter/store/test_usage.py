@@ -14,14 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybtrfs import filesystem, items, subvolume, tree_search
+from pybtrfs import filesystem, items, subvolume, sysfs, tree_search
 from pybtrfs.items import FileExtent, InlineExtent, InodeItem, Key
 from pybtrfs.path import owned
 from pybtrfs.subvolume.files import differs
 from snapshotter import Snapshotter, Usage
 from snapshotter.analysis import inventory
 from snapshotter.model import Measured
+from snapshotter.store import btrfs as store_btrfs
 from snapshotter.store import records, usage
+from snapshotter.store.btrfs import BtrfsVolumes
 from snapshotter.store.record_storage import XATTR
 from snapshotter.testing import DirectoryVolumes, settle
 
@@ -625,10 +627,11 @@ def test_many_inodes(step: int, base: Path, child: Path) -> None:
 
 
 @pytest.fixture
-def open_(btrfs: Path) -> Iterator[Callable[..., Snapshotter]]:
+def open_(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Snapshotter]]:
     """
-    A function that opens the store, and creates it the first time.
+    A function that opens the store, and creates it the first time. The store sees each commit at once.
     """
+    monkeypatch.setattr(store_btrfs, "COMMITS_SECONDS", 0.0)
     root = btrfs / "root"
     with ExitStack() as stack:
 
@@ -742,6 +745,71 @@ def test_cached(open_: Callable[..., Snapshotter], monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.btrfs
+def test_unchanged(open_: Callable[..., Snapshotter], monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The kernel is asked for commits once a second, and for the subvolume only after a commit.
+    """
+    asked: list[str] = []
+
+    def asking(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(*arguments: Any) -> Any:
+            asked.append(name)
+            return function(*arguments)
+
+        return ask
+
+    def questions() -> list[str]:
+        asked.clear()
+        before = store.usage("k")
+        known = store.opened.known_usage("k")
+        assert known in (None, before)
+        return [*asked, "known" if known else "unknown"]
+
+    store = open_()
+    store.prepare("k")
+    filesystem.sync(store.root)
+    assert store.opened.known_usage("k") is None
+    monkeypatch.setattr(sysfs, "count_commits", asking("commits", sysfs.count_commits))
+    monkeypatch.setattr(BtrfsVolumes, "change_counter", asking("subvolume", BtrfsVolumes.change_counter))
+    monkeypatch.setattr(usage, "measure", asking("measure", usage.measure))
+    assert questions() == ["commits", "subvolume", "measure", "commits", "known"]
+    assert questions() == ["commits", "commits", "known"]
+    monkeypatch.setattr(store_btrfs, "COMMITS_SECONDS", 3600.0)
+    (content(store, 1) / "file").write_bytes(os.urandom(SIZE))
+    filesystem.sync(store.root)
+    assert questions() == ["known"]
+    assert store.usage("k") == Usage(0, 1)
+    monkeypatch.setattr(store_btrfs, "COMMITS_SECONDS", 0.0)
+    assert questions() == ["commits", "commits", "subvolume", "measure", "commits", "known"]
+    assert store.usage("k") == Usage(SIZE, 2)
+    (Path(store.root).parent / "file").touch()
+    filesystem.sync(store.root)
+    assert questions() == ["commits", "commits", "subvolume", "commits", "known"]
+    assert questions() == ["commits", "commits", "known"]
+    # On kernels that do not count commits, the subvolume is asked each time.
+    monkeypatch.setattr(sysfs, "count_commits", lambda fsid: None)
+    assert questions() == ["subvolume", "unknown"]
+    assert questions() == ["subvolume", "unknown"]
+
+
+@pytest.mark.btrfs
+def test_commit_of_a_running_transaction(open_: Callable[..., Snapshotter]) -> None:
+    """
+    A change is seen after its commit, although the filesystem has had the same generation since the measurement.
+    """
+    store = open_()
+    store.prepare("k")
+    filesystem.sync(store.root)
+    (content(store, 1) / "one").write_bytes(b"x" * 1000)
+    with owned(os.open(content(store, 1) / "one", os.O_RDONLY)) as fd:
+        os.fsync(fd)
+    store.usage("k")
+    (content(store, 1) / "two").write_bytes(b"x" * 1000)
+    filesystem.sync(store.root)
+    assert store.usage("k") == Usage(2000, 3)
+
+
+@pytest.mark.btrfs
 def test_fork(open_: Callable[..., Snapshotter]) -> None:
     """
     A fork counts the data that its source had written by then, and its own changes.
@@ -833,4 +901,5 @@ def test_change_of_a_nested_subvolume(
             store.usage("k")
             assert not calls
             subvolume.delete(inner)
+            filesystem.sync(store.root)
             assert store.usage("k").size == before + (1 << 20)
