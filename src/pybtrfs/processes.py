@@ -14,8 +14,9 @@ def in_user_namespace() -> bool:
     Return whether this process is in a user namespace without all ids of the host, which cannot mount btrfs.
     """
     try:
-        with open("/proc/self/uid_map", encoding="ascii") as file:
-            return file.read().split() != ["0", "0", "4294967295"]
+        # In bytes, because the first use of an encoding imports a module, which an unprivileged process may not read.
+        with open("/proc/self/uid_map", "rb") as file:
+            return file.read().split() != [b"0", b"0", b"4294967295"]
     except FileNotFoundError:  # a kernel without user namespaces
         return False
 
