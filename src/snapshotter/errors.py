@@ -35,6 +35,8 @@ DEAD_ERRNOS = {errno.EIO, errno.EROFS}  # signs of a filesystem that the kernel 
 DAMAGED_ERRNOS = {errno.EIO, errno.EUCLEAN, errno.ESTALE}  # signs of a block that cannot be read, or makes no sense
 
 CURES = {
+    # The kernel lets nobody destroy a subvolume whose parent is over a limit, but it lets files be deleted.
+    errno.EDQUOT: ": raise the limit with `btrfs qgroup limit`, or mount a snapshot, delete files in it, and sync",
     errno.ETXTBSY: ": a swap file in the subvolume is in use: swapoff first",
     errno.EXDEV: ": something is mounted inside the subvolume: unmount it first",
     errno.EBUSY: ": the subvolume is mounted: unmount it first",
@@ -164,10 +166,11 @@ def translated(doing: str, error: OSError) -> Error:
     Return the snapshotter's error for the kernel's refusal of *doing*, with the cure if there is a known one.
     """
     text = f"cannot {doing}: {error.strerror or error}"
+    cure = CURES.get(error.errno or 0, "")
     if error.errno in EXHAUSTED_ERRNOS:
-        return ResourceExhaustedError(text)
+        return ResourceExhaustedError(text + cure)
     if error.errno in DEAD_ERRNOS:
         return UnavailableError(text)
     if error.errno == errno.ENOENT:
         return DataLossError(f"{text}: somebody deleted its subvolume")
-    return FailedPreconditionError(text + CURES.get(error.errno or 0, ""))
+    return FailedPreconditionError(text + cure)

@@ -1,5 +1,5 @@
 """
-Every command that an operator needs on a disk with neither data nor metadata left.
+Every command that an operator needs, on a disk with neither data nor metadata left, and on a full quota.
 """
 
 import contextlib
@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from pybtrfs import filesystem, image, syscall
+from pybtrfs import filesystem, image, ioctl, qgroup, subvolume, syscall
 from snapshotter import Snapshotter
+from snapshotter.mounting import mounted
 from snapshotter.store.record_storage import XATTR
 from snapshotter.testing import settle
+from tests import multidevice
 from tests.snapshotter.cli.commands import Ran, Run, infos
 from tests.snapshotter.daemon.running import Daemon
 
@@ -59,6 +61,15 @@ def fill(directory: Path) -> None:
                 assert error.errno == errno.ENOSPC
                 failed += 1
                 filesystem.sync(directory)
+
+
+@contextlib.contextmanager
+def open_fd(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def write(size: int, path: Path) -> None:
@@ -129,3 +140,54 @@ def test_full_disk(mount: Path, tmp_path: Path, run: Run, monkeypatch: pytest.Mo
     assert "not repaired" not in run("doctor", "--fix").out
     assert keys(run) == {"base", "flipped", "new"}
     assert (root / "quarantine/stranger").is_dir()
+
+
+def test_full_quota(
+    btrfs_mount: Callable[..., Path], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    On a store over the limit of its quota, all works that the kernel allows, and the error of the rest has the cure.
+    """
+    mount = btrfs_mount()
+    root = mount / "store"
+    monkeypatch.setenv("SNAPSHOTTER_ROOT", str(root))
+    subvolume.create(root)
+    group = qgroup.qgroupid(1, 100)
+    with open_fd(mount) as fd:
+        ioctl.quota_ctl(fd, ioctl.QUOTA_CTL_ENABLE_SIMPLE_QUOTA)
+        ioctl.qgroup_create(fd, group)
+        # The subvolumes that are created below inherit the group.
+        multidevice.progs("btrfs", "qgroup", "assign", f"0/{subvolume.get_id(root)}", "1/100", mount)
+        with Snapshotter.create(root) as store:
+            store.prepare("draft")
+            store.commit("base", "draft")
+            for key in ("a", "filled"):
+                store.prepare(key, "base")
+            store.view("view", "base")
+            store.cleanup()
+            settle(store)
+            (Path(store.subvolume("filled")) / "file").write_bytes(os.urandom(8 << 20))
+            filesystem.sync(root)
+        ioctl.qgroup_limit(fd, group, (4 << 20, None))
+    assert keys(run) == {"a", "base", "filled", "view"}
+    assert run("doctor", "--fix").err == ""
+    assert run("rm", "view") == Ran(0, "", "")
+    assert run("cleanup") == Ran(0, "", "")
+    for argv in ("rm a", "prepare new base"):
+        refused = run(*argv.split())
+        assert refused.code == 1
+        assert "Disk quota exceeded: raise the limit with `btrfs qgroup limit`, or mount a snapshot" in refused.err
+    (tmp_path / "daemon").mkdir()
+    with contextlib.closing(Daemon(tmp_path / "daemon", root)) as daemon:
+        daemon.ready()
+        with daemon.client() as client:
+            client.cleanup()
+            with mounted(client.mounts("filled")) as path:
+                (Path(path) / "file").unlink()
+                filesystem.sync(path)
+            client.remove("a")
+        assert daemon.stop() == 0
+    for argv in ("rm filled", "cleanup"):
+        assert run(*argv.split()) == Ran(0, "", "")
+    assert run("prepare", "new", "base").code == 0
+    assert keys(run) == {"base", "new"}

@@ -29,7 +29,7 @@ PATIENCE = 10
 
 MEANINGS = {
     errno.ENOSPC: (ResourceExhaustedError, "No space left on device"),
-    errno.EDQUOT: (ResourceExhaustedError, "Disk quota exceeded"),
+    errno.EDQUOT: (ResourceExhaustedError, "Disk quota exceeded: raise the limit with `btrfs qgroup limit`"),
     errno.EMFILE: (ResourceExhaustedError, "Too many open files"),
     errno.ENFILE: (ResourceExhaustedError, "Too many open files in system"),
     errno.ENOMEM: (ResourceExhaustedError, "Cannot allocate memory"),

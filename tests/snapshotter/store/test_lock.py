@@ -44,6 +44,20 @@ def test_held_here(root: Path) -> None:
     Snapshotter(root).close()
 
 
+def test_not_waited_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A holder that lives is named at once, without a wait for its end.
+    """
+
+    def wait(_: float) -> None:
+        raise AssertionError
+
+    with Snapshotter(root), monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", wait)
+        with pytest.raises(StoreHeldError):
+            Snapshotter(root)
+
+
 def test_find_holder(root: Path, tmp_path: Path) -> None:
     """
     The holder is found without the lock, and nobody is found after the store was closed.
