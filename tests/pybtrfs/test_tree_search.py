@@ -390,7 +390,8 @@ def test_sums_of_a_faulty_kernel(files: Path, tmp_path: Path) -> None:
     base_id, since = subvolume.get_id(files), subvolume.get_info(child).otransid
 
     def summed(fault: int, every: int) -> str:
-        environment = os.environ | {"LD_PRELOAD": str(library), "FAULT": str(fault), "EVERY": str(every)}
+        preloaded = f"{os.environ.get('LD_PRELOAD', '')} {library}"  # after the sanitizers' libraries
+        environment = os.environ | {"LD_PRELOAD": preloaded, "FAULT": str(fault), "EVERY": str(every)}
         argv = [sys.executable, "-c", SUM, str(child), str(base_id), str(since)]
         return subprocess.run(argv, env=environment, check=True, capture_output=True, text=True).stdout.strip()
 
