@@ -37,7 +37,7 @@ def mounted(target: Path, *devices: str, options: str = "", flags: int = 0) -> I
     Mount the filesystem on all of *devices* at *target*, which is made if it is missing.
     """
     target.mkdir(exist_ok=True)
-    data = ",".join([*(f"device={each}" for each in devices), *filter(None, [options])])
+    data = ",".join([*(f"device={each}" for each in devices), "ssd", *filter(None, [options])])
     syscall.mount(devices[0], target, "btrfs", flags, data)
     try:
         yield target

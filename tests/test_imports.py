@@ -68,7 +68,7 @@ INSIDE = {
     ),
     "snapshotter.store": (
         "",
-        "coalesced counters holding_mounts layout nested record_storage usage",
+        "barrier coalesced counters holding_mounts layout nested record_storage usage",
         "devices records volumes",
         "header index lock pieces",
         "store btrfs",
@@ -84,7 +84,7 @@ INSIDE = {
     ),
     "snapshotter.archive": ("", "format", "limits", "packing unpacking", "tar"),
     "snapshotter.daemon": ("", "config http2 log sockets systemd", "metrics rpc", "service", "process"),
-    "snapshotter.maintenance": ("", "connection quarantine repair", "doctor"),
+    "snapshotter.maintenance": ("", "connection quarantine repair rotation", "doctor"),
     "snapshotter.setup": ("", "containerd docker files image_store rootless unit_files", "rancher"),
     "snapshotter.cli": (
         "codes",

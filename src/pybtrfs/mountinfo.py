@@ -87,6 +87,19 @@ class MountTable(NamedTuple):
         )
 
 
+class OwnMount(NamedTuple):
+    """
+    The mount through which a descriptor was opened.
+
+    Attributes:
+        point: The mount point.
+        options: The options of the filesystem, such as ``"ssd"`` or ``"subvolid=5"``.
+    """
+
+    point: str
+    options: frozenset[str]
+
+
 class _Mount(NamedTuple):
     """
     A mount of the filesystem, or on it.
@@ -129,13 +142,19 @@ def inherited(path: str | int) -> list[str]:
     return [name for flag, name in _INHERITED.items() if flags & flag]
 
 
-def mount_point(fd: int) -> str:
+def own(fd: int) -> OwnMount | None:
     """
-    Return the mount point of the mount through which *fd* was opened. `os.path.ismount` takes a subvolume for one.
+    Return the mount through which *fd* was opened, or None if this process cannot see it, such as from a chroot.
+
+    `os.path.ismount` takes a subvolume for a mount point; this function does not.
     """
     mount_id = _mount_id(fd)
     with open("/proc/self/mountinfo", "rb") as file:
-        return next(os.fsdecode(_unescape(line.split(None, 5)[4])) for line in file if line.split()[0] == mount_id)
+        for line in file:
+            fields = line.split()
+            if fields[0] == mount_id:
+                return OwnMount(os.fsdecode(_unescape(fields[4])), frozenset(os.fsdecode(fields[-1]).split(",")))
+    return None
 
 
 def read(fd: int, root: str) -> MountTable:

@@ -29,15 +29,18 @@ THREADS = 8
 STEPS = 60
 
 
-def recorded(base: Path, volumes: type[Volumes], seed: int, *, many: int = 0) -> Log:
+def recorded(base: Path, volumes: type[Volumes], seed: int, *, many: int = 0, option: str = "ssd") -> Log:
     """
     Run the workload on *volumes*, beginning with an empty store on the image *base*, and return the log of the disk.
+
+    Args:
+        option: The mount option ``ssd`` or ``nossd``, with which barriers take turns.
     """
     if not base.exists():
         image.create(base, SIZE, sparse=True)
     with Disk(str(base)) as disk:
         # The kernel's own commits must fall between our steps too, and are 30 s apart by default.
-        with disk.mounted("commit=1") as mount:
+        with disk.mounted(f"commit=1,{option}") as mount:
             root = os.path.join(mount, STORE)
             Snapshotter.create(root).close()
             with Snapshotter(root, volumes=volumes, mount_mode="bind") as snapshotter:
@@ -51,19 +54,20 @@ def recorded(base: Path, volumes: type[Volumes], seed: int, *, many: int = 0) ->
     return log
 
 
-def crash(base: Path, volumes: type[Volumes], points: int, seed: int, *, many: int = 0) -> Result:
+def crash(base: Path, volumes: type[Volumes], points: int, seed: int, *, many: int = 0, option: str = "ssd") -> Result:
     """
     Cut the power at *points* places of the workload on *volumes*.
     """
-    log = recorded(base, volumes, seed, many=many)
+    log = recorded(base, volumes, seed, many=many, option=option)
     return sweep(log, str(base), verify, points=points, seed=seed, start=log.marks[0] + 1)
 
 
-def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["ssd", "nossd"])
+def test_nothing_acknowledged_is_lost(option: str, tmp_path: Path) -> None:
     """
     At each of 300 crash points the store opens with all acknowledged snapshots, and with no others.
     """
-    result = crash(tmp_path / "base", RefusesCommits, points=300, seed=1)
+    result = crash(tmp_path / "base", RefusesCommits, points=300, seed=1, option=option)
     assert not result.violations
 
 
@@ -77,12 +81,14 @@ def test_records_in_pieces(node_size: int, tmp_path: Path) -> None:
     assert not result.violations
 
 
-@pytest.mark.parametrize("volumes", [WithoutBarrier, FlagInsteadOfCopy])
-def test_a_missing_step_is_found(volumes: type[Volumes], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("volumes", "option"), [(WithoutBarrier, "ssd"), (WithoutBarrier, "nossd"), (FlagInsteadOfCopy, "ssd")]
+)
+def test_a_missing_step_is_found(volumes: type[Volumes], option: str, tmp_path: Path) -> None:
     """
     The same test reports violations if a durable step is skipped.
     """
-    result = crash(tmp_path / "base", volumes, points=60, seed=1)
+    result = crash(tmp_path / "base", volumes, points=60, seed=1, option=option)
     assert len(result.violations) >= 10
 
 

@@ -101,8 +101,8 @@ def protect(writable: list[str]) -> None:
     for path in (*writable, "/proc/sys"):
         # As systemd does. A copy of the mount of a store would keep a dead filesystem from being unmounted.
         with owned(os.open(path, os.O_PATH)) as fd:
-            is_mount = mountinfo.mount_point(fd) == path
-        if not is_mount:
+            mount = mountinfo.own(fd)
+        if mount is None or mount.point != path:
             syscall.mount(path, path, "", _MS_BIND)
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()

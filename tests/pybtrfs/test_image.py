@@ -165,15 +165,19 @@ class TestMount:
 
     def test_options(self, path: Path, target: Path) -> None:
         """
-        By default, no discard releases reserved space and users may delete their subvolumes; options override both.
+        By default, no discard releases reserved space, users may delete their subvolumes, and no fsync sleeps.
+
+        Options override the defaults.
         """
         image.create(path, SIZE, sparse=True)
         with image.mount(path, target):
             options = mount_options(target)
-            assert "user_subvol_rm_allowed" in options
+            assert {"ssd", "user_subvol_rm_allowed"} <= options
             assert not any(option.startswith("discard") for option in options)
-        with image.mount(path, target, options="discard=async,compress=zstd:1"):
-            assert {"user_subvol_rm_allowed", "discard=async", "compress=zstd:1"} <= mount_options(target)
+        with image.mount(path, target, options="discard=async,compress=zstd:1,nossd"):
+            options = mount_options(target)
+            assert {"user_subvol_rm_allowed", "discard=async", "compress=zstd:1"} <= options
+            assert "ssd" not in options
 
     def test_unmount(self, path: Path, target: Path) -> None:
         """

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import mountinfo, processes, subvolume, syscall
+from pybtrfs import image, mountinfo, processes, subvolume, syscall
 from pybtrfs.mountinfo import Keeper, MountPoint, MountTable
 from tests.namespaces import held_namespace, other_namespace, pinned_namespace, source, thread_namespace
 
@@ -123,6 +123,31 @@ def test_points_by_filesystem(table: Callable[..., MountTable]) -> None:
     assert found.of((), "/store/other") == (mount,)
     assert table((0, 44), "/store", b"/oth").points == ()
     assert table((0, 50), "/store", b"/").points == ()
+
+
+@pytest.mark.btrfs
+def test_own(tmp_path: Path) -> None:
+    """
+    A descriptor leads to its mount: the mount point, unescaped, and the options of the moment, until it is detached.
+    """
+    directory = tmp_path / "a directory"
+    directory.mkdir()
+    with image.temporary(image.MINIMUM_SIZE, directory=directory, options="nossd") as target:
+        subvolume.create(target / "volume")
+        fd = os.open(target / "volume", os.O_RDONLY)
+        own = mountinfo.own(fd)
+        assert own is not None
+        assert own.point == str(target)
+        assert {"rw", "subvolid=5"} <= own.options
+        assert "ssd" not in own.options
+        syscall.mount("", target, "", syscall.MS_REMOUNT, "ssd")
+        remounted = mountinfo.own(fd)
+        assert remounted is not None
+        assert "ssd" in remounted.options
+    try:
+        assert mountinfo.own(fd) is None
+    finally:
+        os.close(fd)
 
 
 def test_mounted_from(table: Callable[..., MountTable]) -> None:
@@ -379,7 +404,9 @@ def test_device_without_a_mount() -> None:
 def mount_point(path: Path) -> str:
     fd = os.open(path, os.O_PATH)
     try:
-        return mountinfo.mount_point(fd)
+        own = mountinfo.own(fd)
+        assert own is not None
+        return own.point
     finally:
         os.close(fd)
 

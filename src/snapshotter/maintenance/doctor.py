@@ -9,12 +9,15 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 
 from pybtrfs import device, filesystem, mountinfo, syscall, sysfs
+from pybtrfs.path import owned
 from snapshotter.analysis import inventory
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import DataLossError, UnavailableError, quoted
-from snapshotter.maintenance import quarantine, repair
+from snapshotter.maintenance import quarantine, repair, rotation
+from snapshotter.maintenance.rotation import Rotation
 from snapshotter.model import Kind, Problem
 from snapshotter.store import holding_mounts
+from snapshotter.store.barrier import WITHOUT_TURNS
 from snapshotter.store.counters import Counters
 from snapshotter.store.index import Snapshot
 from snapshotter.store.layout import EMPTY, real_path
@@ -141,10 +144,22 @@ def _directory(root: str) -> Iterator[Problem]:
 
 
 def _filesystem(root: str) -> Iterator[Problem]:
-    qgroups = f"{sysfs.directory(filesystem.get_info(root).fsid_bytes)}/qgroups"
+    directory = sysfs.directory(filesystem.get_info(root).fsid_bytes)
+    qgroups = f"{directory}/qgroups"
     if sysfs.read(f"{qgroups}/enabled") == "1" and sysfs.read(f"{qgroups}/mode") in ("qgroup", ""):
         what = "full qgroups are enabled: removing snapshots can stall the filesystem for minutes"
         yield Problem(root, what, f"btrfs quota disable {shlex.quote(root)}")
+    with owned(os.open(root, os.O_RDONLY)) as fd:
+        mount = mountinfo.own(fd)
+    if mount and WITHOUT_TURNS.isdisjoint(mount.options):
+        rotates = rotation.of(f"{directory}/devices")
+        if rotates is not Rotation.POSSIBLE:
+            doubt = "if the disk is no hard disk, " if rotates is Rotation.CLAIMED else ""
+            cure = (
+                f"{doubt}run `mount -o remount,ssd {shlex.quote(mount.point)}`, and add ssd to its options in "
+                "/etc/fstab or in its mount unit"
+            )
+            yield Problem(root, "it is mounted without the option ssd, so concurrent changes wait for each other", cure)
 
 
 def _devices(root: str) -> Iterator[Problem]:

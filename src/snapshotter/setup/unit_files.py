@@ -53,8 +53,8 @@ def _writable(root: str) -> str:
     while not os.path.exists(path):
         path = os.path.dirname(path)
     with owned(os.open(path, os.O_PATH | os.O_CLOEXEC)) as fd:
-        point = mountinfo.mount_point(fd)
-    return root if point in _SYSTEM else point
+        mount = mountinfo.own(fd)
+    return root if mount is None or mount.point in _SYSTEM else mount.point
 
 
 def _word(value: str) -> str:

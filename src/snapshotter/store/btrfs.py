@@ -17,6 +17,7 @@ from pybtrfs.path import open_directory, owned
 from snapshotter.errors import FailedPreconditionError, UnavailableError, is_damage
 from snapshotter.model import IdMap, Measured, Mount
 from snapshotter.store import holding_mounts, nested, usage
+from snapshotter.store.barrier import Barrier
 from snapshotter.store.coalesced import Coalesced
 from snapshotter.store.counters import Counters
 from snapshotter.store.devices import Devices
@@ -64,6 +65,7 @@ class BtrfsVolumes:
         self.record_limit = info.nodesize * 15 // 32
         self._devices = Devices(self._fd)
         self._commits: tuple[float, int | None] = (-COMMITS_SECONDS, None)
+        self._barrier = Barrier(self._fd)
         self.verify = Coalesced(lambda: syscall.syncfs(self._fd))
         self.mounts = Coalesced(lambda: mountinfo.read(self._fd, root))
 
@@ -217,7 +219,7 @@ class BtrfsVolumes:
                     tree_search.read(fd, tree_id=entry.info.id)
 
     def barrier(self, fd: int) -> None:
-        os.fsync(fd)
+        self._barrier(fd)
 
     def write_errors(self, *, recent: bool = False) -> Counters:
         return self._devices.counters(recent=recent)

@@ -59,13 +59,15 @@ def test_in_an_image(tmp_path: Path, run: Run) -> None:
     try:
         assert made.code == 0
         assert os.stat(file).st_blocks * 512 >= 200 << 20
-        assert f"\nWhat={file}\nWhere={root}\nType=btrfs\nOptions=loop,nodiscard" in made.out
+        assert (
+            f"\nWhat={file}\nWhere={root}\nType=btrfs\nOptions=loop,nodiscard,ssd,user_subvol_rm_allowed\n" in made.out
+        )
         assert run("prepare", "a", "--root", str(root)).code == 0
         assert run("doctor", "--root", str(root)) == (0, "nothing is wrong\n", "")
     finally:
         syscall.umount2(root)
     # As the unit does.
-    subprocess.run(["mount", "-o", "loop,nodiscard,user_subvol_rm_allowed", file, root], check=True)
+    subprocess.run(["mount", "-o", "loop,nodiscard,ssd,user_subvol_rm_allowed", file, root], check=True)
     try:
         assert names(run, "--root", str(root)) == ["a"]
     finally:

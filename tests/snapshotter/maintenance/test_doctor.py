@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from pybtrfs import image, subvolume, syscall
 from snapshotter import Problem, Snapshotter
 from snapshotter.errors import FailedPreconditionError, NotFoundError
-from snapshotter.maintenance import doctor
+from snapshotter.maintenance import doctor, rotation
+from snapshotter.maintenance.rotation import Rotation
 from snapshotter.store import records
 from snapshotter.store.counters import Counters
 from snapshotter.testing import settle
@@ -153,6 +155,27 @@ def test_sparse_image(btrfs_mount: Callable[..., Path]) -> None:
     os.posix_fallocate(fd, 0, 256 << 20)
     os.close(fd)
     assert doctor.examine(path) == []
+
+
+@pytest.mark.parametrize(
+    ("rotates", "doubt"),
+    [(Rotation.NONE, ""), (Rotation.CLAIMED, "if the disk is no hard disk, "), (Rotation.POSSIBLE, None)],
+)
+def test_without_ssd(mount: Path, rotates: Rotation, doubt: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A mount without ``ssd`` is reported unless a disk may rotate, and the cure works.
+    """
+    monkeypatch.setattr(rotation, "of", lambda _: rotates)
+    syscall.mount("", mount, "", syscall.MS_REMOUNT, "nossd")
+    if doubt is None:
+        assert doctor.examine(mount) == []
+        return
+    problem = only(doctor.examine(mount))
+    assert problem.what == "it is mounted without the option ssd, so concurrent changes wait for each other"
+    command = f"mount -o remount,ssd {mount}"
+    assert problem.cure == f"{doubt}run `{command}`, and add ssd to its options in /etc/fstab or in its mount unit"
+    subprocess.run(command.split(), check=True)
+    assert doctor.examine(mount) == []
 
 
 def test_qgroups(mount: Path) -> None:
