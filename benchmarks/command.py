@@ -22,19 +22,29 @@ def command(
     run: Callable[[str, E, str, Path], Path],
     full: E,
     quick: E,
-    directory: str,
+    directories: Sequence[str],
     parser: argparse.ArgumentParser,
     arguments: Sequence[str] | None,
+    finish: Callable[[str, Sequence[Path]], None] = lambda _mode, _paths: None,
 ) -> int:
     """
     Measure by *run* with the effort that *arguments* select, and return the exit status.
+
+    Args:
+        directories: Where the images are made, unless *arguments* say it; with a quick effort, only the first.
+        finish: Called with the mode and the paths that *run* returned for each directory.
     """
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: two or three minutes, not fifteen")
-    parser.add_argument("--directory", default=directory, help="where the images are made (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="two or three minutes: fewer rounds, and a single run")
+    parser.add_argument(
+        "--directory",
+        action="append",
+        help=f"where the images are made; can be given several times ({' and '.join(directories)})",
+    )
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    mode, effort, chosen = ("quick", quick, directories[:1]) if given.quick else ("full", full, directories)
     try:
-        run("quick" if given.quick else "full", quick if given.quick else full, given.directory, RESULTS)
+        finish(mode, [run(mode, effort, directory, RESULTS) for directory in given.directory or chosen])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

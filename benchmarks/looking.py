@@ -122,7 +122,7 @@ def run(mode: str, effort: Effort, directory: str, results: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.looking", description="The read-only commands.")
-    return command(run, FULL, QUICK, tempfile.gettempdir(), parser, arguments)
+    return command(run, FULL, QUICK, [tempfile.gettempdir()], parser, arguments)
 
 
 if __name__ == "__main__":

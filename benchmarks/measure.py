@@ -24,7 +24,8 @@ class Effort:
     The amount of measurements.
 
     Attributes:
-        rounds: Turns of each contender.
+        runs: Runs of the calls of pybtrfs, each on a new filesystem.
+        rounds: Turns of each contender in a run.
         operations: Operations in a turn.
         commands: Operations in a turn if each starts a process.
         listed: Subvolumes in a listing.
@@ -37,6 +38,7 @@ class Effort:
         snapshots: Snapshots on the store that the read-only commands read.
     """
 
+    runs: int
     rounds: int
     operations: int
     commands: int
@@ -51,7 +53,8 @@ class Effort:
 
 
 FULL = Effort(
-    rounds=15,
+    runs=5,
+    rounds=9,
     operations=20,
     commands=5,
     listed=5000,
@@ -63,7 +66,7 @@ FULL = Effort(
     aged=4000,
     snapshots=10000,
 )
-QUICK = replace(FULL, rounds=3, commands=3, layers=2, storms=3, seconds=5, aged=1000)
+QUICK = replace(FULL, runs=1, rounds=3, commands=3, layers=2, storms=3, seconds=5, aged=1000)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Row:
     A line of the report: the figures of *subject* and of *baseline* for the same work, and their ratio.
 
     Attributes:
-        ratio: The ratio of the medians; its extremes are the extreme ratios of a round.
+        ratio: The ratio of the medians; its extremes are the extreme ratios of a round, or of a run.
         unit: ``"ns"``, or the counted unit.
         series: The samples during the measurement, if any.
     """
@@ -122,18 +125,52 @@ class Row:
         return judged is not None and judged.median <= self.target.limit
 
 
-def compare(rounds: int, contenders: Mapping[Contender, Callable[[], Round]]) -> Samples:
+def compare(rounds: int, contenders: Mapping[Contender, Callable[[], Round]], *, warm_ups: int = 0) -> Samples:
     """
     Let the contenders take turns, and reverse their order each round.
+
+    Args:
+        warm_ups: Further rounds before, whose measurements are dropped.
     """
     samples: Samples = {}
     turns = list(contenders.items())
-    for _ in range(rounds):
+    for number in range(-warm_ups, rounds):
         for contender, turn in turns:
-            for step, values in turn().items():
-                samples.setdefault(step, {}).setdefault(contender, []).append(list(values))
+            measured = turn()
+            if number >= 0:
+                for step, values in measured.items():
+                    samples.setdefault(step, {}).setdefault(contender, []).append(list(values))
         turns.reverse()
-    return samples
+    # In the order of the contenders, because rows take the first one for their subject.
+    return {
+        step: {name: measured[name] for name in contenders if name in measured} for step, measured in samples.items()
+    }
+
+
+def merged(runs: Sequence[Sequence[Row]]) -> list[Row]:
+    """
+    Return each row of the first of several runs, with the median of the runs' medians, and the range of the runs.
+    """
+    if len(runs) == 1:
+        return list(runs[0])
+    same: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in (row for run in runs for row in run):
+        same.setdefault((row.group, row.name, row.subject, row.baseline), []).append(row)
+    return [
+        replace(
+            found[0],
+            figure=Figure.of([row.figure.median for row in found]),
+            baseline_figure=_medians([row.baseline_figure for row in found]),
+            ratio=_medians([row.ratio for row in found]),
+            series=[value for row in found for value in row.series],
+        )
+        for found in same.values()
+    ]
+
+
+def _medians(figures: Sequence[Figure | None]) -> Figure | None:
+    medians = [figure.median for figure in figures if figure]
+    return Figure.of(medians) if medians else None
 
 
 def rows(group: str, samples: Samples, targets: Mapping[Step, Target] | None = None) -> Iterator[Row]:

@@ -32,6 +32,7 @@ def machine(mount: Path, directory: str, image_bytes: int) -> dict[str, Any]:
         "compiler": _first_line("gcc", "--version"),
         "load": os.getloadavg(),
         "medium": f"loop image of {image_bytes >> 30} GiB in {directory} ({_filesystem_of(directory)})",
+        "ssd": "yes" if "ssd" in _mount(os.fspath(mount))[3].split(",") else "no",
         "mount_options": _mount(os.fspath(mount))[3],
     }
 
@@ -79,7 +80,7 @@ def table(about: dict[str, Any], rows: Sequence[Row]) -> str:
     for row in rows:
         if row.group != group:
             group = row.group
-            heading = ("", "median (least to most)", "against", "", "ratio (by round)", "target")
+            heading = ("", "median (least to most)", "against", "", "ratio (range)", "target")
             lines += ["", group, _line(*heading)]
         lines.append(
             _line(
@@ -91,6 +92,8 @@ def table(about: dict[str, Any], rows: Sequence[Row]) -> str:
                 _judgement(row),
             )
         )
+    judged = [row for row in rows if row.target]
+    lines += ["", f"{sum(bool(row.met) for row in judged)} of {len(judged)} targets are met"]
     return "\n".join(lines)
 
 
@@ -113,12 +116,16 @@ def _value(value: float, unit: str) -> str:
 
 def _ratio(figure: Figure) -> str:
     if figure.count == 1:
-        return f"{figure.median:.2f}"
-    return f"{figure.median:.2f} ({figure.least:.2f} to {figure.most:.2f})"
+        return _short(figure.median)
+    return f"{_short(figure.median)} ({_short(figure.least)} to {_short(figure.most)})"
+
+
+def _short(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio >= 0.095 else f"{ratio:.2g}"
 
 
 def _judgement(row: Row) -> str:
     if row.target is None:
         return ""
-    limit = f"{row.target.limit:g}" if row.target.ratio else _value(row.target.limit, row.unit)
+    limit = _short(row.target.limit) if row.target.ratio else _value(row.target.limit, row.unit)
     return f"at most {limit}: {'met' if row.met else 'MISSED'}"

@@ -2,6 +2,8 @@
 How Sphinx builds these pages: ``make docs``.
 """
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 from pybtrfs import __version__
@@ -26,5 +28,17 @@ def without_aliases(app: object, what: str, name: str, value: object, options: o
         lines.clear()
 
 
+def copy_plots(app: Any, error: Exception | None) -> None:
+    """
+    Copy the pictures that HTML in a page names, which Sphinx does not see.
+    """
+    if error is None:
+        pictures = Path(app.outdir, "pictures")
+        pictures.mkdir(exist_ok=True)
+        for plot in Path(app.srcdir, "pictures").glob("performance-*.svg"):
+            shutil.copy(plot, pictures)
+
+
 def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", without_aliases)
+    app.connect("build-finished", copy_plots)

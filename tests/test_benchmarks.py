@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import run
-from benchmarks.measure import Effort, Figure, Row, Target, compare, rows
+from benchmarks.measure import Effort, Figure, Row, Target, compare, merged, rows
 from benchmarks.pause import Pause
 from tests.interruption import interrupt
 
 TINY = Effort(
+    runs=2,
     rounds=2,
     operations=2,
     commands=1,
@@ -70,6 +71,7 @@ def test_a_run_has_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path = run("tiny", TINY, os.fspath(tmp_path), tmp_path / "results")
     values = json.loads(path.read_text())
     assert {"kernel", "cpu", "cores", "medium"} <= values["machine"].keys()
+    assert values["machine"]["ssd"] == "yes"
     names: dict[str, set[str]] = {}
     for row in values["rows"]:
         names.setdefault(row["group"], set()).add(row["name"])
@@ -112,6 +114,34 @@ def test_contenders_take_turns() -> None:
     assert row.figure == Figure(30, 30, 30, 4)
     assert row.ratio == Figure(1.5, 1.5, 1.5, 2)
     assert row.met is False
+
+
+def test_a_warm_up_is_not_measured() -> None:
+    """
+    A warm-up is a turn of each contender whose measurements are dropped. Rows keep the order of the contenders.
+    """
+    count = iter(range(10))
+    samples = compare(1, {name: lambda: {"step": [next(count)]} for name in ("ours", "theirs")}, warm_ups=1)
+    assert samples == {"step": {"ours": [[3]], "theirs": [[2]]}}
+    assert list(samples["step"]) == ["ours", "theirs"]
+
+
+def test_runs_are_merged() -> None:
+    """
+    A merged row has the median of the medians of its runs, and their range.
+    """
+    runs = [
+        [
+            Row("g", "n", "ours", Figure(time, 0, 9, 5), "theirs", Figure(2, 0, 9, 5), Figure(time / 2, 0, 9, 5)),
+            Row("g", "n", "ours", Figure(time, 0, 9, 5), series=[time]),
+        ]
+        for time in (1, 2, 4)
+    ]
+    assert merged(runs[:1]) == runs[0]
+    assert merged(runs) == [
+        Row("g", "n", "ours", Figure(2, 1, 4, 3), "theirs", Figure(2, 2, 2, 3), Figure(1, 0.5, 2, 3)),
+        Row("g", "n", "ours", Figure(2, 1, 4, 3), series=[1, 2, 4]),
+    ]
 
 
 def test_a_target_may_be_of_the_figure_itself() -> None:

@@ -3,20 +3,23 @@
 """
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import plot, report
 from benchmarks.bare import Bare
 from benchmarks.command import command, publish
+from benchmarks.measure import merged, say
 from benchmarks.peers.contestants import IMAGE_BYTES, Program
 from benchmarks.peers.operations import FULL, QUICK, Peers, Scale
 from pybtrfs import image
 
-# In memory, because waiting for a disk takes all contestants the same time and would hide their differences.
-_DIRECTORY = "/dev/shm"
+# In memory, where nothing hides the differences of the contestants, and on a disk, for which all of them wait.
+_DIRECTORIES = ("/dev/shm", "/var/tmp")
+_PICTURES = Path(__file__).parent.parent.parent / "docs/pictures"
 _SOCKETS = "/tmp"  # short, because the path of a socket may have 107 bytes
 
 
@@ -28,15 +31,27 @@ def run(mode: str, scale: Scale, directory: str, results: Path) -> Path:
         program = Program(Path(own))
         with image.temporary(IMAGE_BYTES, directory=directory) as mount:
             about = report.machine(mount, directory, IMAGE_BYTES) | program.versions()
-        rows = list(Peers(directory, program, bare, scale).measure())
-    return publish(results, f"peers-{mode}", about, rows)
+        runs = []
+        for number in range(scale.runs):
+            say(f"run {number + 1} of {scale.runs} in {directory}")
+            runs.append(list(Peers(directory, program, bare, scale).measure()))
+    medium = re.sub(r"\W+", "-", directory.strip("/"))
+    return publish(results, f"peers-{medium}-{mode}", about, merged(runs))
+
+
+def draw(mode: str, paths: Sequence[Path]) -> None:
+    """
+    Plot the results: of a full effort for the documentation, otherwise beside the results.
+    """
+    for path in plot.write(_PICTURES if mode == "full" else paths[0].parent, paths):
+        print(f"drawn to {path}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers", description="The snapshotter against containerd's own."
     )
-    return command(run, FULL, QUICK, _DIRECTORY, parser, arguments)
+    return command(run, FULL, QUICK, _DIRECTORIES, parser, arguments, draw)
 
 
 if __name__ == "__main__":

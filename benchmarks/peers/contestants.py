@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Protocol
@@ -18,6 +18,8 @@ from typing import IO, Protocol
 from benchmarks.measure import timed
 from pybtrfs import filesystem, image, subvolume, syscall
 from snapshotter import Info, Mount, Snapshotter
+from snapshotter.store.btrfs import BtrfsVolumes
+from snapshotter.store.volumes import Volumes
 
 IMAGE_BYTES = 16 << 30
 _GO_SOURCE = Path(__file__).parent
@@ -27,6 +29,7 @@ _LOG_LINES = 20
 
 DAEMON, LIBRARY, GO, GO_PROXY, OVERLAYFS = "daemon", "library", "Go", "Go behind its proxy", "overlayfs"
 ALL = (DAEMON, LIBRARY, GO, GO_PROXY, OVERLAYFS)
+CONCURRENT = "library with concurrent barriers"
 
 
 class Contestant(Protocol):
@@ -67,13 +70,23 @@ class Program:
         return {"go": words[1], "containerd": words[words.index(_CONTAINERD) + 1]}
 
 
+class ConcurrentBarriers(BtrfsVolumes):
+    """
+    Volumes whose barriers take no turns on any mount.
+    """
+
+    def barrier(self, fd: int) -> None:
+        os.fsync(fd)
+
+
 class Library:
     """
     Our snapshotter in this process.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._store = Snapshotter(root) if root.exists() else Snapshotter.create(root)
+    def __init__(self, root: Path, volumes: type[Volumes] = BtrfsVolumes) -> None:
+        make = Snapshotter if root.exists() else Snapshotter.create
+        self._store = make(root, volumes=volumes)
 
     def __call__(self, verb: str, *words: object) -> list[float]:
         if verb == "walk":
@@ -199,10 +212,15 @@ def _running(
 class Field:
     """
     A contestant on a btrfs of its own.
+
+    Args:
+        name: The name in the report, by which no two contestants at a time are called.
+        kind: A member of `ALL`, or `CONCURRENT`.
     """
 
-    def __init__(self, name: str, mount: Path, program: Program) -> None:
+    def __init__(self, name: str, kind: str, mount: Path, program: Program) -> None:
         self.name = name
+        self._kind = kind
         self.mount = mount
         self.root = mount / "store"
         self.fd = os.open(mount, os.O_RDONLY)
@@ -225,18 +243,18 @@ class Field:
             self.contestant = self._start()
 
     def _start(self) -> Contestant:
-        if self.name == LIBRARY:
-            return Library(self.root)
+        if self._kind in (LIBRARY, CONCURRENT):
+            return Library(self.root, BtrfsVolumes if self._kind == LIBRARY else ConcurrentBarriers)
         socket = self._program.directory / f"{self.name}.socket"
         socket.unlink(missing_ok=True)
         server: tuple[str | Path, ...] = ()
         where: tuple[str, Path] = ("socket", socket)
-        if self.name == DAEMON:
+        if self._kind == DAEMON:
             server = (sys.executable, "-m", "snapshotter", "serve", "--root", self.root, "--address", socket)
-        elif self.name == GO_PROXY:
+        elif self._kind == GO_PROXY:
             server = (self._program.path, "serve", "btrfs", self.root, socket)
         else:
-            where = ("btrfs" if self.name == GO else "overlayfs", self.root)
+            where = ("btrfs" if self._kind == GO else "overlayfs", self.root)
         return Driven(self._program, where, server, self._program.directory / f"{self.name}.log")
 
     def close(self) -> None:
@@ -264,16 +282,20 @@ class Field:
 
 
 @contextlib.contextmanager
-def fields(names: Sequence[str], directory: str, program: Program) -> Iterator[dict[str, Field]]:
+def fields(kinds: Mapping[str, str], directory: str, program: Program, options: str = "") -> Iterator[dict[str, Field]]:
     """
-    Start a contestant for each of *names*, on a new btrfs.
+    Start contestants, each on a new btrfs.
+
+    Args:
+        kinds: The kind of each contestant, by its name.
+        options: Mount options of each btrfs.
     """
     with contextlib.ExitStack() as stack:
         opened = {}
-        for name in names:
+        for name, kind in kinds.items():
             with _uninterrupted():
-                mount = stack.enter_context(image.temporary(IMAGE_BYTES, directory=directory))
-                opened[name] = stack.enter_context(contextlib.closing(Field(name, mount, program)))
+                mount = stack.enter_context(image.temporary(IMAGE_BYTES, directory=directory, options=options))
+                opened[name] = stack.enter_context(contextlib.closing(Field(name, kind, mount, program)))
         yield opened
 
 

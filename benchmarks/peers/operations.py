@@ -10,16 +10,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from benchmarks.bare import Bare
-from benchmarks.measure import Contender, Figure, Round, Row, Samples, Step, Target, against, compare, say
+from benchmarks.measure import Contender, Figure, Round, Row, Samples, Step, Target, against, compare, rows, say
 from benchmarks.operations import BACKLOG, BASE_FILES, CHANGED_FILES, FILE_BYTES, THREADS
-from benchmarks.peers.contestants import ALL, DAEMON, GO, LIBRARY, Driven, Field, Program, fields
+from benchmarks.peers.contestants import (
+    ALL,
+    CONCURRENT,
+    DAEMON,
+    GO,
+    GO_PROXY,
+    LIBRARY,
+    Driven,
+    Field,
+    Program,
+    fields,
+)
 from snapshotter.mounting import mounted
 
 CLIENTS = (1, 4, 16, THREADS)
 MAKERS = 16  # clients that prepare many snapshots
 SAMPLE_SECONDS = 0.2
+_VIEWS = 200  # views made and removed on a mount without ssd
 WRITTEN = 10  # every tenth of the polled snapshots is written to
 MEGABYTE = 1e6
 SECOND = 1e9
@@ -34,18 +47,21 @@ class Scale:
     The amount of measurements.
 
     Attributes:
+        runs: Runs of everything, each on new filesystems.
         rounds: Turns of each contestant with quick operations.
         operations: Operations in a turn.
         storms: Turns with many clients.
-        seconds: Duration of a turn with the most clients; a third of it with fewer.
+        seconds: Duration of a turn with many clients.
         layers: Turns with a large layer.
         files: Files of a large layer.
         polled: Active snapshots to poll, the files of each, and the limit of the daemon's CPU as a part of Go's.
         polls: Turns of polling.
-        snapshots: Snapshots of the store at the start of a contestant; the store is listed at half of them.
+        few: Snapshots of a small store.
+        snapshots: Snapshots of a large store, as at the start of a contestant; the store is listed at half of them.
         starts: Turns of starting.
     """
 
+    runs: int
     rounds: int
     operations: int
     storms: int
@@ -54,32 +70,35 @@ class Scale:
     files: int
     polled: Sequence[tuple[int, int, float]]
     polls: int
+    few: int
     snapshots: int
     starts: int
 
 
 FULL = Scale(
-    rounds=15,
+    runs=5,
+    rounds=5,
     operations=20,
     storms=3,
-    seconds=9,
-    layers=5,
+    seconds=2,
+    layers=1,
     files=20000,
-    polled=((1000, 50, 1 / 3), (200, 2000, 1 / 20)),
-    polls=3,
+    polled=((1000, 50, 0.15), (200, 2000, 0.005)),
+    polls=1,
+    few=10,
     snapshots=10000,
-    starts=5,
+    starts=2,
 )
 QUICK = replace(
     FULL,
-    rounds=3,
+    runs=1,
+    rounds=2,
     storms=1,
-    seconds=3,
-    layers=1,
-    polled=((1000, 50, 1 / 3), (40, 2000, 1 / 20)),
-    polls=1,
-    snapshots=2000,
-    starts=2,
+    seconds=1,
+    files=5000,
+    polled=((200, 50, 0.15), (20, 2000, 0.005)),
+    snapshots=1000,
+    starts=1,
 )
 
 
@@ -100,20 +119,24 @@ class Peers:
     def measure(self) -> Iterator[Row]:
         yield from self._one_client()
         yield from self._many_clients()
+        yield from self._without_ssd()
         yield from self._large_layers()
         for snapshots, files, limit in self._scale.polled:
             yield from self._polling(snapshots, files, limit)
         yield from self._many_snapshots()
+        yield from self._few_and_many()
 
     # -- contestants and files
 
     @contextlib.contextmanager
-    def _fields(self, group: str, names: Sequence[Contender], base_files: int) -> Iterator[dict[Contender, Field]]:
+    def _fields(
+        self, group: str, kinds: Mapping[Contender, str], base_files: int, options: str = ""
+    ) -> Iterator[dict[Contender, Field]]:
         """
         Start the contestants, each with a base of *base_files* files.
         """
         say(group)
-        with fields(names, self._directory, self._program) as opened:
+        with fields(kinds, self._directory, self._program, options) as opened:
             for field in opened.values():
                 field.contestant("prepare", 1, "new", 0, 1, "")
                 self._unpack(field, "new-0", base_files)
@@ -144,30 +167,34 @@ class Peers:
     # -- the measurements
 
     def _one_client(self) -> Iterator[Row]:
-        count = self._scale.operations
+        targets = {"prepare": 0.95, "view": 0.5, "commit of one file": 1.0, "remove": 0.35}
+        behind_proxy = {"prepare": 0.85, "view": 0.35, "remove": 0.25}
+        with self._fields("one client", _named(ALL), BASE_FILES) as opened:
+            samples = _in_turns(self._scale.rounds, opened, self._operations, warm_ups=1)
+            yield from _rows("one client", samples, targets, behind_proxy)
 
-        def turn(field: Field) -> Round:
-            ask, first = field.contestant, field.numbers(count)
-            times: dict[Step, list[float]] = {
-                "prepare": ask("prepare", 1, "active", first, count, _BASE),
-                "view": ask("view", 1, "view", first, count, _BASE),
-                "commit of one file": [],
-            }
-            for number in range(first, first + count):
-                self._write(field, f"active-{number}", 0, 1)
-                times["commit of one file"] += ask("commit", 1, "active", number, 1, "layer")
-            times["remove"] = ask("remove", 1, "layer", first, count) + ask("remove", 1, "view", first, count)
-            field.quiet()
-            return times
-
-        targets = {
-            "prepare": Target(0.7, ratio=True),
-            "view": Target(0.5, ratio=True),
-            "commit of one file": Target(0.9, ratio=True),
-            "remove": Target(0.5, ratio=True),
+    def _operations(self, field: Field) -> Round:
+        ask, count = field.contestant, self._scale.operations
+        first = field.numbers(count)
+        times: dict[Step, list[float]] = {
+            "prepare": ask("prepare", 1, "active", first, count, _BASE),
+            "view": ask("view", 1, "view", first, count, _BASE),
+            "commit of one file": [],
         }
-        with self._fields("one client", ALL, BASE_FILES) as opened:
-            yield from _rows("one client", _in_turns(self._scale.rounds, opened, turn), targets)
+        for number in range(first, first + count):
+            self._write(field, f"active-{number}", 0, 1)
+            times["commit of one file"] += ask("commit", 1, "active", number, 1, "layer")
+        times["remove"] = ask("remove", 1, "layer", first, count) + ask("remove", 1, "view", first, count)
+        field.quiet()
+        return times
+
+    def _pairs(self, field: Field, clients: int, seconds: int) -> float:
+        """
+        Return the nanoseconds of a pair of prepare and remove, of all clients together.
+        """
+        pairs, elapsed = field.contestant("pairs", clients, seconds, f"pair-{field.numbers(1)}", _BASE)
+        field.quiet()
+        return elapsed / pairs
 
     def _many_clients(self) -> Iterator[Row]:
         backlog: list[float] = []
@@ -175,19 +202,16 @@ class Peers:
         def turn(field: Field) -> Round:
             times = {}
             for clients in CLIENTS:
-                seconds = self._scale.seconds if clients == THREADS else max(1, self._scale.seconds // 3)
-                prefix = f"pair-{field.numbers(1)}"
                 watched = field.name == DAEMON and clients == THREADS
                 with _sampling(field.entries, backlog) if watched else contextlib.nullcontext():
-                    pairs, elapsed = field.contestant("pairs", clients, seconds, prefix, _BASE)
-                times[_pair(clients)] = [elapsed / pairs]
-                field.quiet()
+                    times[_pair(clients)] = [self._pairs(field, clients, self._scale.seconds)]
             return times
 
         group = "prepare and remove, the time of all over the pairs"
-        with self._fields(group, ALL, BASE_FILES) as opened:
+        with self._fields(group, _named(ALL), BASE_FILES) as opened:
             samples = _in_turns(self._scale.storms, opened, turn)
-        yield from _rows(group, samples, {_pair(THREADS): Target(0.25, ratio=True)})
+        times_faster = zip(CLIENTS, (1.6, 2.5, 4, 6), strict=True)
+        yield from _rows(group, samples, {_pair(clients): 1 / factor for clients, factor in times_faster})
         yield Row(
             group,
             f"backlog of destroys at {THREADS} clients",
@@ -198,11 +222,35 @@ class Peers:
             series=backlog,
         )
 
+    def _without_ssd(self) -> Iterator[Row]:
+        """
+        Measure whether turns of the barriers pay on a mount without ``ssd``, and what they cost barriers alone.
+        """
+        several = CLIENTS[1:]
+
+        def turn(field: Field) -> Round:
+            times = {_pair(clients): [self._pairs(field, clients, 1)] for clients in several}
+            first = field.numbers(_VIEWS)
+            for verb, extra in (("view", (_BASE,)), ("remove", ())):
+                begin = time.monotonic_ns()
+                field.contestant(verb, MAKERS, "view", first, _VIEWS, *extra)
+                times[f"{verb}s by {MAKERS} clients"] = [(time.monotonic_ns() - begin) / _VIEWS]
+            field.quiet()
+            return times
+
+        group = "mounted without ssd: prepare and remove, the time of all over the pairs"
+        with self._fields(group, _named((LIBRARY, CONCURRENT)), BASE_FILES, "nossd") as opened:
+            samples = _in_turns(2 * self._scale.storms, opened, turn)
+        times_faster = zip(several, (1.3, 2.5, 1.7), strict=True)
+        targets = {_pair(clients): Target(1 / factor, ratio=True) for clients, factor in times_faster}
+        yield from rows(group, samples, targets)
+
     def _large_layers(self) -> Iterator[Row]:
         files = self._scale.files
         changed = min(CHANGED_FILES, files)
         commit, remove = "commit", "remove"
         usage = {count: f"usage, {count:,} changed" for count in (0, changed, files)}
+        unchanged, new = "usage, asked for again", f"usage, {files:,} new on {files:,}"
 
         def turn(field: Field) -> Round:
             ask, number = field.contestant, field.numbers(1)
@@ -217,14 +265,20 @@ class Peers:
                     self._write(field, f"child-{number}", 0, count, files // count)
                     field.sync()
                 times[step] = ask("usage", 1, "child", number, 1)
+            times[unchanged] = [*ask("usage", 1, "child", number, 1), *ask("usage", 1, "child", number, 1)]
             ask("remove", 1, "child", number, 1)
+            ask("prepare", 1, "more", number, 1, f"layer-{number}")
+            self._write(field, f"more-{number}", files, files)
+            field.sync()
+            times[new] = ask("usage", 1, "more", number, 1)
+            ask("remove", 1, "more", number, 1)
             times[remove] = ask("remove", 1, "layer", number, 1)
             field.quiet()
             return times
 
-        targets = {commit: Target(0.15, ratio=True), usage[changed]: Target(1 / 15, ratio=True)}
+        targets = {commit: 0.1, unchanged: 1 / 500, usage[changed]: 1 / 20, new: 1 / 8, usage[files]: 1 / 3}
         group = f"a layer of {files:,} files"
-        with self._fields(group, ALL, BASE_FILES) as opened:
+        with self._fields(group, _named(ALL), BASE_FILES) as opened:
             yield from _rows(group, _in_turns(self._scale.layers, opened, turn), targets)
 
     def _polling(self, snapshots: int, files: int, limit: float) -> Iterator[Row]:
@@ -254,9 +308,9 @@ class Peers:
             field.sync()
             return times | dict(poll(field, awake))
 
-        targets = {f"CPU, {asleep}": Target(limit, ratio=True)}
+        targets = {f"CPU, {asleep}": limit}
         group = f"a round of polling {snapshots:,} active snapshots of {files:,} files"
-        with self._fields(group, _PROCESSES, files) as opened:
+        with self._fields(group, _named((DAEMON, GO)), files) as opened:
             for field in opened.values():
                 field.contestant("prepare", MAKERS, "active", 0, snapshots, _BASE)
                 for number in range(snapshots):
@@ -271,12 +325,20 @@ class Peers:
         snapshots, count = self._scale.snapshots, self._scale.operations
         half = snapshots // 2
 
+        walk = f"walk of {half + 1:,}"
+
         def ask(field: Field) -> Round:
-            return {
-                f"walk of {half + 1:,}": field.contestant("walk"),
+            times: dict[Step, list[float]] = {
                 "stat": field.contestant("stat", 1, "active", 0, count),
                 "update": field.contestant("update", 1, "active", 0, count),
             }
+            if isinstance(field.contestant, Driven):
+                before = cpu_time(field.contestant.pid)
+                times[walk] = field.contestant("walk")
+                times[f"CPU of a {walk}"] = [cpu_time(field.contestant.pid) - before]
+            else:
+                times[walk] = field.contestant("walk")
+            return times
 
         start, memory = f"start with {snapshots:,}", f"memory with {snapshots:,}, "
         started, walked = memory + "started", memory + "walked"
@@ -297,37 +359,86 @@ class Peers:
             return {started: [before], walked: [_resident(driven.pid)]}
 
         group = "many snapshots"
-        with self._fields(group, ALL, BASE_FILES) as opened:
+        with self._fields(group, _named(ALL), BASE_FILES) as opened:
             for field in opened.values():
                 field.contestant("prepare", MAKERS, "active", 0, half, _BASE)
                 field.quiet()
-            yield from _rows(group, _in_turns(self._scale.rounds, opened, ask), {})
+            behind_proxy = {"stat": 0.7, "update": 0.9, walk: 0.5, f"CPU of a {walk}": 0.2}
+            yield from _rows(group, _in_turns(self._scale.rounds, opened, ask, warm_ups=1), {}, behind_proxy)
             for field in opened.values():
                 field.contestant("prepare", MAKERS, "active", half, snapshots - half, _BASE)
                 field.quiet()
-            yield from _rows(group, _in_turns(self._scale.starts, opened, restart), {start: Target(SECOND)})
+            yield from _rows(group, _in_turns(self._scale.starts, opened, restart), {start: Target(0.5 * SECOND)})
             processes = {name: opened[name] for name in _PROCESSES}
             samples = _in_turns(self._scale.starts, processes, measure_memory)
-            yield from _rows(group, samples, {started: Target(80), walked: Target(80)}, unit="MB")
+            yield from _rows(group, samples, {started: Target(45), walked: Target(45)}, unit="MB")
+
+    def _few_and_many(self) -> Iterator[Row]:
+        few, many = (f"{DAEMON} with {count:,}" for count in (self._scale.few, self._scale.snapshots))
+        count = self._scale.operations
+
+        def turn(field: Field) -> Round:
+            ask = field.contestant
+            return {
+                **self._operations(field),
+                "stat": ask("stat", 1, "kept", 0, min(count, self._scale.few)),
+                "usage": ask("usage", 1, "kept", 0, min(count, self._scale.few)),
+                "update": ask("update", 1, "kept", 0, min(count, self._scale.few)),
+            }
+
+        group = f"each operation with {self._scale.snapshots:,} snapshots in the store, against {self._scale.few:,}"
+        with self._fields(group, {many: DAEMON, few: DAEMON}, BASE_FILES) as opened:
+            for name, kept in ((few, self._scale.few), (many, self._scale.snapshots)):
+                opened[name].contestant("prepare", MAKERS, "kept", 0, kept, _BASE)
+                opened[name].quiet()
+            samples = _in_turns(self._scale.rounds, opened, turn, warm_ups=1)
+        yield from rows(group, samples, dict.fromkeys(samples, Target(1.2, ratio=True)))
 
 
 def _pair(clients: int) -> str:
     return f"{clients} client{'s' if clients > 1 else ''}"
 
 
-def _in_turns(rounds: int, opened: Mapping[Contender, Field], turn: Callable[[Field], Round]) -> Samples:
-    return compare(rounds, {name: functools.partial(turn, field) for name, field in opened.items()})
-
-
-def _rows(group: str, samples: Samples, targets: Mapping[Step, Target], unit: str = "ns") -> Iterator[Row]:
+def _named(kinds: Sequence[str]) -> dict[Contender, str]:
     """
-    Yield, for each step, a row of each contestant against Go in process. The targets are the daemon's.
+    Return contestants that are named after their kinds.
+    """
+    return {kind: kind for kind in kinds}
+
+
+def _in_turns(
+    turns: int, opened: Mapping[Contender, Field], turn: Callable[[Field], Round], warm_ups: int = 0
+) -> Samples:
+    contenders = {name: functools.partial(turn, field) for name, field in opened.items()}
+    return compare(turns, contenders, warm_ups=warm_ups)
+
+
+def _rows(
+    group: str,
+    samples: Samples,
+    targets: Mapping[Step, float | Target],
+    behind_proxy: Mapping[Step, float] = MappingProxyType({}),
+    unit: str = "ns",
+) -> Iterator[Row]:
+    """
+    Yield, for each step, a row of each contestant against Go in process.
+
+    Args:
+        targets: The targets of the daemon; a number is the limit of the ratio.
+        behind_proxy: The limits of the daemon's ratio to Go behind its proxy, each of which has a row.
     """
     for step, measured in samples.items():
         for name in measured:
             if name != GO:
-                target = targets.get(step) if name == DAEMON else None
+                target = _target(targets.get(step)) if name == DAEMON else None
                 yield against(group, step, name, measured[name], GO, measured[GO], target, unit)
+        if step in behind_proxy:
+            target = _target(behind_proxy[step])
+            yield against(group, step, DAEMON, measured[DAEMON], GO_PROXY, measured[GO_PROXY], target, unit)
+
+
+def _target(limit: float | Target | None) -> Target | None:
+    return limit if limit is None or isinstance(limit, Target) else Target(limit, ratio=True)
 
 
 @contextlib.contextmanager
