@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import calls, looking, operations, report
 from benchmarks.bare import Bare
-from benchmarks.command import command, publish
+from benchmarks.command import command, parse, publish
 from benchmarks.measure import FULL, QUICK, Effort, Row, merged
 from pybtrfs import image
 
@@ -36,7 +36,7 @@ def run(mode: str, effort: Effort, directory: str, results: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Both packages against the bare kernel.")
-    return command(run, FULL, QUICK, [tempfile.gettempdir()], parser, arguments)
+    return command(run, FULL, QUICK, parse(parser, [tempfile.gettempdir()], arguments))
 
 
 if __name__ == "__main__":

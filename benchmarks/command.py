@@ -18,21 +18,14 @@ RESULTS = Path(__file__).parent / "results"
 E = TypeVar("E")
 
 
-def command(
-    run: Callable[[str, E, str, Path], Path],
-    full: E,
-    quick: E,
-    directories: Sequence[str],
-    parser: argparse.ArgumentParser,
-    arguments: Sequence[str] | None,
-    finish: Callable[[str, Sequence[Path]], None] = lambda _mode, _paths: None,
-) -> int:
+def parse(
+    parser: argparse.ArgumentParser, directories: Sequence[str], arguments: Sequence[str] | None
+) -> argparse.Namespace:
     """
-    Measure by *run* with the effort that *arguments* select, and return the exit status.
+    Parse *arguments* with the options of every benchmark.
 
     Args:
         directories: Where the images are made, unless *arguments* say it; with a quick effort, only the first.
-        finish: Called with the mode and the paths that *run* returned for each directory.
     """
     parser.add_argument("--quick", action="store_true", help="two or three minutes: fewer rounds, and a single run")
     parser.add_argument(
@@ -41,10 +34,27 @@ def command(
         help=f"where the images are made; can be given several times ({' and '.join(directories)})",
     )
     given = parser.parse_args(arguments)
+    given.directory = given.directory or (directories[:1] if given.quick else directories)
+    return given
+
+
+def command(
+    run: Callable[[str, E, str, Path], Path],
+    full: E,
+    quick: E,
+    given: argparse.Namespace,
+    finish: Callable[[str, Sequence[Path]], None] = lambda _mode, _paths: None,
+) -> int:
+    """
+    Measure by *run* with the effort that was *given*, and return the exit status.
+
+    Args:
+        finish: Called with the mode and the paths that *run* returned for each directory.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    mode, effort, chosen = ("quick", quick, directories[:1]) if given.quick else ("full", full, directories)
+    mode, effort = ("quick", quick) if given.quick else ("full", full)
     try:
-        finish(mode, [run(mode, effort, directory, RESULTS) for directory in given.directory or chosen])
+        finish(mode, [run(mode, effort, directory, RESULTS) for directory in given.directory])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

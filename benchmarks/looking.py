@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.command import command, publish
+from benchmarks.command import command, parse, publish
 from benchmarks.measure import FULL, QUICK, Effort, Figure, Row, Target, say
 from pybtrfs import image
 from snapshotter import Snapshotter
@@ -122,7 +122,7 @@ def run(mode: str, effort: Effort, directory: str, results: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.looking", description="The read-only commands.")
-    return command(run, FULL, QUICK, [tempfile.gettempdir()], parser, arguments)
+    return command(run, FULL, QUICK, parse(parser, [tempfile.gettempdir()], arguments))
 
 
 if __name__ == "__main__":

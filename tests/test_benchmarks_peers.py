@@ -31,13 +31,11 @@ TINY = Scale(
     snapshots=10,
     starts=1,
 )
+PAIRS = {"1 client", "4 clients", "16 clients", "64 clients"}
 STEPS = {
     "one client": {"prepare", "view", "commit of one file", "remove"},
     "prepare and remove, the time of all over the pairs": {
-        "1 client",
-        "4 clients",
-        "16 clients",
-        "64 clients",
+        *PAIRS,
         "backlog of destroys at 64 clients",
     },
     "a layer of 20 files": {
@@ -72,7 +70,7 @@ def test_a_run_has_every_contestant(tmp_path: Path, capsys: pytest.CaptureFixtur
     """
     directory = tmp_path / "images"
     directory.mkdir()
-    path = run("tiny", TINY, os.fspath(directory), tmp_path / "results")
+    path = run("tiny", TINY, os.fspath(directory), tmp_path / "results", against="HEAD")
     assert os.listdir(directory) == []
     values = json.loads(path.read_text())
     assert {"kernel", "cpu", "cores", "medium", "go", "containerd"} <= values["machine"].keys()
@@ -86,6 +84,9 @@ def test_a_run_has_every_contestant(tmp_path: Path, capsys: pytest.CaptureFixtur
         expected |= {(group, step, DAEMON) for step in steps}
     group = "mounted without ssd: prepare and remove, the time of all over the pairs"
     expected |= {(group, step, LIBRARY) for step in WITHOUT_SSD}
+    steps = STEPS["one client"] | {f"pairs, {step}" for step in PAIRS}
+    for option in ("ssd", "nossd"):
+        expected |= {(f"mounted with {option}, against HEAD", step, DAEMON) for step in steps}
     group = "each operation with 10 snapshots in the store, against 2"
     expected |= {(group, step, "daemon with 10") for step in OPERATIONS}
     assert measured == expected

@@ -3,6 +3,7 @@
 """
 
 import argparse
+import functools
 import re
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import plot, report
 from benchmarks.bare import Bare
-from benchmarks.command import command, publish
+from benchmarks.command import command, parse, publish
 from benchmarks.measure import merged, say
 from benchmarks.peers.contestants import IMAGE_BYTES, Program
 from benchmarks.peers.operations import FULL, QUICK, Peers, Scale
@@ -23,12 +24,12 @@ _PICTURES = Path(__file__).parent.parent.parent / "docs/pictures"
 _SOCKETS = "/tmp"  # short, because the path of a socket may have 107 bytes
 
 
-def run(mode: str, scale: Scale, directory: str, results: Path) -> Path:
+def run(mode: str, scale: Scale, directory: str, results: Path, against: str = "") -> Path:
     """
     Measure everything, print the table, and return the path of the JSON.
     """
     with tempfile.TemporaryDirectory(prefix="peers-", dir=_SOCKETS) as own, Bare() as bare:
-        program = Program(Path(own))
+        program = Program(Path(own), against)
         with image.temporary(IMAGE_BYTES, directory=directory) as mount:
             about = report.machine(mount, directory, IMAGE_BYTES) | program.versions()
         runs = []
@@ -51,7 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers", description="The snapshotter against containerd's own."
     )
-    return command(run, FULL, QUICK, _DIRECTORIES, parser, arguments, draw)
+    parser.add_argument(
+        "--against",
+        metavar="COMMIT",
+        default="",
+        help="measure the daemon of another commit of this repository as well",
+    )
+    given = parse(parser, _DIRECTORIES, arguments)
+    return command(functools.partial(run, against=given.against), FULL, QUICK, given, draw)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from snapshotter.store.volumes import Volumes
 
 IMAGE_BYTES = 16 << 30
 _GO_SOURCE = Path(__file__).parent
+_REPOSITORY = _GO_SOURCE.parent.parent
 _CONTAINERD = "github.com/containerd/containerd/v2"
 _LABEL = "containerd.io/benchmark"
 _LOG_LINES = 20
@@ -30,6 +32,7 @@ _LOG_LINES = 20
 DAEMON, LIBRARY, GO, GO_PROXY, OVERLAYFS = "daemon", "library", "Go", "Go behind its proxy", "overlayfs"
 ALL = (DAEMON, LIBRARY, GO, GO_PROXY, OVERLAYFS)
 CONCURRENT = "library with concurrent barriers"
+EARLIER = "daemon of another commit"
 
 
 class Contestant(Protocol):
@@ -49,10 +52,17 @@ class Program:
     The Go program, compiled into *directory*, which also has the sockets and logs of the contestants.
 
     The compiler is the Go in PATH, or the Go in .venv.
+
+    Args:
+        against: A commit whose packages are installed there as well, for contestants of the kind `EARLIER`.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, against: str = "") -> None:
         self.directory = directory
+        self.against = against
+        self.earlier = directory / "earlier"
+        if against:
+            _install(against, self.earlier)
         self.path = directory / "peers"
         beside = os.path.dirname(sys.executable)
         go = shutil.which("go") or shutil.which("go", path=beside)
@@ -68,6 +78,17 @@ class Program:
         text = subprocess.run((self._go, "version", "-m", self.path), check=True, capture_output=True, text=True).stdout
         words = text.split()
         return {"go": words[1], "containerd": words[words.index(_CONTAINERD) + 1]}
+
+
+def _install(commit: str, directory: Path) -> None:
+    """
+    Install the packages of *commit*, with their compiled modules, in *directory*.
+    """
+    archive = subprocess.run(("git", "archive", commit), cwd=_REPOSITORY, check=True, stdout=subprocess.PIPE).stdout
+    with tempfile.TemporaryDirectory() as source:
+        subprocess.run(("tar", "--extract", "--directory", source), check=True, input=archive)
+        pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps")
+        subprocess.run((*pip, "--target", directory, source), check=True)
 
 
 class ConcurrentBarriers(BtrfsVolumes):
@@ -215,7 +236,7 @@ class Field:
 
     Args:
         name: The name in the report, by which no two contestants at a time are called.
-        kind: A member of `ALL`, or `CONCURRENT`.
+        kind: A member of `ALL`, `CONCURRENT` or `EARLIER`.
     """
 
     def __init__(self, name: str, kind: str, mount: Path, program: Program) -> None:
@@ -249,8 +270,10 @@ class Field:
         socket.unlink(missing_ok=True)
         server: tuple[str | Path, ...] = ()
         where: tuple[str, Path] = ("socket", socket)
-        if self._kind == DAEMON:
+        if self._kind in (DAEMON, EARLIER):
             server = (sys.executable, "-m", "snapshotter", "serve", "--root", self.root, "--address", socket)
+            if self._kind == EARLIER:
+                server = ("env", f"PYTHONPATH={self._program.earlier}", *server)
         elif self._kind == GO_PROXY:
             server = (self._program.path, "serve", "btrfs", self.root, socket)
         else:

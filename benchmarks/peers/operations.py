@@ -19,6 +19,7 @@ from benchmarks.peers.contestants import (
     ALL,
     CONCURRENT,
     DAEMON,
+    EARLIER,
     GO,
     GO_PROXY,
     LIBRARY,
@@ -120,6 +121,9 @@ class Peers:
         yield from self._one_client()
         yield from self._many_clients()
         yield from self._without_ssd()
+        if self._program.against:
+            for option in ("ssd", "nossd"):
+                yield from self._against(option)
         yield from self._large_layers()
         for snapshots, files, limit in self._scale.polled:
             yield from self._polling(snapshots, files, limit)
@@ -244,6 +248,20 @@ class Peers:
         times_faster = zip(several, (1.3, 2.5, 1.7), strict=True)
         targets = {_pair(clients): Target(1 / factor, ratio=True) for clients, factor in times_faster}
         yield from rows(group, samples, targets)
+
+    def _against(self, option: str) -> Iterator[Row]:
+        """
+        Measure the daemon against that of another commit.
+        """
+
+        def turn(field: Field) -> Round:
+            pairs = {f"pairs, {_pair(clients)}": [self._pairs(field, clients, 1)] for clients in CLIENTS}
+            return {**self._operations(field), **pairs}
+
+        group = f"mounted with {option}, against {self._program.against}"
+        with self._fields(group, {DAEMON: DAEMON, EARLIER: EARLIER}, BASE_FILES, option) as opened:
+            samples = _in_turns(self._scale.rounds, opened, turn, warm_ups=1)
+        yield from rows(group, samples)
 
     def _large_layers(self) -> Iterator[Row]:
         files = self._scale.files
