@@ -103,6 +103,7 @@ def test_another_store_below(disk: Disk, btrfs: Path, make_daemon: Callable[...,
     """
     mount = btrfs / "mount"
     mount.mkdir()
+    subvolume.create(mount / "store")
     daemon = make_daemon(mount / "store")
     with attached(disk, mount):
         daemon.ready(patch="from snapshotter.daemon import process\nprocess.REOPEN_SECONDS = 4.0\n")
@@ -110,7 +111,7 @@ def test_another_store_below(disk: Disk, btrfs: Path, make_daemon: Callable[...,
             kill_filesystem(disk, client)
         daemon.notified(f"STATUS=waiting for the filesystem of {daemon.root}")
     threading.Event().wait(1.5)
-    assert os.listdir(mount) == []
+    assert os.listdir(daemon.root) == []
     Snapshotter.create(daemon.root).close()
     assert daemon.ended() == 1
     assert "it is another store than before" in daemon.log.read_text().splitlines()[-1]
