@@ -1,8 +1,9 @@
 """
-Definition of ``pybtrfs._btrfs``, the cffi module with the ioctls and system calls that the standard library lacks.
+Definitions of the cffi modules, which setup.py builds.
 
-The C code stands in ``src/pybtrfs``: functions in ``btrfs.c``, their declarations in ``btrfs.h``, the kernel's structs
-and numbers in ``btrfs_uapi.h``. setup.py builds the module from `ffi`.
+``pybtrfs._btrfs`` has the ioctls and system calls that the standard library lacks: functions in ``btrfs.c``, the
+kernel's structs and numbers in ``btrfs_uapi.h``. ``snapshotter.transport._http2`` has the sessions of libnghttp2, which
+it calls through pointers, so that the library is needed at run time only.
 """
 
 import re
@@ -10,8 +11,7 @@ from pathlib import Path
 
 from cffi import FFI
 
-PACKAGE = Path(__file__).parent / "src/pybtrfs"
-HEADERS = ["btrfs_uapi.h", "btrfs.h"]
+SRC = Path(__file__).parent / "src"
 
 # From <sys/mount.h> and <fcntl.h>.
 CONSTANTS = """
@@ -29,19 +29,34 @@ def declarations(header: str) -> str:
     return re.sub(r"^};", "    ...;\n};", header, flags=re.MULTILINE)
 
 
-version = (PACKAGE / "_version.py").read_text().split('"')[1]
+def module(name: str, source: str, declared: list[str], included: list[str], macros: dict[str, str]) -> FFI:
+    """
+    Return the module *name*, whose C file is *source*, beside its headers.
 
-ffi = FFI()
-ffi.cdef("static const char *const PYBTRFS_VERSION;")
-for header in HEADERS:
-    ffi.cdef(declarations((PACKAGE / header).read_text()))
+    Args:
+        declared: The headers with the functions and values for Python.
+        included: The other headers of *source*.
+    """
+    directory = SRC.joinpath(*name.split(".")[:-1])
+    ffi = FFI()
+    for header in declared:
+        ffi.cdef(declarations((directory / header).read_text()))
+    ffi.set_source(
+        name,
+        f'#include "{source}"\n',  # not in sources: in one file with their callers, the functions are inlined
+        depends=[str((directory / file).relative_to(SRC.parent)) for file in (source, *declared, *included)],
+        define_macros=[("_GNU_SOURCE", "1"), *macros.items()],
+        include_dirs=[str(directory)],
+        py_limited_api=True,
+    )
+    return ffi
+
+
+version = (SRC / "pybtrfs/_version.py").read_text().split('"')[1]
+
+btrfs = module("pybtrfs._btrfs", "btrfs.c", ["btrfs_uapi.h", "btrfs.h"], [], {"PYBTRFS_VERSION": f'"{version}"'})
+btrfs.cdef("static const char *const PYBTRFS_VERSION;")
 for constant in CONSTANTS.split():
-    ffi.cdef(f"#define {constant} ...")
-ffi.set_source(
-    "pybtrfs._btrfs",
-    '#include "btrfs.c"\n',  # not in sources: in one file with their callers, the functions are inlined
-    depends=[f"src/pybtrfs/{file}" for file in ("btrfs.c", *HEADERS)],
-    define_macros=[("_GNU_SOURCE", "1"), ("PYBTRFS_VERSION", f'"{version}"')],
-    include_dirs=[str(PACKAGE)],
-    py_limited_api=True,
-)
+    btrfs.cdef(f"#define {constant} ...")
+
+http2 = module("snapshotter.transport._http2", "http2.c", ["http2.h"], ["nghttp2.h"], {})

@@ -1,5 +1,5 @@
 """
-Run tests with the compiled module built for AddressSanitizer and UndefinedBehaviorSanitizer.
+Run tests with the compiled modules built for AddressSanitizer and UndefinedBehaviorSanitizer.
 
 ``python -m tests.sanitized [ARGUMENT OF PYTEST]...``
 """
@@ -16,7 +16,7 @@ FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
 def build(directory: Path) -> dict[str, str]:
     """
-    Compile the module in *directory*, and return the environment in which Python loads it.
+    Compile the modules in *directory*, and return the environment in which Python loads them.
     """
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     environment = os.environ | {"CFLAGS": f"{FLAGS} -O1 -g -fno-omit-frame-pointer", "LDFLAGS": FLAGS}
@@ -39,7 +39,8 @@ def build(directory: Path) -> dict[str, str]:
 
 def main() -> None:
     environment = build(ROOT / "build/sanitized")
-    tests = sys.argv[1:] or ["-q", "tests/pybtrfs", "tests/fuzz"]
+    transport = ["tests/snapshotter/transport", "tests/snapshotter/daemon/test_rpc.py"]
+    tests = sys.argv[1:] or ["-q", "tests/pybtrfs", "tests/fuzz", *transport]
     os.execve(sys.executable, [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests], environment)
 
 

@@ -98,7 +98,7 @@ def files(*suffixes: str) -> list[Path]:
     """
     Return the files of src with one of *suffixes*, without the generated ones.
     """
-    generated = re.compile(r"_(pb2|grpc)\.pyi?$")
+    generated = re.compile(r"_pb2\.pyi?$")
     found = (path for suffix in suffixes for path in SRC.rglob(f"*{suffix}"))
     return sorted(path for path in found if not generated.search(path.name))
 

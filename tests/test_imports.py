@@ -13,14 +13,24 @@ import pytest
 SRC = Path(__file__).parent.parent / "src"
 
 OURS = ("pybtrfs", "snapshotter")
-SERVICES = ("snapshots", "containers", "content", "images", "introspection", "leases", "namespaces", "extension")
+SERVICES = (
+    "snapshots",
+    "containers",
+    "content",
+    "images",
+    "introspection",
+    "leases",
+    "namespaces",
+    "extension",
+    "health",
+)
 
 # From the bottom up: a module imports modules of lower floors, and modules before it in its own package.
 FLOORS = (
     {"pybtrfs"},
     {"snapshotter.errors", "snapshotter.events", "snapshotter.text"},
     {"snapshotter.model"},
-    {"snapshotter.api", "snapshotter.store"},
+    {"snapshotter.api", "snapshotter.store", "snapshotter.transport"},
     {"snapshotter.contract"},
     {"snapshotter.client", "snapshotter.mounting", "snapshotter.testing"},
     {"snapshotter"},
@@ -64,7 +74,7 @@ INSIDE = {
         "",
         "mount_pb2 descriptor_pb2",
         " ".join(f"{service}_pb2" for service in SERVICES),
-        " ".join(f"{service}_grpc" for service in SERVICES) + " messages",
+        "messages",
     ),
     "snapshotter.store": (
         "",
@@ -75,6 +85,7 @@ INSIDE = {
         "ownership recovery worker write_errors",
         "operations",
     ),
+    "snapshotter.transport": ("_http2", "", "status library", "channel"),
     "snapshotter.contract": ("filters idmap labels session", "opening", "snapshotter", ""),
     "snapshotter.analysis": (
         "",
@@ -83,7 +94,7 @@ INSIDE = {
         "report",
     ),
     "snapshotter.archive": ("", "format", "limits", "packing unpacking", "tar"),
-    "snapshotter.daemon": ("", "config http2 log sockets systemd", "metrics rpc", "service", "process"),
+    "snapshotter.daemon": ("", "config log sockets systemd", "metrics rpc", "service", "process"),
     "snapshotter.maintenance": ("", "connection quarantine repair rotation", "doctor"),
     "snapshotter.setup": ("", "containerd docker files image_store rootless unit_files", "rancher"),
     "snapshotter.cli": (
@@ -105,7 +116,6 @@ PURE = {
     "snapshotter.errors",
     "snapshotter.events",
     "snapshotter.contract.filters",
-    "snapshotter.daemon.http2",
     "snapshotter.contract.labels",
     "snapshotter.store.counters",
     "snapshotter.store.records",
@@ -119,22 +129,18 @@ IO |= {"subprocess", "threading", "time"}
 ONLY = {  # each key may be imported by these modules alone
     "pybtrfs._btrfs": {"pybtrfs", "pybtrfs._ffi"},
     "prometheus_client": {"snapshotter.daemon.metrics"},
-    "grpclib": {
-        *(f"snapshotter.api.{service}_grpc" for service in SERVICES),
-        "snapshotter.client",
-        "snapshotter.analysis.references",
-        "snapshotter.daemon.rpc",
-        "snapshotter.daemon.service",
-    },
-    "hpack": {"snapshotter.daemon.http2"},
+    "snapshotter.transport._http2": {"snapshotter.transport.library"},
+    "_cffi_backend": {"snapshotter.transport.library"},
     "google.protobuf": {
         "snapshotter.api.mount_pb2",
         "snapshotter.api.descriptor_pb2",
-        *(f"snapshotter.api.{service}_{kind}" for service in SERVICES for kind in ("pb2", "grpc")),
-        "snapshotter.client",
+        *(f"snapshotter.api.{service}_pb2" for service in SERVICES),
+        "snapshotter.analysis.references",
         "snapshotter.api.messages",
+        "snapshotter.client",
         "snapshotter.daemon.rpc",
         "snapshotter.daemon.service",
+        "snapshotter.transport.channel",
     },
     "subprocess": {"snapshotter.setup.containerd"},
 }
@@ -162,7 +168,7 @@ def place(module: str) -> int | None:
 
 
 def exists(module: str) -> bool:
-    return module == "pybtrfs._btrfs" or any(
+    return module in ("pybtrfs._btrfs", "snapshotter.transport._http2") or any(
         (SRC / module.replace(".", "/")).with_suffix(end).exists() for end in (".py", "")
     )
 
@@ -226,7 +232,7 @@ def test_start_of_the_command() -> None:
     ran = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
     loaded = ran.stderr.split()
     assert loaded[0] == "0"
-    assert not {"asyncio", "difflib", "google.protobuf", "grpclib", "socket", "tomllib"} & set(loaded)
+    assert not {"asyncio", "ctypes", "difflib", "google.protobuf", "socket", "tomllib"} & set(loaded)
 
 
 def test_start_of_every_command() -> None:
@@ -252,7 +258,7 @@ def test_start_of_every_command() -> None:
         ("snapshotter.contract.filters", "import os.path", "pure"),
         ("pybtrfs.items", "from pathlib import Path", "pure"),
         ("snapshotter.cli", "import subprocess", "imports subprocess"),
-        ("snapshotter.contract.snapshotter", "from grpclib.client import Channel", "imports grpclib"),
+        ("snapshotter.contract.snapshotter", "from google.protobuf import message", "imports google.protobuf"),
         ("snapshotter.utils", "", "no place"),
         ("snapshotter.cli", "import snapshotter.utils", "not below"),
     ],

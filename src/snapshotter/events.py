@@ -84,6 +84,7 @@ class Event(enum.StrEnum):
     REFUSED = "refused", _DEBUG, "a call was answered with an error that its caller has to expect, such as NotFound"
     FAILED = "failed", _ERROR, "a call failed because of a bug, the disk or exhausted resources"
     HUNG_UP = "hung-up", _INFO, "a client broke HTTP/2, and its connection was closed"
+    CROWDED = "crowded", _WARNING, "no connection is accepted for now; logged once until the next connection"
     BAD_PATTERN = "bad-pattern", _WARNING, "a filter's regular expression does not compile, and matches nothing"
 
     def __new__(cls, value: str, level: int, meaning: str) -> Self:

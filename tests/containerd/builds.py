@@ -47,6 +47,47 @@ MODULES = {
     "buildkit": Module("github.com/moby/buildkit", "v0.34.2", ("buildkitd", "buildctl")),
 }
 
+H2SPEC = "github.com/summerwind/h2spec@v2.2.1+incompatible"
+
+# The module is older than go.mod, so these versions are ours.
+H2SPEC_REQUIRES = """
+module github.com/summerwind/h2spec
+
+go 1.26
+
+require (
+	github.com/fatih/color v1.18.0
+	github.com/spf13/cobra v1.10.2
+	golang.org/x/net v0.62.0
+)
+"""
+
+# It connects to $H2SPEC_SOCKET and, with $H2SPEC_GRPC, sends requests that reach a gRPC service.
+H2SPEC_CHANGES = {
+    "spec/connection.go": [
+        ('net.DialTimeout("tcp", c.Addr(), ', 'net.DialTimeout("unix", os.Getenv("H2SPEC_SOCKET"), ')
+    ],
+    "spec/util.go": [
+        ('"fmt"\n', '"fmt"\n\t"os"\n'),
+        (
+            """	return []hpack.HeaderField{
+		HeaderField(":method", "GET"),""",
+            """	if os.Getenv("H2SPEC_GRPC") != "" {
+		return []hpack.HeaderField{
+			HeaderField(":method", "POST"),
+			HeaderField(":scheme", scheme),
+			HeaderField(":path", c.Path),
+			HeaderField(":authority", authority),
+			HeaderField("content-type", "application/grpc"),
+			HeaderField("te", "trailers"),
+		}
+	}
+	return []hpack.HeaderField{
+		HeaderField(":method", "GET"),""",
+        ),
+    ],
+}
+
 BUILD = ("build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w")
 
 
@@ -94,6 +135,33 @@ def go_program(directory: Path) -> Path:
     return _cached(directory.name, content, build) / directory.name
 
 
+def h2spec() -> Path:
+    """
+    Return the binary of h2spec, with H2SPEC_CHANGES.
+
+    Raises:
+        UnavailableError: The build fails.
+    """
+
+    def build(built: Path) -> None:
+        source = shutil.copytree(module_source(H2SPEC), built / "source", copy_function=shutil.copyfile)
+        for path in (source, *source.rglob("*")):
+            path.chmod(0o755)
+        (source / "go.mod").write_text(H2SPEC_REQUIRES)
+        for name, changes in H2SPEC_CHANGES.items():
+            text = (source / name).read_text()
+            for old, new in changes:
+                if old not in text:
+                    raise UnavailableError(f"{name} of h2spec lacks {old!r}")
+                text = text.replace(old, new, 1)
+            (source / name).write_text(text)
+        _go("-C", str(source), *BUILD, "-mod=mod", "-o", str(built / "h2spec"), "./cmd/h2spec")
+        shutil.rmtree(source)
+
+    inputs = repr((H2SPEC, H2SPEC_REQUIRES, H2SPEC_CHANGES)).encode()
+    return _cached("h2spec", inputs, build) / "h2spec"
+
+
 def module_source(module: str) -> Path:
     """
     Return the directory with the files of a Go module, ``PATH@VERSION``, downloaded on first use.
@@ -134,12 +202,12 @@ def _go(*arguments: str, cgo: bool = False) -> bytes:
 
 
 def main(names: list[str]) -> None:
-    known = [DEBIAN, *MODULES]
+    known = [DEBIAN, *MODULES, "h2spec"]
     if unknown := sorted(set(names) - set(known)):
         sys.exit(f"there is no {', '.join(unknown)}; there are {', '.join(known)}")
     try:
         for name in names or known:
-            print(f"{name}: {binaries(name)}", flush=True)
+            print(f"{name}: {h2spec() if name == 'h2spec' else binaries(name)}", flush=True)
     except UnavailableError as error:
         sys.exit(str(error))
 

@@ -2,7 +2,6 @@
 The processes of these tests: the daemon, containerd with the daemon as a proxy plugin, and containerd's children.
 """
 
-import asyncio
 import contextlib
 import errno
 import itertools
@@ -19,14 +18,12 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from grpclib.client import Channel
-
 from pybtrfs import subvolume, syscall
 from snapshotter import Info, Kind, Snapshotter
-from snapshotter.api.snapshots_grpc import SnapshotsStub
-from snapshotter.api.snapshots_pb2 import PrepareSnapshotRequest
+from snapshotter.api.snapshots_pb2 import PrepareSnapshotRequest, PrepareSnapshotResponse
 from snapshotter.client import Client
 from snapshotter.setup.containerd import Plugin, drop_in, installed, kernel_maps_ids, read_main
+from snapshotter.transport.channel import Channel
 
 PATIENCE = 120  # seconds, because other work on the machine can delay an answer
 SNAPSHOTTER = Path(sys.executable).with_name("snapshotter")
@@ -379,14 +376,13 @@ class Containerd(Process):
         Prepare a snapshot that *lease* keeps, for which ctr has no command.
         """
 
-        async def call() -> None:
-            async with Channel(path=str(self.address)) as channel:
-                await SnapshotsStub(channel).Prepare(
-                    PrepareSnapshotRequest(snapshotter=PLUGIN, key=key, parent=parent),
-                    metadata={"containerd-namespace": self.namespace, "containerd-lease": lease},
-                )
-
-        asyncio.run(call())
+        with Channel(str(self.address)) as channel:
+            channel.call(
+                "/containerd.services.snapshots.v1.Snapshots/Prepare",
+                PrepareSnapshotRequest(snapshotter=PLUGIN, key=key, parent=parent),
+                PrepareSnapshotResponse,
+                metadata={"containerd-namespace": self.namespace, "containerd-lease": lease},
+            )
 
     def collect_garbage(self) -> None:
         self.ctr("leases", "create", "--id", "garbage")

@@ -1,7 +1,7 @@
 """
-The compiled module under AddressSanitizer and UndefinedBehaviorSanitizer.
+The compiled modules under AddressSanitizer and UndefinedBehaviorSanitizer.
 
-`make test-sanitized` runs all tests of pybtrfs with it.
+`make test-sanitized` runs all tests of pybtrfs and of the transport with them.
 """
 
 import subprocess
@@ -18,7 +18,7 @@ from tests.fuzz.targets import TARGETS, corpus
 
 allocated = ctypes.CDLL(None).__sanitizer_get_current_allocated_bytes
 allocated.restype = ctypes.c_size_t
-names = "keep_changed", "sum_items", "read_subvolumes", "read_info", "arguments"
+names = "keep_changed", "sum_items", "read_subvolumes", "read_info", "arguments", "http2"
 inputs = [(TARGETS[name], list(corpus(name))) for name in names]
 used = (ctypes.c_size_t * 8)()
 for turn in range(8):

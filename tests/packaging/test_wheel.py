@@ -98,7 +98,7 @@ def test_wheel_is_manylinux(wheel: Path, tmp_path: Path) -> None:
 
 def test_wheel_contents(wheel: Path) -> None:
     """
-    The wheel carries the types of both packages and the compiled module's stub and headers, but no C source.
+    The wheel carries the types of both packages and the compiled modules' stubs and headers, but no C source.
 
     The man pages and completions of both commands are at paths where man and the shells look.
     """
@@ -111,6 +111,10 @@ def test_wheel_contents(wheel: Path) -> None:
         "pybtrfs/btrfs.h",
         "pybtrfs/btrfs_uapi.h",
         "snapshotter/py.typed",
+        "snapshotter/transport/_http2.abi3.so",
+        "snapshotter/transport/_http2.pyi",
+        "snapshotter/transport/http2.h",
+        "snapshotter/transport/nghttp2.h",
         "snapshotter/analysis/report.css",
         "snapshotter/cli/schema.json",
         "snapshotter/setup/units/btrfs-snapshotter.service",
@@ -133,11 +137,12 @@ def test_wheel_metadata(wheel: Path) -> None:
 
 def test_sdist_contents(sdist: Path) -> None:
     """
-    The source distribution carries the sources of the compiled module.
+    The source distribution carries the sources of the compiled modules.
     """
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert names >= {f"src/pybtrfs/{name}" for name in ("btrfs.c", "btrfs.h", "btrfs_uapi.h")}
+    assert names >= {f"src/snapshotter/transport/{name}" for name in ("http2.c", "http2.h", "nghttp2.h")}
     assert names >= {"build_ffi.py", "setup.py", "share/man/man1/snapshotter.1", "LICENSE"}
 
 

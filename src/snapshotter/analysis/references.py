@@ -2,31 +2,27 @@
 References from containerd to a snapshot, read from containerd's own services over its socket.
 """
 
-import asyncio
 import os
 import shlex
-from collections.abc import Coroutine, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from grpclib.client import Channel
-from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from google.protobuf.message import Message
 
-from snapshotter.api.containers_grpc import ContainersStub
-from snapshotter.api.containers_pb2 import ListContainersRequest
-from snapshotter.api.content_grpc import ContentStub
-from snapshotter.api.content_pb2 import ListContentRequest
-from snapshotter.api.images_grpc import ImagesStub
-from snapshotter.api.images_pb2 import ListImagesRequest
-from snapshotter.api.introspection_grpc import IntrospectionStub
-from snapshotter.api.introspection_pb2 import PluginsRequest
-from snapshotter.api.leases_grpc import LeasesStub
-from snapshotter.api.leases_pb2 import ListRequest, ListResourcesRequest
-from snapshotter.api.namespaces_grpc import NamespacesStub
-from snapshotter.api.namespaces_pb2 import ListNamespacesRequest
-from snapshotter.api.snapshots_grpc import SnapshotsStub
-from snapshotter.api.snapshots_pb2 import Info, ListSnapshotsRequest, StatSnapshotRequest
+from snapshotter.api import (
+    containers_pb2,
+    content_pb2,
+    images_pb2,
+    introspection_pb2,
+    leases_pb2,
+    namespaces_pb2,
+    snapshots_pb2,
+)
 from snapshotter.errors import InvalidArgumentError, UnavailableError, quoted
+from snapshotter.transport.channel import CallError, Channel
+from snapshotter.transport.status import Status
 
 GC = "containerd.io/gc."
 CONTENT = f"{GC}ref.content"
@@ -39,6 +35,7 @@ SOCKETS = ("/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.so
 ROW_SECONDS = 1.0
 
 T = TypeVar("T")
+Reply = TypeVar("Reply", bound=Message)
 
 
 class NotLoadedError(UnavailableError):
@@ -147,7 +144,7 @@ def find(address: str, snapshotter: str, key: str, timeout: float = 5.0) -> Refe
     names = split(key)
     if not names:
         raise InvalidArgumentError(f"{quoted(key)} is not a key of containerd")
-    return _run(address, _find(address, snapshotter, *names), timeout)
+    return _run(address, lambda containerd: _find(containerd, snapshotter, *names), timeout)
 
 
 def find_anywhere(addresses: Sequence[str], snapshotter: str, key: str) -> Answer:
@@ -182,7 +179,7 @@ def locate(address: str, snapshotter: str, timeout: float = 5.0) -> str:
         NotLoadedError: containerd has not loaded the snapshotter.
         UnavailableError: containerd does not answer in time.
     """
-    return _run(address, _locate(address, snapshotter), timeout)
+    return _run(address, lambda containerd: _locate(containerd, snapshotter), timeout)
 
 
 def needed(address: str, snapshotter: str, timeout: float = 30.0) -> dict[tuple[str, str], str]:
@@ -195,7 +192,7 @@ def needed(address: str, snapshotter: str, timeout: float = 30.0) -> dict[tuple[
     Raises:
         UnavailableError: containerd does not answer in time, or lacks one of the services.
     """
-    return _run(address, _needed(address, snapshotter), timeout)
+    return _run(address, lambda containerd: _needed(containerd, snapshotter), timeout)
 
 
 def occupied(address: str, snapshotter: str, timeout: float = 30.0) -> list[str]:
@@ -208,7 +205,7 @@ def occupied(address: str, snapshotter: str, timeout: float = 30.0) -> list[str]
         NotLoadedError: containerd has not loaded the snapshotter.
         UnavailableError: containerd does not answer in time.
     """
-    return _run(address, _occupied(address, snapshotter), timeout)
+    return _run(address, lambda containerd: _occupied(containerd, snapshotter), timeout)
 
 
 def known(address: str, snapshotter: str, timeout: float = 30.0) -> set[tuple[str, str]]:
@@ -221,111 +218,164 @@ def known(address: str, snapshotter: str, timeout: float = 30.0) -> set[tuple[st
         NotLoadedError: containerd has not loaded the snapshotter.
         UnavailableError: containerd or the daemon does not answer in time.
     """
-    return _run(address, _known(address, snapshotter), timeout)
+    return _run(address, lambda containerd: _known(containerd, snapshotter), timeout)
 
 
-def _run(address: str, call: Coroutine[Any, Any, T], timeout: float) -> T:
-    try:
-        return asyncio.run(asyncio.wait_for(call, timeout))
-    except GRPCError as error:
-        why = error.message or error.status.name
-        kind = NotLoadedError if _is_not_loaded(error) else UnavailableError
-        raise kind(f"no answer from containerd at {address!r}: {why}") from error
-    except (OSError, ProtocolError, StreamTerminatedError, TimeoutError) as error:
-        why = (error.strerror if isinstance(error, OSError) else str(error)) or "timed out"
-        raise UnavailableError(f"no answer from containerd at {address!r}: {why}") from error
+class _Containerd:
+    """
+    Calls to a containerd, all within one time limit.
 
+    Args:
+        namespace: The namespace of the calls; empty for calls without one.
+    """
 
-async def _find(address: str, snapshotter: str, namespace: str, name: str) -> References:
-    metadata = {"containerd-namespace": namespace}
-    async with Channel(path=address) as channel:
-        try:
-            request = StatSnapshotRequest(snapshotter=snapshotter, key=name)
-            info = (await SnapshotsStub(channel).Stat(request, metadata=metadata)).info
-        except GRPCError as error:
-            if error.status.name != "NOT_FOUND":
-                raise
-            return References(namespace, name, known=False)
-        containers = [
-            message.container.id
-            for message in await ContainersStub(channel).ListStream(ListContainersRequest(), metadata=metadata)
-            if (message.container.snapshotter, message.container.snapshot_key) == (snapshotter, name)
-        ]
-        leased = await _leased(channel, metadata, snapshotter)
-        leases = [lease for lease, names in leased.items() if name in names]
-        images = await _images(channel, metadata, f"{SNAPSHOT}{snapshotter}", name)
-        labels = {label: value for label, value in info.labels.items() if label.startswith(GC)}
-        return References(
-            namespace,
-            name,
-            known=True,
-            labels=labels,
-            containers=tuple(sorted(containers)),
-            images=tuple(sorted(images)),
-            leases=tuple(sorted(leases)),
+    def __init__(self, channel: Channel, deadline: float, namespace: str = "") -> None:
+        self.address = channel.address
+        self._channel = channel
+        self._deadline = deadline
+        self._metadata = {"containerd-namespace": namespace} if namespace else {}
+
+    def within(self, namespace: str) -> "_Containerd":
+        return _Containerd(self._channel, self._deadline, namespace)
+
+    def call(self, method: str, request: Message, reply: type[Reply]) -> list[Reply]:
+        """
+        Return the replies of *method*, which stands in the same .proto file as *request*.
+        """
+        path = f"/{request.DESCRIPTOR.file.package}.{method}"
+        return self._channel.call(path, request, reply, deadline=self._deadline, metadata=self._metadata)
+
+    def plugins(self) -> list[introspection_pb2.Plugin]:
+        [reply] = self.call(
+            "Introspection/Plugins", introspection_pb2.PluginsRequest(), introspection_pb2.PluginsResponse
         )
+        return list(reply.plugins)
 
+    def snapshots(self, snapshotter: str) -> list[snapshots_pb2.Info]:
+        request = snapshots_pb2.ListSnapshotsRequest(snapshotter=snapshotter)
+        return [
+            info
+            for reply in self.call("Snapshots/List", request, snapshots_pb2.ListSnapshotsResponse)
+            for info in reply.info
+        ]
 
-def _is_not_loaded(error: GRPCError) -> bool:
-    return "snapshotter not loaded" in (error.message or "")
+    def namespaces(self) -> list[str]:
+        request = namespaces_pb2.ListNamespacesRequest()
+        [reply] = self.call("Namespaces/List", request, namespaces_pb2.ListNamespacesResponse)
+        return [namespace.name for namespace in reply.namespaces]
 
+    def containers(self) -> list[containers_pb2.Container]:
+        request = containers_pb2.ListContainersRequest()
+        replies = self.call("Containers/ListStream", request, containers_pb2.ListContainerMessage)
+        return [reply.container for reply in replies]
 
-async def _locate(address: str, snapshotter: str) -> str:
-    async with Channel(path=address) as channel:
-        for plugin in (await IntrospectionStub(channel).Plugins(PluginsRequest())).plugins:
-            if (plugin.type, plugin.id) == ("io.containerd.snapshotter.v1", snapshotter):
-                return plugin.exports.get("address", "").removeprefix("unix://")
-    raise NotLoadedError(f"containerd at {address!r} has not loaded the snapshotter {quoted(snapshotter)}")
+    def images(self) -> list[images_pb2.Image]:
+        [reply] = self.call("Images/List", images_pb2.ListImagesRequest(), images_pb2.ListImagesResponse)
+        return list(reply.images)
 
+    def content(self) -> dict[str, Mapping[str, str]]:
+        """
+        Return the labels of all content by digest.
+        """
+        replies = self.call("Content/List", content_pb2.ListContentRequest(), content_pb2.ListContentResponse)
+        return {info.digest: info.labels for reply in replies for info in reply.info}
 
-async def _namespaces(channel: Channel) -> list[str]:
-    return [each.name for each in (await NamespacesStub(channel).List(ListNamespacesRequest())).namespaces]
-
-
-async def _occupied(address: str, snapshotter: str) -> list[str]:
-    found = []
-    async with Channel(path=address) as channel:
-        for namespace in await _namespaces(channel):
-            try:
-                infos = await _list(channel, snapshotter, namespace)
-            except GRPCError as error:
-                if _is_not_loaded(error):
-                    raise
-                infos = [Info()]  # containerd asks the daemon only if it has a snapshot
-            if infos:
-                found.append(namespace)
-    return found
-
-
-async def _list(channel: Channel, snapshotter: str, namespace: str) -> list[Info]:
-    request, metadata = ListSnapshotsRequest(snapshotter=snapshotter), {"containerd-namespace": namespace}
-    return [info for reply in await SnapshotsStub(channel).List(request, metadata=metadata) for info in reply.info]
-
-
-async def _known(address: str, snapshotter: str) -> set[tuple[str, str]]:
-    async with Channel(path=address) as channel:
-        found: set[tuple[str, str]] = set()
-        for namespace in await _namespaces(channel):
-            found |= {(namespace, info.name) for info in await _list(channel, snapshotter, namespace)}
+    def leased(self, snapshotter: str) -> dict[str, set[str]]:
+        """
+        Return the names of the snapshots that each lease holds.
+        """
+        found = {}
+        [reply] = self.call("Leases/List", leases_pb2.ListRequest(), leases_pb2.ListResponse)
+        for lease in reply.leases:
+            request = leases_pb2.ListResourcesRequest(id=lease.id)
+            [held] = self.call("Leases/ListResources", request, leases_pb2.ListResourcesResponse)
+            found[lease.id] = {each.id for each in held.resources if each.type == f"snapshots/{snapshotter}"}
         return found
 
 
-async def _needed(address: str, snapshotter: str) -> dict[tuple[str, str], str]:
+def _run(address: str, ask: Callable[[_Containerd], T], timeout: float) -> T:
+    try:
+        with Channel(address) as channel:
+            return ask(_Containerd(channel, time.monotonic() + timeout))
+    except CallError as error:
+        kind = NotLoadedError if _is_not_loaded(error) else UnavailableError
+        raise kind(f"no answer from containerd at {address!r}: {error}") from error
+    except OSError as error:
+        raise UnavailableError(f"no answer from containerd at {address!r}: {error.strerror or error}") from error
+
+
+def _find(containerd: _Containerd, snapshotter: str, namespace: str, name: str) -> References:
+    containerd = containerd.within(namespace)
+    request = snapshots_pb2.StatSnapshotRequest(snapshotter=snapshotter, key=name)
+    try:
+        [reply] = containerd.call("Snapshots/Stat", request, snapshots_pb2.StatSnapshotResponse)
+    except CallError as error:
+        if error.status is not Status.NOT_FOUND:
+            raise
+        return References(namespace, name, known=False)
+    containers = [
+        container.id
+        for container in containerd.containers()
+        if (container.snapshotter, container.snapshot_key) == (snapshotter, name)
+    ]
+    leases = [lease for lease, names in containerd.leased(snapshotter).items() if name in names]
+    return References(
+        namespace,
+        name,
+        known=True,
+        labels={label: value for label, value in reply.info.labels.items() if label.startswith(GC)},
+        containers=tuple(sorted(containers)),
+        images=tuple(sorted(_images(containerd, f"{SNAPSHOT}{snapshotter}", name))),
+        leases=tuple(sorted(leases)),
+    )
+
+
+def _is_not_loaded(error: CallError) -> bool:
+    return "snapshotter not loaded" in str(error)
+
+
+def _locate(containerd: _Containerd, snapshotter: str) -> str:
+    for plugin in containerd.plugins():
+        if (plugin.type, plugin.id) == ("io.containerd.snapshotter.v1", snapshotter):
+            return plugin.exports.get("address", "").removeprefix("unix://")
+    raise NotLoadedError(f"containerd at {containerd.address!r} has not loaded the snapshotter {quoted(snapshotter)}")
+
+
+def _occupied(containerd: _Containerd, snapshotter: str) -> list[str]:
+    found = []
+    for namespace in containerd.namespaces():
+        try:
+            infos = containerd.within(namespace).snapshots(snapshotter)
+        except CallError as error:
+            if _is_not_loaded(error):
+                raise
+            infos = [snapshots_pb2.Info()]  # containerd asks the daemon only if it has a snapshot
+        if infos:
+            found.append(namespace)
+    return found
+
+
+def _known(containerd: _Containerd, snapshotter: str) -> set[tuple[str, str]]:
+    found: set[tuple[str, str]] = set()
+    for namespace in containerd.namespaces():
+        found |= {(namespace, info.name) for info in containerd.within(namespace).snapshots(snapshotter)}
+    return found
+
+
+def _needed(containerd: _Containerd, snapshotter: str) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     label = f"{SNAPSHOT}{snapshotter}"
-    async with Channel(path=address) as channel:
-        for namespace in await _namespaces(channel):
-            metadata = {"containerd-namespace": namespace}
-            for lease, names in (await _leased(channel, metadata, snapshotter)).items():
-                found |= {(namespace, name): f"lease {lease!r}" for name in names}
-            replies = await ContentStub(channel).List(ListContentRequest(), metadata=metadata)
-            content = {info.digest: info.labels for reply in replies for info in reply.info}
-            for image in (await ImagesStub(channel).List(ListImagesRequest(), metadata=metadata)).images:
-                tops = _referred({image.target.digest}, content, label)
-                found |= {(namespace, name): f"image {image.name!r}" for name in tops}
-            for message in await ContainersStub(channel).ListStream(ListContainersRequest(), metadata=metadata):
-                if message.container.snapshotter == snapshotter and message.container.snapshot_key:
-                    found[namespace, message.container.snapshot_key] = f"container {message.container.id!r}"
+    for namespace in containerd.namespaces():
+        within = containerd.within(namespace)
+        for lease, names in within.leased(snapshotter).items():
+            found |= {(namespace, name): f"lease {lease!r}" for name in names}
+        content = within.content()
+        for image in within.images():
+            tops = _referred({image.target.digest}, content, label)
+            found |= {(namespace, name): f"image {image.name!r}" for name in tops}
+        for container in within.containers():
+            if container.snapshotter == snapshotter and container.snapshot_key:
+                found[namespace, container.snapshot_key] = f"container {container.id!r}"
     return found
 
 
@@ -343,24 +393,11 @@ def _referred(digests: set[str], content: Mapping[str, Mapping[str, str]], label
     return found
 
 
-async def _leased(channel: Channel, metadata: Mapping[str, str], snapshotter: str) -> dict[str, set[str]]:
-    """
-    Return the names of the snapshots that each lease holds.
-    """
-    found = {}
-    for lease in (await LeasesStub(channel).List(ListRequest(), metadata=metadata)).leases:
-        asked = ListResourcesRequest(id=lease.id)
-        resources = (await LeasesStub(channel).ListResources(asked, metadata=metadata)).resources
-        found[lease.id] = {each.id for each in resources if each.type == f"snapshots/{snapshotter}"}
-    return found
-
-
-async def _images(channel: Channel, metadata: Mapping[str, str], label: str, name: str) -> list[str]:
+def _images(containerd: _Containerd, label: str, name: str) -> list[str]:
     """
     Return the images that refer to the snapshot *name*, through the labels of content that containerd follows.
     """
-    replies = await ContentStub(channel).List(ListContentRequest(), metadata=metadata)
-    content = {info.digest: info.labels for reply in replies for info in reply.info}
+    content = containerd.content()
     holding = {digest for digest, labels in content.items() if _refers(labels, label, name)}
     found: set[str] = set()
     while holding - found:
@@ -368,8 +405,7 @@ async def _images(channel: Channel, metadata: Mapping[str, str], label: str, nam
         holding = {
             digest for digest, labels in content.items() if any(_refers(labels, CONTENT, child) for child in found)
         }
-    images = (await ImagesStub(channel).List(ListImagesRequest(), metadata=metadata)).images
-    return [image.name for image in images if image.target.digest in found]
+    return [image.name for image in containerd.images() if image.target.digest in found]
 
 
 def _refers(labels: Mapping[str, str], prefix: str, value: str) -> bool:

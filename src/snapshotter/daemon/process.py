@@ -8,6 +8,7 @@ and runs no other program. If the filesystem of the store dies, the daemon reope
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import time
@@ -24,6 +25,7 @@ from snapshotter.daemon.systemd import Systemd
 from snapshotter.errors import AlreadyExistsError, Error, FailedPreconditionError, NotFoundError, UnavailableError
 from snapshotter.events import Event
 from snapshotter.text import printable
+from snapshotter.transport import library
 
 if TYPE_CHECKING:
     from snapshotter.daemon.metrics import Metrics
@@ -46,12 +48,16 @@ def serve(config: Config, systemd: Systemd, *, create: bool = True) -> None:
         create: Make a store at a missing or empty root. Without it, the directory below a missing mount stays empty.
 
     Raises:
-        UnavailableError: The filesystem died, and the store could not be reopened within a minute.
+        UnavailableError: libnghttp2 is missing. The filesystem died, and the store could not be reopened within a
+            minute.
         StoreHeldError: Another process holds the store, or listens at the socket.
-        FailedPreconditionError: The root is not on btrfs, holds other files, or is a copy of a store. The address
-            exists and is not a socket. With mount_mode "bind" the root's mount has options that containers inherit.
+        FailedPreconditionError: The root is not on btrfs, holds other files, or is a copy of a
+            store. The address exists and is not a socket. With mount_mode "bind" the root's mount has options that
+            containers inherit.
         NotFoundError: The parent directory of the root, or of the socket's directory, does not exist.
     """
+    library.load()
+    _raise_limit()
     os.umask(0o077)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with contextlib.ExitStack() as stack:
@@ -63,6 +69,15 @@ def serve(config: Config, systemd: Systemd, *, create: bool = True) -> None:
             stack.enter_context(serving(metrics, config.metrics_address))
         listener = stack.enter_context(listening(config.address, systemd))
         asyncio.run(_serve(config, systemd, listener, metrics, create=create))
+
+
+def _raise_limit() -> None:
+    """
+    Raise the soft limit of descriptors to the hard limit, because each connection needs one.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(

@@ -1,48 +1,71 @@
 """
-A gRPC server on asyncio.
+A gRPC server on an event loop and on the threads that answer its calls.
 
-grpclib's server spends a task and a dozen awaits on every call, and limits neither the size of messages nor the number
-of streams. This server answers a call as soon as its last byte has arrived, if the answer is known at once.
+libnghttp2 has the protocol; `snapshotter.transport` has its sessions. This module has the sockets and the calls: their
+deadlines, their statuses, and the limits of everything that a client can make the server hold.
+
+Each connection has one lock. The event loop reads and answers the calls whose answer is known at once. A thread that
+has an answer sends it itself, because handing it to the loop would take longer than many calls.
 """
 
 import asyncio
 import contextlib
+import errno
 import socket
+import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError, Message
-from grpclib.const import Status
-from grpclib.metadata import decode_timeout, encode_grpc_message
 
-from snapshotter.daemon.http2 import (
-    Connection,
-    DataReceived,
-    ProtocolError,
-    RequestReceived,
-    StreamEnded,
-    StreamReset,
-    WindowUpdated,
-    encode_headers,
-)
+from snapshotter.daemon.sockets import BACKLOG
 from snapshotter.events import Event
+from snapshotter.transport.library import ffi, lib, load
+from snapshotter.transport.status import Status, encode_text
 
-__all__ = ["MAX_REQUEST_SIZE", "Method", "Observer", "RefusedError", "Server"]
+if TYPE_CHECKING:
+    from snapshotter.transport.library import Buffer, CData
+
+__all__ = ["MAX_REQUEST_SIZE", "Answer", "Method", "Observer", "Pending", "RefusedError", "Server"]
 
 MAX_REQUEST_SIZE = 4 << 20  # bytes: gRPC's own default, and more than any valid request needs
 RECEIVE_WINDOW = 4 * MAX_REQUEST_SIZE  # bytes of incomplete requests, of one connection
+MAX_UNREAD_SIZE = 64 << 20  # bytes of answers that the client of one connection does not read
+MAX_UNSENT_SIZE = 1 << 20  # bytes that wait for the socket of one connection
 MAX_CALLS = 10_000  # of one connection; so many that hanging calls do not block others
-MAX_TEXT_SIZE = 4_096  # characters of an error, because clients limit the size of headers
+MAX_CONNECTIONS = 4_096
+ACCEPTS = 100  # connections accepted in one iteration of the loop
+RECEIVE_SIZE = 16_384  # bytes read in one iteration of the loop, so that no client holds up the others
+SWEEP_SECONDS = 0.1  # between two looks for late calls
+ACCEPT_PAUSE_SECONDS = 1.0  # without descriptors or memory for a new connection
 
-_PREFIX_SIZE = 5  # bytes before a message: a flag for compression, and the size
+_OPENED, _ENDED, _REFUSED, _CLOSED = lib.HTTP2_OPENED, lib.HTTP2_ENDED, lib.HTTP2_REFUSED, lib.HTTP2_CLOSED
+_ROOM = lib.HTTP2_ROOM
 
-Answer = Message | asyncio.Future[Message] | Callable[[], Awaitable[Message]] | AsyncGenerator[Message, None]
+# accept(2) has taken no connection, or one that has ended already.
+_NOTHING = (errno.EAGAIN, errno.EINTR, errno.ECONNABORTED)
 
-_HEADERS = encode_headers(((":status", "200"), ("content-type", "application/grpc")))
-_NOT_GRPC = encode_headers(((":status", "415"),))
-_OK = encode_headers((("grpc-status", "0"),))
+
+class Pending(Future["Message | bytes"]):
+    """
+    An answer that comes later, from any thread.
+
+    Attributes:
+        expires: The time at which the server calls `expire`, on the clock of `time.monotonic`.
+    """
+
+    expires = float("inf")
+
+    def expire(self) -> None:
+        """
+        Set an error, because the answer has not come in time.
+        """
+
+
+Answer = Message | bytes | Pending | AsyncGenerator[Message | bytes, None]
 
 
 class Method(NamedTuple):
@@ -51,12 +74,14 @@ class Method(NamedTuple):
 
     Args:
         name: The name for the observer.
-        answer: Returns the reply, its future, a function for a task that awaits it, or the generator of a stream.
+        answer: Returns the reply, as a message or encoded, or its future. If the method *streams*, returns the
+            generator of all replies.
     """
 
     name: str
     request: type[Message]
     answer: Callable[[Any], Answer]
+    streams: bool = False
 
 
 class RefusedError(Exception):
@@ -69,14 +94,30 @@ class RefusedError(Exception):
         self.status = status
 
 
-_UNKNOWN_METHOD = RefusedError(Status.UNIMPLEMENTED, "unknown method")
+_UNKNOWN_METHOD = encode_text("unknown method")
 _STOPPING = RefusedError(Status.UNAVAILABLE, "the snapshotter is stopping")
 _LATE = RefusedError(Status.DEADLINE_EXCEEDED, "the client's deadline is over")
 
 
+def _refused(event: "CData") -> RefusedError:
+    """
+    Return the error of a request that the session refused.
+    """
+    text = f"{ffi.string(event.text).decode(errors='backslashreplace')!r} is not a timeout"
+    size = f"a request of {event.size} bytes exceeds the limit of {MAX_REQUEST_SIZE}"
+    status, why = {
+        lib.HTTP2_COMPRESSED: (Status.UNIMPLEMENTED, "compressed messages are not supported"),
+        lib.HTTP2_TOO_LARGE: (Status.RESOURCE_EXHAUSTED, size),
+        lib.HTTP2_SEVERAL: (Status.INTERNAL, "the call has more than one request"),
+        lib.HTTP2_INCOMPLETE: (Status.INTERNAL, "the request is incomplete"),
+        lib.HTTP2_BAD_TIMEOUT: (Status.INTERNAL, text),
+    }[event.why]
+    return RefusedError(status, why)
+
+
 class Observer(Protocol):
     """
-    Observes all calls, on the event loop.
+    Observes all calls, from any thread.
     """
 
     def started(self, method: str) -> None: ...
@@ -104,7 +145,10 @@ class Server:
     Args:
         methods: The methods, by path.
         refusal: Returns the status for an error of a method, by name: an exception that it raised, or a RefusedError of
-            the server.
+            the server. Called from any thread.
+
+    Raises:
+        UnavailableError: libnghttp2 is missing.
     """
 
     def __init__(
@@ -113,341 +157,403 @@ class Server:
         refusal: Callable[[str, Exception], RefusedError],
         observer: Observer | None,
     ) -> None:
+        load()
         self.methods = {path.encode(): method for path, method in methods.items()}
         self.refusal = refusal
         self.observer = observer or _Unobserved()
         self.stopping = False
         self.connections: set[_Connection] = set()
-        self._servers: list[asyncio.Server] = []
+        self._loop: asyncio.AbstractEventLoop
+        self._listeners: list[socket.socket] = []
+        self._accepting = False
+        self._sweeping = False
+        self._exhausted = ""
+        self._call_ended = asyncio.Event()
 
     async def start(self, sock: socket.socket) -> None:
         """
-        Serve on *sock*, a bound unix socket.
+        Serve on *sock*, a bound unix socket, which `stop` closes.
         """
-        loop = asyncio.get_running_loop()
-        # create_unix_server() removes the socket at the end since Python 3.13, but the socket may be systemd's.
-        self._servers.append(await loop.create_server(lambda: _Connection(self), sock=sock))
+        self._loop = asyncio.get_running_loop()
+        sock.settimeout(0)
+        sock.listen(BACKLOG)
+        self._listeners.append(sock)
+        self._accept_again()
 
     async def stop(self, seconds: float) -> None:
         """
         Refuse new calls, wait up to *seconds* for the calls in flight, then end them and all connections.
         """
         self.stopping = True
-        for server in self._servers:
-            server.close()
-        tasks = [call.task for connection in self.connections for call in connection.calls.values() if call.task]
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds)
+        self._pause()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while any(call.answer for each in self.connections for call in list(each.calls.values())):
+                    self._call_ended.clear()
+                    await self._call_ended.wait()
         for connection in list(self.connections):
             connection.end()
-        while self.connections:
-            await asyncio.sleep(0)
+
+    # -- connections
+
+    def _accept_again(self) -> None:
+        if not self._accepting:
+            self._accepting = True
+            for listener in self._listeners:
+                self._loop.add_reader(listener, self._accept, listener)
+
+    def _pause(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            for listener in self._listeners:
+                self._loop.remove_reader(listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTS):
+            if len(self.connections) >= MAX_CONNECTIONS:
+                self._pause()  # until a connection ends; further clients wait in the backlog
+                self._complain(f"{MAX_CONNECTIONS} connections are open")
+                return
+            try:
+                sock, _ = listener.accept()
+            except OSError as error:
+                if error.errno not in _NOTHING:
+                    self._pause()
+                    self._loop.call_later(ACCEPT_PAUSE_SECONDS, self._accept_again)
+                    self._complain(f"no connection can be accepted: {error.strerror}")
+                return
+            self._exhausted = ""
+            self.connections.add(_Connection(self, sock, self._loop))
+
+    def _complain(self, error: str) -> None:
+        """
+        Log *error*, once until a connection is accepted.
+        """
+        if self._exhausted != error:
+            self._exhausted = error
+            Event.CROWDED.emit(error=error)
+
+    def closed(self, connection: "_Connection") -> None:
+        self.connections.discard(connection)
+        self._accept_again()
+
+    # -- calls
+
+    def ended(self, call: "_Call", code: str) -> None:
+        self.observer.ended(call.method.name, code, time.monotonic() - call.begun)
+        if self.stopping:
+            _call_soon(self._loop, self._call_ended.set)
+
+    def watch(self) -> None:
+        """
+        Look for late calls until no call is open. A timer for each call would take longer than the looks.
+        """
+        if not self._sweeping:
+            self._sweeping = True
+            self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeping = False
+        for connection in list(self.connections):
+            if connection.calls:
+                connection.expire(time.monotonic())
+                self.watch()
 
 
 class _Call:
     """
-    A call, with the received part of its request and the unsent part of its replies.
+    A call that has no answer yet.
     """
 
-    __slots__ = (
-        "answered",
-        "begun",
-        "body",
-        "deadline",
-        "ended",
-        "method",
-        "pending",
-        "room",
-        "stream_id",
-        "task",
-        "trailers",
-    )
+    __slots__ = ("answer", "begun", "deadline", "ended", "method", "room", "stream")
 
-    def __init__(self, stream_id: int, method: Method) -> None:
-        self.stream_id = stream_id
+    def __init__(self, stream: int, method: Method, begun: float, deadline: float) -> None:
+        self.stream = stream
         self.method = method
-        self.begun = time.monotonic()
-        self.deadline: float | None = None
-        self.body = bytearray()
-        self.task: asyncio.Future[Any] | None = None
-        self.answered = False
-        self.pending = bytearray()
+        self.begun = begun
+        self.deadline = deadline  # the client's
+        self.answer: Pending | asyncio.Task[None] | None = None
         self.room: asyncio.Future[None] | None = None
-        self.trailers = b""
         self.ended = False
 
 
-class _Connection(asyncio.Protocol):
-    def __init__(self, server: Server) -> None:
+class _Connection:
+    """
+    A connection. Its lock guards the session, the calls and the order of the bytes on the socket.
+    """
+
+    def __init__(self, server: Server, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         self.calls: dict[int, _Call] = {}
         self._server = server
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._http2 = Connection(MAX_CALLS, MAX_REQUEST_SIZE + _PREFIX_SIZE, RECEIVE_WINDOW)
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            RequestReceived: self._on_request,
-            DataReceived: self._on_data,
-            StreamEnded: self._on_end,
-            StreamReset: self._on_reset,
-            WindowUpdated: self._on_window,
-        }
-
-    # -- callbacks of asyncio
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._server.connections.add(self)
-        self._flush()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._server.connections.discard(self)
-        self._close()
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for event in self._http2.receive(data):
-                self._handlers[type(event)](event)
+        self._loop = loop
+        self._socket = sock
+        self._lock = threading.RLock()
+        self._closed = False
+        self._unsent = bytearray()
+        session = lib.http2_server(MAX_CALLS, MAX_REQUEST_SIZE, RECEIVE_WINDOW, MAX_UNREAD_SIZE)
+        if not session:
+            raise MemoryError
+        self._session = ffi.gc(session, lib.http2_free)
+        sock.settimeout(0)
+        loop.add_reader(sock, self._on_readable)
+        with self._lock:
             self._flush()
-        except ProtocolError as error:
-            Event.HUNG_UP.emit(error=str(error))
-            self._close()
+
+    # -- the socket
+
+    def _on_readable(self) -> None:
+        if len(self._unsent) >= MAX_UNSENT_SIZE:
+            self._loop.remove_reader(self._socket)  # until the client reads, so that answers do not pile up
+            return
+        try:
+            data = self._socket.recv(RECEIVE_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        with self._lock:
+            if data:
+                self.receive(data)
+                self._flush()
+            else:
+                self._close()
+
+    def receive(self, data: bytes) -> None:
+        """
+        Handle bytes of the client.
+        """
+        lib.http2_receive(self._session, data, len(data))
+        self._handle()
+
+    def _flush(self) -> None:
+        """
+        Send all that the client can take, from any thread.
+        """
+        session = self._session
+        while len(self._unsent) < MAX_UNSENT_SIZE and not self._closed:
+            size = lib.http2_take(session)
+            if session.count:
+                self._handle()
+            if not size:
+                break
+            output = ffi.buffer(session.output, size)
+            if self._unsent:
+                self._unsent += output
+            elif (sent := self._send(output)) < size:
+                self._unsent += output[sent:]
+                self._on_loop(self._wait_until_writable)
+        if session.over:
+            self._on_loop(self._close)
+
+    def _send(self, data: "Buffer | bytearray") -> int:
+        """
+        Return the number of bytes that the socket took.
+        """
+        try:
+            return self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError:
+            self._on_loop(self._close)
+            return 0
+
+    def _on_loop(self, function: Callable[[], None]) -> None:
+        _call_soon(self._loop, function)
+
+    def _wait_until_writable(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._loop.add_writer(self._socket, self._on_writable)
+
+    def _on_writable(self) -> None:
+        with self._lock:
+            del self._unsent[: self._send(self._unsent)]
+            if not self._unsent:
+                self._loop.remove_writer(self._socket)
+                self._loop.add_reader(self._socket, self._on_readable)
+                self._flush()
 
     def end(self) -> None:
         """
         End all calls and the connection.
         """
-        for call in list(self.calls.values()):
-            if call.task:
-                call.task.cancel()
-            self._fail(call, _STOPPING)
-        self._http2.close()
-        self._flush()
-        if self._transport.get_write_buffer_size():
-            self._transport.abort()  # because the client does not read
-        else:
-            self._transport.close()
+        with self._lock:
+            for call in list(self.calls.values()):
+                self._fail(call, _STOPPING)
+                _cancel(call)
+            self._flush()
+            # A GOAWAY before the ends of the calls breaks them for clients on the h2 library.
+            lib.http2_terminate(self._session)
+            self._flush()
+            self._close()
 
     def _close(self) -> None:
         """
         Close a connection that has ended or is broken.
         """
-        for call in list(self.calls.values()):
-            self._drop(call)
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if data := self._http2.data_to_send():
-            self._transport.write(data)
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for call in list(self.calls.values()):
+                self._drop(call)
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
+            if error := ffi.string(self._session.error):
+                Event.HUNG_UP.emit(error=error.decode())
+            self._server.closed(self)
 
     # -- events of the client
 
-    def _on_request(self, event: RequestReceived) -> None:
-        headers = event.headers
-        if not headers.get(b"content-type", b"").startswith(b"application/grpc"):
-            self._http2.send_headers(event.stream_id, _NOT_GRPC, end_stream=True)
-            return
-        method = self._server.methods.get(headers.get(b":path", b""))
+    def _handle(self) -> None:
+        session = self._session
+        for index in range(session.count):
+            event = session.events[index]
+            kind = event.kind
+            if kind & _OPENED:
+                self._on_opened(event)
+            call = self.calls.get(event.stream)
+            if not call:
+                continue
+            if kind & _REFUSED:
+                self._fail(call, _refused(event))
+            elif kind & _ENDED:
+                self._on_request(call, ffi.buffer(event.body, event.size)[:] if event.size else b"")
+            if kind & _CLOSED:
+                self._drop(call)
+            elif kind & _ROOM and call.room:
+                self._on_loop(partial(_set, call.room))
+
+    def _on_opened(self, event: "CData") -> None:
+        method = self._server.methods.get(ffi.string(event.path))
+        stream = event.stream
         if method is None:
-            self._http2.send_headers(event.stream_id, _HEADERS + _trailers(_UNKNOWN_METHOD), end_stream=True)
+            lib.http2_finish(self._session, stream, Status.UNIMPLEMENTED, _UNKNOWN_METHOD)
             return
-        call = self.calls[event.stream_id] = _Call(event.stream_id, method)
+        begun, timeout = time.monotonic(), event.timeout
+        call = _Call(stream, method, begun, begun + timeout if timeout >= 0 else float("inf"))
+        self.calls[stream] = call
         self._server.observer.started(method.name)
         if self._server.stopping:
             self._fail(call, _STOPPING)
-        elif timeout := headers.get(b"grpc-timeout"):
-            try:
-                call.deadline = self._loop.time() + decode_timeout(timeout.decode())
-            except ValueError:
-                self._fail(call, RefusedError(Status.INTERNAL, f"{timeout!r:.64} is not a timeout"))
+        elif timeout == 0:
+            self._fail(call, _LATE)
+        elif not event.kind & _ENDED:
+            self._server.watch()
 
-    def _on_data(self, event: DataReceived) -> None:
-        call = self.calls.get(event.stream_id)
-        if not call or call.ended:
-            self._http2.acknowledge(len(event.data))
-            return
-        body = call.body
-        body += event.data
-        if len(body) < _PREFIX_SIZE:
-            return
-        size = int.from_bytes(body[1:_PREFIX_SIZE])
-        if body[0]:
-            self._fail(call, RefusedError(Status.UNIMPLEMENTED, "compressed messages are not supported"))
-        elif size > MAX_REQUEST_SIZE:
-            text = f"a request of {size} bytes exceeds the limit of {MAX_REQUEST_SIZE}"
-            self._fail(call, RefusedError(Status.RESOURCE_EXHAUSTED, text))
-        elif len(body) > _PREFIX_SIZE + size:
-            self._fail(call, RefusedError(Status.INTERNAL, "the call has more than one request"))
-
-    def _on_end(self, event: StreamEnded) -> None:
-        call = self.calls.get(event.stream_id)
-        if not call or call.ended:
-            return
-        body = bytes(call.body)
-        self._release(call)
-        if len(body) < _PREFIX_SIZE or len(body) < _PREFIX_SIZE + int.from_bytes(body[1:_PREFIX_SIZE]):
-            self._fail(call, RefusedError(Status.INTERNAL, "the request is incomplete"))
-            return
+    def _on_request(self, call: _Call, body: bytes) -> None:
+        method = call.method
         try:
-            answer = call.method.answer(call.method.request.FromString(body[_PREFIX_SIZE:]))
+            answer = method.answer(method.request.FromString(body))
         except DecodeError as error:
             self._fail(call, RefusedError(Status.INVALID_ARGUMENT, f"the request cannot be parsed: {error}"))
         except Exception as error:
             self._fail(call, error)
         else:
-            if isinstance(answer, Message):
-                self._reply(call, answer)
-                self._finish(call)
-            elif isinstance(answer, asyncio.Future):
-                self._follow(call, answer)
-            else:
-                call.task = self._loop.create_task(self._await(call, answer))
+            self._on_answer(call, answer)
 
-    def _on_reset(self, event: StreamReset) -> None:
-        if call := self.calls.get(event.stream_id):
-            self._drop(call)
-
-    def _on_window(self, event: WindowUpdated) -> None:
-        if event.stream_id:
-            if call := self.calls.get(event.stream_id):
-                self._send(call)
-        else:
+    def expire(self, now: float) -> None:
+        """
+        End the calls whose time is over.
+        """
+        with self._lock:
             for call in list(self.calls.values()):
-                self._send(call)
+                if call.deadline <= now:
+                    self._fail(call, _LATE)
+                    _cancel(call)
+                elif isinstance(call.answer, Pending) and call.answer.expires <= now:
+                    call.answer.expire()
+            self._flush()
 
     # -- answers
 
-    def _follow(self, call: _Call, answer: asyncio.Future[Message]) -> None:
-        """
-        Reply when *answer* is done. Hot path: a callback costs less than a task.
-        """
-        call.task = answer
-        if call.deadline is not None:
-            timer = self._loop.call_at(call.deadline, self._on_deadline, call, answer)
-            answer.add_done_callback(lambda _: timer.cancel())
-        answer.add_done_callback(partial(self._on_answer, call))
+    def _on_answer(self, call: _Call, answer: Answer) -> None:
+        if isinstance(answer, Pending):
+            call.answer = answer
+            answer.add_done_callback(partial(self._on_done, call))
+            self._server.watch()
+        elif isinstance(answer, AsyncGenerator):
+            call.answer = self._loop.create_task(self._stream(call, answer))
+            self._server.watch()
+        else:
+            self._reply(call, answer)
 
-    def _on_deadline(self, call: _Call, answer: asyncio.Future[Message]) -> None:
-        self._fail(call, _LATE)
-        self._flush()
-        answer.cancel()
+    def _on_done(self, call: _Call, answer: Future[Message | bytes]) -> None:
+        with self._lock:
+            if call.ended:
+                return
+            try:
+                self._reply(call, answer.result())
+            except CancelledError:
+                self._fail(call, _STOPPING)
+            except Exception as error:
+                self._fail(call, error)
+            self._flush()
 
-    def _on_answer(self, call: _Call, answer: asyncio.Future[Message]) -> None:
-        if call.ended:
-            return
+    async def _stream(self, call: _Call, answers: AsyncGenerator[Message | bytes, None]) -> None:
         try:
-            self._reply(call, answer.result())
-            self._finish(call)
-        except asyncio.CancelledError:
-            self._fail(call, _STOPPING)
+            async with contextlib.aclosing(answers):
+                async for answer in answers:
+                    data = _encoded(answer)
+                    with self._lock:
+                        call.room = self._loop.create_future()
+                        lib.http2_send(self._session, call.stream, data, len(data))
+                        self._flush()
+                    await call.room
+            with self._lock:
+                self._finish(call, Status.OK)
         except Exception as error:
-            self._fail(call, error)
-        self._flush()
+            with self._lock:
+                self._fail(call, error)
+        with self._lock:
+            self._flush()
 
-    async def _await(
-        self, call: _Call, answer: Callable[[], Awaitable[Message]] | AsyncGenerator[Message, None]
-    ) -> None:
-        try:
-            async with asyncio.timeout_at(call.deadline) as timeout:
-                if isinstance(answer, AsyncGenerator):
-                    async with contextlib.aclosing(answer):
-                        async for message in answer:
-                            self._reply(call, message)
-                            await self._room(call)
-                else:
-                    self._reply(call, await answer())
-            self._finish(call)
-        except Exception as error:
-            self._fail(call, _LATE if timeout.expired() else error)
-        self._flush()
-
-    async def _room(self, call: _Call) -> None:
-        """
-        Wait until the client has taken the pending replies, and yield to other calls.
-        """
-        self._flush()
-        if call.pending:
-            call.room = self._loop.create_future()
-            await call.room
-        await self._writable.wait()
-        await asyncio.sleep(0)
-
-    def _reply(self, call: _Call, message: Message) -> None:
-        if call.ended:
-            return
-        data = message.SerializeToString()
-        call.pending += b"\0" + len(data).to_bytes(_PREFIX_SIZE - 1) + data
-        self._send(call)
+    def _reply(self, call: _Call, answer: Message | bytes) -> None:
+        data = _encoded(answer)
+        self._end(call, "OK")
+        lib.http2_reply(self._session, call.stream, data, len(data))
 
     def _fail(self, call: _Call, error: Exception) -> None:
-        self._finish(call, self._server.refusal(call.method.name, error))
+        if not call.ended:
+            refused = self._server.refusal(call.method.name, error)
+            self._finish(call, refused.status, encode_text(str(refused)))
 
-    def _finish(self, call: _Call, refused: RefusedError | None = None) -> None:
-        if call.ended:
-            return
-        call.ended = True
-        call.trailers = _trailers(refused) if refused else _OK
-        self._release(call)
-        self._server.observer.ended(
-            call.method.name, refused.status.name if refused else "OK", time.monotonic() - call.begun
-        )
-        self._send(call)
-
-    def _send(self, call: _Call) -> None:
-        """
-        Send as much of the pending replies as the windows allow.
-        """
-        stream_id, pending = call.stream_id, call.pending
-        if pending and not call.answered:
-            call.answered = True
-            self._http2.send_headers(stream_id, _HEADERS)
-        while pending:
-            size = min(self._http2.send_window(stream_id), self._http2.max_frame_size)
-            if size <= 0:
-                return
-            self._http2.send_data(stream_id, bytes(pending[:size]))
-            del pending[:size]
-        if call.ended:
-            trailers = call.trailers if call.answered else _HEADERS + call.trailers
-            self._http2.send_headers(stream_id, trailers, end_stream=True)
-            del self.calls[stream_id]
-        elif call.room and not call.room.done():
-            call.room.set_result(None)
+    def _finish(self, call: _Call, status: Status, text: bytes = b"") -> None:
+        if not call.ended:
+            self._end(call, status.name)
+            lib.http2_finish(self._session, call.stream, status, text)
 
     def _drop(self, call: _Call) -> None:
         """
         Drop a call that its client cancelled, or whose connection is lost.
         """
-        del self.calls[call.stream_id]
-        self._release(call)
-        if not call.ended:
-            call.ended = True
-            self._server.observer.ended(call.method.name, "CANCELLED", time.monotonic() - call.begun)
-        if call.task:
-            call.task.cancel()
+        self._end(call, "CANCELLED")
+        _cancel(call)
 
-    def _release(self, call: _Call) -> None:
-        """
-        Return the window that the request used. Doing so only at its end bounds the size of incomplete requests.
-        """
-        if call.body:
-            self._http2.acknowledge(len(call.body))
-            call.body = bytearray()
+    def _end(self, call: _Call, code: str) -> None:
+        call.ended = True
+        del self.calls[call.stream]
+        self._server.ended(call, code)
 
 
-def _trailers(refused: RefusedError) -> bytes:
-    text = str(refused)
-    if len(text) > MAX_TEXT_SIZE:
-        text = f"{text[:MAX_TEXT_SIZE]}..."
-    encodable = text.encode(errors="backslashreplace").decode()
-    status = str(refused.status.value)
-    return encode_headers((("grpc-status", status), ("grpc-message", encode_grpc_message(encodable))))
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop was closed before the thread ended
+        loop.call_soon_threadsafe(function)
+
+
+def _cancel(call: _Call) -> None:
+    if call.answer:
+        call.answer.cancel()
+
+
+def _encoded(answer: Message | bytes) -> bytes:
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -4,32 +4,30 @@ containerd's Snapshots service over a store: from messages to calls, from calls 
 
 import asyncio
 import contextlib
+import enum
 import socket
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import InvalidStateError, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
-from grpclib.const import Status
-from grpclib.health.v1 import health_pb2
 
-from snapshotter.api import extension_pb2
+from snapshotter.api import extension_pb2, health_pb2
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.api.messages import code_of, info_to, mounts_to, usage_to
 from snapshotter.contract import Snapshotter
 from snapshotter.daemon import rpc
-from snapshotter.daemon.rpc import Answer, Method, Observer, RefusedError
+from snapshotter.daemon.rpc import Answer, Method, Observer, Pending, RefusedError
 from snapshotter.errors import Error, InvalidArgumentError, NotFoundError, UnavailableError
 from snapshotter.events import Event
 from snapshotter.model import Info, Kind
+from snapshotter.transport.status import Status
 
 __all__ = ["LIMITS", "Limits", "Observer", "Service", "refusal"]
-
-CHANGING_THREADS = 64
-READING_THREADS = 8
-LISTING_THREADS = 2
 
 LIST_BATCH = 100  # snapshots in a message, as in containerd's own service
 LIST_BATCH_SIZE = 1 << 20  # bytes; with large labels, a full batch would exceed the 16 MiB that clients accept
@@ -41,8 +39,27 @@ MAX_FILTERS_SIZE = 1 << 16  # characters in one call, because each filter is tri
 # containerd's garbage collection stops at any other error of Remove.
 _REMOVE_STATUSES = (Status.NOT_FOUND, Status.FAILED_PRECONDITION)
 
+_SNAPSHOTS = pb.DESCRIPTOR.services_by_name["Snapshots"]
+_EXTENSION = extension_pb2.DESCRIPTOR.services_by_name["Extension"]
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+
 # The operator has to know about these, not only the client.
 _FAILURES = (Status.DATA_LOSS, Status.INTERNAL, Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE)
+
+
+class Pool(enum.Enum):
+    """
+    The threads for a kind of call, so that hanging calls of one kind cannot block those of another.
+    """
+
+    CHANGES = 64
+    READS = 8
+    CLEANUPS = 1
+    LISTS = 2  # a list reads no disk, but thousands of snapshots and many filters would block the loop
+
+    @property
+    def threads(self) -> int:
+        return self.value
 
 
 class Limits(NamedTuple):
@@ -88,35 +105,22 @@ class Service:
     ) -> None:
         self._opened = opened
         self._limits = limits
-        self._pools = {
-            "changes": ThreadPoolExecutor(CHANGING_THREADS, "snapshotter-change"),
-            "reads": ThreadPoolExecutor(READING_THREADS, "snapshotter-read"),
-            "cleanups": ThreadPoolExecutor(1, "snapshotter-cleanup"),
-            # A list reads no disk, but thousands of snapshots and many filters would block the loop.
-            "lists": ThreadPoolExecutor(LISTING_THREADS, "snapshotter-list"),
-        }
-        self._late: set[Future[Message]] = set()
+        self._pools = {pool: ThreadPoolExecutor(pool.threads, f"snapshotter-{pool.name.lower()}") for pool in Pool}
+        self._waiting: list[_Task] = []
+        self._late: set[_Task] = set()
         self._missed: set[str] = set()
+        opened.add_done_callback(self._on_opened)
         self._server = rpc.Server(self._methods(), refusal, observer)
 
     def _methods(self) -> dict[str, Method]:
-        snapshots = pb.DESCRIPTOR.services_by_name["Snapshots"].full_name
-        extension = extension_pb2.DESCRIPTOR.services_by_name["Extension"].full_name
-        health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        self._names = ("", snapshots)
-        fork = _Operation("Fork", extension_pb2.ForkRequest, "changes", self._limits.change, _fork)
-        return {
-            **{
-                f"/{snapshots}/{operation.name}": Method(
-                    operation.name, operation.request, partial(self._answer, operation)
-                )
-                for operation in _operations(self._limits, self._stat)
-            },
-            f"/{snapshots}/List": Method("List", pb.ListSnapshotsRequest, self._list),
-            f"/{extension}/{fork.name}": Method(fork.name, fork.request, partial(self._answer, fork)),
-            f"/{extension}/Missed": Method("Missed", extension_pb2.MissedRequest, self._take_missed),
-            f"/{health}/Check": Method("Check", health_pb2.HealthCheckRequest, self._check),
+        methods = {
+            operation.path: Method(operation.name, operation.request, partial(self._answer, operation))
+            for operation in _operations(self._limits, self._stat)
         }
+        methods[_path(_SNAPSHOTS, "List")] = Method("List", pb.ListSnapshotsRequest, self._list)
+        methods[_path(_EXTENSION, "Missed")] = Method("Missed", extension_pb2.MissedRequest, self._take_missed)
+        methods[_path(_HEALTH, "Check")] = Method("Check", health_pb2.HealthCheckRequest, self._check)
+        return methods
 
     async def start(self, sock: socket.socket) -> None:
         """
@@ -169,56 +173,37 @@ class Service:
             raise UnavailableError(f"the store is not open: {error}") from error
 
     def _answer(self, operation: "_Operation", request: Message) -> Answer:
-        if not self._opened.done():
-            return partial(self._answer_later, operation, request)
-        store = self._store()
-        reply = operation.at_once and operation.at_once(store, request)
-        return self._begin(operation, store, request) if reply is None else reply
-
-    async def _answer_later(self, operation: "_Operation", request: Message) -> Message:
-        await asyncio.wait([self._opened], timeout=operation.seconds)
-        store = self._store()
-        reply = operation.at_once and operation.at_once(store, request)
-        return await self._begin(operation, store, request) if reply is None else reply
-
-    def _begin(self, operation: "_Operation", store: Snapshotter, request: Message) -> asyncio.Future[Message]:
-        """
-        Run the operation in a thread, and return the future of its answer; cancelling it drops a queued operation.
-        """
+        if self._opened.done() and operation.at_once:
+            reply = operation.at_once(self._store(), request)
+            if reply is not None:
+                return reply
         seconds = operation.seconds
         if self._late and seconds == self._limits.collection:
             seconds = self._limits.stuck_collection
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Message] = loop.create_future()
-        running = self._pools[operation.pool].submit(operation.run, store, request)
+        task = _Task(operation, request, seconds, self._late)
+        if self._opened.done():
+            self._begin(task)
+        else:
+            self._waiting.append(task)
+        return task
 
-        def pass_on(running: Future[Message]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed before the thread ended
-                loop.call_soon_threadsafe(_copy, running, answer)
+    def _begin(self, task: "_Task") -> None:
+        self._pools[task.operation.pool].submit(task.run, self._store())
 
-        def give_up() -> None:
-            if not running.cancel():
-                self._late.add(running)
-                running.add_done_callback(self._late.discard)
-            text = f"{operation.name} takes more than {seconds:g} s: is the disk hanging?"
-            answer.set_exception(UnavailableError(text))
-
-        def ended(answer: asyncio.Future[Message]) -> None:
-            timer.cancel()
-            if answer.cancelled():
-                running.cancel()
-
-        running.add_done_callback(pass_on)
-        timer = loop.call_later(seconds, give_up)
-        answer.add_done_callback(ended)
-        return answer
+    def _on_opened(self, _: object) -> None:
+        waiting, self._waiting = self._waiting, []
+        for task in waiting:
+            try:
+                self._begin(task)
+            except UnavailableError as error:
+                task.fail(error)
 
     async def _list(self, request: pb.ListSnapshotsRequest) -> AsyncGenerator[Message, None]:
         size = sum(map(len, request.filters))
         if size > MAX_FILTERS_SIZE:
             raise InvalidArgumentError(f"filters of {size} characters exceed the limit of {MAX_FILTERS_SIZE}")
         await asyncio.wait([self._opened], timeout=self._limits.read)
-        store, loop, pool = self._store(), asyncio.get_running_loop(), self._pools["lists"]
+        store, loop, pool = self._store(), asyncio.get_running_loop(), self._pools[Pool.LISTS]
         batches = await loop.run_in_executor(pool, lambda: _batches(store.walk(*request.filters)))
         while (batch := await loop.run_in_executor(pool, next, batches, None)) is not None:
             yield batch
@@ -237,21 +222,10 @@ class Service:
         return reply
 
     def _check(self, request: health_pb2.HealthCheckRequest) -> Message:
-        if request.service not in self._names:
+        if request.service not in ("", _SNAPSHOTS.full_name):
             raise RefusedError(Status.NOT_FOUND, "unknown service")
         status = health_pb2.HealthCheckResponse.SERVING if self.serving else health_pb2.HealthCheckResponse.NOT_SERVING
         return health_pb2.HealthCheckResponse(status=status)
-
-
-def _copy(running: Future[Message], answer: asyncio.Future[Message]) -> None:
-    if answer.done():
-        return
-    if running.cancelled():
-        answer.cancel()
-    elif error := running.exception():
-        answer.set_exception(error)
-    else:
-        answer.set_result(running.result())
 
 
 def refusal(method: str, error: Exception) -> RefusedError:
@@ -266,7 +240,9 @@ def refusal(method: str, error: Exception) -> RefusedError:
     else:
         defect = error
         refused = RefusedError(Status.INTERNAL, f"{method} failed: {error!r}")
-    event = Event.FAILED if refused.status in _FAILURES else Event.REFUSED
+    # A RefusedError is the fault of the client, or the end of the daemon.
+    failed = error is not refused and refused.status in _FAILURES
+    event = Event.FAILED if failed else Event.REFUSED
     event.emit(traceback=defect, op=method, code=refused.status.name, error=str(refused))
     if method == "Remove" and refused.status not in _REMOVE_STATUSES:
         return RefusedError(Status.FAILED_PRECONDITION, str(refused))
@@ -350,25 +326,96 @@ class _Operation(NamedTuple):
         at_once: Returns the reply if it takes no system call, else None; runs on the event loop before *run*.
     """
 
-    name: str
+    path: str
     request: type[Message]
-    pool: str
+    pool: Pool
     seconds: float
     run: Callable[[Snapshotter, Any], Message]
     at_once: Callable[[Snapshotter, Any], Message | None] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+
+def _path(service: ServiceDescriptor, name: str) -> str:
+    """
+    Return the path of the method *name*, which exists.
+    """
+    return f"/{service.full_name}/{service.methods_by_name[name].name}"
 
 
 def _operations(
     limits: Limits, stat: Callable[[Snapshotter, pb.StatSnapshotRequest], Message]
 ) -> tuple[_Operation, ...]:
+    def snapshots(name: str) -> str:
+        return _path(_SNAPSHOTS, name)
+
+    changes, reads = Pool.CHANGES, Pool.READS
     return (
-        _Operation("Prepare", pb.PrepareSnapshotRequest, "changes", limits.change, _prepare),
-        _Operation("View", pb.ViewSnapshotRequest, "changes", limits.change, _view),
-        _Operation("Mounts", pb.MountsRequest, "reads", limits.read, _mounts),
-        _Operation("Commit", pb.CommitSnapshotRequest, "changes", limits.change, _commit),
-        _Operation("Remove", pb.RemoveSnapshotRequest, "changes", limits.collection, _remove),
-        _Operation("Stat", pb.StatSnapshotRequest, "reads", limits.read, stat, stat),
-        _Operation("Update", pb.UpdateSnapshotRequest, "changes", limits.change, _update),
-        _Operation("Usage", pb.UsageRequest, "reads", limits.read, _usage, _known_usage),
-        _Operation("Cleanup", pb.CleanupRequest, "cleanups", limits.collection, _cleanup),
+        _Operation(snapshots("Prepare"), pb.PrepareSnapshotRequest, changes, limits.change, _prepare),
+        _Operation(snapshots("View"), pb.ViewSnapshotRequest, changes, limits.change, _view),
+        _Operation(snapshots("Mounts"), pb.MountsRequest, reads, limits.read, _mounts),
+        _Operation(snapshots("Commit"), pb.CommitSnapshotRequest, changes, limits.change, _commit),
+        _Operation(snapshots("Remove"), pb.RemoveSnapshotRequest, changes, limits.collection, _remove),
+        _Operation(snapshots("Stat"), pb.StatSnapshotRequest, reads, limits.read, stat, stat),
+        _Operation(snapshots("Update"), pb.UpdateSnapshotRequest, changes, limits.change, _update),
+        _Operation(snapshots("Usage"), pb.UsageRequest, reads, limits.read, _usage, _known_usage),
+        _Operation(snapshots("Cleanup"), pb.CleanupRequest, Pool.CLEANUPS, limits.collection, _cleanup),
+        _Operation(_path(_EXTENSION, "Fork"), extension_pb2.ForkRequest, changes, limits.change, _fork),
     )
+
+
+class _Task(Pending):
+    """
+    An operation that runs in a thread, and its answer.
+
+    Args:
+        seconds: The time limit. A task that is queued then is dropped, and one that runs completes unanswered.
+        late: Has the tasks that still run after their time limit.
+    """
+
+    def __init__(self, operation: _Operation, request: Message, seconds: float, late: "set[_Task]") -> None:
+        super().__init__()
+        self.operation = operation
+        self.expires = time.monotonic() + seconds
+        self._seconds = seconds
+        self._late = late
+        self._requests = [request]  # empty once the task runs or is cancelled; list.pop is atomic
+
+    def run(self, store: Snapshotter) -> None:
+        try:
+            request = self._requests.pop()
+        except IndexError:
+            return
+        try:
+            reply = self.operation.run(store, request)
+        except Exception as error:
+            self.fail(error)
+        else:
+            with contextlib.suppress(InvalidStateError):  # late or cancelled
+                self.set_result(reply)
+        self._late.discard(self)
+
+    def fail(self, error: Exception) -> bool:
+        """
+        Set *error*, and return whether there was no answer before.
+        """
+        try:
+            self.set_exception(error)
+        except InvalidStateError:
+            return False
+        return True
+
+    def cancel(self) -> bool:
+        self._requests.clear()
+        return super().cancel()
+
+    def expire(self) -> None:
+        try:
+            self._requests.pop()
+        except IndexError:  # it runs
+            self._late.add(self)
+        text = f"{self.operation.name} takes more than {self._seconds:g} s: is the disk hanging?"
+        if not self.fail(UnavailableError(text)):
+            self._late.discard(self)

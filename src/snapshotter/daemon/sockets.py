@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 from snapshotter.errors import FailedPreconditionError, NotFoundError, StoreHeldError
 
+BACKLOG = 4_096  # connections that wait to be accepted
+
 
 @contextlib.contextmanager
 def listening(address: str) -> Iterator[socket.socket]:
@@ -44,7 +46,7 @@ def listening(address: str) -> Iterator[socket.socket]:
             _remove_stale(address)
             _bind(listener, address)
         undo.callback(_remove_own, address, os.lstat(address))
-        listener.listen()
+        listener.listen(BACKLOG)
         yield listener
 
 

@@ -3,6 +3,7 @@ Diagnosis of a store: problems in it and in the filesystem around it, each with 
 """
 
 import contextlib
+import importlib.util
 import os
 import shlex
 import stat
@@ -21,6 +22,7 @@ from snapshotter.store.barrier import WITHOUT_TURNS
 from snapshotter.store.counters import Counters
 from snapshotter.store.index import Snapshot
 from snapshotter.store.layout import EMPTY, real_path
+from snapshotter.transport import library
 
 More = Callable[[Snapshotter], Iterable[Problem]]
 
@@ -63,6 +65,7 @@ def of_store(store: Snapshotter) -> list[Problem]:
 
 
 def _around(root: str) -> Iterator[Problem]:
+    yield from _library()
     yield from _directory(root)
     yield from _filesystem(root)
     yield from _devices(root)
@@ -128,6 +131,16 @@ def _held(store: Snapshotter) -> Iterator[Problem]:
         for mount in holding_mounts.locate(volume.mounts):
             what = f"snapshot {quoted(volume.key)} is removed, but its space is held by the mount at {mount.text}"
             yield Problem(f"{store.root}/{volume.path}", what, f"{mount.cure}, then `snapshotter cleanup`")
+
+
+def _library() -> Iterator[Problem]:
+    if importlib.util.find_spec("google.protobuf") is None:
+        return  # a daemon is not wanted, because its extra is not installed
+    try:
+        library.load()
+    except UnavailableError as error:
+        what, _, cure = str(error).partition(": ")
+        yield Problem(library.SONAME, f"the daemon and its clients cannot start: {what}", cure)
 
 
 def _directory(root: str) -> Iterator[Problem]:

@@ -6,10 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from grpclib.const import Status
-
 from snapshotter import errors
 from snapshotter.testing import DirectoryVolumes
+from snapshotter.transport.status import Status
 
 STATUSES = {
     errors.NotFoundError: Status.NOT_FOUND,

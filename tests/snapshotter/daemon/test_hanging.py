@@ -7,7 +7,6 @@ import contextlib
 import threading
 
 import pytest
-from grpclib.const import Status
 
 from snapshotter import Snapshotter
 from snapshotter.api import snapshots_pb2 as pb
@@ -15,6 +14,7 @@ from snapshotter.client import Client
 from snapshotter.daemon import rpc, service
 from snapshotter.daemon.service import Limits
 from snapshotter.errors import NotFoundError
+from snapshotter.transport.status import Status
 from tests.snapshotter.daemon.stores import Hanging
 from tests.snapshotter.daemon.wire import CHECK, METHODS, Wire, framed, wired
 from tests.snapshotter.serving import serving
@@ -65,7 +65,7 @@ def test_changes_that_hang_leave_the_rest_alone(hanging: Snapshotter) -> None:
     """
     with wired(hanging) as wire:
         numbers = prepares(wire, 300)
-        for _ in range(service.CHANGING_THREADS):
+        for _ in range(service.Pool.CHANGES.threads):
             Hanging.hanging.acquire()
         for _ in range(20):
             for name in ("Stat", "Usage", "Mounts"):
@@ -125,8 +125,8 @@ def test_a_call_that_is_given_up(hanging: Snapshotter, way: str) -> None:
     recorder = Recorder()
     with serving(hanging, recorder) as server:
         with Wire(server.address) as wire:
-            numbers = prepares(wire, service.CHANGING_THREADS + 10)
-            for _ in range(service.CHANGING_THREADS):
+            numbers = prepares(wire, service.Pool.CHANGES.threads + 10)
+            for _ in range(service.Pool.CHANGES.threads):
                 Hanging.hanging.acquire()
             if way == "reset":
                 for number in numbers:

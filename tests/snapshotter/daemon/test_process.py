@@ -224,7 +224,7 @@ class TestConfiguration:
         assert not daemon.root.exists()
         assert not daemon.address.parent.exists()
 
-    @pytest.mark.parametrize("module", ["grpclib", "google.protobuf", "hpack", "prometheus_client"])
+    @pytest.mark.parametrize("module", ["google.protobuf", "prometheus_client"])
     def test_missing_library(self, daemon: Daemon, module: str) -> None:
         """
         If a library of the extra is missing, the daemon names it in one line.
@@ -234,6 +234,19 @@ class TestConfiguration:
         )
         assert (code, line.startswith(module)) == (1, True)
         assert line.endswith(" is missing: pip install 'btrfs-snapshotter[daemon]'")
+
+    @pytest.mark.parametrize(
+        ("patch", "problem"),
+        [("SONAME = 'libnone.so.1'", "is missing"), ("SONAME = 'libc.so.6'", "lacks nghttp2_session_callbacks_new")],
+    )
+    def test_missing_libnghttp2(self, daemon: Daemon, patch: str, problem: str) -> None:
+        """
+        Without libnghttp2, or with one that lacks a function, the daemon names the package in one line.
+        """
+        code, line = daemon.refused(patch=f"from snapshotter.transport import library\nlibrary.{patch}\n")
+        assert code == 1
+        assert problem in line
+        assert "install libnghttp2-14 (Debian" in line
 
     def test_commands(self, daemon: Daemon) -> None:
         """

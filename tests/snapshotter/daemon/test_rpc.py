@@ -5,13 +5,13 @@ The gRPC server, with clients that break the protocol.
 from collections.abc import Iterator
 
 import pytest
-from grpclib.const import Status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snapshotter import Snapshotter
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.daemon import rpc
+from snapshotter.transport.status import Status
 from tests.snapshotter.daemon.stores import STATUSES
 from tests.snapshotter.daemon.wire import METHODS, Wire, framed, wired
 from tests.snapshotter.serving import serving
@@ -89,6 +89,7 @@ def test_what_is_not_ours(plain: Snapshotter) -> None:
         assert wire.call("Fork", b"").status == Status.UNIMPLEMENTED.value
         assert wire.call("/other.Service/Stat", b"").status == Status.UNIMPLEMENTED.value
         number = wire.begin("Stat", {"content-type": "text/plain"})
+        wire.body(number, b"text")
         assert wire.end(number).headers == {":status": "415"}
         number = wire.begin("Stat", {"grpc-timeout": "soon"})
         assert wire.end(number).status == Status.INTERNAL.value

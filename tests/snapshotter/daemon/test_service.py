@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grpclib.const import Status
-from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from pybtrfs import filesystem
 from snapshotter import Info, Kind, Snapshotter, Usage, errors
 from snapshotter.api import snapshots_pb2 as pb
+from snapshotter.api.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from snapshotter.client import Client
 from snapshotter.daemon import service
 from snapshotter.daemon.rpc import MAX_REQUEST_SIZE
 from snapshotter.daemon.service import Limits
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from snapshotter.store import btrfs as store_btrfs
+from snapshotter.transport.status import Status
 from tests.snapshotter.daemon.stores import STATUSES, Fake, raising
 from tests.snapshotter.daemon.wire import CHECK, METHODS, Wire, framed, wired
 from tests.snapshotter.serving import serving
