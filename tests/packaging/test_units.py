@@ -282,7 +282,7 @@ def use(daemon: Sandboxed, client: Client, directory: Path) -> None:
         (Path(path) / "nested-2/file").write_text("content" * 1000)
         make_deep(Path(path), "deep-2")
         filesystem.sync(path)
-    assert client.usage("web").size >= 7000
+    wait_for(lambda: client.usage("web").size >= 7000)  # up to a second later
     client.remove("web")
     client.cleanup()
     wait_for(lambda: len(daemon.ids()) == 2)
