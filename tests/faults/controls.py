@@ -18,11 +18,11 @@ class RefusesCommits(BtrfsVolumes):
     Refuses every fourth commit after it has made the layer, as if a subvolume had appeared concurrently.
     """
 
-    _commits = itertools.count()
+    _layers_made = itertools.count()
 
     def freeze(self, directory: Directory) -> None:
         super().freeze(directory)
-        if next(self._commits) % 4 == 3:
+        if next(self._layers_made) % 4 == 3:
             raise FailedPreconditionError("refused")
 
 
