@@ -3,27 +3,32 @@ The events of a store and its daemon, logged through `logging`: a table of all e
 
 The logger ``snapshotter`` is silent unless the program sets up `logging`. Each log record has the attributes
 ``event`` and ``fields``. Labels are never logged, because they may hold secrets. A program that only writes events can
-replace `sink`, as `snapshotter.daemon.log` does.
+replace `sink`, as `snapshotter.daemon.log` does. Events within `tracing` have the ids of a distributed trace.
 """
 
+import contextlib
 import enum
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypedDict, Unpack
 
 if TYPE_CHECKING:
     import logging
 
-__all__ = ["Event", "Fields", "LogFormat", "LogLevel", "Sink", "format_event"]
+__all__ = ["Event", "Fields", "LogFormat", "LogLevel", "Sink", "format_event", "tracing"]
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _DEBUG, _INFO, _WARNING, _ERROR = 10, 20, 30, 40  # the levels of `logging`
 _NEVER = 100  # above the level of every event
+
+# W3C Trace Context: version, trace id, span id and flags. Later versions may have more at the end.
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 
 _is_plain = re.compile(r"[\w./:@+,-]+", re.ASCII).fullmatch
 
@@ -46,6 +51,26 @@ class Fields(TypedDict, total=False):
     snapshots: int  # the number of snapshots
     seconds: float  # the duration
     error: str
+    trace: str  # the id of the distributed trace that the call belongs to
+    span: str  # the id of the caller's span in the trace
+
+
+_trace: ContextVar[Fields | None] = ContextVar("trace", default=None)
+
+
+@contextlib.contextmanager
+def tracing(traceparent: str) -> Iterator[None]:
+    """
+    Give the events of the ``with`` in this thread the ids in *traceparent*, a header of W3C Trace Context.
+
+    A malformed header has no ids, as the recommendation requires.
+    """
+    found = _TRACEPARENT.fullmatch(traceparent)
+    token = _trace.set({"trace": found[1], "span": found[2]} if found else None)
+    try:
+        yield
+    finally:
+        _trace.reset(token)
 
 
 class Event(enum.StrEnum):
@@ -100,7 +125,7 @@ class Event(enum.StrEnum):
         """
         # Hot path: read the module's variable once.
         if self.level >= (to := sink).level:
-            to.take(self, fields, traceback)
+            to.take(self, fields | ids if (ids := _trace.get()) else fields, traceback)
 
 
 class Sink(Protocol):

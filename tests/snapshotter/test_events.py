@@ -20,7 +20,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter import Snapshotter
+from snapshotter import Snapshotter, cli, events
+from snapshotter.cli import codes
 from snapshotter.daemon import log
 from snapshotter.daemon.service import refusal
 from snapshotter.errors import DataLossError, Error, NotFoundError, UnavailableError
@@ -350,3 +351,63 @@ def test_calls(caplog: pytest.LogCaptureFixture) -> None:
         assert event == (Event.REFUSED if level == logging.DEBUG else Event.FAILED)
         assert (fields["op"], fields["code"]) == ("Stat", code)
         assert str(error) in fields["error"]
+
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize("traceparent", [f"00-{TRACE}-{SPAN}-01", f"01-{TRACE}-{SPAN}-00-later"])
+def test_traced(traceparent: str, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    Events within a trace have its ids, and no others have.
+    """
+    caplog.set_level("INFO", "snapshotter")
+    with events.tracing(traceparent):
+        Event.PREPARED.emit(key="traced")
+    Event.PREPARED.emit(key="later")
+    assert told(caplog) == [
+        ("prepared", {"key": "traced", "trace": TRACE, "span": SPAN}),
+        ("prepared", {"key": "later"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        "",
+        f"00-{TRACE}-{SPAN}",
+        f"ff-{TRACE}-{SPAN}-01",
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE}-{SPAN}-01\n",
+        f"00-{TRACE}-{SPAN}-01x",
+    ],
+)
+def test_malformed_traceparent(traceparent: str, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    A malformed header is ignored.
+    """
+    caplog.set_level("INFO", "snapshotter")
+    with events.tracing(traceparent):
+        Event.PREPARED.emit(key="k")
+    assert told(caplog) == [("prepared", {"key": "k"})]
+
+
+@pytest.mark.parametrize("log_format", get_args(LogFormat))
+def test_selected_by_trace(
+    log_format: LogFormat, listening: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    The ids are in the lines of both formats, and either selects them.
+    """
+    path = listening(log_format)
+    with events.tracing(f"00-{TRACE}-{SPAN}-01"):
+        Event.PREPARED.emit(key="traced", id=1)
+    Event.PREPARED.emit(key="other", id=2)
+    for wanted in (TRACE, SPAN):
+        assert cli.main(["events", "--log", str(path), "--trace", wanted]) == codes.DONE
+        [line] = capsys.readouterr().out.splitlines()
+        assert line.endswith(f"key=traced id=1 trace={TRACE} span={SPAN}")
+    assert cli.main(["events", "traced", "--log", str(path), "--trace", "another"]) == codes.DONE
+    assert capsys.readouterr().out == ""

@@ -56,7 +56,7 @@ function _shtab_snapshotter_using
 end
 
 set -g _shtab_snapshotter_commands init doctor purge prepare view fork commit label rm cleanup mount umount mounts export import ls tree info usage df frees why diff du report serve config ping events setup 'setup containerd' 'setup docker' 'setup systemd' demo
-set -g _shtab_snapshotter_opts_with_value --address --check --client --columns --config --config-version --containerd --containerd-config --daemon-json --depth --docker-socket --for --image --image-file --label --log --log-format --log-level --metrics-address --mount-mode --name --output --root --runtime-class --sort --timeout --usage --verify --write -o
+set -g _shtab_snapshotter_opts_with_value --address --check --client --columns --config --config-version --containerd --containerd-config --daemon-json --depth --docker-socket --for --image --image-file --label --log --log-format --log-level --metrics-address --mount-mode --name --output --root --runtime-class --sort --timeout --trace --usage --verify --write -o
 
 complete -c snapshotter -e
 complete -c snapshotter -f
@@ -260,6 +260,7 @@ complete -c snapshotter -n '_shtab_snapshotter_using events' -s h -l help -d 'sh
 complete -c snapshotter -n '_shtab_snapshotter_using events' -l root -xka "(__fish_complete_directories)" -d 'root of the store (default: $SNAPSHOTTER_ROOT)'
 complete -c snapshotter -n '_shtab_snapshotter_using events' -l json -d 'print JSON in the format of docs/cli.md and schema.json'
 complete -c snapshotter -n '_shtab_snapshotter_using events' -l log -xka "(__fish_complete_path (commandline -ct))" -d 'log file (default: standard input, as piped in by journalctl)'
+complete -c snapshotter -n '_shtab_snapshotter_using events' -l trace -x -d 'only events of calls with this trace or span id'
 complete -c snapshotter -n '_shtab_snapshotter_using events' -l follow -d 'wait for new events of the log file, also after its rotation'
 complete -c snapshotter -n '_shtab_snapshotter_using events; and test $_shtab_snapshotter_npos -eq 0' -ka "(_snapshotter_keys)" -d 'present key, or the key before the commit (default: all snapshots)'
 complete -c snapshotter -n '_shtab_snapshotter_using; and test $_shtab_snapshotter_npos -eq 0' -a setup -d 'Print or write the configuration of containerd and systemd.'

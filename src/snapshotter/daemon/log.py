@@ -246,6 +246,13 @@ def of_key(lines: Iterable[Line], key: str) -> Iterator[Line]:
             yield line
 
 
+def of_trace(lines: Iterable[Line], identifier: str) -> Iterator[Line]:
+    """
+    Yield the lines of calls whose trace or span has the id *identifier*.
+    """
+    return (line for line in lines if identifier in (line.fields.get("trace"), line.fields.get("span")))
+
+
 def read(path: str, *, follow: bool = False) -> Iterator[str]:
     """
     Yield the lines of a log. With *follow*, wait for more lines forever, also of the next file after a rotation.

@@ -21,6 +21,7 @@ def add(commands: arguments.Commands) -> None:
         "key", metavar="KEY", nargs="?", help="present key, or the key before the commit (default: all snapshots)"
     )
     events.add_argument("--log", metavar="FILE", help="log file (default: standard input, as piped in by journalctl)")
+    events.add_argument("--trace", metavar="ID", help="only events of calls with this trace or span id")
     events.add_argument(
         "--follow", action="store_true", help="wait for new events of the log file, also after its rotation"
     )
@@ -34,7 +35,8 @@ def _events(parsed: argparse.Namespace) -> None:
     gc.enable()
     texts = log.read("/dev/stdin") if parsed.log is None else log.read(parsed.log, follow=parsed.follow)
     lines = (line for text in texts if (line := log.parse(text.rstrip("\n"))))
-    for line in log.of_key(lines, parsed.key) if parsed.key is not None else lines:
+    selected = log.of_key(lines, parsed.key) if parsed.key is not None else lines
+    for line in log.of_trace(selected, parsed.trace) if parsed.trace is not None else selected:
         if parsed.json:
             print(json.dumps({"time": line.time, "level": line.level, "event": line.event, **line.fields}), flush=True)
         else:
