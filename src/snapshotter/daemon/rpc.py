@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from google.protobuf.message import DecodeError, Message
 
 from snapshotter.daemon.sockets import BACKLOG
-from snapshotter.events import Event
+from snapshotter.events import Event, tracing
 from snapshotter.transport.library import ffi, lib, load
 from snapshotter.transport.status import Status, encode_text
 
@@ -268,9 +268,9 @@ class _Call:
     A call that has no answer yet.
     """
 
-    __slots__ = ("answer", "begun", "deadline", "ended", "method", "room", "stream")
+    __slots__ = ("answer", "begun", "deadline", "ended", "method", "room", "stream", "trace")
 
-    def __init__(self, stream: int, method: Method, begun: float, deadline: float) -> None:
+    def __init__(self, stream: int, method: Method, begun: float, deadline: float, trace: str) -> None:
         self.stream = stream
         self.method = method
         self.begun = begun
@@ -278,6 +278,13 @@ class _Call:
         self.answer: Pending | asyncio.Task[None] | None = None
         self.room: asyncio.Future[None] | None = None
         self.ended = False
+        self.trace = trace
+
+    def tracing(self) -> contextlib.AbstractContextManager[None]:
+        """
+        Give the events of the ``with`` the ids of the client's trace.
+        """
+        return tracing(self.trace) if self.trace else contextlib.nullcontext()
 
 
 class _Connection:
@@ -435,7 +442,8 @@ class _Connection:
             lib.http2_finish(self._session, stream, Status.UNIMPLEMENTED, _UNKNOWN_METHOD)
             return
         begun, timeout = time.monotonic(), event.timeout
-        call = _Call(stream, method, begun, begun + timeout if timeout >= 0 else float("inf"))
+        trace = ffi.string(event.trace).decode(errors="replace")
+        call = _Call(stream, method, begun, begun + timeout if timeout >= 0 else float("inf"), trace)
         self.calls[stream] = call
         self._server.observer.started(method.name)
         if self._server.stopping:
@@ -448,7 +456,8 @@ class _Connection:
     def _on_request(self, call: _Call, body: bytes) -> None:
         method = call.method
         try:
-            answer = method.answer(method.request.FromString(body))
+            with call.tracing():
+                answer = method.answer(method.request.FromString(body))
         except DecodeError as error:
             self._fail(call, RefusedError(Status.INVALID_ARGUMENT, f"the request cannot be parsed: {error}"))
         except Exception as error:
@@ -519,7 +528,8 @@ class _Connection:
 
     def _fail(self, call: _Call, error: Exception) -> None:
         if not call.ended:
-            refused = self._server.refusal(call.method.name, error)
+            with call.tracing():
+                refused = self._server.refusal(call.method.name, error)
             self._finish(call, refused.status, encode_text(str(refused)))
 
     def _finish(self, call: _Call, status: Status, text: bytes = b"") -> None:

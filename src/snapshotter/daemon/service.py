@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import InvalidStateError, ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -381,6 +382,7 @@ class _Task(Pending):
         self.expires = time.monotonic() + seconds
         self._seconds = seconds
         self._late = late
+        self._context = copy_context()  # with the trace of the call
         self._requests = [request]  # empty once the task runs or is cancelled; list.pop is atomic
 
     def run(self, store: Snapshotter) -> None:
@@ -389,7 +391,7 @@ class _Task(Pending):
         except IndexError:
             return
         try:
-            reply = self.operation.run(store, request)
+            reply = self._context.run(self.operation.run, store, request)
         except Exception as error:
             self.fail(error)
         else:

@@ -9,6 +9,7 @@
 
 #define PREFIX_SIZE 5               /* bytes before a message: a flag for compression, and the size */
 #define MAX_HEADERS_SIZE 65536      /* of a header list, counted as in RFC 9113: each header has 32 bytes more */
+#define MAX_TRACE_SIZE 256 /* of traceparent; version 00 has 55 bytes */
 #define OUTPUT_SIZE 65536           /* at which http2_take stops */
 #define KEPT_SIZE 16384             /* larger buffers are freed when they are empty */
 #define SETTINGS_BURST 100          /* frames of SETTINGS that a peer may send at once, because each visits all streams */
@@ -68,6 +69,7 @@ struct stream {
     bool finished; /* the status is given */
     bool awaited;  /* the caller expects HTTP2_ROOM */
     struct buffer path;
+    struct buffer trace;
     struct buffer text; /* of a bad timeout, or of the status */
     struct buffer in;
     struct buffer out;
@@ -169,6 +171,7 @@ static void free_stream(struct stream *stream)
     stream->previous->next = stream->next;
     stream->next->previous = stream->previous;
     release(&stream->path);
+    release(&stream->trace);
     release(&stream->text);
     release(&stream->in);
     release(&stream->out);
@@ -309,6 +312,8 @@ static int on_server_header(struct stream *stream, const uint8_t *name, size_t n
         kept = set_text(&stream->path, value, value_size);
     else if (is(name, name_size, "content-type"))
         stream->grpc = is_grpc(value, value_size);
+    else if (is(name, name_size, "traceparent") && value_size <= MAX_TRACE_SIZE)
+        kept = set_text(&stream->trace, value, value_size);
     else if (is(name, name_size, "grpc-timeout")) {
         stream->timeout = parse_timeout(value, value_size);
         if (stream->timeout < 0) {
@@ -662,6 +667,7 @@ static void deliver(struct connection *connection)
             .status = stream->status,
             .timeout = stream->timeout,
             .path = stream->path.size ? stream->path.data : "",
+            .trace = stream->trace.size ? stream->trace.data : "",
             .body = stream->in.data,
             .size = refused ? stream->message_size : stream->in.size,
             .text = stream->text.size ? stream->text.data : "",

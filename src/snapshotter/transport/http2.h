@@ -17,7 +17,7 @@
 #pragma GCC visibility push(hidden)
 
 /* The bits of an event's kind. */
-#define HTTP2_OPENED 1  /* a call begins: path, timeout */
+#define HTTP2_OPENED 1  /* a call begins: path, timeout, trace */
 #define HTTP2_ENDED 2   /* the request, or the answer of a client's call, is complete: body */
 #define HTTP2_REFUSED 4 /* the request cannot be answered: why */
 #define HTTP2_CLOSED 8  /* the stream ended before the call's answer */
@@ -40,6 +40,7 @@ struct http2_event {
     int32_t status;   /* of a client's call: the gRPC status, or -1 without one */
     double timeout;   /* in seconds; -1 without one */
     const char *path; /* of the method */
+    const char *trace; /* of a server's call: the header traceparent, empty without one */
     const char *body; /* of a server's call: the message without its prefix; of a client's: all messages with theirs */
     size_t size;      /* of body, in bytes */
     const char *text; /* of a client's call: the percent-encoded message of the status */

@@ -21,6 +21,7 @@ from snapshotter.daemon.rpc import MAX_REQUEST_SIZE
 from snapshotter.daemon.service import Limits
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from snapshotter.store import btrfs as store_btrfs
+from snapshotter.transport.channel import CallError, Channel
 from snapshotter.transport.status import Status
 from tests.snapshotter.daemon.stores import STATUSES, Fake, raising
 from tests.snapshotter.daemon.wire import CHECK, METHODS, Wire, framed, wired
@@ -338,12 +339,12 @@ def test_unchanged_usage(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Snapshotter.create(btrfs / "root") as store, serving(store) as server, Client(server.address) as client:
         store.prepare("k")
         assert client.usage("k") == client.usage("k") == Usage(0, 1)
-        assert threads == ["snapshotter-read"]
+        assert threads == ["snapshotter-reads"]
         monkeypatch.setattr(store_btrfs, "COMMITS_SECONDS", 0.0)
         Path(store.subvolume("k"), "file").write_bytes(b"content")
         filesystem.sync(btrfs)
         assert client.usage("k") == Usage(7, 2)
-        assert threads == ["snapshotter-read"] * 2
+        assert threads == ["snapshotter-reads"] * 2
 
 
 def test_many_clients(plain: Snapshotter) -> None:
@@ -365,3 +366,47 @@ def test_many_clients(plain: Snapshotter) -> None:
     with serving(plain) as server, ThreadPoolExecutor(16) as pool:
         list(pool.map(work, range(16)))
         assert [info.name for info in plain.walk()] == ["base"]
+
+
+def test_traced(plain: Snapshotter, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    The events of a call and of its refusal have the ids of its ``traceparent``; those of the next call have none.
+    """
+    caplog.set_level(logging.DEBUG, "snapshotter")
+    trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    header = {"traceparent": f"00-{trace}-{span}-01"}
+
+    def ids() -> list[tuple[str, str | None, str | None]]:
+        found = [(record.event, record.fields) for record in caplog.records]  # type: ignore[attr-defined]
+        caplog.clear()
+        return [(event, fields.get("trace"), fields.get("span")) for event, fields in found]
+
+    snapshots = "/containerd.services.snapshots.v1.Snapshots/"
+    with serving() as server, Channel(server.address) as channel:
+        server.open(plain)
+        prepare, missing = (
+            pb.PrepareSnapshotRequest(key="k", snapshotter="c"),
+            pb.StatSnapshotRequest(key="missing", snapshotter="c"),
+        )
+        caplog.clear()
+        channel.call(f"{snapshots}Prepare", prepare, pb.PrepareSnapshotResponse, metadata=header)
+        assert ids() == [("prepared", trace, span)]
+        for path, request in (("Prepare", prepare), ("Stat", missing)):
+            with pytest.raises(CallError):
+                channel.call(
+                    f"{snapshots}{path}",
+                    request,
+                    pb.PrepareSnapshotResponse,
+                    metadata=header,
+                )
+            assert ids() == [("refused", trace, span)]
+        prepare.key = "later"
+        for metadata in (None, {"traceparent": "malformed"}, {"traceparent": "0" * 1_000}):
+            channel.call(
+                f"{snapshots}Prepare",
+                prepare,
+                pb.PrepareSnapshotResponse,
+                metadata=metadata,
+            )
+            assert ids() == [("prepared", None, None)]
+            prepare.key += "x"
