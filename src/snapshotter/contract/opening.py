@@ -5,7 +5,7 @@ Opening of a store: from a directory to an open store with its lock, its index a
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypedDict, get_args
 
 from pybtrfs.mountinfo import MountTable
@@ -18,9 +18,9 @@ from snapshotter.errors import (
     translating,
 )
 from snapshotter.events import Event
-from snapshotter.model import LOCAL, Kind, Located, Measured, Problem, Usage, UsageDefinition
+from snapshotter.model import LOCAL, Info, Kind, Located, Measured, Problem, Usage, UsageDefinition
 from snapshotter.store import recovery
-from snapshotter.store.index import Index, Snapshot
+from snapshotter.store.index import Index, Snapshot, describe
 from snapshotter.store.layout import FS, LAYER, SNAPSHOTS
 from snapshotter.store.operations import Operations
 from snapshotter.store.ownership import Ownership
@@ -213,6 +213,31 @@ class Opened:
             path = self.operations.former_place(snapshot).path[above:]
             known = snapshot.known
             yield Located(snapshot.info, path, self.usage_of(known) if known else None, problem)
+
+    def encoded(self, encode: Callable[[Info], bytes], key: str) -> bytes:
+        """
+        Return the description of the snapshot *key* by *encode*, which is called again only after a change.
+
+        Raises:
+            NotFoundError: No snapshot has the key.
+        """
+        self.session.check()
+        snapshot = self.index.get(key)
+        return snapshot.encode(encode, snapshot.record)
+
+    def all_encoded(self, encode: Callable[[Info], bytes], *filter_list: str) -> Iterator[bytes]:
+        """
+        Yield the descriptions that `Snapshotter.walk` yields, by *encode*, which is called again only after a change.
+        """
+        self.session.check()
+        snapshots = self.index.snapshots()
+        found = zip(snapshots, [each.record for each in snapshots], strict=True)
+        if not filter_list:
+            return (snapshot.encode(encode, record) for snapshot, record in found)
+        from snapshotter.contract import filters  # slow to import
+
+        match = filters.parse(*filter_list).match
+        return (each.encode(encode, record) for each, record in found if match(describe(record, each.parent_key)))
 
     def known_usage(self, key: str) -> Usage | None:
         """

@@ -53,10 +53,10 @@ class Pool(enum.Enum):
     The threads for a kind of call, so that hanging calls of one kind cannot block those of another.
     """
 
-    CHANGES = 64
-    READS = 8
-    CLEANUPS = 1
-    LISTS = 2  # a list reads no disk, but thousands of snapshots and many filters would block the loop
+    CHANGE = 64
+    READ = 8
+    CLEANUP = 1
+    LIST = 2  # a list reads no disk, but many filters for thousands of snapshots would block the loop
 
     @property
     def threads(self) -> int:
@@ -199,19 +199,24 @@ class Service:
             except UnavailableError as error:
                 task.fail(error)
 
-    async def _list(self, request: pb.ListSnapshotsRequest) -> AsyncGenerator[Message, None]:
+    async def _list(self, request: pb.ListSnapshotsRequest) -> AsyncGenerator[bytes, None]:
         size = sum(map(len, request.filters))
         if size > MAX_FILTERS_SIZE:
             raise InvalidArgumentError(f"filters of {size} characters exceed the limit of {MAX_FILTERS_SIZE}")
         await asyncio.wait([self._opened], timeout=self._limits.read)
-        store, loop, pool = self._store(), asyncio.get_running_loop(), self._pools[Pool.LISTS]
-        batches = await loop.run_in_executor(pool, lambda: _batches(store.walk(*request.filters)))
-        while (batch := await loop.run_in_executor(pool, next, batches, None)) is not None:
+        opened = self._store().opened
+        if not request.filters:
+            for batch in _batches(opened.all_encoded(_entry)):
+                yield batch
+            return
+        loop, pool = asyncio.get_running_loop(), self._pools[Pool.LIST]
+        batches = await loop.run_in_executor(pool, lambda: _batches(opened.all_encoded(_entry, *request.filters)))
+        while batch := await loop.run_in_executor(pool, lambda: next(batches, b"")):
             yield batch
 
-    def _stat(self, store: Snapshotter, request: pb.StatSnapshotRequest) -> Message:
+    def _stat(self, store: Snapshotter, request: pb.StatSnapshotRequest) -> bytes:
         try:
-            return pb.StatSnapshotResponse(info=info_to(store.stat(request.key)))
+            return store.opened.encoded(_entry, request.key)
         except NotFoundError:
             if len(self._missed) < MAX_MISSED:
                 self._missed.add(request.key)
@@ -290,17 +295,26 @@ def _update(store: Snapshotter, request: pb.UpdateSnapshotRequest) -> Message:
     return pb.UpdateSnapshotResponse(info=info_to(updated))
 
 
-def _batches(infos: Iterator[Info]) -> Iterator[Message]:
-    batch, size = pb.ListSnapshotsResponse(), 0
-    for info in infos:
-        message = info_to(info)
-        size += message.ByteSize()
-        if batch.info and (len(batch.info) == LIST_BATCH or size > LIST_BATCH_SIZE):
-            yield batch
-            batch, size = pb.ListSnapshotsResponse(), message.ByteSize()
-        batch.info.append(message)
-    if batch.info:
-        yield batch
+def _entry(info: Info) -> bytes:
+    """
+    Return *info* as a StatSnapshotResponse, and at the same time as a ListSnapshotsResponse with one snapshot.
+
+    In both messages the first field is an Info. Several entries in a row are a ListSnapshotsResponse with all of them.
+    """
+    return pb.StatSnapshotResponse(info=info_to(info)).SerializeToString()
+
+
+def _batches(entries: Iterator[bytes]) -> Iterator[bytes]:
+    batch: list[bytes] = []
+    size = 0
+    for entry in entries:
+        size += len(entry)
+        if batch and (len(batch) == LIST_BATCH or size > LIST_BATCH_SIZE):
+            yield b"".join(batch)
+            batch, size = [], len(entry)
+        batch.append(entry)
+    if batch:
+        yield b"".join(batch)
 
 
 def _known_usage(store: Snapshotter, request: pb.UsageRequest) -> Message | None:
@@ -331,8 +345,8 @@ class _Operation(NamedTuple):
     request: type[Message]
     pool: Pool
     seconds: float
-    run: Callable[[Snapshotter, Any], Message]
-    at_once: Callable[[Snapshotter, Any], Message | None] | None = None
+    run: Callable[[Snapshotter, Any], Message | bytes]
+    at_once: Callable[[Snapshotter, Any], Message | bytes | None] | None = None
 
     @property
     def name(self) -> str:
@@ -346,13 +360,11 @@ def _path(service: ServiceDescriptor, name: str) -> str:
     return f"/{service.full_name}/{service.methods_by_name[name].name}"
 
 
-def _operations(
-    limits: Limits, stat: Callable[[Snapshotter, pb.StatSnapshotRequest], Message]
-) -> tuple[_Operation, ...]:
+def _operations(limits: Limits, stat: Callable[[Snapshotter, pb.StatSnapshotRequest], bytes]) -> tuple[_Operation, ...]:
     def snapshots(name: str) -> str:
         return _path(_SNAPSHOTS, name)
 
-    changes, reads = Pool.CHANGES, Pool.READS
+    changes, reads = Pool.CHANGE, Pool.READ
     return (
         _Operation(snapshots("Prepare"), pb.PrepareSnapshotRequest, changes, limits.change, _prepare),
         _Operation(snapshots("View"), pb.ViewSnapshotRequest, changes, limits.change, _view),
@@ -362,7 +374,7 @@ def _operations(
         _Operation(snapshots("Stat"), pb.StatSnapshotRequest, reads, limits.read, stat, stat),
         _Operation(snapshots("Update"), pb.UpdateSnapshotRequest, changes, limits.change, _update),
         _Operation(snapshots("Usage"), pb.UsageRequest, reads, limits.read, _usage, _known_usage),
-        _Operation(snapshots("Cleanup"), pb.CleanupRequest, Pool.CLEANUPS, limits.collection, _cleanup),
+        _Operation(snapshots("Cleanup"), pb.CleanupRequest, Pool.CLEANUP, limits.collection, _cleanup),
         _Operation(_path(_EXTENSION, "Fork"), extension_pb2.ForkRequest, changes, limits.change, _fork),
     )
 

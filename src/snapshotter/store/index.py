@@ -4,7 +4,7 @@ Index of a store: its snapshots in memory, and the locks of the keys that operat
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 
 from snapshotter.errors import NotFoundError, quoted
@@ -27,7 +27,7 @@ class Snapshot:
         measured: The last measurement, with the change counter of the subvolume and the number of commits before it.
     """
 
-    __slots__ = ("children", "measured", "parent", "quarantine", "record", "settled")
+    __slots__ = ("_encoded", "children", "measured", "parent", "quarantine", "record", "settled")
 
     def __init__(
         self, record: Record, parent: "Snapshot | None", quarantine: str = "", *, settled: bool = True
@@ -38,6 +38,7 @@ class Snapshot:
         self.settled = settled
         self.children = 0
         self.measured: tuple[Measured, tuple[int, ...], int | None] | None = None
+        self._encoded: tuple[Record, bytes] | None = None
 
     @property
     def id(self) -> int:
@@ -68,6 +69,17 @@ class Snapshot:
         The description, a copy that the caller may keep.
         """
         return describe(self.record, self.parent_key)
+
+    def encode(self, encode: Callable[[Info], bytes], record: Record) -> bytes:
+        """
+        Return the description with *record*, a present or former record, by *encode*.
+
+        The bytes are kept until the record changes, so all callers have to pass the same function.
+        """
+        kept = self._encoded
+        if kept is None or kept[0] is not record:
+            kept = self._encoded = record, encode(describe(record, self.parent_key))
+        return kept[1]
 
 
 def describe(record: Record, parent_key: str) -> Info:

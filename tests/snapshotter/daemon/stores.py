@@ -3,7 +3,7 @@ Stores that fail or hang, for tests.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from snapshotter import errors
@@ -35,6 +35,12 @@ class Fake:
         self.stat = self.walk = self.usage = self.known_usage = self.mounts = act
         self.prepare = self.view = self.fork = self.commit = self.update = self.remove = self.cleanup = act
         self.opened = self
+
+    def encoded(self, encode: Callable[[Any], bytes], key: str) -> bytes:
+        return encode(self.stat(key))
+
+    def all_encoded(self, encode: Callable[[Any], bytes], *filter_list: str) -> Iterator[bytes]:
+        return map(encode, self.walk(*filter_list))
 
     def bound_to(self, client: str) -> "Fake":
         return self

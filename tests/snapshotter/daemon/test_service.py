@@ -15,6 +15,7 @@ from pybtrfs import filesystem
 from snapshotter import Info, Kind, Snapshotter, Usage, errors
 from snapshotter.api import snapshots_pb2 as pb
 from snapshotter.api.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from snapshotter.api.messages import info_to
 from snapshotter.client import Client
 from snapshotter.daemon import service
 from snapshotter.daemon.rpc import MAX_REQUEST_SIZE
@@ -25,7 +26,7 @@ from snapshotter.transport.channel import CallError, Channel
 from snapshotter.transport.status import Status
 from tests.snapshotter.daemon.stores import STATUSES, Fake, raising
 from tests.snapshotter.daemon.wire import CHECK, METHODS, Wire, framed, wired
-from tests.snapshotter.serving import serving
+from tests.snapshotter.serving import Serving, serving
 
 
 def test_calls_wait_for_the_store(plain: Snapshotter) -> None:
@@ -251,7 +252,7 @@ def test_who_reads_slowly_holds_up_nobody() -> None:
 
 def test_a_long_list_holds_up_nobody() -> None:
     """
-    While a list is gathered, other calls are answered.
+    While a list with filters is gathered, other calls are answered.
     """
     begun, go = threading.Event(), threading.Event()
 
@@ -262,7 +263,7 @@ def test_a_long_list_holds_up_nobody() -> None:
 
     with wired(Fake(walk)) as wire:
         number = wire.begin("List")
-        wire.body(number, framed(b""))
+        wire.body(number, framed(pb.ListSnapshotsRequest(filters=["name==k"])))
         begun.wait()
         try:
             assert wire.call(CHECK, b"").status == 0
@@ -384,29 +385,72 @@ def test_traced(plain: Snapshotter, caplog: pytest.LogCaptureFixture) -> None:
     snapshots = "/containerd.services.snapshots.v1.Snapshots/"
     with serving() as server, Channel(server.address) as channel:
         server.open(plain)
-        prepare, missing = (
-            pb.PrepareSnapshotRequest(key="k", snapshotter="c"),
-            pb.StatSnapshotRequest(key="missing", snapshotter="c"),
-        )
+        prepare = pb.PrepareSnapshotRequest(key="k", snapshotter="c")
+        missing = pb.StatSnapshotRequest(key="missing", snapshotter="c")
         caplog.clear()
         channel.call(f"{snapshots}Prepare", prepare, pb.PrepareSnapshotResponse, metadata=header)
         assert ids() == [("prepared", trace, span)]
         for path, request in (("Prepare", prepare), ("Stat", missing)):
             with pytest.raises(CallError):
-                channel.call(
-                    f"{snapshots}{path}",
-                    request,
-                    pb.PrepareSnapshotResponse,
-                    metadata=header,
-                )
+                channel.call(f"{snapshots}{path}", request, pb.PrepareSnapshotResponse, metadata=header)
             assert ids() == [("refused", trace, span)]
         prepare.key = "later"
         for metadata in (None, {"traceparent": "malformed"}, {"traceparent": "0" * 1_000}):
-            channel.call(
-                f"{snapshots}Prepare",
-                prepare,
-                pb.PrepareSnapshotResponse,
-                metadata=metadata,
-            )
+            channel.call(f"{snapshots}Prepare", prepare, pb.PrepareSnapshotResponse, metadata=metadata)
             assert ids() == [("prepared", None, None)]
             prepare.key += "x"
+
+
+def test_entries_follow_changes(plain: Snapshotter) -> None:
+    """
+    Stat and List, with filters and without, show each change at once: of labels, of the kind and of the key.
+    """
+
+    def seen(server: Serving) -> dict[str, Info]:
+        with Client(server.address, snapshotter="c") as client:
+            listed = {info.name: info for info in client.walk()}
+            assert {info.name: info for info in client.walk('name~="."')} == listed
+            assert {name: client.stat(name) for name in listed} == listed
+        assert listed == {info.name: info for info in plain.walk()}
+        return listed
+
+    with serving(plain) as server:
+        assert seen(server) == {}
+        plain.prepare("k", labels={"a": "1"})
+        assert seen(server)["k"].labels == {"a": "1"}
+        plain.update(Info(Kind.ACTIVE, "k", labels={"a": "2"}))
+        assert seen(server)["k"].labels == {"a": "2"}
+        plain.commit("base", "k", {"b": "3"})
+        assert (seen(server)["base"].kind, seen(server)["base"].labels) == (Kind.COMMITTED, {"b": "3"})
+        plain.view("v", "base")
+        plain.prepare("k", "base")
+        assert {info.parent for name, info in seen(server).items() if name != "base"} == {"base"}
+        plain.remove("k")
+        assert seen(server).keys() == {"base", "v"}
+
+
+def test_entries_are_encoded_once(plain: Snapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The entry of a snapshot is encoded again only after a change of it.
+    """
+    encoded = []
+
+    def counting(info: Info) -> Any:
+        encoded.append(info.name)
+        return info_to(info)
+
+    monkeypatch.setattr(service, "info_to", counting)
+    plain.prepare("a")
+    plain.prepare("b")
+    with serving(plain) as server, Client(server.address) as client:
+        for _ in range(3):
+            assert len(list(client.walk())) == 2
+            assert client.stat("a").name == "a"
+        before = len(encoded)
+        assert len(list(client.walk())) == 2
+        assert client.stat("b").name == "b"
+        assert len(encoded) == before
+        plain.update(Info(Kind.ACTIVE, "a", labels={"x": "y"}))
+        assert client.stat("a").labels == {"x": "y"}
+        assert len(list(client.walk())) == 2
+        assert encoded[before:] == ["a"]

@@ -165,5 +165,7 @@ def test_newer_version() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", without, *tests]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    which = "import _cffi_backend as c; kept = c.load_library('libnghttp2.so.14', 0); print(open('/proc/self/maps').read())"
+    which = (
+        "import _cffi_backend as c; kept = c.load_library('libnghttp2.so.14', 0); print(open('/proc/self/maps').read())"
+    )
     assert str(directory) in subprocess.check_output([sys.executable, "-c", which], env=environment, text=True)
