@@ -33,7 +33,7 @@ __all__ = ["MAX_REQUEST_SIZE", "Answer", "Method", "Observer", "Pending", "Refus
 
 MAX_REQUEST_SIZE = 4 << 20  # bytes: gRPC's own default, and more than any valid request needs
 RECEIVE_WINDOW = 4 * MAX_REQUEST_SIZE  # bytes of incomplete requests, of one connection
-MAX_UNREAD_SIZE = 64 << 20  # bytes of answers that the client of one connection does not read
+MAX_UNREAD_SIZE = 32 << 20  # bytes of answers that the client of one connection does not read
 MAX_UNSENT_SIZE = 1 << 20  # bytes that wait for the socket of one connection
 MAX_CALLS = 10_000  # of one connection; so many that hanging calls do not block others
 MAX_CONNECTIONS = 4_096
@@ -512,6 +512,7 @@ class _Connection:
                         call.room = self._loop.create_future()
                         lib.http2_send(self._session, call.stream, data, len(data))
                         self._flush()
+                    del answer, data  # the session has a copy, and the client may never read it
                     await call.room
             with self._lock:
                 self._finish(call, Status.OK)

@@ -771,10 +771,10 @@ int64_t http2_take(struct http2_connection *public)
     return (int64_t)connection->output.size;
 }
 
-/* Return the stream, unless it has ended. */
+/* Return the stream, unless it or the connection has ended. */
 static struct stream *find_open(struct connection *connection, int32_t id)
 {
-    struct stream *stream = find(connection, id);
+    struct stream *stream = connection->public.over ? NULL : find(connection, id);
     return stream && !stream->finished ? stream : NULL;
 }
 

@@ -65,7 +65,7 @@ def test_changes_that_hang_leave_the_rest_alone(hanging: Snapshotter) -> None:
     """
     with wired(hanging) as wire:
         numbers = prepares(wire, 300)
-        for _ in range(service.Pool.CHANGES.threads):
+        for _ in range(service.Pool.CHANGE.threads):
             Hanging.hanging.acquire()
         for _ in range(20):
             for name in ("Stat", "Usage", "Mounts"):
@@ -125,8 +125,8 @@ def test_a_call_that_is_given_up(hanging: Snapshotter, way: str) -> None:
     recorder = Recorder()
     with serving(hanging, recorder) as server:
         with Wire(server.address) as wire:
-            numbers = prepares(wire, service.Pool.CHANGES.threads + 10)
-            for _ in range(service.Pool.CHANGES.threads):
+            numbers = prepares(wire, service.Pool.CHANGE.threads + 10)
+            for _ in range(service.Pool.CHANGE.threads):
                 Hanging.hanging.acquire()
             if way == "reset":
                 for number in numbers:

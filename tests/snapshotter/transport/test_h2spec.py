@@ -4,17 +4,15 @@ h2spec against the daemon's transport.
 
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from tests.containerd.builds import UnavailableError, h2spec
+from tests.snapshotter.transport.served import served
 
-ROOT = Path(__file__).parents[3]
 PATH = "/containerd.services.snapshots.v1.Snapshots/Stat"
 CASES = 146  # in all, of which h2spec itself skips four
 
@@ -53,24 +51,17 @@ def run(program: Path, **environ: str) -> dict[tuple[str, str], str]:
     """
     Return the results of all cases: "" for success.
     """
-    with tempfile.TemporaryDirectory() as directory:  # not pytest's, which is too long for sockets
-        return _run(program, Path(directory), **environ)
-
-
-def _run(program: Path, directory: Path, **environ: str) -> dict[tuple[str, str], str]:
-    address, report = directory / "socket", directory / "report.xml"
-    serve = [sys.executable, "-m", "tests.snapshotter.transport.served", address]
-    environment = os.environ | environ | {"H2SPEC_SOCKET": str(address)}
-    options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(serve, cwd=ROOT, text=True, **options) as server:
-        assert server.stdout
-        assert server.stdout.readline() == "serving\n"
+    with served() as server, tempfile.TemporaryDirectory() as directory:
+        report = Path(directory, "report.xml")
         command = [program, "--strict", "--timeout", "1", "--path", PATH, "--junit-report", report]
-        subprocess.run(command, env=environment, capture_output=True)
-        _, errors = server.communicate("")
-    assert (server.returncode, errors) == (0, "")
+        socket = {"H2SPEC_SOCKET": server.address}
+        subprocess.run(command, env=os.environ | environ | socket, capture_output=True)
+        cases = list(ElementTree.parse(report).iter("testcase"))
+        lines = [line.partition(" ")[2] for line in server.lines() if "prepared" not in line]
+    assert {line.partition(" error=")[0] for line in lines} <= {"info opened", "info closed", "info hung-up"}
+    assert len(lines) <= CASES
     found = {}
-    for case in ElementTree.parse(report).iter("testcase"):
+    for case in cases:
         error = case.find("error")
         found[case.attrib["package"], case.attrib["classname"]] = "" if error is None else error.text or "failed"
     return found
