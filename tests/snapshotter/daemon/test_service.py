@@ -340,12 +340,12 @@ def test_unchanged_usage(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Snapshotter.create(btrfs / "root") as store, serving(store) as server, Client(server.address) as client:
         store.prepare("k")
         assert client.usage("k") == client.usage("k") == Usage(0, 1)
-        assert threads == ["snapshotter-reads"]
+        assert threads == ["snapshotter-read"]
         monkeypatch.setattr(store_btrfs, "COMMITS_SECONDS", 0.0)
         Path(store.subvolume("k"), "file").write_bytes(b"content")
         filesystem.sync(btrfs)
         assert client.usage("k") == Usage(7, 2)
-        assert threads == ["snapshotter-reads"] * 2
+        assert threads == ["snapshotter-read"] * 2
 
 
 def test_many_clients(plain: Snapshotter) -> None:
