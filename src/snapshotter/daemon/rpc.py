@@ -299,6 +299,7 @@ class _Connection:
         self._socket = sock
         self._lock = threading.RLock()
         self._closed = False
+        self._handling = False
         self._unsent = bytearray()
         session = lib.http2_server(MAX_CALLS, MAX_REQUEST_SIZE, RECEIVE_WINDOW, MAX_UNREAD_SIZE)
         if not session:
@@ -339,12 +340,12 @@ class _Connection:
         """
         Send all that the client can take, from any thread.
         """
+        if self._handling:
+            return  # the caller of `_handle` flushes, and the events are valid until http2_take
         session = self._session
         while len(self._unsent) < MAX_UNSENT_SIZE and not self._closed:
             size = lib.http2_take(session)
-            if session.count:
-                self._handle()
-            if not size:
+            if not size and not session.count:
                 break
             output = ffi.buffer(session.output, size)
             if self._unsent:
@@ -352,6 +353,7 @@ class _Connection:
             elif (sent := self._send(output)) < size:
                 self._unsent += output[sent:]
                 self._on_loop(self._wait_until_writable)
+            self._handle()
         if session.over:
             self._on_loop(self._close)
 
@@ -418,22 +420,26 @@ class _Connection:
 
     def _handle(self) -> None:
         session = self._session
-        for index in range(session.count):
-            event = session.events[index]
-            kind = event.kind
-            if kind & _OPENED:
-                self._on_opened(event)
-            call = self.calls.get(event.stream)
-            if not call:
-                continue
-            if kind & _REFUSED:
-                self._fail(call, _refused(event))
-            elif kind & _ENDED:
-                self._on_request(call, ffi.buffer(event.body, event.size)[:] if event.size else b"")
-            if kind & _CLOSED:
-                self._drop(call)
-            elif kind & _ROOM and call.room:
-                self._on_loop(partial(_set, call.room))
+        self._handling = True
+        try:
+            for index in range(session.count):
+                event = session.events[index]
+                kind = event.kind
+                if kind & _OPENED:
+                    self._on_opened(event)
+                call = self.calls.get(event.stream)
+                if not call:
+                    continue
+                if kind & _REFUSED:
+                    self._fail(call, _refused(event))
+                elif kind & _ENDED:
+                    self._on_request(call, ffi.buffer(event.body, event.size)[:] if event.size else b"")
+                if kind & _CLOSED:
+                    self._drop(call)
+                elif kind & _ROOM and call.room:
+                    self._on_loop(partial(_set, call.room))
+        finally:
+            self._handling = False
 
     def _on_opened(self, event: "CData") -> None:
         method = self._server.methods.get(ffi.string(event.path))

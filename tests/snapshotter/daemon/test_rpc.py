@@ -2,7 +2,9 @@
 The gRPC server, with clients that break the protocol.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -189,3 +191,28 @@ def test_garbage(garbage: Wire, name: str, parts: list[bytes]) -> None:
     if name == "Remove":
         assert reply.status in (0, Status.NOT_FOUND.value, Status.FAILED_PRECONDITION.value)
     assert garbage.call("Stat", pb.StatSnapshotRequest(key="base")).status == 0
+
+
+def test_done_at_once(plain: Snapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    An answer that is there before anybody waits for it disturbs no other call in the same bytes.
+    """
+
+    def submit(_: ThreadPoolExecutor, function: Callable[..., None], *arguments: Any) -> None:
+        function(*arguments)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
+    keys = [f"key {number}" for number in range(20)]
+    with wired(plain) as wire:
+        for key in keys:
+            assert wire.call("Prepare", pb.PrepareSnapshotRequest(key=key, snapshotter="c")).status == 0
+        wire.send, send = lambda: None, wire.send  # type: ignore[method-assign]
+        calls = {}
+        for key in keys:
+            calls[key] = wire.begin("Mounts")
+            wire.body(calls[key], framed(pb.MountsRequest(key=key, snapshotter="c")))
+        wire.send = send  # type: ignore[method-assign]
+        wire.send()
+        replies = {key: wire.end(number) for key, number in calls.items()}
+    sources = {key: pb.MountsResponse.FromString(reply.messages[0]).mounts[0].source for key, reply in replies.items()}
+    assert sources == {key: plain.subvolume(key) for key in keys}
