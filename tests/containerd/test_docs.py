@@ -68,7 +68,7 @@ def test_set_up(release: Path, directory: Path, registry: Registry) -> None:
     disabled = "disabled_plugins = [" + ", ".join(f'"{name}"' for name in DISABLED + CRI) + "]"
     steps, expected = [f"printf '%s\\n' '{version}' '{disabled}' > /etc/containerd/config.toml"], []
     for command, shown in commands("Set it up"):
-        if "/opt/btrfs-snapshotter" in command:
+        if "/opt/btrfs-snapshotter" in command or command.startswith("apt-get "):
             continue  # the package is installed; tests/packaging tests the installation
         command = command.replace("--image 20G", "--image 1G").replace("docker.io/library/busybox:latest", reference)
         command = command.replace("images pull ", "images pull --plain-http ")

@@ -376,10 +376,10 @@ def test_loss_during_a_fork(btrfs: Path, monkeypatch: pytest.MonkeyPatch, full: 
             taken.append(take_id())
             return taken[-1]
 
-        def make_once_full(*arguments: Any) -> None:
+        def make_once_full(*arguments: Any, **options: Any) -> None:
             if full and len(taken) == 1:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            make(*arguments)
+            make(*arguments, **options)
 
         monkeypatch.setattr(store, "take_id", take)
         monkeypatch.setattr(opened.operations, "_make", make_once_full)

@@ -46,7 +46,7 @@ def broken(base: str, target: str, *, inside: bool) -> Iterator[str]:
     Mount a store in which the layer of "bad" cannot be read, and yield its root.
     """
     root = f"{target}/store"
-    with image.attach(base) as device, mounted(device.path, target), Snapshotter.create(root) as store:
+    with image.attach(base) as device, mounted(device.path, target, "ssd"), Snapshotter.create(root) as store:
         for key in ("good", "bad"):
             store.prepare("build")
             for number in range(400):
@@ -57,7 +57,7 @@ def broken(base: str, target: str, *, inside: bool) -> Iterator[str]:
         store.cleanup()  # or the kernel meets the damage when it cleans a former subvolume
         subvolid = subvolume.get_id(store.subvolume("bad"))
     damage(base, subvolid, inside=inside)
-    with image.attach(base) as device, mounted(device.path, target):
+    with image.attach(base) as device, mounted(device.path, target, "ssd"):
         yield root
 
 
@@ -119,14 +119,14 @@ def broken_active(base: str, target: str) -> Iterator[str]:
     Mount the store with an active snapshot "torn", which opens, but cannot be measured.
     """
     root = f"{target}/store"
-    with image.attach(base) as device, mounted(device.path, target), Snapshotter(root) as store:
+    with image.attach(base) as device, mounted(device.path, target, "ssd"), Snapshotter(root) as store:
         store.prepare("torn")
         for number in range(400):
             Path(store.subvolume("torn"), f"file-{number}").write_bytes(bytes(100))
         settle(store)
         subvolid = subvolume.get_id(store.subvolume("torn"))
     damage(base, subvolid, inside=True)
-    with image.attach(base) as device, mounted(device.path, target):
+    with image.attach(base) as device, mounted(device.path, target, "ssd"):
         yield root
 
 
@@ -169,7 +169,7 @@ def test_unreadable_record(base: str, target: str, monkeypatch: pytest.MonkeyPat
     """
     A directory that cannot be read is reported, and every other snapshot works.
     """
-    with image.attach(base) as device, mounted(device.path, target):
+    with image.attach(base) as device, mounted(device.path, target, "ssd"):
         root = f"{target}/store"
         with Snapshotter.create(root) as store:
             store.prepare("a")
