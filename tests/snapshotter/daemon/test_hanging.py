@@ -4,7 +4,13 @@ Calls that hang, take too long or are cancelled, and the end of the service.
 
 import asyncio
 import contextlib
+import fcntl
+import gc
+import os
+import socket
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +24,8 @@ from snapshotter.transport.status import Status
 from tests.snapshotter.daemon.stores import Hanging
 from tests.snapshotter.daemon.wire import CHECK, METHODS, Wire, framed, wired
 from tests.snapshotter.serving import serving
+
+FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
 
 
 def prepares(wire: Wire, count: int) -> list[int]:
@@ -249,3 +257,85 @@ def test_stop_waits_no_longer_than_it_is_told(hanging: Snapshotter) -> None:
             assert wire.end(number).status == Status.UNAVAILABLE.value
         with pytest.raises(ConnectionError):
             wire.until_closed()
+
+
+def test_a_client_that_connects_while_the_service_stops(hanging: Snapshotter) -> None:
+    """
+    A client that connects in the turn of the loop in which the service stops is ended like the others.
+    """
+    with serving(hanging) as server, contextlib.ExitStack() as stack:
+
+        async def stop() -> list[socket.socket]:
+            clients = []
+            for _ in range(20):
+                clients.append(stack.enter_context(socket.socket(socket.AF_UNIX)))
+                clients[-1].connect(server.address)
+            await server.service.stop(0)
+            return clients
+
+        for client in server.run(stop()):
+            client.settimeout(10)
+            with contextlib.suppress(ConnectionError):
+                while client.recv(1000):
+                    pass
+
+
+def test_cancelled_calls_let_go_of_their_requests(hanging: Snapshotter) -> None:
+    """
+    The request of a call that waits for a thread is freed at once when its client cancels the call.
+    """
+    with serving(hanging) as server, Wire(server.address) as wire:
+        prepares(wire, service.Pool.CHANGE.threads)
+        for _ in range(service.Pool.CHANGE.threads):
+            Hanging.hanging.acquire()
+        numbers = prepares(wire, 20)
+        assert wire.call(CHECK, b"").status == 0
+        tasks = [each for each in gc.get_objects() if isinstance(each, service._Task)]
+        assert sum(len(task._requests) for task in tasks) == 20
+        for number in numbers:
+            wire.h2.reset_stream(number)
+        wire.send()
+        assert wire.call(CHECK, b"").status == 0
+        assert sum(len(task._requests) for task in tasks) == 0
+
+
+@pytest.mark.parametrize("timeout", ["0S", "1n"])
+def test_a_deadline_that_is_over(plain: Snapshotter, timeout: str) -> None:
+    """
+    A call whose time is over when it arrives is not run.
+    """
+    with wired(plain) as wire:
+        number = wire.begin("Prepare", {"grpc-timeout": timeout})
+        wire.body(number, framed(pb.PrepareSnapshotRequest(snapshotter="c", key="new")))
+        assert wire.end(number).status == Status.DEADLINE_EXCEEDED.value
+    with pytest.raises(NotFoundError):
+        plain.stat("new")
+
+
+@pytest.mark.btrfs
+def test_a_frozen_filesystem(btrfs_mount: Callable[..., Path]) -> None:
+    """
+    While the filesystem is frozen, changes hang, and reads, usage and health are answered. The changes complete later.
+    """
+    mount = btrfs_mount()
+    with Snapshotter.create(mount / "root", client="c") as store:
+        store.prepare("k")
+        store.commit("base", "k")
+        store.prepare("top", "base")
+        fd = os.open(mount, os.O_RDONLY)
+        with serving(store) as server, Wire(server.address) as wire, Client(server.address, timeout=60) as client:
+            assert wire.call("Usage", pb.UsageRequest(key="top")).status == 0
+            fcntl.ioctl(fd, FIFREEZE, 0)
+            try:
+                numbers = prepares(wire, 100)
+                for _ in range(30):
+                    assert client.stat("top").name == "top"
+                    assert len(list(client.walk())) == 2
+                    assert client.mounts("top")
+                    assert client.usage("top")
+                    assert client.serving()
+                assert not wire.ended.intersection(numbers)
+            finally:
+                fcntl.ioctl(fd, FITHAW, 0)
+                os.close(fd)
+            assert {wire.end(number).status for number in numbers} == {0}
