@@ -42,6 +42,8 @@ RECEIVE_SIZE = 16_384  # bytes read in one iteration of the loop, so that no cli
 SWEEP_SECONDS = 0.1  # between two looks for late calls
 ACCEPT_PAUSE_SECONDS = 1.0  # without descriptors or memory for a new connection
 
+_NEVER = float("inf")
+
 _OPENED, _ENDED, _REFUSED, _CLOSED = lib.HTTP2_OPENED, lib.HTTP2_ENDED, lib.HTTP2_REFUSED, lib.HTTP2_CLOSED
 _ROOM = lib.HTTP2_ROOM
 
@@ -57,7 +59,7 @@ class Pending(Future["Message | bytes"]):
         expires: The time at which the server calls `expire`, on the clock of `time.monotonic`.
     """
 
-    expires = float("inf")
+    expires = _NEVER
 
     def expire(self) -> None:
         """
@@ -423,23 +425,25 @@ class _Connection:
         self._handling = True
         try:
             for index in range(session.count):
-                event = session.events[index]
-                kind = event.kind
-                if kind & _OPENED:
-                    self._on_opened(event)
-                call = self.calls.get(event.stream)
-                if not call:
-                    continue
-                if kind & _REFUSED:
-                    self._fail(call, _refused(event))
-                elif kind & _ENDED:
-                    self._on_request(call, ffi.buffer(event.body, event.size)[:] if event.size else b"")
-                if kind & _CLOSED:
-                    self._drop(call)
-                elif kind & _ROOM and call.room:
-                    self._on_loop(partial(_set, call.room))
+                self._on_event(session.events[index])
         finally:
             self._handling = False
+
+    def _on_event(self, event: "CData") -> None:
+        kind = event.kind
+        if kind & _OPENED:
+            self._on_opened(event)
+        call = self.calls.get(event.stream)
+        if not call:
+            return
+        if kind & _REFUSED:
+            self._fail(call, _refused(event))
+        elif kind & _ENDED:
+            self._on_request(call, ffi.buffer(event.body, event.size)[:] if event.size else b"")
+        if kind & _CLOSED:
+            self._drop(call)
+        elif kind & _ROOM and call.room:
+            self._on_loop(partial(_set, call.room))
 
     def _on_opened(self, event: "CData") -> None:
         method = self._server.methods.get(ffi.string(event.path))
@@ -449,23 +453,27 @@ class _Connection:
             return
         begun, timeout = time.monotonic(), event.timeout
         trace = ffi.string(event.trace).decode(errors="replace")
-        call = _Call(stream, method, begun, begun + timeout if timeout >= 0 else float("inf"), trace)
+        call = _Call(stream, method, begun, begun + timeout if timeout >= 0 else _NEVER, trace)
         self.calls[stream] = call
         self._server.observer.started(method.name)
         if self._server.stopping:
             self._fail(call, _STOPPING)
-        elif timeout == 0:
-            self._fail(call, _LATE)
         elif not event.kind & _ENDED:
             self._server.watch()
 
     def _on_request(self, call: _Call, body: bytes) -> None:
         method = call.method
+        if call.deadline != _NEVER and call.deadline <= time.monotonic():
+            self._fail(call, _LATE)
+            return
+        try:
+            request = method.request.FromString(body)
+        except (DecodeError, ValueError) as error:  # protobuf without its C part raises a ValueError for bad UTF-8
+            self._fail(call, RefusedError(Status.INVALID_ARGUMENT, f"the request cannot be parsed: {error}"))
+            return
         try:
             with call.tracing():
-                answer = method.answer(method.request.FromString(body))
-        except DecodeError as error:
-            self._fail(call, RefusedError(Status.INVALID_ARGUMENT, f"the request cannot be parsed: {error}"))
+                answer = method.answer(request)
         except Exception as error:
             self._fail(call, error)
         else:

@@ -2,8 +2,8 @@
 A gRPC client for the service at a unix socket, without threads of its own.
 """
 
+import contextlib
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -22,8 +22,7 @@ __all__ = ["CallError", "Channel"]
 
 WINDOW = 16 << 20  # bytes that the service may send before they are read
 RECEIVE_SIZE = 65_536
-
-_PREFIX = ">BI"  # before a message: a flag for compression, and the size
+_PREFIX_SIZE = 5  # bytes before a message: a flag for compression, and the size
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -138,14 +137,13 @@ class _Answer(NamedTuple):
     body: bytes
 
     def messages(self) -> Iterator[bytes]:
-        start = 0
-        while start < len(self.body):
-            flag, size = struct.unpack_from(_PREFIX, self.body, start)
-            start += struct.calcsize(_PREFIX)
-            if flag or start + size > len(self.body):
+        rest = memoryview(self.body)
+        while rest:
+            size = int.from_bytes(rest[1:_PREFIX_SIZE])
+            if rest[0] or len(rest) < _PREFIX_SIZE + size:
                 raise ConnectionError("the service sent a message that is compressed or cut short")
-            yield self.body[start : start + size]
-            start += size
+            yield bytes(rest[_PREFIX_SIZE : _PREFIX_SIZE + size])
+            rest = rest[_PREFIX_SIZE + size :]
 
 
 class _Connection:
@@ -188,7 +186,8 @@ class _Connection:
         while True:
             while size := lib.http2_take(session):
                 self._socket.settimeout(_left(deadline))
-                self._socket.sendall(ffi.buffer(session.output, size))
+                with contextlib.suppress(BrokenPipeError):  # the answer may have come before the end
+                    self._socket.sendall(ffi.buffer(session.output, size))
             self._socket.settimeout(_left(deadline))
             data = self._socket.recv(RECEIVE_SIZE)
             for index in range(lib.http2_receive(session, data, len(data)) if data else 0):

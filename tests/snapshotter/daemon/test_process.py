@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -276,6 +277,20 @@ class TestConfiguration:
         assert (code, out.partition("\n")[0]) == (0, "version = 1")
 
 
+def test_descriptors(daemon: Daemon) -> None:
+    """
+    The daemon raises its soft limit of descriptors to the hard limit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard - 1, hard))
+    try:
+        daemon.ready()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert daemon.process
+    assert resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+
+
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_drained(self, daemon: Daemon, number: int) -> None:
@@ -380,13 +395,13 @@ class TestWatchdog:
         """
         hang = """
 import time
-from snapshotter import Snapshotter
-stat = Snapshotter.stat
+from snapshotter.contract.opening import Opened
+encoded = Opened.encoded
 turns = iter([0, 0])
 def hanging(*args):
     time.sleep(next(turns, 0.5))
-    return stat(*args)
-Snapshotter.stat = hanging
+    return encoded(*args)
+Opened.encoded = hanging
 """
         daemon.ready(patch=hang, WATCHDOG_USEC="300000")
         daemon.logged("unanswered", 3)
