@@ -58,13 +58,14 @@ sys.exit(cli.main())
 
 RAISING = """
 import sys
-from snapshotter import cli, contract, errors
+from snapshotter import cli, errors
+from snapshotter.contract.opening import Opened
 
-def stat(self, key):
+def encoded(self, encode, key):
     kinds = {"ZeroDivisionError": ZeroDivisionError, **vars(errors)}
     raise kinds.get(key, errors.NotFoundError)("100 %25 of thé text")
 
-contract.Snapshotter.stat = stat
+Opened.encoded = encoded
 sys.exit(cli.main())
 """
 

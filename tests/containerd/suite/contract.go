@@ -262,12 +262,13 @@ func testErrors(t *testing.T) {
 		{walk("name==/base"), invalid, invalid},
 		{walk("kind==active", "name=="), invalid, invalid},
 
-		// The caps on labels are those of containerd's metadata layer, and of a record.
+		// The caps are containerd's own on each label, and 1 MiB on all of a snapshot.
 		{prepare("fits", "", labels(1, 4096)), ok, ok},
 		{prepare("large", "", labels(1, 4097)), invalid, ok},
 		{view("large view", "", labels(1, 4097)), invalid, ok},
-		{prepare("many", "", labels(1001, 5)), invalid, ok},
-		{prepare("record", "", labels(20, 4096)), invalid, ok},
+		{prepare("many", "", labels(1001, 5)), ok, ok},
+		{prepare("pieces", "", labels(20, 4096)), ok, ok},
+		{prepare("more than 1 MiB", "", labels(300, 4096)), invalid, ok},
 		{update("base", map[string]string{"large": strings.Repeat("v", 4096)}), invalid, ok},
 		{commit("large commit", "fits", labels(1, 4097)), invalid, ok},
 
