@@ -57,6 +57,9 @@ def pytest_configure(config: pytest.Config) -> None:
         scope = tempfile.mkdtemp(prefix="btrfs-snapshotter-tests-")
     os.chmod(scope, 0o755)
     os.environ["TMPDIR"] = tempfile.tempdir = scope
+    # Without a file that is named, commands would read the configuration of this machine.
+    os.environ["SNAPSHOTTER_CONFIG"] = os.path.join(scope, "config.toml")
+    Path(os.environ["SNAPSHOTTER_CONFIG"]).write_text("version = 1\n")
 
 
 def _leave_mounts() -> None:

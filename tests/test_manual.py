@@ -62,7 +62,7 @@ def test_page_shows_the_parser() -> None:
     text = re.sub(".\b", "", shown.stdout)
     for line in (
         "snapshotter prepare [--label KEY=VALUE ...] [--json] [--timeout SECONDS] KEY [PARENT]",
-        "snapshotter setup containerd [--config FILE]",
+        "snapshotter setup containerd [--address SOCKET]",
         "List snapshots.",
         "--json print JSON",
         "snapshotter ls 'kind==active,labels.owner==me' 'parent==base'",

@@ -65,8 +65,14 @@ examples:
 
 environment:
   SNAPSHOTTER_ROOT     the store, unless --root is given
-  SNAPSHOTTER_CONFIG   the configuration file of serve, unless --config is given
+  SNAPSHOTTER_CONFIG   the configuration file, unless --config is given
+  SNAPSHOTTER_...      any other setting of the configuration, in capitals
   NO_COLOR             disables colours
+
+store:
+  Every command finds the store in this order: --root, $SNAPSHOTTER_ROOT, the root in the configuration,
+  /var/lib/btrfs-snapshotter. The configuration is the file of --config, else of $SNAPSHOTTER_CONFIG, else
+  /etc/btrfs-snapshotter/config.toml if it exists.
 
 exit codes:
   0 done, 1 failed, 2 usage or configuration, 3 store held by another process, 4 not found, 5 inconsistent,
@@ -90,6 +96,7 @@ def main(argv: Sequence[str] | None = None, *, ready: Callable[[], object] = lam
         # Parse twice, because building the parsers of all commands takes longer than most commands run.
         name: str = _names().parse_args(argv).command
         parsed = parser([name]).parse_args(argv)
+        arguments.check_environment()
         ready()
         code: int | None = parsed.run(parsed)
         if sys.stdout:
@@ -139,7 +146,7 @@ def _whole(epilog: str) -> arguments.Parser:
         prog="snapshotter",
         description="Manage filesystem snapshots on btrfs, by containerd's contract.",
         epilog=epilog,
-        parents=[arguments.ROOT],
+        parents=[arguments.STORE],
     )
     whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return whole

@@ -60,7 +60,7 @@ class Commands:
 
         Args:
             run: Called with the parsed arguments, returns the exit code; None if the command has commands below it.
-            parents: Parsers of shared arguments; ``--root`` is always added.
+            parents: Parsers of shared arguments; ``--root`` and ``--config`` are always added.
         """
         text = self._lines[name]
         parser = self._parsers.add_parser(
@@ -68,7 +68,7 @@ class Commands:
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
             epilog=f"example: {example}" if example else None,
-            parents=[ROOT, *parents],
+            parents=[STORE, *parents],
         )
         parser.set_defaults(run=run)
         return parser
@@ -128,8 +128,18 @@ def _shared(*flags: str, **options: Any) -> Parser:
     return parser
 
 
-ROOT = _shared(
-    "--root", metavar="DIR", default=argparse.SUPPRESS, help="root of the store (default: $SNAPSHOTTER_ROOT)"
+STORE = _shared(
+    "--root",
+    metavar="DIR",
+    default=argparse.SUPPRESS,
+    help="root of the store (default: $SNAPSHOTTER_ROOT, else the root in the configuration, else "
+    "/var/lib/btrfs-snapshotter)",
+)
+STORE.add_argument(
+    "--config",
+    metavar="FILE",
+    default=argparse.SUPPRESS,
+    help="configuration (default: $SNAPSHOTTER_CONFIG, else /etc/btrfs-snapshotter/config.toml if it exists)",
 )
 JSON = _shared("--json", action="store_true", help="print JSON in the format of docs/cli.md and schema.json")
 BYTES = _shared("--bytes", action="store_true", help="print sizes in bytes")
@@ -149,12 +159,25 @@ KEYS = _shared("keys", metavar="KEY", nargs="+", type=key)
 
 def root(arguments: argparse.Namespace) -> str:
     """
-    Return the root directory of the store, from ``--root`` or the environment.
+    Return the root directory of the store: of ``--root``, else the environment, else the configuration.
+
+    Only ``serve`` and ``setup`` demand an absolute path.
     """
-    given: str = getattr(arguments, "root", "") or os.environ.get("SNAPSHOTTER_ROOT", "")
-    if not given:
-        raise InvalidArgumentError("no store is given: use --root DIR, or set SNAPSHOTTER_ROOT")
-    return given
+    given: str | None = getattr(arguments, "root", None)
+    if given == "":
+        raise InvalidArgumentError("--root '' is empty: give the root of a store")
+    return given or os.environ.get("SNAPSHOTTER_ROOT") or load_settings(arguments).config.root
+
+
+def check_environment() -> None:
+    """
+    Raise InvalidArgumentError for an unknown variable ``SNAPSHOTTER_...``.
+    """
+    # Importing the settings would be a good part of the time of most commands.
+    if any(name.startswith("SNAPSHOTTER_") and name != "SNAPSHOTTER_ROOT" for name in os.environ):
+        from snapshotter.daemon import config
+
+        config.check_variables(os.environ)
 
 
 def reading(arguments: argparse.Namespace) -> Snapshotter:
@@ -229,10 +252,9 @@ def _open(arguments: argparse.Namespace) -> tuple["Snapshotter | Client", str]:
 
 def daemon_place() -> Parser:
     """
-    Return a parser of the flags that locate a daemon.
+    Return a parser of the flag that locates a daemon.
     """
     parser = Parser(add_help=False)
-    parser.add_argument("--config", metavar="FILE", help="configuration of the daemon (default: $SNAPSHOTTER_CONFIG)")
     parser.add_argument("--address", metavar="SOCKET", help="socket of the daemon")
     return parser
 
@@ -257,4 +279,4 @@ def load_settings(arguments: argparse.Namespace) -> "Loaded":
     from snapshotter.daemon import config
 
     flags = {name: text for name in config.SETTINGS if (text := getattr(arguments, name, None)) is not None}
-    return config.load(arguments.config or os.environ.get("SNAPSHOTTER_CONFIG"), os.environ, flags)
+    return config.load(config.find(getattr(arguments, "config", None), os.environ), os.environ, flags)

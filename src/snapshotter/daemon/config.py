@@ -2,11 +2,12 @@
 The daemon's configuration: a TOML file, overridden by environment variables, overridden by flags.
 """
 
+import contextlib
 import json
 import os
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
@@ -17,7 +18,9 @@ from snapshotter.store.volumes import MountMode
 from snapshotter.text import printable
 
 VERSION = 1
+FILE = "/etc/btrfs-snapshotter/config.toml"
 PREFIX = "SNAPSHOTTER_"
+FILE_VARIABLE = f"{PREFIX}CONFIG"
 ADDRESS_SIZE = 107  # bytes: the kernel's limit for the path of a socket
 
 
@@ -63,6 +66,45 @@ class Loaded(NamedTuple):
     origins: Mapping[str, str]
 
 
+def find(given: str | None, environ: Mapping[str, str]) -> str | None:
+    """
+    Return the configuration file: *given*, else the file that *environ* names, else `FILE`; None if `FILE` is missing.
+    """
+    if given is not None:
+        return given
+    if named := environ.get(FILE_VARIABLE):
+        return named
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(FILE)
+        return FILE
+    return None
+
+
+def check_variables(names: Iterable[str]) -> None:
+    """
+    Check that each of *names* that begins with `PREFIX` is the variable of a setting or of the file.
+
+    Raises:
+        InvalidArgumentError: A variable is unknown.
+    """
+    known = {FILE_VARIABLE, *map(_variable, SETTINGS)}
+    for name in names:
+        if name.startswith(PREFIX) and name not in known:
+            raise InvalidArgumentError(
+                f"unknown environment variable {name!r}: did you mean {nearest(name, known)!r}? If not, unset it"
+            )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """
+    Return the name of *known* that is spelled most like *name*.
+    """
+    import difflib  # here, because only errors need the module
+
+    [found] = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return found
+
+
 def load(file: str | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded:
     """
     Return the configuration of the TOML *file*, if any, overridden by *environ* and then by *flags*.
@@ -85,7 +127,7 @@ def load(file: str | None, environ: Mapping[str, str], flags: Mapping[str, str])
         for name, value in _read(file).items():
             put(name, value, file)
     for name, setting in SETTINGS.items():
-        variable = PREFIX + name.upper()
+        variable = _variable(name)
         if text := environ.get(variable):
             put(name, setting.parse(text), variable)
     for name, text in flags.items():
@@ -94,7 +136,7 @@ def load(file: str | None, environ: Mapping[str, str], flags: Mapping[str, str])
 
 
 def _read(file: str) -> dict[str, Any]:
-    import tomllib  # here, and difflib below, because most starts read no file
+    import tomllib  # here, because most starts read no file
 
     try:
         with open(file, "rb") as opened:
@@ -109,10 +151,7 @@ def _read(file: str) -> dict[str, Any]:
         raise InvalidArgumentError(f"{file}: version {found}: this release reads `version = {VERSION}`")
     for name in values:
         if name not in SETTINGS:
-            import difflib
-
-            [nearest] = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.0)
-            raise InvalidArgumentError(f"{file}: unknown setting {name!r}: did you mean {nearest!r}?")
+            raise InvalidArgumentError(f"{file}: unknown setting {name!r}: did you mean {nearest(name, SETTINGS)!r}?")
     return values
 
 
@@ -121,6 +160,10 @@ def flag(name: str) -> str:
     Return the flag of the setting *name*.
     """
     return "--" + name.replace("_", "-")
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.upper()
 
 
 def default() -> str:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from pybtrfs import subvolume, syscall
 from snapshotter import Mount, Snapshotter, __main__, cli
-from snapshotter.cli import output
+from snapshotter.cli import arguments, output
+from snapshotter.daemon import config
 from snapshotter.mounting import mounted
 from tests.snapshotter.cli.commands import Run, image_of, names, settle
 
@@ -212,18 +213,61 @@ class TestErrors:
         assert run("rm", "web").code == 0
         assert run("doctor").out.count("web") == 0
 
-    def test_no_root(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_default_store(
+        self, layers: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, btrfs: Path
+    ) -> None:
         """
-        Without a store's path, every command says how to give one.
+        Every command finds the store by --root, else the variable, else the configuration's file.
         """
-        for value in (None, ""):
-            monkeypatch.delenv("SNAPSHOTTER_ROOT", raising=False)
-            if value is not None:
-                monkeypatch.setenv("SNAPSHOTTER_ROOT", value)
-            for argv in ("init", "ls", "tree", "usage a", "rm a", "cleanup", "doctor", "prepare a", "--root= ls"):
-                ran = run(*argv.split())
-                assert ran.code == 2
-                assert "use --root DIR" in ran.err
+        here, nowhere = tmp_path / "here.toml", tmp_path / "nowhere.toml"
+        here.write_text(f'version = 1\nroot = "{layers}"\n')
+        nowhere.write_text('version = 1\nroot = "/nowhere"\n')
+        monkeypatch.setenv("SNAPSHOTTER_ROOT", "/nowhere-else")
+        assert "'/nowhere-else'" in run("ls", "--config", str(here)).err
+        for unset in (
+            lambda: monkeypatch.setenv("SNAPSHOTTER_ROOT", ""),
+            lambda: monkeypatch.delenv("SNAPSHOTTER_ROOT"),
+        ):
+            unset()
+            monkeypatch.setenv("SNAPSHOTTER_CONFIG", str(nowhere))
+            for argv in ("ls", "tree", "usage web", "rm web", "cleanup", "doctor", "prepare a", "mounts web", "init"):
+                assert "'/nowhere" in run(*argv.split(), *(["--adopt"] if argv == "init" else [])).err
+                assert "/nowhere" not in run("--config", str(here), *argv.split()).err
+            monkeypatch.setattr(config, "FILE", str(here))
+            monkeypatch.delenv("SNAPSHOTTER_CONFIG")
+            assert "base" in names(run)
+            assert "'/nowhere-else'" in run("ls", "--root", "/nowhere-else").err
+            assert run("rm", "a").code == 0
+            assert run("prepare", "web", "base").code == 0
+
+    def test_last_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        Without any of these, the store is the one of the daemon's default, as the help says.
+        """
+        monkeypatch.delenv("SNAPSHOTTER_ROOT", raising=False)
+        monkeypatch.setenv("COLUMNS", "1000")  # argparse breaks lines in paths
+        assert arguments.root(argparse.Namespace()) == config.DEFAULTS.root
+        shown = cli.parser([]).format_help()
+        assert f"else {config.DEFAULTS.root})" in shown
+        assert f"else {config.FILE} if it exists)" in shown
+
+    def test_empty_root(self, run: Run) -> None:
+        """
+        An empty --root, as of an unset variable of a shell, is not the default.
+        """
+        assert run("--root=", "ls") == (2, "", "snapshotter: --root '' is empty: give the root of a store\n")
+
+    def test_unknown_variable(self, root: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        A misspelled variable is an error of every command, and the message names the nearest.
+        """
+        monkeypatch.setenv("SNAPSHOTTER_ROTO", "/nowhere")
+        for argv in ("ls", "prepare a", "config dump"):
+            ran = run(*argv.split())
+            assert (ran.code, ran.out) == (2, "")
+            assert "unknown environment variable 'SNAPSHOTTER_ROTO': did you mean 'SNAPSHOTTER_ROOT'?" in ran.err
+        monkeypatch.delenv("SNAPSHOTTER_ROTO")
+        assert names(run) == []
 
     @pytest.mark.parametrize("name", ["prepare", "fork", "label", "mounts", "info", "usage", "why", "du", "export"])
     def test_no_key(self, root: str, run: Run, name: str) -> None:

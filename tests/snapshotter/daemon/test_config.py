@@ -25,6 +25,46 @@ def refusal(file: Path, content: str) -> str:
     return str(raised.value).replace(str(file), "FILE")
 
 
+class TestFind:
+    def test_order(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        The named file comes first, then the variable's, then the usual file if it exists; an empty variable is unset.
+        """
+        usual = tmp_path / "usual.toml"
+        monkeypatch.setattr(config, "FILE", str(usual))
+        variable = {"SNAPSHOTTER_CONFIG": "/e"}
+        assert config.find("/g", variable) == "/g"
+        assert config.find("", variable) == ""
+        assert config.find(None, variable) == "/e"
+        assert config.find(None, {}) is None
+        usual.touch()
+        assert config.find(None, {"SNAPSHOTTER_CONFIG": ""}) == str(usual)
+
+    def test_unknown_whether_it_exists(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """
+        If the usual file cannot be looked for, it is not taken for missing.
+        """
+        (tmp_path / "file").touch()
+        monkeypatch.setattr(config, "FILE", str(tmp_path / "file" / "config.toml"))
+        with pytest.raises(NotADirectoryError):
+            config.find(None, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("SNAPSHOTTER_ROOTS", "SNAPSHOTTER_ROOT"), ("SNAPSHOTTER_CONF", "SNAPSHOTTER_CONFIG")],
+)
+def test_unknown_variable(name: str, nearest: str) -> None:
+    """
+    An unknown variable is refused, and the message names the nearest; other programs' variables are ignored.
+    """
+    config.check_variables(
+        ["HOME", "SNAPSHOTTER", "SNAPSHOTTER_CONFIG", *(f"SNAPSHOTTER_{n.upper()}" for n in SETTINGS)]
+    )
+    with pytest.raises(InvalidArgumentError, match=f"variable '{name}': did you mean '{nearest}'"):
+        config.check_variables(["SNAPSHOTTER_ROOT", name])
+
+
 class TestLoad:
     def test_nothing(self) -> None:
         """

@@ -68,3 +68,20 @@ def test_own_places(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--root /own/root --address /own/socket\n" in printed
     assert "systemctl --user enable --now btrfs-snapshotter-rootless.service" in said
     assert str(home / "CONFIG_HOME/systemd/user") in said
+
+
+def test_configuration_of_the_system(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The root and the address in the system's configuration are not those of a rootless daemon; in a named file they are.
+    """
+    file = tmp_path / "system.toml"
+    file.write_text('version = 1\nroot = "/system/root"\naddress = "/system/socket"\n')
+    assert cli.main(["setup", "systemd", "--rootless", "--config", str(file)]) == codes.DONE
+    assert "--root /system/root --address /system/socket\n" in capsys.readouterr().out
+    monkeypatch.delenv("SNAPSHOTTER_CONFIG")
+    for module in "snapshotter.daemon.config", "snapshotter.cli.commands.setup":
+        monkeypatch.setattr(f"{module}.FILE", str(file))
+    assert cli.main(["setup", "systemd", "--rootless"]) == codes.DONE
+    assert f"--root {home / 'DATA_HOME/btrfs-snapshotter'} --address" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from snapshotter.cli import arguments
 from snapshotter.cli.codes import DONE, FAILED
+from snapshotter.daemon.config import FILE
 from snapshotter.errors import AlreadyExistsError, Error
 from snapshotter.setup import containerd, docker, files, rancher, rootless, unit_files
 from snapshotter.text import printable
@@ -202,10 +203,11 @@ def _settings(parsed: argparse.Namespace) -> "Config":
     if not parsed.rootless:
         return config
     own = rootless.places(os.environ)
+    of_system = "default", FILE
     return replace(
         config,
-        root=own.root if origins["root"] == "default" else config.root,
-        address=own.address if origins["address"] == "default" else config.address,
+        root=own.root if origins["root"] in of_system else config.root,
+        address=own.address if origins["address"] in of_system else config.address,
     )
 
 
