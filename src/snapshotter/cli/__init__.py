@@ -15,40 +15,52 @@ from snapshotter.cli import arguments
 from snapshotter.cli.codes import DONE, FAILED, INTERRUPTED, complain, report
 from snapshotter.errors import Error
 
-# The name of each command, its module in `snapshotter.cli.commands`, and its line of help.
-COMMANDS = {
-    "init": ("init", "create a store, on btrfs or in an image file"),
-    "doctor": ("doctor", "check a store, and print the cure for each problem"),
-    "purge": ("doctor", "delete the entries that `doctor --fix` moved to the quarantine"),
-    "prepare": ("prepare", "create an active snapshot, and print its mount command"),
-    "view": ("prepare", "create a read-only view, and print its mount command"),
-    "fork": ("prepare", "copy an active snapshot while it runs, and print the mount command of the copy"),
-    "commit": ("commit", "freeze an active snapshot under a name"),
-    "label": ("label", "show or change the labels of a snapshot"),
-    "rm": ("rm", "remove snapshots, children first, and wait until their space is free"),
-    "cleanup": ("rm", "destroy the subvolumes of removed snapshots, and wait until their space is free"),
-    "mount": ("mount", "mount an active snapshot or a view"),
-    "umount": ("mount", "unmount a snapshot"),
-    "mounts": ("mount", "print the mount command of an active snapshot or a view"),
-    "export": ("archive", "write the files of a snapshot to a tar archive"),
-    "import": ("archive", "create a committed snapshot from a tar archive"),
-    "ls": ("ls", "list snapshots"),
-    "tree": ("tree", "show snapshots below their parents, with the size of each and of all below it"),
-    "info": ("info", "describe a snapshot"),
-    "usage": ("info", "measure the bytes and inodes that snapshots add to their parents"),
-    "df": ("df", "show the space that a store uses, and how full its filesystem is"),
-    "frees": ("df", "show how many bytes removing a set of snapshots would free"),
-    "why": ("why", "show the children, mounts, processes and containerd objects that keep a snapshot"),
-    "diff": ("diff", "list the changed paths between a snapshot and one of its ancestors"),
-    "du": ("du", "show the largest directories of a snapshot"),
-    "report": ("report", "write an HTML page about the contents, space and problems of a store"),
-    "serve": ("serve", "serve a store to containerd, and create the store if it is missing"),
-    "config": ("serve", "print or check the configuration of serve"),
-    "ping": ("serve", "check that a daemon serves its store"),
-    "events": ("events", "show the events of one snapshot or of all from a daemon's log"),
-    "setup": ("setup", "print or write the configuration of containerd and systemd"),
-    "demo": ("demo", "demonstrate the main features on a temporary btrfs; needs root"),
+# The commands in the order and the groups of the help: the name of each, its module in `snapshotter.cli.commands`, and
+# its line of help.
+GROUPS = {
+    "look": {
+        "ls": ("ls", "list snapshots"),
+        "tree": ("tree", "show snapshots below their parents, with the size of each and of all below it"),
+        "info": ("info", "describe a snapshot"),
+        "usage": ("info", "measure the bytes and inodes that snapshots add to their parents"),
+        "diff": ("diff", "list the changed paths between a snapshot and one of its ancestors"),
+        "why": ("why", "show the children, mounts, processes and containerd objects that keep a snapshot"),
+        "report": ("report", "write an HTML page about the contents, space and problems of a store"),
+    },
+    "change": {
+        "prepare": ("prepare", "create an active snapshot, and print its mount command"),
+        "view": ("prepare", "create a read-only view, and print its mount command"),
+        "fork": ("prepare", "copy an active snapshot while it runs, and print the mount command of the copy"),
+        "commit": ("commit", "freeze an active snapshot under a name"),
+        "label": ("label", "show or change the labels of a snapshot"),
+        "mount": ("mount", "mount an active snapshot or a view"),
+        "umount": ("mount", "unmount a snapshot"),
+        "mounts": ("mount", "print the mount command of an active snapshot or a view"),
+        "export": ("archive", "write the files of a snapshot to a tar archive"),
+        "import": ("archive", "create a committed snapshot from a tar archive"),
+    },
+    "space and repair": {
+        "df": ("df", "show the space that a store uses, and how full its filesystem is"),
+        "frees": ("df", "show how many bytes removing a set of snapshots would free"),
+        "du": ("du", "show the largest directories of a snapshot"),
+        "rm": ("rm", "remove snapshots, children first, and wait until their space is free"),
+        "cleanup": ("rm", "destroy the subvolumes of removed snapshots, and wait until their space is free"),
+        "doctor": ("doctor", "check a store, and print the cure for each problem"),
+        "purge": ("doctor", "delete the entries that `doctor --fix` moved to the quarantine"),
+    },
+    "daemon": {
+        "serve": ("serve", "serve a store to containerd, and create the store if it is missing"),
+        "config": ("serve", "print or check the configuration of serve"),
+        "ping": ("serve", "check that a daemon serves its store"),
+        "events": ("events", "show the events of one snapshot or of all from a daemon's log"),
+    },
+    "setup": {
+        "init": ("init", "create a store, on btrfs or in an image file"),
+        "setup": ("setup", "print or write the configuration of containerd and systemd"),
+        "demo": ("demo", "demonstrate the main features on a temporary btrfs; needs root"),
+    },
 }
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 _EXAMPLES = """\
 examples:
@@ -134,8 +146,11 @@ def _names() -> argparse.ArgumentParser:
     """
     Return the parser that finds the command's name, and whose help lists all commands.
     """
-    lines = "\n".join(f"    {name:9} {text}" for name, (_, text) in COMMANDS.items())
-    whole = _whole(f"commands:\n{lines}\n\n{_EXAMPLES}")
+    lines = "\n".join(
+        f"  {heading}:\n" + "".join(f"    {name:9} {text}\n" for name, (_, text) in group.items())
+        for heading, group in GROUPS.items()
+    )
+    whole = _whole(f"commands:\n{lines}\n{_EXAMPLES}")
     whole.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of the commands below")
     whole.add_argument("...", nargs=argparse.REMAINDER, help="its arguments; see `snapshotter COMMAND --help`")
     return whole

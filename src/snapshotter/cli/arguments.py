@@ -35,6 +35,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InvalidArgumentError(f"{message} (see `{self.prog} --help`)")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and isinstance(value, str) and value not in action.choices:
+            from snapshotter.daemon.config import nearest
+
+            known = nearest(value, action.choices)
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}: did you mean {known!r}?")
+        super()._check_value(action, value)
+
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         values = super()._get_values(action, arg_strings)
         if values == [] and action.nargs is None:  # some Pythons drop every "--", not only the first

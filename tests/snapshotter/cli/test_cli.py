@@ -176,6 +176,10 @@ class TestErrors:
         [
             ("", 2, "required: COMMAND"),
             ("frob", 2, "invalid choice: 'frob'"),
+            ("tere", 2, "invalid choice: 'tere': did you mean 'tree'? (see `snapshotter --help`)"),
+            ("setup containrd", 2, "did you mean 'containerd'? (see `snapshotter setup --help`)"),
+            ("config dmup", 2, "invalid choice: 'dmup': did you mean 'dump'?"),
+            ("setup containerd --config-version 5", 2, "invalid choice: 5 (choose from"),
             ("prepare", 2, "snapshotter prepare --help"),
             ("prepare a b c", 2, "unrecognized arguments: c"),
             ("prepare a --label x", 2, "'x' is not KEY=VALUE"),
@@ -457,6 +461,9 @@ class TestOutput:
         shown = command("--help").stdout
         for name, (_, text) in cli.COMMANDS.items():
             assert f"\n    {name:9} {text}\n" in shown
+        headings = [f"\n  {heading}:\n    {next(iter(group))}" for heading, group in cli.GROUPS.items()]
+        assert [shown.count(heading) for heading in headings] == [1] * len(headings)
+        assert shown.index("    prepare") < shown.index("    purge")
 
 
 @pytest.mark.parametrize(
