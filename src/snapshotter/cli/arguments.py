@@ -117,6 +117,15 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def count(text: str) -> int:
+    """
+    Return the number, not negative, that *text* means.
+    """
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     """
     Return the positive number of seconds that *text* means.

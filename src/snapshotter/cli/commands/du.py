@@ -12,7 +12,11 @@ from snapshotter.cli.progress import with_progress
 def add(commands: arguments.Commands) -> None:
     du = commands.add("du", _du, arguments.KEY, arguments.JSON, arguments.BYTES, example="snapshotter du web --depth 2")
     du.add_argument(
-        "--depth", metavar="N", type=int, default=1, help="levels of directories to show (default: %(default)s)"
+        "--depth",
+        metavar="N",
+        type=arguments.count,
+        default=1,
+        help="levels of directories to show (default: %(default)s)",
     )
 
 

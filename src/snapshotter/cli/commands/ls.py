@@ -80,7 +80,10 @@ def _columns(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
         if name not in _OF_INFO and name not in _OF_ENTRY:
-            raise argparse.ArgumentTypeError(f"{name!r} is not a column")
+            from snapshotter.daemon.config import nearest
+
+            known = nearest(name, [*_OF_INFO, *_OF_ENTRY])
+            raise argparse.ArgumentTypeError(f"{name!r} is not a column: did you mean {known!r}?")
     return names
 
 
