@@ -30,12 +30,8 @@ SNAPSHOTTER = Path(sys.executable).with_name("snapshotter")
 PLUGIN = "btrfs-snapshotter"  # the name in containerd's configuration
 
 # Unused here. Each has a fixed path on the machine, for which concurrent containerds would compete.
-DISABLED = [
-    "io.containerd.internal.v1.opt",
-    "io.containerd.nri.v1.nri",
-    "io.containerd.internal.v1.tracing",
-    "io.containerd.tracing.processor.v1.otlp",
-]
+DISABLED = ["io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri"]
+TRACING = ["io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp"]
 CRI = [
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.images",
@@ -243,6 +239,7 @@ class Containerd(Process):
         cri: The settings of the CRI, if it is served as well.
         runtime_class: The handler of the pods that use the daemon, if not all do.
         prefix: The command that runs it, and its ctr.
+        collector: The URL to which it sends traces, if any.
 
     Attributes:
         binaries: The directory with its commands.
@@ -261,6 +258,7 @@ class Containerd(Process):
         cri: str = "",
         runtime_class: str = "",
         prefix: Sequence[str] = (),
+        collector: str = "",
     ) -> None:
         address = directory / "containerd.sock"
         self.binaries = binaries
@@ -281,7 +279,7 @@ class Containerd(Process):
         version = installed(str(binaries / "containerd")).config
         config.write_text(
             f"version = {version}\n"
-            f"disabled_plugins = {json.dumps(DISABLED if cri else DISABLED + CRI)}\n"
+            f"disabled_plugins = {json.dumps(DISABLED + ([] if cri else CRI) + ([] if collector else TRACING))}\n"
             f"imports = [{json.dumps(str(imported))}]\n"
             f"{cri}"
         )
@@ -293,7 +291,8 @@ class Containerd(Process):
         root = root or directory / "root"
         places = {"config": config, "address": address, "root": root, "state": directory / "state"}
         command = [*prefix, f"{binaries}/containerd", *(f"--{name}={place}" for name, place in places.items())]
-        super().__init__(command, address, os.environ | {"PATH": path})
+        traces = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+        super().__init__(command, address, os.environ | {"PATH": path} | (traces if collector else {}))
 
     def output(self, *arguments: str | Path) -> bytes:
         """

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from . import images
-from .processes import CRI, DISABLED, SNAPSHOTTER
+from .processes import CRI, DISABLED, SNAPSHOTTER, TRACING
 from .registry import Registry
 
 ROOT = Path(__file__).parent.parent.parent
@@ -65,7 +65,7 @@ def test_set_up(release: Path, directory: Path, registry: Registry) -> None:
     reference = registry.add(images.every_kind("example.org/busybox:latest"))
     asked = subprocess.run([release / "containerd", "config", "default"], capture_output=True, text=True, check=True)
     [version] = re.findall(r"^version = \d$", asked.stdout, re.MULTILINE)
-    disabled = "disabled_plugins = [" + ", ".join(f'"{name}"' for name in DISABLED + CRI) + "]"
+    disabled = "disabled_plugins = [" + ", ".join(f'"{name}"' for name in DISABLED + TRACING + CRI) + "]"
     steps, expected = [f"printf '%s\\n' '{version}' '{disabled}' > /etc/containerd/config.toml"], []
     for command, shown in commands("Set it up"):
         if "/opt/btrfs-snapshotter" in command or command.startswith("apt-get "):

@@ -19,7 +19,7 @@ from snapshotter.testing import DirectoryVolumes
 from tests.snapshotter.serving import serving
 
 from .images import Image
-from .processes import CRI, DISABLED, PLUGIN, SNAPSHOTTER, Containerd, Daemon, wait_until
+from .processes import CRI, DISABLED, PLUGIN, SNAPSHOTTER, TRACING, Containerd, Daemon, wait_until
 from .registry import Registry
 
 PAUSE = "registry.example/mine/pause:1"
@@ -181,7 +181,7 @@ def test_in_use(release: Path, daemon: Daemon, directory: Path, image: Image, re
     """
     containerd = Containerd(release, daemon, directory)
     node = Node(release, directory, daemon.address)
-    disabled = json.dumps(DISABLED + CRI)
+    disabled = json.dumps(DISABLED + TRACING + CRI)
     node.main.write_text(f"version = {node.version}\ndisabled_plugins = {disabled}\n{node.imports()}")
     node.write("--root", str(daemon.root))
     try:
