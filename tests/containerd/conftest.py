@@ -48,16 +48,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_unwanted(item: pytest.Function) -> bool:
     if "buildkit" in item.fixturenames and not item.config.getoption("--buildkit"):
         return True
-    return item.get_closest_marker("containerd2") is not None and _is_containerd_1(item.callspec.params["release"])
+    since = item.get_closest_marker("since")
+    return since is not None and _version(item.callspec.params["release"]) < since.args
 
 
 @cache
-def _is_containerd_1(release: str) -> bool:
-    if release != DEBIAN:
-        return release.startswith("1.")
-    with contextlib.suppress(UnavailableError):  # the test then says so
-        return installed(str(binaries(DEBIAN) / "containerd")).major < 2
-    return False
+def _version(release: str) -> tuple[int, ...]:
+    if release == DEBIAN:
+        with contextlib.suppress(UnavailableError):  # the test then says so
+            return installed(str(binaries(DEBIAN) / "containerd"))
+        return (1,)
+    return tuple(map(int, MODULES[release].version.removeprefix("v").split(".")))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -177,7 +177,7 @@ def test_away(kubelet: Kubelet, daemon: Daemon, image: str) -> None:
     kubelet.start_container(kubelet.run_pod("second"), image)
 
 
-@pytest.mark.containerd2
+@pytest.mark.since(2, 3)
 def test_user_namespace(kubelet: Kubelet, daemon: Daemon, registry: Registry, image: str) -> None:
     """
     A pod with a user namespace sees the owners of its images, also in an image volume, and nothing is copied.
@@ -235,7 +235,7 @@ def test_from_another_snapshotter(
     assert [request for request in registry.requests if "/blobs/" in request] == fetched
 
 
-@pytest.mark.containerd2
+@pytest.mark.since(2, 0)
 @pytest.mark.parametrize("runtime_class", ["on-btrfs"], indirect=True)
 def test_runtime_class(kubelet: Kubelet, daemon: Daemon, image: str, runtime_class: str) -> None:
     """

@@ -370,7 +370,7 @@ def test_user_namespace(emptied: Containerd, daemon: Daemon, busybox: Image) -> 
     emptied.run(busybox.name, "mapped", "test $(stat -c %u:%g /name) = 0:0; echo more > /name", *flags)
 
 
-@pytest.mark.containerd2
+@pytest.mark.since(2, 0)
 def test_mapped_ids(emptied: Containerd, daemon: Daemon, image: Image, directory: Path) -> None:
     """
     A container with mapped ids sees the owners of the image, copies nothing, and its diff has the owners of the image.

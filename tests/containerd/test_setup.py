@@ -232,7 +232,7 @@ def test_rancher(node: Node, file: str) -> None:
     assert PAUSE in json.dumps(dump)
 
 
-@pytest.mark.containerd2
+@pytest.mark.since(2, 0)
 def test_plugin_not_loaded(release: Path, daemon: Daemon, directory: Path) -> None:
     """
     From containerd 2.3 on, the drop-in's entry for unpacking keeps nothing from starting if the plugin is missing.
