@@ -1,5 +1,5 @@
 """
-Run the tests of pybtrfs on every Python: ``python -m tools.runtimes [COMMAND...]``, such as ``python3.15``.
+Run the tests of pybtrfs and of the transport on every Python: ``python -m tools.runtimes [COMMAND...]``.
 
 Every CPython installs the same wheel, without a compiler. PyPy and free-threaded builds cannot use it, so they build
 from the source distribution; a CPython with old kernel headers does as well. The table at the end has a line for each
@@ -20,6 +20,14 @@ from tools import debian
 from tools.cache import cached
 from tools.debian import BIN, TRIPLET, UnavailableError, run
 from tools.results import PYTEST, ROOT, TIMEOUT, Row, conclude, unavailable
+
+# The tests of the transport, and the libraries that they need.
+TRANSPORT = [
+    "tests/snapshotter/transport/test_http2.py",
+    "tests/snapshotter/transport/test_channel.py",
+    "tests/snapshotter/daemon/test_rpc.py",
+]
+TRANSPORT_NEEDS = ["h2", "protobuf"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ class Distributions:
         """
         run(python, "-m", "venv", "--without-pip", venv)
         pip = BIN / "python", "-m", "pip", "--python", venv / "bin/python", "install"
-        run(*pip, "--only-binary=:all:", "pytest", "hypothesis")
+        run(*pip, "--only-binary=:all:", "pytest", "hypothesis", *TRANSPORT_NEEDS)
         if interpreter.wheel:
             run(*pip, "--only-binary=:all:", self.wheel)
         else:
@@ -124,7 +132,7 @@ class Distributions:
 
 def test(interpreter: Interpreter, distributions: Distributions, directory: Path) -> Row:
     """
-    Run the tests of pybtrfs, and the demo.
+    Run the tests of pybtrfs and of the transport, and the demo.
     """
     python = find(interpreter)
     if python is None:
@@ -136,7 +144,7 @@ def test(interpreter: Interpreter, distributions: Distributions, directory: Path
     wheel = metadata.read_text().partition("Tag: ")[2].split()[0]
     row = Row(interpreter.name, version, wheel)
     report = directory / "report.xml"
-    command: list[str | Path] = [venv / "bin/python", *PYTEST, f"--junit-xml={report}"]
+    command: list[str | Path] = [venv / "bin/python", *PYTEST, *TRANSPORT, f"--junit-xml={report}"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     if ran.returncode:
         print(ran.stdout + ran.stderr)

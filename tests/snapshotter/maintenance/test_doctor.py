@@ -1,4 +1,5 @@
 import fcntl
+import importlib.util
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from snapshotter.maintenance.rotation import Rotation
 from snapshotter.store import records
 from snapshotter.store.counters import Counters
 from snapshotter.testing import settle
+from snapshotter.transport import library
 from tests import multidevice
 from tests.namespaces import other_namespace
 
@@ -49,6 +51,21 @@ def test_healthy(mount: Path) -> None:
     with Snapshotter(mount) as store:
         store.prepare("a")
         assert doctor.examine(mount) == []
+
+
+def test_without_libnghttp2(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A missing libnghttp2 is reported with its packages, if the daemon's extra is installed.
+    """
+    monkeypatch.setattr(library, "SONAME", "libnone.so.1")
+    # Not by clearing the cache of `load`, which would close the library under sessions that are open.
+    monkeypatch.setattr(library, "load", library.load.__wrapped__)
+    problem = only(doctor.examine(mount))
+    assert problem.subject == "libnone.so.1"
+    assert "the daemon and its clients cannot start" in problem.what
+    assert problem.cure.startswith("install libnghttp2-14 (Debian")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert doctor.examine(mount) == []
 
 
 def test_quarantined(mount: Path) -> None:
