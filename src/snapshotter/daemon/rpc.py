@@ -76,14 +76,12 @@ class Method(NamedTuple):
 
     Args:
         name: The name for the observer.
-        answer: Returns the reply, as a message or encoded, or its future. If the method *streams*, returns the
-            generator of all replies.
+        answer: Returns the reply, as a message or encoded, or its future; or the generator of all replies of a stream.
     """
 
     name: str
     request: type[Message]
     answer: Callable[[Any], Answer]
-    streams: bool = False
 
 
 class RefusedError(Exception):
