@@ -136,6 +136,7 @@ def test_a_call_that_is_given_up(hanging: Snapshotter, way: str) -> None:
             numbers = prepares(wire, service.Pool.CHANGE.threads + 10)
             for _ in range(service.Pool.CHANGE.threads):
                 Hanging.hanging.acquire()
+            assert wire.call(CHECK, b"").status == 0  # the server has read all calls before
             if way == "reset":
                 for number in numbers:
                     wire.h2.reset_stream(number)
