@@ -296,6 +296,7 @@ class _Connection:
         self.calls: dict[int, _Call] = {}
         self._server = server
         self._loop = loop
+        self._thread = threading.get_ident()  # of the loop
         self._socket = sock
         self._lock = threading.RLock()
         self._closed = False
@@ -441,7 +442,10 @@ class _Connection:
         if kind & _CLOSED:
             self._drop(call)
         elif kind & _ROOM and call.room:
-            self._on_loop(partial(_set, call.room))
+            if threading.get_ident() == self._thread:
+                _set(call.room)  # at once, because the answer goes on in the same iteration of the loop
+            else:
+                self._on_loop(partial(_set, call.room))
 
     def _on_opened(self, event: "CData") -> None:
         method = self._server.methods.get(ffi.string(event.path))

@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import InvalidStateError, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.empty_pb2 import Empty
@@ -30,7 +31,7 @@ from snapshotter.transport.status import Status
 
 __all__ = ["LIMITS", "Limits", "Observer", "Service", "refusal"]
 
-LIST_BATCH = 100  # snapshots in a message, as in containerd's own service
+LIST_BATCH = 500  # snapshots in a message; containerd's own service sends 100, in more than twice the time
 LIST_BATCH_SIZE = 1 << 20  # bytes; with large labels, a full batch would exceed the 16 MiB that clients accept
 
 MAX_MISSED = 1000  # keys
@@ -43,6 +44,8 @@ _REMOVE_STATUSES = (Status.NOT_FOUND, Status.FAILED_PRECONDITION)
 _SNAPSHOTS = pb.DESCRIPTOR.services_by_name["Snapshots"]
 _EXTENSION = extension_pb2.DESCRIPTOR.services_by_name["Extension"]
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+
+T = TypeVar("T")
 
 # The operator has to know about these, not only the client.
 _FAILURES = (Status.DATA_LOSS, Status.INTERNAL, Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE)
@@ -205,14 +208,16 @@ class Service:
             raise InvalidArgumentError(f"filters of {size} characters exceed the limit of {MAX_FILTERS_SIZE}")
         await asyncio.wait([self._opened], timeout=self._limits.read)
         opened = self._store().opened
-        if not request.filters:
-            for batch in _batches(opened.all_encoded(_entry)):
-                yield batch
-            return
         loop, pool = asyncio.get_running_loop(), self._pools[Pool.LIST]
-        batches = await loop.run_in_executor(pool, lambda: _batches(opened.all_encoded(_entry, *request.filters)))
-        while batch := await loop.run_in_executor(pool, lambda: next(batches, b"")):
-            yield batch
+
+        async def call(function: Callable[..., T], *arguments: Any) -> T:
+            # Entries without a filter are there already.
+            return await loop.run_in_executor(pool, function, *arguments) if request.filters else function(*arguments)
+
+        entries = await call(opened.all_encoded, _entry, *request.filters)
+        while messages := await call(_next_messages, entries):
+            while messages:
+                yield messages.pop()  # keeps no message, because the client may never read it
 
     def _stat(self, store: Snapshotter, request: pb.StatSnapshotRequest) -> bytes:
         try:
@@ -304,17 +309,15 @@ def _entry(info: Info) -> bytes:
     return pb.StatSnapshotResponse(info=info_to(info)).SerializeToString()
 
 
-def _batches(entries: Iterator[bytes]) -> Iterator[bytes]:
-    batch: list[bytes] = []
-    size = 0
-    for entry in entries:
-        size += len(entry)
-        if batch and (len(batch) == LIST_BATCH or size > LIST_BATCH_SIZE):
-            yield b"".join(batch)
-            batch, size = [], len(entry)
-        batch.append(entry)
-    if batch:
-        yield b"".join(batch)
+def _next_messages(entries: Iterator[bytes]) -> list[bytes]:
+    """
+    Return the messages with the next snapshots, the first message last; none after the last snapshot.
+    """
+    batch = list(islice(entries, LIST_BATCH))
+    joined = b"".join(batch)
+    if len(joined) > LIST_BATCH_SIZE:
+        return batch[::-1]
+    return [joined] if batch else []
 
 
 def _known_usage(store: Snapshotter, request: pb.UsageRequest) -> Message | None:

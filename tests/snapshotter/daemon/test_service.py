@@ -174,12 +174,12 @@ def test_a_huge_key_is_not_repeated_whole(plain: Snapshotter) -> None:
 
 def test_list_in_batches() -> None:
     """
-    A list has a hundred snapshots a message, the rest in the last message, and no message if there are no snapshots.
+    A list has five hundred snapshots a message, the rest in the last message, and no message if there are no snapshots.
     """
-    infos = [Info(Kind.ACTIVE, f"k{number}") for number in range(250)]
+    infos = [Info(Kind.ACTIVE, f"k{number}") for number in range(1250)]
     with wired(Fake(lambda *_: iter(infos))) as wire:
         replies = [pb.ListSnapshotsResponse.FromString(data) for data in wire.call("List", b"").messages]
-        assert [len(reply.info) for reply in replies] == [100, 100, 50]
+        assert [len(reply.info) for reply in replies] == [500, 500, 250]
         assert [info.name for reply in replies for info in reply.info] == [info.name for info in infos]
     with wired(Fake(lambda *_: iter(()))) as wire:
         assert wire.call("List", b"").messages == []
