@@ -9,6 +9,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
@@ -333,11 +334,17 @@ def _counters(values: Mapping[str, Any]) -> Counters:
     """
     Return the counters of a record. Release 0.1.0 wrote only their sum, and ignores the rest.
     """
-    devices = None
-    if "devices" in values:
-        items = _checked(dict, values["devices"]).items()
-        devices = {int(devid): _checked(int, errors) for devid, errors in items}
-    return Counters(_checked(int, values.get("errors", 0)), devices, _checked(int, values.get("survives", 0)))
+    devices = tuple(_checked(dict, values["devices"]).items()) if "devices" in values else None
+    return _shared_counters(_checked(int, values.get("errors", 0)), devices, _checked(int, values.get("survives", 0)))
+
+
+@lru_cache(maxsize=16)
+def _shared_counters(errors: int, devices: tuple[tuple[str, Any], ...] | None, survives: int) -> Counters:
+    """
+    Return the same object for equal counters, because thousands of records of a store have them.
+    """
+    counters = None if devices is None else {int(devid): _checked(int, count) for devid, count in devices}
+    return Counters(errors, counters, survives)
 
 
 def _usage(values: Any) -> Measured:

@@ -473,7 +473,6 @@ class TestOutput:
 @pytest.mark.parametrize(
     ("argv", "called", "collected"),
     [
-        (["serve"], "snapshotter.daemon.process.serve", True),
         (["events", "--log", "/dev/null", "--follow"], "snapshotter.daemon.log.read", True),
         (["tree"], "snapshotter.analysis.inventory.take", False),
     ],

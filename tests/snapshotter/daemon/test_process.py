@@ -277,6 +277,29 @@ class TestConfiguration:
         assert (code, out.partition("\n")[0]) == (0, "version = 1")
 
 
+TELLS = """
+import gc
+from snapshotter.daemon.systemd import Systemd
+gc.disable()
+notify = Systemd.notify
+def tell(self, *lines):
+    print(lines[0].partition(" ")[0], gc.isenabled(), flush=True)
+    notify(self, *lines)
+Systemd.notify = tell
+"""
+
+
+def test_garbage(daemon: Daemon) -> None:
+    """
+    The garbage collector is off while the store opens, and on from then on.
+    """
+    process = daemon.ready(patch=TELLS).process
+    assert process
+    assert process.stdout
+    lines = [process.stdout.readline() for _ in range(2)]
+    assert lines == ["STATUS=opening False\n", "READY=1 True\n"]
+
+
 def test_descriptors(daemon: Daemon) -> None:
     """
     The daemon raises its soft limit of descriptors to the hard limit.

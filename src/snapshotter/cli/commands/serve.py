@@ -4,7 +4,6 @@
 
 import argparse
 import contextlib
-import gc
 import os
 import sys
 
@@ -43,7 +42,6 @@ def _serve(parsed: argparse.Namespace) -> None:
     from snapshotter.daemon import log, process
     from snapshotter.daemon.systemd import Systemd
 
-    gc.enable()
     with contextlib.ExitStack() as stack:
         # If standard error was closed at the start, its number may be that of another file by now.
         if sys.stderr is not None:
