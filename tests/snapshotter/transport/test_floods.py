@@ -241,9 +241,16 @@ class Flood:
                     pending = pending[sent:]
 
     def stop(self) -> None:
+        """
+        Return when the server has handled all that was sent, and closed the connection.
+        """
         self._stopped.set()
         self._thread.join()
-        self._socket.close()
+        self._socket.settimeout(20)
+        with self._socket, contextlib.suppress(ConnectionError):
+            self._socket.shutdown(socket.SHUT_WR)
+            while self._socket.recv(1 << 20):
+                pass
 
 
 @pytest.mark.parametrize("reads", [False, True], ids=["unread", "read"])
