@@ -113,9 +113,11 @@ INSIDE = {
 PURE = {
     "pybtrfs.items",
     "pybtrfs.qgroup",
+    "pybtrfs.size",
     "snapshotter.errors",
     "snapshotter.events",
     "snapshotter.contract.filters",
+    "snapshotter.text",
     "snapshotter.contract.labels",
     "snapshotter.store.counters",
     "snapshotter.store.records",

@@ -2,6 +2,8 @@
 Values as text for people.
 """
 
+from collections.abc import Iterable
+
 from pybtrfs.size import UNITS
 
 
@@ -25,3 +27,13 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """
+    Return the name of *known* that is spelled most like *name*.
+    """
+    import difflib  # here, because only errors need the module
+
+    [found] = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return found

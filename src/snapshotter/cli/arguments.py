@@ -16,6 +16,7 @@ from snapshotter.contract import Snapshotter
 from snapshotter.contract.labels import check_key
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, StoreHeldError, quoted
 from snapshotter.model import LOCAL
+from snapshotter.text import nearest
 
 if TYPE_CHECKING:
     from snapshotter.client import Client
@@ -37,8 +38,6 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and isinstance(value, str) and value not in action.choices:
-            from snapshotter.daemon.config import nearest
-
             known = nearest(value, action.choices)
             raise argparse.ArgumentError(action, f"invalid choice: {value!r}: did you mean {known!r}?")
         super()._check_value(action, value)

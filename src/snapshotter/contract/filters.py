@@ -19,13 +19,16 @@ from dataclasses import dataclass
 
 from snapshotter.errors import InvalidArgumentError, NotSupportedError
 from snapshotter.events import Event
-from snapshotter.model import Info
+from snapshotter.model import Info, Kind
+from snapshotter.text import nearest
 
-__all__ = ["Filter", "parse"]
+__all__ = ["Filter", "check", "parse"]
 
 # Limits on all filters of a call together. The longest key fits, in quotes and with every byte escaped.
 MAX_SIZE = 256 * 1024
 MAX_SELECTORS = 64
+_FIELDS = ("kind", "name", "parent", "labels")
+_KINDS = tuple(str(kind).lower() for kind in Kind)
 # The memory limit of a compiled regular expression, in bytes.
 MAX_REGEX_MEMORY = 1024 * 1024
 
@@ -83,6 +86,29 @@ def parse(*filters: str) -> Filter:
             for selectors in parsed
         )
     )
+
+
+def check(*filters: str) -> None:
+    """
+    Refuse filters that `parse` accepts, as containerd does, although no snapshot can match them.
+
+    Raises:
+        InvalidArgumentError: A filter does not parse, or names a field or a kind that no snapshot has.
+    """
+    for text in filter(None, filters):
+        for path, operator, value in _Parser(text).selectors():
+            name = path[0]
+            if name not in _FIELDS:
+                cure = "" if operator else f"; the snapshot of that key is 'name=={name}'"
+                raise InvalidArgumentError(
+                    f"filter {text!r}: {name!r} is no field: did you mean {nearest(name, _FIELDS)!r}?{cure}"
+                )
+            if name == "labels" and len(path) == 1:
+                raise InvalidArgumentError(f"filter {text!r}: name the label, as in 'labels.owner==me'")
+            if name == "kind" and operator in ("==", "!=") and value not in _KINDS:
+                raise InvalidArgumentError(
+                    f"filter {text!r}: {value!r} is no kind: did you mean {nearest(value, _KINDS)!r}?"
+                )
 
 
 def _field(info: Info, path: tuple[str, ...]) -> str | None:

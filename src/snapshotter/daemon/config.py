@@ -15,7 +15,7 @@ from snapshotter.errors import InvalidArgumentError
 from snapshotter.events import LogFormat, LogLevel
 from snapshotter.model import UsageDefinition
 from snapshotter.store.volumes import MountMode
-from snapshotter.text import printable
+from snapshotter.text import nearest, printable
 
 VERSION = 1
 FILE = "/etc/btrfs-snapshotter/config.toml"
@@ -93,16 +93,6 @@ def check_variables(names: Iterable[str]) -> None:
             raise InvalidArgumentError(
                 f"unknown environment variable {name!r}: did you mean {nearest(name, known)!r}? If not, unset it"
             )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """
-    Return the name of *known* that is spelled most like *name*.
-    """
-    import difflib  # here, because only errors need the module
-
-    [found] = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return found
 
 
 def load(file: str | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded:

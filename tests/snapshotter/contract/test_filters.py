@@ -5,6 +5,7 @@ containerd's filter language: tables of filters, and containerd's own parser as 
 import base64
 import json
 import logging
+import re
 import subprocess
 import sys
 import unicodedata
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from snapshotter.contract.filters import MAX_SELECTORS, MAX_SIZE, parse
+from snapshotter.contract.filters import MAX_SELECTORS, MAX_SIZE, check, parse
 from snapshotter.errors import InvalidArgumentError, NotSupportedError
 from snapshotter.events import Event
 from snapshotter.model import Info, Kind
@@ -393,3 +394,33 @@ def test_table_as_containerd(oracle: Oracle, text: str) -> None:
     The tables above agree with containerd.
     """
     compare(oracle, text, [INFO])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "name", "kind", 'parent==""', "kind==view,kind!=active", "kind~=x", "labels.a", 'labels."a.b"!=c', "name.x==a"],
+)
+def test_check(text: str) -> None:
+    """
+    A filter that a snapshot can match is not refused.
+    """
+    check(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("web", "'web' is no field"),
+        ("name==a,nane==b", "'nane' is no field: did you mean 'name'?"),
+        ("kind==Active", "'Active' is no kind: did you mean 'active'?"),
+        ("kind!=actve", "did you mean 'active'?"),
+        ("labels==a", "name the label"),
+        ("name==", "expected value or quoted"),
+    ],
+)
+def test_check_refuses(text: str, message: str) -> None:
+    """
+    A filter is refused if it names a field or a kind that no snapshot has, or does not parse.
+    """
+    with pytest.raises(InvalidArgumentError, match=re.escape(message)):
+        check("name==other", text)

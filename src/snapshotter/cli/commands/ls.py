@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from snapshotter.cli import arguments, display, output
+from snapshotter.errors import InvalidArgumentError
 from snapshotter.model import Info
+from snapshotter.text import nearest
 
 if TYPE_CHECKING:
     from snapshotter.analysis.inventory import Entry
@@ -58,6 +60,7 @@ def add(commands: arguments.Commands) -> None:
         "filters",
         metavar="FILTER",
         nargs="*",
+        type=_filter,
         help="filter in containerd's syntax; a snapshot has to match one of them",
     )
     ls.add_argument(
@@ -76,12 +79,23 @@ def add(commands: arguments.Commands) -> None:
     )
 
 
+def _filter(text: str) -> str:
+    """
+    Return *text* unless it asks for what no snapshot has. containerd accepts such filters, and finds nothing.
+    """
+    from snapshotter.contract import filters  # slow to import
+
+    try:
+        filters.check(text)
+    except InvalidArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
 def _columns(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
         if name not in _OF_INFO and name not in _OF_ENTRY:
-            from snapshotter.daemon.config import nearest
-
             known = nearest(name, [*_OF_INFO, *_OF_ENTRY])
             raise argparse.ArgumentTypeError(f"{name!r} is not a column: did you mean {known!r}?")
     return names
