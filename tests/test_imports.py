@@ -89,7 +89,8 @@ INSIDE = {
     "snapshotter.contract": ("filters idmap labels session", "opening", "snapshotter", ""),
     "snapshotter.analysis": (
         "",
-        "difference family inventory references treemap",
+        "containerd difference family inventory treemap",
+        "references",
         "directories holders rows space",
         "report",
     ),
@@ -101,6 +102,8 @@ INSIDE = {
         "codes",
         "arguments confirmation display interruption output progress",
         "protection waiting",
+        "used_by",
+        "keys",
         "commands",
         "commands.archive commands.commit commands.demo commands.df commands.diff commands.doctor commands.du "
         "commands.events commands.info commands.init commands.label commands.ls commands.mount commands.prepare "

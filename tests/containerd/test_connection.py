@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from snapshotter import cli
-from snapshotter.analysis import references
+from snapshotter.analysis import containerd
 from tests.snapshotter.serving import serving
 
 from . import images
@@ -128,9 +128,9 @@ def test_containerd(
     [problem] = doctor(address=none)
     assert problem["what"] == f"no answer from containerd at '{none}': No such file or directory"
     monkeypatch.delenv("CONTAINERD_ADDRESS", raising=False)
-    monkeypatch.setattr(references, "SOCKETS", (none, str(emptied.address)))
+    monkeypatch.setattr(containerd, "SOCKETS", (none, str(emptied.address)))
     assert doctor("--containerd=") == []
-    monkeypatch.setattr(references, "SOCKETS", (none,))
+    monkeypatch.setattr(containerd, "SOCKETS", (none,))
     assert doctor("--containerd=") == []
 
     daemon.stop()

@@ -17,7 +17,7 @@ import pytest
 
 from pybtrfs import filesystem
 from snapshotter import cli
-from snapshotter.analysis import references
+from snapshotter.analysis import containerd, references
 from snapshotter.analysis.references import References
 
 from . import images
@@ -170,8 +170,12 @@ def test_looking(
         f"no answer from containerd at '{emptied.address}.none': No such file or directory",
     )
     monkeypatch.delenv("CONTAINERD_ADDRESS", raising=False)
-    monkeypatch.setattr(references, "SOCKETS", (f"{emptied.address}.none", str(emptied.address)))
+    monkeypatch.setattr(containerd, "SOCKETS", (f"{emptied.address}.none", str(emptied.address)))
     assert said("why", rows["unused"]["name"])["containerd"] == unused
+
+    # A container and an image stand for their snapshots.
+    assert said("info", "first")["name"] == rows["first"]["name"]
+    assert said("info", small.name)["name"] == rows[small.chain_ids[-1]]["name"]
 
     predicted = said("frees", rows["unused"]["name"])["size"]
     assert predicted == DATA

@@ -215,7 +215,7 @@ complete -c snapshotter -n '_shtab_snapshotter_using rm' -l timeout -x -d 'give 
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -l no-wait -d 'free the space in the background'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -l dry-run -d 'only print how many bytes would be freed, as `frees` does'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -l force -d 'on a store of containerd, remove snapshots that containerd does not know'
-complete -c snapshotter -n '_shtab_snapshotter_using rm' -l yes -d 'with --containerd-is-gone, remove without asking'
+complete -c snapshotter -n '_shtab_snapshotter_using rm' -l yes -d 'remove without asking, after part of a key or with --containerd-is-gone'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -l containerd -xka "(__fish_complete_path (commandline -ct))" -d 'socket of containerd (default: $CONTAINERD_ADDRESS, else the sockets of containerd, k3s and RKE2)'
 complete -c snapshotter -n '_shtab_snapshotter_using rm' -l containerd-is-gone -d 'proceed although containerd, whose store it is, does not answer; asks first'
 complete -c snapshotter -n '_shtab_snapshotter_using rm; and test $_shtab_snapshotter_npos -ge 0' -ka "(_snapshotter_keys)" -d KEY

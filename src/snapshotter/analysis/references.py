@@ -2,15 +2,15 @@
 References from containerd to a snapshot, read from containerd's own services over its socket.
 """
 
-import os
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from google.protobuf.message import Message
 
+from snapshotter.analysis.containerd import split
 from snapshotter.api import (
     containers_pb2,
     content_pb2,
@@ -27,9 +27,6 @@ from snapshotter.transport.status import Status
 GC = "containerd.io/gc."
 CONTENT = f"{GC}ref.content"
 SNAPSHOT = f"{GC}ref.snapshot."
-
-# The second is the socket of both k3s and RKE2.
-SOCKETS = ("/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock")
 
 # containerd writes its own row of a snapshot a moment after the store has the snapshot.
 ROW_SECONDS = 1.0
@@ -90,26 +87,36 @@ class Answer:
         return found
 
 
-def sockets(given: str | None) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class User:
     """
-    Return the sockets to ask: *given*, else ``$CONTAINERD_ADDRESS``, else every known socket that exists.
+    A container that runs on a snapshot, or an image whose top layer is the snapshot.
 
-    Raises:
-        UnavailableError: Nothing is given, and no socket of containerd exists.
+    Args:
+        namespace: The containerd namespace of both.
+        snapshot: The name of the snapshot in the namespace.
+        id: The id of a container, or the whole name of an image.
+        names: Other names that people use for it, the most usual first.
     """
-    if chosen := given or os.environ.get("CONTAINERD_ADDRESS"):
-        return [chosen]
-    if found := [path for path in SOCKETS if os.path.exists(path)]:
-        return found
-    raise UnavailableError(f"there is no socket of containerd at {' or '.join(SOCKETS)}: name it with --containerd")
 
+    kind: Literal["container", "image"]
+    namespace: str
+    snapshot: str
+    id: str
+    names: tuple[str, ...] = ()
 
-def split(key: str) -> tuple[str, str] | None:
-    """
-    Return the namespace and the name in a *key* of containerd, NAMESPACE/NUMBER/NAME; None for another key.
-    """
-    namespace, number, name = ([*key.split("/", 2), "", ""])[:3]
-    return (namespace, name) if namespace and number.isdecimal() and name else None
+    @property
+    def name(self) -> str:
+        """
+        The name to show.
+        """
+        return self.names[0] if self.names and self.kind == "container" else self.id
+
+    def is_called(self, text: str) -> bool:
+        """
+        Return whether *text* is the id or one of the names.
+        """
+        return text == self.id or text in self.names
 
 
 def ctr(address: str, namespace: str, *command: str) -> str:
@@ -180,6 +187,18 @@ def locate(address: str, snapshotter: str, timeout: float = 5.0) -> str:
         UnavailableError: containerd does not answer in time.
     """
     return _run(address, lambda containerd: _locate(containerd, snapshotter), timeout)
+
+
+def users(address: str, snapshotter: str, timeout: float = 2.0) -> list[User]:
+    """
+    Return the containers and the images of the containerd at *address* that use snapshots, in all namespaces.
+
+    Like `needed`, the answer needs no running daemon.
+
+    Raises:
+        UnavailableError: containerd does not answer in time, or lacks one of the services.
+    """
+    return _run(address, lambda containerd: list(_users(containerd, snapshotter)), timeout)
 
 
 def needed(address: str, snapshotter: str, timeout: float = 30.0) -> dict[tuple[str, str], str]:
@@ -364,19 +383,47 @@ def _known(containerd: _Containerd, snapshotter: str) -> set[tuple[str, str]]:
 
 def _needed(containerd: _Containerd, snapshotter: str) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
+    for namespace in containerd.namespaces():
+        for lease, names in containerd.within(namespace).leased(snapshotter).items():
+            found |= {(namespace, name): f"lease {lease!r}" for name in names}
+    for user in _users(containerd, snapshotter):
+        found[user.namespace, user.snapshot] = f"{user.kind} {user.id!r}"
+    return found
+
+
+def _users(containerd: _Containerd, snapshotter: str) -> Iterator[User]:
+    """
+    Yield the users of snapshots; in each namespace images come first.
+    """
     label = f"{SNAPSHOT}{snapshotter}"
     for namespace in containerd.namespaces():
         within = containerd.within(namespace)
-        for lease, names in within.leased(snapshotter).items():
-            found |= {(namespace, name): f"lease {lease!r}" for name in names}
         content = within.content()
         for image in within.images():
-            tops = _referred({image.target.digest}, content, label)
-            found |= {(namespace, name): f"image {image.name!r}" for name in tops}
+            names = _familiar(image.name)
+            for top in sorted(_referred({image.target.digest}, content, label)):
+                yield User("image", namespace, top, image.name, names)
         for container in within.containers():
             if container.snapshotter == snapshotter and container.snapshot_key:
-                found[namespace, container.snapshot_key] = f"container {container.id!r}"
-    return found
+                names = _names(container.labels)
+                yield User("container", namespace, container.snapshot_key, container.id, names)
+
+
+def _names(labels: Mapping[str, str]) -> tuple[str, ...]:
+    """
+    Return the names in the *labels* of a container by nerdctl or by a kubelet, whose ids are random.
+    """
+    pod, name = labels.get("io.kubernetes.pod.name", ""), labels.get("io.kubernetes.container.name", "")
+    return tuple(filter(None, (labels.get("nerdctl/name"), f"{pod}/{name}" if pod and name else pod, name)))
+
+
+def _familiar(name: str) -> tuple[str, ...]:
+    """
+    Return the shorter forms of the *name* of an image that nerdctl and docker accept.
+    """
+    short = name.removeprefix("docker.io/").removeprefix("library/") if name.startswith("docker.io/") else name
+    forms = (short, name.removesuffix(":latest"), short.removesuffix(":latest"))
+    return tuple(form for form in dict.fromkeys(forms) if form != name)
 
 
 def _referred(digests: set[str], content: Mapping[str, Mapping[str, str]], label: str) -> set[str]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from snapshotter.analysis import references
+from snapshotter.analysis import containerd, references
 from snapshotter.analysis.references import NotLoadedError
 from snapshotter.client import Client
 from snapshotter.errors import UnavailableError
@@ -99,5 +99,5 @@ def _look(address: str, snapshotter: str, daemon: str) -> tuple[set[str], set[st
         keys = {info.name for info in client.walk()}
         known = references.known(address, snapshotter)
         # containerd has just asked the daemon for the snapshot of each row.
-        missed = {key for key in client.missed() if references.split(key)}
-    return missed, {key for key in keys if references.split(key) not in known}
+        missed = {key for key in client.missed() if containerd.split(key)}
+    return missed, {key for key in keys if containerd.split(key) not in known}

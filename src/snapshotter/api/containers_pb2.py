@@ -24,19 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n snapshotter/api/containers.proto\x12!containerd.services.containers.v1\"(\n\x15ListContainersRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\"W\n\x14ListContainerMessage\x12?\n\tcontainer\x18\x01 \x01(\x0b\x32,.containerd.services.containers.v1.Container\"B\n\tContainer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bsnapshotter\x18\x06 \x01(\t\x12\x14\n\x0csnapshot_key\x18\x07 \x01(\t2\x90\x01\n\nContainers\x12\x81\x01\n\nListStream\x12\x38.containerd.services.containers.v1.ListContainersRequest\x1a\x37.containerd.services.containers.v1.ListContainerMessage0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n snapshotter/api/containers.proto\x12!containerd.services.containers.v1\"(\n\x15ListContainersRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\"W\n\x14ListContainerMessage\x12?\n\tcontainer\x18\x01 \x01(\x0b\x32,.containerd.services.containers.v1.Container\"\xbb\x01\n\tContainer\x12\n\n\x02id\x18\x01 \x01(\t\x12H\n\x06labels\x18\x02 \x03(\x0b\x32\x38.containerd.services.containers.v1.Container.LabelsEntry\x12\x13\n\x0bsnapshotter\x18\x06 \x01(\t\x12\x14\n\x0csnapshot_key\x18\x07 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x90\x01\n\nContainers\x12\x81\x01\n\nListStream\x12\x38.containerd.services.containers.v1.ListContainersRequest\x1a\x37.containerd.services.containers.v1.ListContainerMessage0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'snapshotter.api.containers_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CONTAINER_LABELSENTRY']._loaded_options = None
+  _globals['_CONTAINER_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_LISTCONTAINERSREQUEST']._serialized_start=71
   _globals['_LISTCONTAINERSREQUEST']._serialized_end=111
   _globals['_LISTCONTAINERMESSAGE']._serialized_start=113
   _globals['_LISTCONTAINERMESSAGE']._serialized_end=200
-  _globals['_CONTAINER']._serialized_start=202
-  _globals['_CONTAINER']._serialized_end=268
-  _globals['_CONTAINERS']._serialized_start=271
-  _globals['_CONTAINERS']._serialized_end=415
+  _globals['_CONTAINER']._serialized_start=203
+  _globals['_CONTAINER']._serialized_end=390
+  _globals['_CONTAINER_LABELSENTRY']._serialized_start=345
+  _globals['_CONTAINER_LABELSENTRY']._serialized_end=390
+  _globals['_CONTAINERS']._serialized_start=393
+  _globals['_CONTAINERS']._serialized_end=537
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
+from snapshotter.analysis import containerd
 from snapshotter.cli.confirmation import agreed
 from snapshotter.errors import FailedPreconditionError, UnavailableError, quoted
 from snapshotter.model import LOCAL
@@ -59,15 +60,12 @@ def sockets(parsed: argparse.Namespace, client: str) -> list[str]:
 
     Raises:
         UnavailableError: No socket exists, or the store's record lost the name of its client.
-        ModuleNotFoundError: The extra for asking is not installed.
     """
-    from snapshotter.analysis import references
-
     if not client:
         raise UnavailableError(
             "the store's record lost the name of its client: bind it again with `snapshotter init --client NAME`"
         )
-    return references.sockets(parsed.containerd)
+    return containerd.sockets(parsed.containerd)
 
 
 def unasked(error: Exception) -> str:
@@ -135,9 +133,7 @@ def lost(parsed: argparse.Namespace, client: str, parents: Mapping[str, str]) ->
     Raises:
         UnavailableError: containerd does not answer.
     """
-    from snapshotter.analysis import references
-
-    present = {references.split(key) for key in parents}
+    present = {containerd.split(key) for key in parents}
     found = [
         f"{quoted(parent)} (parent of {quoted(key)})"
         for key, parent in parents.items()
@@ -167,7 +163,7 @@ def missing(parsed: argparse.Namespace, client: str, root: str) -> list[str]:
         if keys := rows.compare(address, client, holder.socket).without_snapshot:
             needs = references.needed(address, client)
             for key in keys:
-                namespace, name = references.split(key) or ("", key)
+                namespace, name = containerd.split(key) or ("", key)
                 command = references.removal(address, client, namespace, name)
                 found.append(f"{quoted(key)} ({needs.get((namespace, name), 'a label or a child')}): `{command}`")
     return found
@@ -223,7 +219,7 @@ def _answers(
 
     def find(key: str) -> references.Answer:
         # A key without containerd's form is asked for like a name, so that containerd has to answer for it as well.
-        return references.find_anywhere(addresses, client, key if references.split(key) else f"default/0/{key}")
+        return references.find_anywhere(addresses, client, key if containerd.split(key) else f"default/0/{key}")
 
     found = {}
     for key in keys:
@@ -255,7 +251,7 @@ def _needed(parsed: argparse.Namespace, client: str) -> dict[tuple[str, str], st
 
 
 def _refusal(parsed: argparse.Namespace, client: str, key: str, answer: "Answer") -> FailedPreconditionError | None:
-    from snapshotter.analysis.references import removal, split
+    from snapshotter.analysis.references import removal
 
     found = answer.references
     if not found.known:
@@ -267,7 +263,7 @@ def _refusal(parsed: argparse.Namespace, client: str, key: str, answer: "Answer"
         )
     needs = answer.needs(client)
     objects = ", ".join(needs) or "its list of snapshots"
-    if found.name != (split(key) or ("", key))[1]:
+    if found.name != (containerd.split(key) or ("", key))[1]:
         objects += f", by way of {quoted(found.name)}"
     commands = dict.fromkeys(needs.values() or [removal(answer.address, client, found.namespace, found.name)])
     instead = " and ".join(f"`{command}`" for command in commands)

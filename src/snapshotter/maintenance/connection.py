@@ -6,7 +6,7 @@ import contextlib
 import shlex
 from collections.abc import Collection, Iterator, Sequence
 
-from snapshotter.analysis import references, rows
+from snapshotter.analysis import containerd, references, rows
 from snapshotter.analysis.references import NotLoadedError
 from snapshotter.client import check_serving
 from snapshotter.errors import Error, UnavailableError
@@ -93,7 +93,7 @@ def _differences(address: str, client: str, daemon: str) -> Iterator[Problem]:
         yield Problem(address, f"its snapshots cannot be compared: {error}", "look into the log of containerd")
         return
     for key in found.without_snapshot:
-        namespace, name = references.split(key) or ("", key)
+        namespace, name = containerd.split(key) or ("", key)
         need = needs.get((namespace, name), "a label or a child")
         remove = references.removal(address, client, namespace, name)
         cure = f"`{remove}`, then pull the image or create the container again"

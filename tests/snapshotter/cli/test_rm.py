@@ -21,7 +21,7 @@ def test_rm(layers: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert cli.main(["rm", "web", "nothing", "base"]) == 4
     assert [line.partition("snapshot ")[2] for line in capsys.readouterr().err.splitlines()] == [
-        "'nothing' does not exist: not found",
+        "'nothing' does not exist: did you mean 'web'?",
         "'base' with child",
     ]
     assert len(os.listdir(f"{layers}/snapshots")) == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from snapshotter import Snapshotter, analysis, cli
-from snapshotter.analysis import references
+from snapshotter.analysis import containerd
 from snapshotter.mounting import mounted
 from tests.snapshotter.cli.commands import Run, Shown
 
@@ -72,8 +72,9 @@ def test_containerd_not_asked(btrfs: Path, run: Run, monkeypatch: pytest.MonkeyP
     assert why() == nothing + reason
     assert why(key="other") == "nothing keeps the snapshot\n"
     monkeypatch.delenv("CONTAINERD_ADDRESS")
-    monkeypatch.setattr(references, "SOCKETS", (none, f"{none}-k3s"))
+    monkeypatch.setattr(containerd, "SOCKETS", (none, f"{none}-k3s"))
     assert why() == f"{nothing}there is no socket of containerd at {none} or {none}-k3s: name it with --containerd\n"
-    monkeypatch.delattr(analysis, "references")
+    monkeypatch.setattr(containerd, "SOCKETS", (root,))
+    monkeypatch.delattr(analysis, "references", raising=False)
     monkeypatch.setitem(sys.modules, "snapshotter.analysis.references", None)
     assert "is missing: pip install 'btrfs-snapshotter[daemon]'" in why()

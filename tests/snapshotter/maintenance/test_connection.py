@@ -12,7 +12,7 @@ import pytest
 
 from pybtrfs import subvolume
 from snapshotter import Snapshotter, maintenance
-from snapshotter.analysis import references, rows
+from snapshotter.analysis import containerd, references, rows
 from snapshotter.analysis.references import NotLoadedError
 from snapshotter.analysis.rows import Difference
 from snapshotter.errors import UnavailableError
@@ -89,7 +89,7 @@ def test_not_asked(btrfs: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     Snapshotter.create(store).close()
     monkeypatch.setenv("SNAPSHOTTER_ROOT", str(store))
     monkeypatch.delenv("CONTAINERD_ADDRESS", raising=False)
-    monkeypatch.setattr(references, "SOCKETS", (f"{btrfs}/none",))
+    monkeypatch.setattr(containerd, "SOCKETS", (f"{btrfs}/none",))
     assert run("doctor").out.count("containerd") == 0
     with Snapshotter(store, client="plugin") as opened:
         opened.prepare(KEY)

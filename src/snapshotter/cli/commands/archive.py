@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import IO, cast
 
 from snapshotter.archive import tar
-from snapshotter.cli import arguments, interruption, output
+from snapshotter.cli import arguments, interruption, keys, output
 from snapshotter.cli.progress import Report, progress, visible
 from snapshotter.errors import InvalidArgumentError
 
@@ -38,9 +38,10 @@ def add(commands: arguments.Commands) -> None:
 
 def _export(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store, interruption.deferred() as interrupted:
-        total = tar.estimate_size(store, parsed.key) if visible() else 0
+        key = keys.resolve(parsed, store, parsed.key)
+        total = tar.estimate_size(store, key) if visible() else 0
         with _written(parsed.file) as file, progress("export", total) as report:
-            tar.save(store, parsed.key, _Watched(file, interrupted, report).stream)
+            tar.save(store, key, _Watched(file, interrupted, report).stream)
 
 
 def _import(parsed: argparse.Namespace) -> None:
@@ -51,7 +52,7 @@ def _import(parsed: argparse.Namespace) -> None:
         progress("import", os.fstat(file.fileno()).st_size) as report,
     ):
         stream = _Watched(file, interrupted, report).stream
-        tar.load(store, parsed.key, stream, parsed.parent, dict(parsed.label))
+        tar.load(store, parsed.key, stream, keys.parent(parsed, store), dict(parsed.label))
 
 
 class _Watched:

@@ -4,7 +4,7 @@
 
 import argparse
 
-from snapshotter.cli import arguments
+from snapshotter.cli import arguments, keys
 
 
 def add(commands: arguments.Commands) -> None:
@@ -21,4 +21,4 @@ def add(commands: arguments.Commands) -> None:
 
 def _commit(parsed: argparse.Namespace) -> None:
     with arguments.creating(parsed) as store:
-        store.commit(parsed.name, parsed.key, dict(parsed.label))
+        store.commit(parsed.name, keys.resolve(parsed, store, parsed.key), dict(parsed.label))

@@ -5,7 +5,7 @@
 import argparse
 
 from snapshotter.analysis import inventory, space
-from snapshotter.cli import arguments, display, output
+from snapshotter.cli import arguments, display, keys, output
 from snapshotter.cli.progress import with_progress
 
 
@@ -47,8 +47,9 @@ def _df(parsed: argparse.Namespace) -> None:
 
 def _frees(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store:
-        size = space.frees(store, parsed.keys, with_progress)
+        removed = [keys.resolve(parsed, store, text) for text in parsed.keys]
+        size = space.frees(store, removed, with_progress)
     if parsed.json:
-        output.print_json({"keys": parsed.keys, "size": size})
+        output.print_json({"keys": removed, "size": size})
     else:
         print(output.amount(parsed)(size))

@@ -5,7 +5,7 @@
 import argparse
 
 from snapshotter.analysis import difference
-from snapshotter.cli import arguments, display, output
+from snapshotter.cli import arguments, display, keys, output
 
 
 def add(commands: arguments.Commands) -> None:
@@ -18,10 +18,11 @@ def add(commands: arguments.Commands) -> None:
 
 def _diff(parsed: argparse.Namespace) -> None:
     with arguments.measuring(parsed) as store:
+        key = keys.resolve(parsed, store, parsed.key)
         if parsed.other is None:
-            changes = difference.from_parent(store, parsed.key)
+            changes = difference.from_parent(store, key)
         else:
-            changes = difference.between(store, parsed.key, parsed.other)
+            changes = difference.between(store, key, keys.resolve(parsed, store, parsed.other))
     if parsed.json:
         output.print_json([output.values(change) for change in changes])
         return

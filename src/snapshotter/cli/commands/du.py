@@ -5,7 +5,7 @@
 import argparse
 
 from snapshotter.analysis import directories
-from snapshotter.cli import arguments, display, output
+from snapshotter.cli import arguments, display, keys, output
 from snapshotter.cli.progress import with_progress
 
 
@@ -22,7 +22,8 @@ def add(commands: arguments.Commands) -> None:
 
 def _du(parsed: argparse.Namespace) -> None:
     with arguments.measuring(parsed) as store:
-        found = directories.measure(store, parsed.key, parsed.depth, with_progress)
+        key = keys.resolve(parsed, store, parsed.key)
+        found = directories.measure(store, key, parsed.depth, with_progress)
     found.sort(key=lambda directory: (-directory.exclusive - directory.shared, directory.path))
     if parsed.json:
         output.print_json([output.values(directory) for directory in found])

@@ -4,7 +4,7 @@
 
 import argparse
 
-from snapshotter.cli import arguments, display, output
+from snapshotter.cli import arguments, display, keys, output
 from snapshotter.cli.codes import DONE, report
 from snapshotter.errors import DataLossError, Error, NotFoundError, UnavailableError, quoted
 
@@ -19,18 +19,18 @@ def _info(parsed: argparse.Namespace) -> None:
     from snapshotter.analysis import inventory  # usage does without
 
     with arguments.measuring(parsed) as store:
-        store.stat(parsed.key)
+        key = keys.resolve(parsed, store, parsed.key)
         entries = inventory.take(store, measured=False).entries
-        entry = entries.get(parsed.key)
+        entry = entries.get(key)
         if entry is None:
-            raise NotFoundError(f"snapshot {quoted(parsed.key)} was removed or committed concurrently")
+            raise NotFoundError(f"snapshot {quoted(key)} was removed or committed concurrently")
         try:
-            entry = entry._replace(usage=store.usage(parsed.key))
+            entry = entry._replace(usage=store.usage(key))
         except DataLossError:
             pass  # the subvolume of the snapshot or of its parent is lost
         except UnavailableError as error:
             entry = entry._replace(problem=entry.problem or str(error))
-    children = [other.info.name for other in entries.values() if other.info.parent == parsed.key]
+    children = [other.info.name for other in entries.values() if other.info.parent == key]
     if parsed.json:
         output.print_json(output.detailed(entry) | {"children": children})
         return
@@ -57,8 +57,9 @@ def _usage(parsed: argparse.Namespace) -> int:
     usages = []
     code = DONE
     with arguments.measuring(parsed) as store:
-        for key in parsed.keys:
+        for text in parsed.keys:
             try:
+                key = keys.resolve(parsed, store, text)
                 usages.append((key, store.usage(key)))
             except Error as error:
                 failure = report(error)

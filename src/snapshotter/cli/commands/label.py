@@ -4,7 +4,7 @@
 
 import argparse
 
-from snapshotter.cli import arguments, output
+from snapshotter.cli import arguments, keys, output
 from snapshotter.model import Info, Kind
 from snapshotter.text import printable
 
@@ -34,10 +34,11 @@ def _label(parsed: argparse.Namespace) -> None:
     if parsed.changes:
         with arguments.changing(parsed) as store:
             labels = dict(parsed.changes)
-            info = store.update(Info(Kind.ACTIVE, parsed.key, labels=labels), *(f"labels.{key}" for key in labels))
+            key = keys.resolve(parsed, store, parsed.key)
+            info = store.update(Info(Kind.ACTIVE, key, labels=labels), *(f"labels.{name}" for name in labels))
     else:
         with arguments.reading(parsed) as store:
-            info = store.stat(parsed.key)
+            info = store.stat(keys.resolve(parsed, store, parsed.key))
     if parsed.json:
         output.print_json(output.described(info))
     elif not parsed.changes:

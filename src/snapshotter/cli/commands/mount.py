@@ -5,7 +5,7 @@
 import argparse
 
 from snapshotter import mounting
-from snapshotter.cli import arguments, output
+from snapshotter.cli import arguments, keys, output
 from snapshotter.store.layout import real_path
 
 
@@ -20,14 +20,15 @@ def add(commands: arguments.Commands) -> None:
 
 def _mounts(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store:
-        output.print_mounts(parsed, store.mounts(parsed.key))
+        output.print_mounts(parsed, store.mounts(keys.resolve(parsed, store, parsed.key)))
 
 
 def _mount(parsed: argparse.Namespace) -> None:
     target = real_path(parsed.target)
     with arguments.reading(parsed) as store:
+        key = keys.resolve(parsed, store, parsed.key)
         mounting.check_target(store.root, target)
-        mounting.mount(store.mounts(parsed.key), target)
+        mounting.mount(store.mounts(key), target)
 
 
 def _umount(parsed: argparse.Namespace) -> None:

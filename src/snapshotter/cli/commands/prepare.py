@@ -4,7 +4,7 @@
 
 import argparse
 
-from snapshotter.cli import arguments, output
+from snapshotter.cli import arguments, keys, output
 
 
 def add(commands: arguments.Commands) -> None:
@@ -34,14 +34,14 @@ def add(commands: arguments.Commands) -> None:
 
 def _prepare(parsed: argparse.Namespace) -> None:
     with arguments.creating(parsed) as store:
-        output.print_mounts(parsed, store.prepare(parsed.key, parsed.parent, dict(parsed.label)))
+        output.print_mounts(parsed, store.prepare(parsed.key, keys.parent(parsed, store), dict(parsed.label)))
 
 
 def _view(parsed: argparse.Namespace) -> None:
     with arguments.creating(parsed) as store:
-        output.print_mounts(parsed, store.view(parsed.key, parsed.parent, dict(parsed.label)))
+        output.print_mounts(parsed, store.view(parsed.key, keys.parent(parsed, store), dict(parsed.label)))
 
 
 def _fork(parsed: argparse.Namespace) -> None:
     with arguments.creating(parsed) as store:
-        output.print_mounts(parsed, store.fork(parsed.key, parsed.new))
+        output.print_mounts(parsed, store.fork(keys.resolve(parsed, store, parsed.key), parsed.new))

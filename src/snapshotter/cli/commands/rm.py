@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from pybtrfs import subvolume
 from snapshotter.analysis import inventory, space
-from snapshotter.cli import arguments, output, protection, waiting
-from snapshotter.cli.codes import DONE, complain, report
+from snapshotter.cli import arguments, keys, output, protection, waiting
+from snapshotter.cli.codes import DONE, FAILED, complain, report
+from snapshotter.cli.confirmation import agreed
 from snapshotter.cli.progress import with_progress
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import Error, UnavailableError, quoted
@@ -28,25 +29,31 @@ def add(commands: arguments.Commands) -> None:
     rm.add_argument(
         "--force", action="store_true", help="on a store of containerd, remove snapshots that containerd does not know"
     )
-    rm.add_argument("--yes", action="store_true", help="with --containerd-is-gone, remove without asking")
+    rm.add_argument(
+        "--yes", action="store_true", help="remove without asking, after part of a key or with --containerd-is-gone"
+    )
     protection.add_flags(rm)
     commands.add("cleanup", _cleanup, arguments.TIMEOUT, example="snapshotter cleanup")
 
 
 def _rm(parsed: argparse.Namespace) -> int:
     with arguments.reading(parsed) as reading:
+        removed, code = _resolved(parsed, reading)
         if parsed.dry_run:
-            print(output.amount(parsed)(space.frees(reading, parsed.keys, with_progress)))
-            return DONE
+            if code == DONE:
+                print(output.amount(parsed)(space.frees(reading, removed, with_progress)))
+            return code
         root = reading.root
         client = reading.opened.ownership.client
         entries = inventory.take(reading, measured=False).entries
     parents = {key: entry.info.parent for key, entry in entries.items()}
-    refused = protection.refusals(parsed, client, [key for key in parsed.keys if key in entries], parents)
-    code = DONE
-    keys: dict[int, str] = {}
+    refused = protection.refusals(parsed, client, [key for key in removed if key in entries], parents)
+    meant = [key for key in removed if key not in {*parsed.keys, *refused}]
+    if meant and not parsed.yes and not agreed(f"remove {', '.join(map(quoted, meant))}?"):
+        return FAILED
+    names: dict[int, str] = {}
     with arguments.changing(parsed) as store:
-        for key in sorted(parsed.keys, key=lambda key: _depth(entries, key), reverse=True):
+        for key in sorted(removed, key=lambda key: _depth(entries, key), reverse=True):
             try:
                 if key in refused:
                     raise refused[key]
@@ -58,10 +65,25 @@ def _rm(parsed: argparse.Namespace) -> int:
                 code = code or failure
             else:
                 if (entry := entries.get(key)) and entry.volume:
-                    keys |= dict.fromkeys(entry.volume.subvolids, key)
+                    names |= dict.fromkeys(entry.volume.subvolids, key)
         if not parsed.no_wait:
-            _wait(root, keys, store)
+            _wait(root, names, store)
     return code
+
+
+def _resolved(parsed: argparse.Namespace, store: Snapshotter) -> tuple[list[str], int]:
+    """
+    Return the keys to remove, and the exit code of the first that means no snapshot.
+    """
+    found: dict[str, None] = {}
+    code = DONE
+    for text in parsed.keys:
+        try:
+            found[keys.resolve(parsed, store, text)] = None
+        except Error as error:
+            failure = report(error)
+            code = code or failure
+    return list(found), code
 
 
 def _depth(entries: Mapping[str, inventory.Entry], key: str) -> int:

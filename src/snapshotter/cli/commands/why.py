@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from snapshotter.analysis import holders
-from snapshotter.cli import arguments, display, output, protection
-from snapshotter.errors import InvalidArgumentError
+from snapshotter.cli import arguments, display, keys, output, protection
+from snapshotter.errors import InvalidArgumentError, NotFoundError
 from snapshotter.text import printable
 
 if TYPE_CHECKING:
@@ -21,8 +21,14 @@ def add(commands: arguments.Commands) -> None:
 
 def _why(parsed: argparse.Namespace) -> None:
     with arguments.reading(parsed) as store:
-        found = holders.find(store, parsed.key)
-    references, unasked = (None, "") if found.removed else _ask_containerd(parsed, store.opened.ownership.client)
+        key = parsed.key
+        try:
+            found = holders.find(store, key)  # also of a removed snapshot
+        except NotFoundError:
+            key = keys.resolve(parsed, store, key)
+            found = holders.find(store, key)
+        client = store.opened.ownership.client
+    references, unasked = (None, "") if found.removed else _ask_containerd(parsed, client, key)
     if parsed.json:
         mounts = [mount._asdict() for mount in found.mounts]
         others = {"mounts": mounts, "containerd": references and output.values(references), "unasked": unasked}
@@ -49,19 +55,19 @@ def _why(parsed: argparse.Namespace) -> None:
         print(printable(f"containerd was not asked: {unasked}"))
 
 
-def _ask_containerd(parsed: argparse.Namespace, client: str) -> "tuple[References | None, str]":
+def _ask_containerd(parsed: argparse.Namespace, client: str, key: str) -> "tuple[References | None, str]":
     """
-    Return containerd's references to a snapshot of *client*, or the reason why containerd was not asked.
+    Return containerd's references to the snapshot *key* of *client*, or the reason why containerd was not asked.
 
     Both are empty if the snapshot is not one of containerd's.
     """
-    if not protection.is_foreign(client, [parsed.key]):
+    if not protection.is_foreign(client, [key]):
         return None, ""
     try:
         addresses = protection.sockets(parsed, client)
         from snapshotter.analysis import references
 
-        return references.find_anywhere(addresses, client, parsed.key).references, ""
+        return references.find_anywhere(addresses, client, key).references, ""
     except InvalidArgumentError:
         return None, ""
     except protection.UNASKED as error:
