@@ -173,6 +173,15 @@ def test_looking(
     monkeypatch.setattr(containerd, "SOCKETS", (f"{emptied.address}.none", str(emptied.address)))
     assert said("why", rows["unused"]["name"])["containerd"] == unused
 
+    for command in "ls", "tree":
+        users = {row["name"].split("/", 2)[2]: (row["containers"], row["images"]) for row in said(command)}
+        assert {key: used for key, used in users.items() if used != ([], [])} == {
+            "first": (["first"], []),
+            "second": (["second"], []),
+            small.chain_ids[-1]: ([], [small.name]),
+            image.chain_ids[-1]: ([], [image.name]),
+        }
+
     # A container and an image stand for their snapshots.
     assert said("info", "first")["name"] == rows["first"]["name"]
     assert said("info", small.name)["name"] == rows[small.chain_ids[-1]]["name"]

@@ -159,6 +159,7 @@ STORE.add_argument(
 )
 JSON = _shared("--json", action="store_true", help="print JSON in the format of docs/cli.md and schema.json")
 BYTES = _shared("--bytes", action="store_true", help="print sizes in bytes")
+NO_TRUNC = _shared("--no-trunc", action="store_true", help="show whole keys and all columns on a narrow terminal")
 LABELS = _shared(
     "--label", metavar="KEY=VALUE", type=_label, action="append", default=[], help="set a label, repeatable"
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from snapshotter.analysis import containerd
 from snapshotter.cli.codes import DONE, complain
+from snapshotter.cli.display import SHORTENED
 from snapshotter.cli.protection import UNASKED, unasked
 from snapshotter.cli.used_by import users
 from snapshotter.contract import Snapshotter
@@ -17,8 +18,6 @@ from snapshotter.text import nearest
 
 if TYPE_CHECKING:
     from snapshotter.client import Client
-
-SHORTENED = "…"  # the middle of a key in a table
 
 _LISTED = 10  # matches in an error
 

@@ -10,9 +10,32 @@ from pathlib import Path
 import pytest
 
 from snapshotter import Snapshotter, cli
+from snapshotter.analysis import containerd, references
+from snapshotter.analysis.references import User
 from snapshotter.mounting import mounted
 from tests.snapshotter.cli.commands import Shown
 from tests.snapshotter.serving import serving
+
+USERS = [
+    User(
+        "image",
+        "default",
+        "sha256:aaa1",
+        "docker.io/library/alpine:latest",
+        references._familiar("docker.io/library/alpine:latest"),
+    ),
+    User("image", "k8s.io", "sha256:aaa2", "example.org/tool:1"),
+    User("image", "k8s.io", "sha256:aaa2", "sha256:0123"),
+    User("container", "default", "web", "web"),
+    User(
+        "container",
+        "k8s.io",
+        "f00d",
+        "f00d",
+        references._names({"io.kubernetes.pod.name": "pod", "io.kubernetes.container.name": "app"}),
+    ),
+    User("container", "default", "gone", "gone"),
+]
 
 
 @pytest.fixture(params=["alone", "served"])
@@ -85,3 +108,25 @@ def shown(web_store: Snapshotter, capsys: pytest.CaptureFixture[str]) -> Shown:
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture
+def containerds(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """
+    A store of containerd, whose answers are `USERS`.
+    """
+    root = str(btrfs / "store")
+    with Snapshotter.create(root, client="plugin") as store:
+        for number, namespace, name, key in (
+            (1, "default", "sha256:aaa1", "unpack1"),
+            (2, "k8s.io", "sha256:aaa2", "unpack2"),
+        ):
+            store.prepare(key)
+            store.commit(f"{namespace}/{number}/{name}", key)
+        store.prepare("default/3/web", "default/1/sha256:aaa1")
+        store.prepare("k8s.io/4/f00d", "k8s.io/2/sha256:aaa2")
+        store.prepare("default/5/web-init")
+    monkeypatch.setenv("SNAPSHOTTER_ROOT", root)
+    monkeypatch.setattr(containerd, "SOCKETS", (root,))
+    monkeypatch.setattr(references, "users", lambda address, client: USERS)
+    return root

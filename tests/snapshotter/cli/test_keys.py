@@ -8,55 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from snapshotter import Snapshotter, cli
-from snapshotter.analysis import containerd, references
-from snapshotter.analysis.references import User
+from snapshotter import cli
+from snapshotter.analysis import containerd
 from tests.snapshotter.cli.commands import Run, names
 
 pytestmark = pytest.mark.btrfs
-
-USERS = [
-    User(
-        "image",
-        "default",
-        "sha256:aaa1",
-        "docker.io/library/alpine:latest",
-        references._familiar("docker.io/library/alpine:latest"),
-    ),
-    User("image", "k8s.io", "sha256:aaa2", "example.org/tool:1"),
-    User("image", "k8s.io", "sha256:aaa2", "sha256:0123"),
-    User("container", "default", "web", "web"),
-    User(
-        "container",
-        "k8s.io",
-        "f00d",
-        "f00d",
-        references._names({"io.kubernetes.pod.name": "pod", "io.kubernetes.container.name": "app"}),
-    ),
-    User("container", "default", "gone", "gone"),
-]
-
-
-@pytest.fixture
-def containerds(btrfs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """
-    A store of containerd, whose answers are `USERS`.
-    """
-    root = str(btrfs / "store")
-    with Snapshotter.create(root, client="plugin") as store:
-        for number, namespace, name, key in (
-            (1, "default", "sha256:aaa1", "unpack1"),
-            (2, "k8s.io", "sha256:aaa2", "unpack2"),
-        ):
-            store.prepare(key)
-            store.commit(f"{namespace}/{number}/{name}", key)
-        store.prepare("default/3/web", "default/1/sha256:aaa1")
-        store.prepare("k8s.io/4/f00d", "k8s.io/2/sha256:aaa2")
-        store.prepare("default/5/web-init")
-    monkeypatch.setenv("SNAPSHOTTER_ROOT", root)
-    monkeypatch.setattr(containerd, "SOCKETS", (root,))
-    monkeypatch.setattr(references, "users", lambda address, client: USERS)
-    return root
 
 
 @pytest.mark.parametrize(

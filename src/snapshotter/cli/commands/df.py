@@ -5,13 +5,13 @@
 import argparse
 
 from snapshotter.analysis import inventory, space
-from snapshotter.cli import arguments, display, keys, output
+from snapshotter.cli import arguments, display, keys, output, used_by
 from snapshotter.cli.progress import with_progress
 
 
 def add(commands: arguments.Commands) -> None:
     shared = arguments.JSON, arguments.BYTES
-    commands.add("df", _df, *shared, example="snapshotter df")
+    commands.add("df", _df, *shared, arguments.NO_TRUNC, example="snapshotter df")
     commands.add("frees", _frees, arguments.KEYS, *shared, example="snapshotter frees web web-2")
 
 
@@ -20,6 +20,7 @@ def _df(parsed: argparse.Namespace) -> None:
         taken = inventory.take(store)
         amounts = space.of_store(store, taken)
         whole = space.of_filesystem(store.root)
+        users = used_by.find(store)
     if parsed.json:
         kinds = {name: output.values(each) for name, each in amounts.items()}
         output.print_json(
@@ -27,16 +28,20 @@ def _df(parsed: argparse.Namespace) -> None:
         )
         return
     amount = output.amount(parsed)
-    display.table(
-        ("TYPE", "COUNT", "SIZE", "RECLAIMABLE"),
-        [(name, str(each.count), amount(each.size), amount(each.reclaimable)) for name, each in amounts.items()],
-    )
+    rows = []
+    for name, each in amounts.items():
+        row = (name, str(each.count), amount(each.size), amount(each.reclaimable))
+        keys_of_kind = (key for key, entry in taken.entries.items() if entry.info.kind.lower() == name)
+        rows.append((*row, users.count(keys_of_kind)) if users.asked else row)
+    headings = ("TYPE", "COUNT", "SIZE", "RECLAIMABLE", *(["USED BY"] if users.asked else []))
+    display.table(headings, rows, whole=parsed.no_trunc)
     print()
     parts = [("devices", whole.size, whole.allocated)]
     parts += [(f"{group.type}, {group.profile}", group.size, group.used) for group in whole.block_groups]
     display.table(
         ("FILESYSTEM", "SIZE", "USED", "FULL"),
         [(name, amount(size), amount(used), f"{used / size:.0%}") for name, size, used in parts],
+        whole=parsed.no_trunc,
     )
     print(f"unallocated {amount(whole.unallocated)}, available {amount(whole.available)}")
     if broken := sum(bool(entry.problem) for entry in taken.entries.values()):

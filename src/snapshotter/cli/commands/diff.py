@@ -9,7 +9,9 @@ from snapshotter.cli import arguments, display, keys, output
 
 
 def add(commands: arguments.Commands) -> None:
-    diff = commands.add("diff", _diff, arguments.JSON, arguments.BYTES, example="snapshotter diff base web")
+    diff = commands.add(
+        "diff", _diff, arguments.JSON, arguments.BYTES, arguments.NO_TRUNC, example="snapshotter diff base web"
+    )
     diff.add_argument(
         "key", metavar="KEY", help="snapshot before the changes; without OTHER, snapshot to compare with its parent"
     )
@@ -32,4 +34,4 @@ def _diff(parsed: argparse.Namespace) -> None:
         size, before = ("" if each is None else amount(each) for each in (change.size, change.size_before))
         path = f"{change.path} from {change.source}" if change.source else change.path
         rows.append((change.change, change.type, before, size, path))
-    display.table(("CHANGE", "TYPE", "BEFORE", "SIZE", "PATH"), rows)
+    display.table(("CHANGE", "TYPE", "BEFORE", "SIZE", "PATH"), rows, whole=parsed.no_trunc)

@@ -10,7 +10,15 @@ from snapshotter.cli.progress import with_progress
 
 
 def add(commands: arguments.Commands) -> None:
-    du = commands.add("du", _du, arguments.KEY, arguments.JSON, arguments.BYTES, example="snapshotter du web --depth 2")
+    du = commands.add(
+        "du",
+        _du,
+        arguments.KEY,
+        arguments.JSON,
+        arguments.BYTES,
+        arguments.NO_TRUNC,
+        example="snapshotter du web --depth 2",
+    )
     du.add_argument(
         "--depth",
         metavar="N",
@@ -32,4 +40,5 @@ def _du(parsed: argparse.Namespace) -> None:
     display.table(
         ("EXCLUSIVE", "SHARED", "INODES", "PATH"),
         [(amount(each.exclusive), amount(each.shared), str(each.inodes), each.path) for each in found],
+        whole=parsed.no_trunc,
     )

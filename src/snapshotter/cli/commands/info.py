@@ -4,7 +4,7 @@
 
 import argparse
 
-from snapshotter.cli import arguments, display, keys, output
+from snapshotter.cli import arguments, display, keys, output, used_by
 from snapshotter.cli.codes import DONE, report
 from snapshotter.errors import DataLossError, Error, NotFoundError, UnavailableError, quoted
 
@@ -12,7 +12,7 @@ from snapshotter.errors import DataLossError, Error, NotFoundError, UnavailableE
 def add(commands: arguments.Commands) -> None:
     shared = arguments.JSON, arguments.BYTES
     commands.add("info", _info, arguments.KEY, *shared, example="snapshotter info web")
-    commands.add("usage", _usage, arguments.KEYS, *shared, example="snapshotter usage web base")
+    commands.add("usage", _usage, arguments.KEYS, *shared, arguments.NO_TRUNC, example="snapshotter usage web base")
 
 
 def _info(parsed: argparse.Namespace) -> None:
@@ -30,9 +30,10 @@ def _info(parsed: argparse.Namespace) -> None:
             pass  # the subvolume of the snapshot or of its parent is lost
         except UnavailableError as error:
             entry = entry._replace(problem=entry.problem or str(error))
+        users = used_by.find(store)
     children = [other.info.name for other in entries.values() if other.info.parent == key]
     if parsed.json:
-        output.print_json(output.detailed(entry) | {"children": children})
+        output.print_json(output.detailed(entry) | users.json(key) | {"children": children})
         return
     amount = output.amount(parsed)
     info, volume, usage = entry.info, entry.volume, entry.usage
@@ -48,6 +49,7 @@ def _info(parsed: argparse.Namespace) -> None:
         ("subvolume", f"{volume.path}, id {volume.info.id}" if volume else ""),
         ("mounted", "yes" if entry.mounted else "no"),
         *(("child", name) for name in children),
+        *(("used by", f"{user.kind} {user.name}") for user in users.of(key)),
         ("problem", entry.problem),
     ]
     display.fields((name, value) for name, value in fields if value)
@@ -70,5 +72,5 @@ def _usage(parsed: argparse.Namespace) -> int:
         amount = output.amount(parsed)
         rows = [(key, amount(usage.size), str(usage.inodes)) for key, usage in usages]
         if rows:
-            display.table(("KEY", "SIZE", "INODES"), rows)
+            display.table(("KEY", "SIZE", "INODES"), rows, whole=parsed.no_trunc)
     return code

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from snapshotter.cli import arguments, display, output
+from snapshotter.cli import arguments, display, output, used_by
 from snapshotter.errors import InvalidArgumentError
 from snapshotter.model import Info
 from snapshotter.text import nearest
@@ -46,6 +46,9 @@ _OF_ENTRY = {
 }
 _BROKEN = "lost"  # in place of the size of a snapshot that cannot be measured; the column "problem" says why
 _SHOWN = ["key", "kind", "parent", "created"]
+_USED_BY = "used-by"  # also shown by default if containerd answers
+
+_NAMES = (*_OF_INFO, *_OF_ENTRY, _USED_BY)
 
 
 def add(commands: arguments.Commands) -> None:
@@ -54,6 +57,7 @@ def add(commands: arguments.Commands) -> None:
         _ls,
         arguments.JSON,
         arguments.BYTES,
+        arguments.NO_TRUNC,
         example="snapshotter ls 'kind==active,labels.owner==me' 'parent==base' --columns=key,size --sort=-size",
     )
     ls.add_argument(
@@ -67,8 +71,8 @@ def add(commands: arguments.Commands) -> None:
         "--columns",
         metavar="NAMES",
         type=_columns,
-        default=_SHOWN,
-        help=f"columns to show (default: {','.join(_SHOWN)}), of {', '.join([*_OF_INFO, *_OF_ENTRY])}",
+        help=f"columns to show (default: {','.join(_SHOWN)}, and {_USED_BY} if containerd answers), "
+        f"of {', '.join(_NAMES)}",
     )
     ls.add_argument(
         "--sort",
@@ -95,8 +99,8 @@ def _filter(text: str) -> str:
 def _columns(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
-        if name not in _OF_INFO and name not in _OF_ENTRY:
-            known = nearest(name, [*_OF_INFO, *_OF_ENTRY])
+        if name not in _NAMES:
+            known = nearest(name, _NAMES)
             raise argparse.ArgumentTypeError(f"{name!r} is not a column: did you mean {known!r}?")
     return names
 
@@ -108,7 +112,8 @@ def _sort(text: str) -> str:
 
 def _ls(parsed: argparse.Namespace) -> None:
     sort: str = parsed.sort.removeprefix("-")
-    measured = not _OF_ENTRY.keys().isdisjoint([sort, *([] if parsed.json else parsed.columns)])
+    columns: list[str] = parsed.columns or _SHOWN
+    measured = not _OF_ENTRY.keys().isdisjoint([sort, *([] if parsed.json else columns)])
     entries: dict[str, Entry] = {}
     with arguments.measuring(parsed) if measured else arguments.reading(parsed) as store:
         infos = sorted(store.walk(*parsed.filters), key=lambda info: info.name)
@@ -117,8 +122,14 @@ def _ls(parsed: argparse.Namespace) -> None:
 
             entries = inventory.take(store).entries
             infos = [info for info in infos if info.name in entries]
+        asking = parsed.json or not parsed.columns or _USED_BY in (sort, *columns)
+        users = used_by.find(store) if asking else used_by.UsedBy(None)
+    if users.asked and not parsed.columns:
+        columns = [*columns, _USED_BY]
 
     def value(info: Info, name: str) -> Any:
+        if name == _USED_BY:
+            return users.text(info.name) or None
         return _OF_INFO[name].of(info) if name in _OF_INFO else _OF_ENTRY[name].of(entries[info.name])
 
     def order(info: Info) -> tuple[bool, Any]:
@@ -128,16 +139,16 @@ def _ls(parsed: argparse.Namespace) -> None:
     if parsed.sort != "key":
         infos.sort(key=order, reverse=parsed.sort != sort)
     if parsed.json:
-        output.print_json([output.described(info) for info in infos])
+        output.print_json([output.described(info) | users.json(info.name) for info in infos])
         return
     rows = [
         [
             _BROKEN if name == "size" and _is_broken(entries[info.name]) else _text(parsed, name, value(info, name))
-            for name in parsed.columns
+            for name in columns
         ]
         for info in infos
     ]
-    display.table([name.upper() for name in parsed.columns], rows)
+    display.table([name.upper().replace("-", " ") for name in columns], rows, whole=parsed.no_trunc)
 
 
 def _is_broken(entry: "Entry") -> bool:
@@ -149,4 +160,4 @@ def _text(parsed: argparse.Namespace, name: str, value: Any) -> str:
         return ""
     if name == "size":
         return output.amount(parsed)(value)
-    return (_OF_INFO.get(name) or _OF_ENTRY[name]).text(value)
+    return value if name == _USED_BY else (_OF_INFO.get(name) or _OF_ENTRY[name]).text(value)
