@@ -14,6 +14,10 @@ def run() -> int:
     # A short command creates almost no cyclic garbage, and each collection takes longer than the one before. Commands
     # that run until they are stopped enable the collector again.
     gc.disable()
+    if sys.stdout is None:
+        # Without this, prints do nothing, and a file of the store gets the descriptor. Writes to it fail with EBADF.
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 1)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # for the whole process
     try:
         # Imports come after the handler, because an import interrupted by an exception prints a traceback, or loses it.
         import signal

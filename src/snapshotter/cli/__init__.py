@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pybtrfs._version import __version__
 from snapshotter.cli import arguments
-from snapshotter.cli.codes import DONE, FAILED, INTERRUPTED, complain, report
+from snapshotter.cli.codes import DONE, FAILED, INTERRUPTED, complain, cure, missing_extra, report
 from snapshotter.errors import Error
 
 # The commands in the order and the groups of the help: the name of each, its module in `snapshotter.cli.commands`, and
@@ -106,29 +106,50 @@ def main(argv: Sequence[str] | None = None, *, ready: Callable[[], object] = lam
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
         # Parse twice, because building the parsers of all commands takes longer than most commands run.
-        name: str = _names().parse_args(argv).command
-        parsed = parser([name]).parse_args(argv)
+        try:
+            name: str = _names().parse_args(argv).command
+            parsed = parser([name]).parse_args(argv)
+        except SystemExit:
+            _flush()  # the help or the version
+            raise
         arguments.check_environment()
         ready()
         code: int | None = parsed.run(parsed)
-        if sys.stdout:
-            sys.stdout.flush()
+        _flush()
         return code or DONE
     except KeyboardInterrupt:
         return complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # The reader closed the pipe. Python flushes standard output again at exit, which must not fail.
-        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        return FAILED
+        _discard()
+        return FAILED  # the reader closed the pipe
     except Error as error:
         return report(error)
     except ModuleNotFoundError as error:
-        return complain(f"{error.name} is missing: pip install 'btrfs-snapshotter[daemon]'", FAILED)
+        return complain(missing_extra(error), FAILED)
     except OSError as error:
+        try:
+            _flush()
+        except OSError:
+            _discard()
         place = f": {error.filename!r}" if error.filename is not None else ""
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
-        return complain(f"{error.strerror or error}{place}{notes}", FAILED)
+        return complain(f"{error.strerror or error}{place}{notes}{cure(error)}", FAILED)
+
+
+def _flush() -> None:
+    """
+    Write the rest of standard output, because output that could not be written is no success.
+    """
+    if sys.stdout:
+        sys.stdout.flush()
+
+
+def _discard() -> None:
+    """
+    Drop the rest of standard output, because Python flushes it again at exit, which must not fail.
+    """
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:

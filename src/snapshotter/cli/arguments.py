@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +20,8 @@ from snapshotter.model import LOCAL
 from snapshotter.text import nearest
 
 if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
     from snapshotter.client import Client
     from snapshotter.daemon.config import Loaded
 
@@ -35,6 +38,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InvalidArgumentError(f"{message} (see `{self.prog} --help`)")
+
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        # argparse ignores an error of the file; but help that could not be written is no success.
+        if message:
+            (file or sys.stderr).write(message)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and isinstance(value, str) and value not in action.choices:

@@ -3,6 +3,7 @@ Exit codes of the command, and its messages on standard error.
 """
 
 import contextlib
+import os
 import sys
 
 from snapshotter.errors import DataLossError, Error, InvalidArgumentError, NotFoundError, StoreHeldError
@@ -23,7 +24,30 @@ def report(error: Error) -> int:
     """
     Print *error* to standard error, and return its exit code.
     """
-    return complain(str(error), next(code for kind, code in _CODES if isinstance(error, kind)))
+    return complain(f"{error}{cure(error)}", next(code for kind, code in _CODES if isinstance(error, kind)))
+
+
+def cure(error: BaseException) -> str:
+    """
+    Return the cure of *error* to add to its message, "" if there is none: to be root if permission was denied.
+    """
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return ": run the command as root" if isinstance(cause, PermissionError) and os.geteuid() else ""
+
+
+def missing_extra(error: ModuleNotFoundError) -> str:
+    """
+    Return the message for a missing module of an extra, with a command that installs the extra into this Python.
+    """
+    import importlib.util  # here, because only this error needs the modules
+    import shlex
+    import sysconfig
+
+    python = shlex.quote(sys.executable)
+    pip = [f"{python} -m pip install"] if importlib.util.find_spec("pip") else [f"uv pip install --python {python}"]
+    if sys.prefix == sys.base_prefix and os.path.exists(f"{sysconfig.get_path('stdlib')}/EXTERNALLY-MANAGED"):
+        pip.append("--break-system-packages")
+    return f"{error.name} is missing: {' '.join(pip)} 'btrfs-snapshotter[daemon]'"
 
 
 def complain(text: str, code: int) -> int:

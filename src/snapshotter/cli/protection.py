@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from snapshotter.analysis import containerd
+from snapshotter.cli.codes import missing_extra
 from snapshotter.cli.confirmation import agreed
 from snapshotter.errors import FailedPreconditionError, UnavailableError, quoted
 from snapshotter.model import LOCAL
@@ -73,7 +74,7 @@ def unasked(error: Exception) -> str:
     Return the reason why containerd was not asked, for an error among `UNASKED`.
     """
     if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is missing: pip install 'btrfs-snapshotter[daemon]'"
+        return missing_extra(error)
     return str(error)
 
 

@@ -31,6 +31,8 @@ from snapshotter.store.volumes import MountMode, Volumes
 
 T = TypeVar("T")
 
+_NAMED = 3  # children in a message; a message is small, because gRPC sends it in a header
+
 
 class Snapshotter:
     """
@@ -502,7 +504,8 @@ class Snapshotter:
             with self._opened.index.change(key):
                 snapshot = self._opened.index.get(key)
                 if snapshot.children:
-                    raise FailedPreconditionError(f"cannot remove snapshot {quoted(key)} with child")
+                    children = self._children(snapshot)
+                    raise FailedPreconditionError(f"cannot remove snapshot {quoted(key)} with {children}")
                 self._opened.operations.mark_removed(snapshot)
                 self._opened.index.remove(snapshot)
             Event.REMOVED.emit(key=key, id=snapshot.id, seconds=time.monotonic() - started)
@@ -535,7 +538,10 @@ class Snapshotter:
 
     def _mounts(self, snapshot: Snapshot) -> tuple[Mount, ...]:
         if snapshot.kind is Kind.COMMITTED:
-            raise FailedPreconditionError(f"requested snapshot {quoted(snapshot.key)} not active or view")
+            raise FailedPreconditionError(
+                f"requested snapshot {quoted(snapshot.key)} not active or view: to look into a layer, mount a view "
+                "of it, as `snapshotter view` makes"
+            )
         place = self._opened.operations.place(snapshot)
         read_only = snapshot.kind is Kind.VIEW
         return (self._opened.volumes.mount(place, read_only=read_only, id_map=self._id_map(snapshot)),)
@@ -553,6 +559,14 @@ class Snapshotter:
             if self._opened.volumes.owner(layer) == id_map.owner:
                 return None
         return id_map
+
+    def _children(self, snapshot: Snapshot) -> str:
+        """
+        Return the children of *snapshot*, for a message.
+        """
+        names = sorted(each.key for each in self._opened.index.snapshots() if each.parent is snapshot)
+        more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+        return f"child {', '.join(map(quoted, names[:_NAMED]))}{more}: remove the children first"
 
     def _check_free(self, key: str) -> None:
         if key in self._opened.index:

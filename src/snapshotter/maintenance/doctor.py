@@ -22,6 +22,7 @@ from snapshotter.store.barrier import WITHOUT_TURNS
 from snapshotter.store.counters import Counters
 from snapshotter.store.index import Snapshot
 from snapshotter.store.layout import EMPTY, real_path
+from snapshotter.text import format_size
 from snapshotter.transport import library
 
 More = Callable[[Snapshotter], Iterable[Problem]]
@@ -199,7 +200,7 @@ def _devices(root: str) -> Iterator[Problem]:
                 status = os.stat(image)
                 if (allocated := status.st_blocks * 512) < status.st_size:
                     what = (
-                        f"{allocated} of its {status.st_size} bytes are allocated: if the disk below it is full, "
-                        "data is lost"
+                        f"{format_size(allocated)} of its {format_size(status.st_size)} are allocated: if the disk "
+                        "below it is full, data is lost"
                     )
                     yield Problem(image, what, f"fallocate --length {status.st_size} {shlex.quote(image)}")

@@ -13,6 +13,7 @@ from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from snapshotter.mounting import check_empty
 from snapshotter.store.layout import real_path
+from snapshotter.text import format_size
 
 _PLAIN = frozenset(string.ascii_letters + string.digits + ":_.")
 
@@ -40,7 +41,8 @@ def create(root: str, file: str, size: int, *, sparse: bool = False, check: Call
         if not path.isprintable():
             raise InvalidArgumentError(f"{path!r} has characters that a unit file cannot contain: choose another path")
     if size < image.MINIMUM_SIZE:
-        raise InvalidArgumentError(f"an image of {size} bytes is too small: the minimum is {image.MINIMUM_SIZE}")
+        least = format_size(image.MINIMUM_SIZE)
+        raise InvalidArgumentError(f"an image of {format_size(size)} is too small: the minimum is {least}")
     with contextlib.ExitStack() as undo:
         try:
             os.mkdir(root, 0o700)
@@ -54,7 +56,7 @@ def create(root: str, file: str, size: int, *, sparse: bool = False, check: Call
         except FileExistsError as error:
             raise FailedPreconditionError(f"{file!r} exists: choose another file with --image-file") from error
         except OSError as error:
-            text = f"cannot create {file!r} of {size} bytes: {error.strerror}"
+            text = f"cannot create {file!r} of {format_size(size)}: {error.strerror}"
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             raise (ResourceExhaustedError if full else FailedPreconditionError)(text) from error
         undo.callback(os.unlink, file)

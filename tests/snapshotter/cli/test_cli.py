@@ -310,7 +310,7 @@ class TestErrors:
         """
         Without a right to the store, one line says so.
         """
-        refusal = f"snapshotter: cannot open store {layers!r}: Permission denied\n"
+        refusal = f"snapshotter: cannot open store {layers!r}: Permission denied: run the command as root\n"
         assert unprivileged(complaint, ["ls"]) == unprivileged(complaint, ["rm", "web"]) == (1, refusal)
 
     def test_interrupted(self, layers: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ def test_rm(layers: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rm", "web", "nothing", "base"]) == 4
     assert [line.partition("snapshot ")[2] for line in capsys.readouterr().err.splitlines()] == [
         "'nothing' does not exist: did you mean 'web'?",
-        "'base' with child",
+        "'base' with child 'v': remove the children first",
     ]
     assert len(os.listdir(f"{layers}/snapshots")) == 2
     assert run("rm", "v", "base") == (0, "", "")

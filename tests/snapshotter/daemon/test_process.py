@@ -234,7 +234,7 @@ class TestConfiguration:
             "--metrics-address", "localhost:0", patch=f"import sys; sys.modules['{module}'] = None\n"
         )
         assert (code, line.startswith(module)) == (1, True)
-        assert line.endswith(" is missing: pip install 'btrfs-snapshotter[daemon]'")
+        assert line.endswith(" -m pip install 'btrfs-snapshotter[daemon]'")
 
     @pytest.mark.parametrize(
         ("patch", "problem"),

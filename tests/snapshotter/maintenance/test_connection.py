@@ -103,4 +103,4 @@ def test_not_asked(btrfs: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert "not asked" not in run("doctor", "--root", f"{btrfs}/copy").out
     monkeypatch.delattr(maintenance, "connection")
     monkeypatch.setitem(sys.modules, "snapshotter.maintenance.connection", None)
-    assert "is missing: pip install 'btrfs-snapshotter[daemon]'" in run("doctor").out
+    assert f" is missing: {sys.executable} -m pip install" in run("doctor").out
