@@ -147,3 +147,23 @@ def test_removed_is_no_beginning(filled: str, run: Run) -> None:
     assert run("rm", "web").code == 0
     assert cli.main(["rm", "web"]) == 2
     assert "web-2" in names(run)
+
+
+def test_changes(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    A change takes the beginning of a key, with and without a daemon.
+    """
+    for argv in ["prepare", "web"], ["label", "w", "a=b"], ["fork", "w", "copy"], ["commit", "layer", "we"]:
+        assert cli.main(argv) == 0
+    assert cli.main(["prepare", "next", "lay"]) == 0
+    assert cli.main(["rm", "co", "ne", "--yes"]) == 0
+    assert cli.main(["rm", "x"]) == 4
+    assert capsys.readouterr().err.splitlines() == [
+        "snapshotter: 'w' means 'web'",
+        "snapshotter: 'w' means 'web'",
+        "snapshotter: 'we' means 'web'",
+        "snapshotter: 'lay' means 'layer'",
+        "snapshotter: 'co' means 'copy'",
+        "snapshotter: 'ne' means 'next'",
+        "snapshotter: snapshot 'x' does not exist: did you mean 'layer'?",
+    ]
