@@ -29,15 +29,24 @@ def report(error: Error) -> int:
 
 def cure(error: BaseException) -> str:
     """
-    Return the cure of *error* to add to its message, "" if there is none: to be root if permission was denied.
+    Return the cure of *error* to add to its message: to be root, or to install an extra; "" if there is none.
     """
     cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, ModuleNotFoundError):
+        return f": {_installation()}"
     return ": run the command as root" if isinstance(cause, PermissionError) and os.geteuid() else ""
 
 
 def missing_extra(error: ModuleNotFoundError) -> str:
     """
-    Return the message for a missing module of an extra, with a command that installs the extra into this Python.
+    Return the message for a missing module of an extra, with a command that installs the extra.
+    """
+    return f"{error.name} is missing: {_installation()}"
+
+
+def _installation() -> str:
+    """
+    Return the command that installs the extra for daemons into this Python.
     """
     import importlib.util  # here, because only this error needs the modules
     import shlex
@@ -47,7 +56,7 @@ def missing_extra(error: ModuleNotFoundError) -> str:
     pip = [f"{python} -m pip install"] if importlib.util.find_spec("pip") else [f"uv pip install --python {python}"]
     if sys.prefix == sys.base_prefix and os.path.exists(f"{sysconfig.get_path('stdlib')}/EXTERNALLY-MANAGED"):
         pip.append("--break-system-packages")
-    return f"{error.name} is missing: {' '.join(pip)} 'btrfs-snapshotter[daemon]'"
+    return f"{' '.join(pip)} 'btrfs-snapshotter[daemon]'"
 
 
 def complain(text: str, code: int) -> int:

@@ -139,10 +139,10 @@ def _regex(pattern: str) -> Callable[[str | None], bool]:
     # re2 takes linear time, while Python's engine takes exponential time for some patterns.
     try:
         import re2  # type: ignore[import-untyped]  # google-re2 has no stubs
-    except ImportError:
+    except ImportError as error:
         raise NotSupportedError(
-            "the filter operator ~= needs google-re2: pip install 'btrfs-snapshotter[daemon]'"
-        ) from None
+            "the filter operator ~= needs google-re2, of the extra btrfs-snapshotter[daemon]"
+        ) from error
     options = re2.Options()
     options.log_errors = False
     options.max_mem = MAX_REGEX_MEMORY

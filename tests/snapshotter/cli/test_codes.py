@@ -2,9 +2,11 @@
 The exit codes of docs/cli.md, of every command.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -226,3 +228,33 @@ def test_layer_is_not_mounted(filled: str, capsys: pytest.CaptureFixture[str]) -
     """
     assert cli.main(["mounts", "base"]) == 1
     assert "not active or view: to look into a layer, mount a view of it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("pip", "managed", "command"),
+    [
+        (True, False, f"{sys.executable} -m pip install 'btrfs-snapshotter[daemon]'"),
+        (True, True, f"{sys.executable} -m pip install --break-system-packages 'btrfs-snapshotter[daemon]'"),
+        (False, False, f"uv pip install --python {sys.executable} 'btrfs-snapshotter[daemon]'"),
+    ],
+)
+def test_missing_extra(
+    filled: str,
+    pip: bool,
+    managed: bool,
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """
+    The error of a missing extra has a command that works with the Python at hand.
+    """
+    monkeypatch.setitem(sys.modules, "re2", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: pip or None)
+    if managed:
+        (tmp_path / "EXTERNALLY-MANAGED").touch()
+        monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+        monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert cli.main(["ls", "name~=x"]) == 1
+    assert capsys.readouterr().err.endswith(f"google-re2, of the extra btrfs-snapshotter[daemon]: {command}\n")

@@ -184,11 +184,11 @@ def test_regex_takes_linear_time() -> None:
 
 def test_regex_without_google_re2(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Without google-re2 only ``~=`` fails, and the error names the package to install.
+    Without google-re2 only ``~=`` fails, and the error names the extra.
     """
     monkeypatch.setitem(sys.modules, "re2", None)
     assert parse("name==foo").match(INFO)
-    text = r"the filter operator ~= needs google-re2: pip install 'btrfs-snapshotter\[daemon\]'"
+    text = r"the filter operator ~= needs google-re2, of the extra btrfs-snapshotter\[daemon\]"
     with pytest.raises(NotSupportedError, match=text):
         parse("name~=foo")
 
