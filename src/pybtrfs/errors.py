@@ -28,12 +28,13 @@ def explained(error: OSError, fd: int, filename: object) -> OSError:
     """
     Return the error to raise for *error*, the refusal of an ioctl on *fd*.
 
-    It has *filename*, and a class or note that explains ENOTTY.
+    It has *filename*, and a class or note that explains ENOTTY. An error that has a path already is returned as it is.
+    A file descriptor is replaced, because a nested call was given the descriptor for *filename*.
     """
-    if error.filename is not None:
+    if error.filename2 is not None or not isinstance(error.filename, int | None):
         return error
     error.filename = filename
-    if error.errno != errno.ENOTTY:
+    if error.errno != errno.ENOTTY or isinstance(error, NotBtrfsError):
         return error
     if syscall.fstatfs_type(fd) != syscall.BTRFS_SUPER_MAGIC:
         return noted(NotBtrfsError(errno.ENOTTY, "not a btrfs filesystem", filename), error)

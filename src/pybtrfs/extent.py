@@ -93,8 +93,8 @@ def has_reference(filesystem: Target, subvolid: int, extent: Extent) -> bool:
     Issues one tree search, which needs ``CAP_SYS_ADMIN``.
     """
     key = Key(extent.inum, EXTENT_DATA_KEY, extent.offset)
-    with contextlib.suppress(FileNotFoundError):
-        for item in tree_search.search(filesystem, tree_id=subvolid, min_key=key, max_key=key, buffer_size=_ONE_ITEM):
+    with opened(filesystem) as fd, contextlib.suppress(FileNotFoundError):
+        for item in tree_search.search(fd, tree_id=subvolid, min_key=key, max_key=key, buffer_size=_ONE_ITEM):
             found = items.extent_data(item.data)
             return isinstance(found, FileExtent) and found.disk_bytenr == extent.bytenr
     return False

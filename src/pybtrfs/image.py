@@ -66,17 +66,15 @@ def create(path: _Path, size: int, *, sparse: bool = False) -> uuid.UUID:
         raise ValueError(f"cannot create an image of {size} bytes: the minimum is {MINIMUM_SIZE}")
     size -= size % _SECTOR
     fsid = uuid.uuid4()
-    fd = os.open(path, _READ_WRITE | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        _extend(fd, size, sparse=sparse)
-        for offset, block in _blocks(fsid, size):
-            os.pwrite(fd, block, offset)
-        os.fsync(fd)
-    except BaseException:
-        os.unlink(path)
-        raise
-    finally:
-        os.close(fd)
+    with owned(os.open(path, _READ_WRITE | os.O_CREAT | os.O_EXCL, 0o600), path) as fd:
+        try:
+            _extend(fd, size, sparse=sparse)
+            for offset, block in _blocks(fsid, size):
+                os.pwrite(fd, block, offset)
+            os.fsync(fd)
+        except BaseException:
+            os.unlink(path)
+            raise
     return fsid
 
 
@@ -174,7 +172,10 @@ def attach(path: _Path) -> LoopDevice:
         FileNotFoundError: *path* or ``/dev/loop-control`` does not exist.
         OSError: EBUSY: *path* is attached already.
     """
-    with owned(os.open(path, _READ_WRITE)) as backing, owned(os.open("/dev/loop-control", _READ_WRITE)) as control:
+    with (
+        owned(os.open(path, _READ_WRITE), path) as backing,
+        owned(os.open("/dev/loop-control", _READ_WRITE)) as control,
+    ):
         deadline = time.monotonic() + _PATIENCE
         _claim(backing, path, deadline)
         while True:
@@ -268,7 +269,11 @@ def mount(path: _Path, target: _Path, *, options: str = "") -> MountedImage:
     """
     data = f"{DEFAULT_OPTIONS},{options}" if options else DEFAULT_OPTIONS
     with attach(path) as device:
-        syscall.mount(device.path, target, "btrfs", 0, data)
+        try:
+            syscall.mount(device.path, target, "btrfs", 0, data)
+        except OSError as error:
+            error.filename, error.filename2 = path, target
+            raise
         with contextlib.ExitStack() as undo:
             mounted = undo.enter_context(MountedImage(device.path, os.fsdecode(target)))
             with opened(target) as fd:
@@ -306,7 +311,7 @@ def grow(path: _Path, size: int, *, sparse: bool = False) -> None:
         ValueError: *size* is below the size of the image, or below 256 MiB, which the kernel does not grow a btrfs to.
         OSError: ENOSPC: the filesystem below has too little space.
     """
-    with owned(os.open(path, _READ_WRITE)) as fd:
+    with owned(os.open(path, _READ_WRITE), path) as fd:
         size -= size % _SECTOR
         least = max(os.fstat(fd).st_size, _MINIMUM_GROWN)
         if size < least:
@@ -314,10 +319,10 @@ def grow(path: _Path, size: int, *, sparse: bool = False) -> None:
         _extend(fd, size, sparse=sparse)
         os.fsync(fd)
     for name in _devices(path):
-        with owned(os.open(name, _READ_WRITE)) as device:
+        with owned(os.open(name, _READ_WRITE), path) as device:
             ioctl.loop_set_capacity(device)
             for target in mountinfo.mounted_from(name):
-                with opened(target) as fd:
+                with owned(os.open(target, os.O_RDONLY | os.O_CLOEXEC), path) as fd:
                     # If something else is mounted over it, the path leads there.
                     if ioctl.dev_info(fd, 1).path == name.encode():
                         _fill(fd, device)

@@ -94,18 +94,23 @@ def _open(target: Target) -> tuple[int, bool]:
 class owned:  # noqa: N801 - used like a function
     """
     A context manager that yields the file descriptor *fd*, and closes it at the end.
+
+    An OSError inside the ``with`` that names no file gets *filename*.
     """
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_fd", "_filename")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, filename: object = None) -> None:
         self._fd = fd
+        self._filename = filename
 
     def __enter__(self) -> int:
         return self._fd
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         os.close(self._fd)
+        if self._filename is not None and isinstance(error, OSError) and error.filename is None:
+            error.filename = self._filename
 
 
 def open_directory(dir_fd: int, name: str | bytes) -> int:
@@ -145,8 +150,8 @@ def at(destination: Destination, call: Callable[..., _Result], *arguments: objec
     """
     Call *call* with the directory of *destination* as a file descriptor, the name in it and *arguments*.
 
-    An OSError of *call* gets the path, or the name, as its filename. This is a function, because a call takes less time
-    than a ``with``.
+    An OSError gets the path, or the name, as its filename. This is a function, because a call takes less time than a
+    ``with``.
 
     Raises:
         ValueError: The name is empty, ``.`` or ``..``, longer than 255 bytes, or contains a slash or a NUL byte.
@@ -162,7 +167,7 @@ def at(destination: Destination, call: Callable[..., _Result], *arguments: objec
             f"{filename!r} does not end in a valid name: 1 to {VOL_NAME_MAX} bytes without slash or NUL byte, "
             "and not '.' or '..'"
         )
-    fd = os.open(head or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if owned else descriptor(directory)
+    fd = _open_head(head, filename) if owned else descriptor(directory)
     try:
         return call(fd, name, *arguments)
     except OSError as error:
@@ -171,6 +176,14 @@ def at(destination: Destination, call: Callable[..., _Result], *arguments: objec
     finally:
         if owned:
             os.close(fd)
+
+
+def _open_head(head: bytes, filename: object) -> int:
+    try:
+        return os.open(head or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        error.filename = filename
+        raise
 
 
 def _explain(error: OSError, fd: int, filename: object) -> None:

@@ -66,11 +66,12 @@ def is_permitted(target: Target) -> bool:
     """
     Return whether the caller may search trees, which needs ``CAP_SYS_ADMIN`` in the initial user namespace.
     """
-    try:
-        next(search(target, tree_id=ROOT_TREE_OBJECTID, max_key=MIN_KEY), None)
-    except PermissionError:
-        return False
-    return True
+    with opened(target) as fd:
+        try:
+            next(search(fd, tree_id=ROOT_TREE_OBJECTID, max_key=MIN_KEY), None)
+        except PermissionError:
+            return False
+        return True
 
 
 def search(

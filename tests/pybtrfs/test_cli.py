@@ -339,11 +339,13 @@ def test_wrong_usage(argv: list[str]) -> None:
 
 def test_errors(top: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """
-    A failure exits with 1 and prints the file and the ioctl.
+    A failure exits with 1 and prints the file, or both files, and the ioctl.
     """
     assert said(capfd, "subvolume", "list", "missing") == (1, "", "ERROR: No such file or directory: missing\n")
     code, _, err = said(capfd, "subvolume", "list", str(tmp_path))
     assert (code, err) == (1, f"ERROR: not a btrfs filesystem: {tmp_path} (BTRFS_IOC_INO_LOOKUP)\n")
+    code, _, err = said(capfd, "subvolume", "snapshot", "a", "d/e/file")
+    assert (code, err) == (1, "ERROR: File exists: a -> d/e/file (BTRFS_IOC_SNAP_CREATE_V2)\n")
 
 
 def test_a_reader_may_exit(top: Path) -> None:

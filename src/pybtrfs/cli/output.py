@@ -39,7 +39,8 @@ def complain(error: Exception) -> int:
     """
     text = str(error)
     if isinstance(error, OSError):
-        place = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+        files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        place = f": {' -> '.join(files)}" if files else ""
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
         text = f"{error.strerror}{place}{notes}"
     print("ERROR:", text, file=sys.stderr)

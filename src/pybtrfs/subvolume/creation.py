@@ -73,15 +73,10 @@ def snapshot(
     """
     flags = SUBVOL_RDONLY if read_only and not recursive else 0
 
+    named = dest[1] if isinstance(dest, tuple) else dest
+
     def make(dirfd: int, name: bytes) -> None:
-        try:
-            ioctl.snap_create_v2(source_fd, dirfd, name, flags, inherit)
-        except OSError as error:
-            if error.errno == errno.EINVAL and not is_root(source_fd):
-                raise not_subvolume(source, error) from error
-            if error.errno != errno.ENOTTY:
-                error.filename, error.filename2 = source, dest if not isinstance(dest, tuple) else dest[1]
-            raise
+        ioctl.snap_create_v2(source_fd, dirfd, name, flags, inherit)
         if recursive:
             with owned(open_beneath(dirfd, name)) as made:
                 snapshot_below(source_fd, made, get_id(made), inherit)
@@ -89,7 +84,16 @@ def snapshot(
                     _make_read_only(made)
 
     with opened(source) as source_fd:
-        at(dest, make)
+        try:
+            at(dest, make)
+        except OSError as error:
+            if error.errno == errno.EINVAL and not is_root(source_fd):
+                raise not_subvolume(source, error) from error
+            if error.errno != errno.ENOTTY:
+                if error.filename is not named:
+                    error.add_note(f"at {os.fsdecode(error.filename)!r} below it")
+                error.filename, error.filename2 = source, named
+            raise
 
 
 @contextmanager
@@ -102,12 +106,30 @@ def temporary_snapshot(source: Target, directory: str | os.PathLike[str], *, rea
     owner needs no privilege.
     """
     name = f"snapshot-{os.urandom(8).hex()}"
+    path = os.path.join(directory, name)
     with owned(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-        snapshot(source, (fd, name), read_only=read_only)
+        with _named(name, path):
+            snapshot(source, (fd, name), read_only=read_only)
         try:
-            yield os.path.join(directory, name)
+            yield path
         finally:
-            delete((fd, name), recursive=True, unlink=True)
+            with _named(name, path):
+                delete((fd, name), recursive=True, unlink=True)
+
+
+@contextmanager
+def _named(name: str, path: str) -> Iterator[None]:
+    """
+    Replace *name* by *path* in an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename == name:
+            error.filename = path
+        elif error.filename2 == name:
+            error.filename2 = path
+        raise
 
 
 class Batch:
