@@ -57,6 +57,10 @@ def said(capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     return code, out, err
 
 
+def as_root(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
 OPTIONS = ["", "-p", "-c", "-g", "-u", "-q", "-R", "-s", "-r", "-o", "-t", "-d", "-pcguqR", "-pcguqRst"]
 OPTIONS += ["--sort=-rootid", "--sort=path", "--sort=-gen,rootid", "--sort=ogen,-path"]
 
@@ -69,6 +73,36 @@ def test_list(top: Path, option: str) -> None:
     for path in (".", "a", "a/b", "d"):
         argv = ["subvolume", "list", *([option] if option else []), path]
         assert ours(*argv) == theirs(*argv)
+
+
+def test_list_below(top: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """
+    A list below a directory has paths from it, for ordinary users as well; without the option they get the same.
+    """
+
+    def paths(*argv: str) -> tuple[int, list[str]]:
+        code, out, err = said(capfd, "subvolume", "list", *argv)
+        return code, [line.partition(" path ")[2] for line in out.splitlines()] or err.splitlines()
+
+    subvolume.delete(os.fsencode(top) + b"/d/\xff \n")
+    monkeypatch.chdir(top / "a")
+    for caller in (as_root, *UNPRIVILEGED.values()):
+        assert caller(paths, "--below", "../d") == (0, ["e", "snap"])
+        assert caller(paths, "--below", ".") == (0, ["b", "b/c"])
+    for caller in UNPRIVILEGED.values():
+        assert caller(paths, "../d") == (0, ["e", "snap"])
+
+
+def test_paths(top: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """
+    The path of the subvolume that contains a file is absolute. The path below a directory begins with the directory.
+    """
+    assert said(capfd, "subvolume", "get-root", "d/e/file") == (0, f"{top}/d/e\n", "")
+    subvolid = str(subvolume.get_id(top / "a/b/c"))
+    assert said(capfd, "subvolume", "get-path", subvolid, "a") == (0, "a/b/c\n", "")
+    assert said(capfd, "subvolume", "get-path", subvolid, f"{top}/a/b/c") == (0, f"{top}/a/b/c\n", "")
+    wrong = f"ERROR: subvolume {subvolid} is not below the directory: d\n"
+    assert said(capfd, "subvolume", "get-path", subvolid, "d") == (1, "", wrong)
 
 
 def test_list_deleted(top: Path) -> None:

@@ -79,9 +79,15 @@ CALLS = {
     "subvolume.get_info": Call(subvolume.get_info),
     "subvolume.get_info by id": Call(lambda target: subvolume.get_info(target, UNKNOWN), privileged=True, unknown=True),
     "subvolume.get_path": Call(lambda target: subvolume.get_path(target, UNKNOWN), privileged=True, unknown=True),
+    "subvolume.get_path_below": Call(lambda target: subvolume.get_path_below(target, UNKNOWN), unknown=True),
     "subvolume.get_read_only": Call(subvolume.get_read_only, root=True),
+    "subvolume.get_root": Call(subvolume.get_root),
     "subvolume.iterate": Call(lambda target: list(subvolume.iterate(target)), privileged=True),
-    "subvolume.iterate below": Call(lambda target: list(subvolume.iterate(target, top=0))),
+    "subvolume.iterate the own": Call(lambda target: list(subvolume.iterate(target, top=0))),
+    "subvolume.iterate a missing": Call(
+        lambda target: list(subvolume.iterate(target, top=UNKNOWN)), privileged=True, unknown=True
+    ),
+    "subvolume.iterate_below": Call(lambda target: list(subvolume.iterate_below(target))),
     "subvolume.iterate_deleted": Call(lambda target: list(subvolume.iterate_deleted(target)), privileged=True),
     "subvolume.origins": Call(lambda target: list(subvolume.origins(target))),
     "subvolume.set_default": Call(lambda target: subvolume.set_default(target, UNKNOWN), privileged=True, unknown=True),

@@ -14,6 +14,7 @@ from pybtrfs.cli.output import DONE, column, complain, json_value, local_time, w
 from pybtrfs.errors import not_subvolume
 from pybtrfs.items import FS_TREE_OBJECTID
 from pybtrfs.path import opened
+from pybtrfs.tree_search import is_permitted
 
 if TYPE_CHECKING:
     from pybtrfs.cli.arguments import Commands
@@ -27,7 +28,10 @@ def add_commands(commands: Commands) -> None:
     """
     group = add_group(commands, "subvolume", "create, delete, list and show subvolumes")
 
-    listing = add_command(group, "list", _list, "list subvolumes; without CAP_SYS_ADMIN, only those below PATH", "PATH")
+    listing = add_command(group, "list", _list, "list subvolumes; without CAP_SYS_ADMIN, as with --below", "PATH")
+    listing.add_argument(
+        "--below", action="store_true", help="list only subvolumes below the directory PATH, with paths from it"
+    )
     for option, text in (
         ("-o", "list only the children of the subvolume that contains PATH"),
         ("-p", "show the id of the containing subvolume"),
@@ -84,6 +88,11 @@ def add_commands(commands: Commands) -> None:
     sync = add_command(group, "sync", _sync, "wait until the kernel has cleaned deleted subvolumes", "PATH")
     sync.add_argument("ids", metavar="ID", nargs="*", type=int, help="the deleted subvolumes, by default all")
 
+    add_command(group, "get-root", _get_root, "print the path of the subvolume that contains PATH", "PATH")
+    get_path = add_command(group, "get-path", _get_path, "print the path of the subvolume ID below the directory PATH")
+    get_path.add_argument("subvolid", metavar="ID", type=int)
+    get_path.add_argument("path", metavar="PATH")
+
     add_json(add_command(group, "get-default", _get_default, "show the default subvolume", "PATH"))
     set_default = add_command(group, "set-default", _set_default, "set the default subvolume")
     set_default.add_argument(
@@ -137,13 +146,11 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    own = subvolume.get_id(arguments.path)
-    try:
-        entries = list(subvolume.iterate(arguments.path))
-        above = "" if own == FS_TREE_OBJECTID else subvolume.get_path(arguments.path, own) + "/"
-    except PermissionError:
-        entries = list(subvolume.iterate(arguments.path, top=0))
-        above = ""
+    own, above = subvolume.get_id(arguments.path), ""
+    below = arguments.below or not is_permitted(arguments.path)
+    entries = list(subvolume.iterate_below(arguments.path) if below else subvolume.iterate(arguments.path))
+    if not below and own != FS_TREE_OBJECTID:
+        above = subvolume.get_path(arguments.path, own) + "/"
     return [
         {
             "ID": info.id,
@@ -291,6 +298,15 @@ def _sync(arguments: argparse.Namespace) -> None:
         filesystem.sync(arguments.path)  # the kernel starts cleaning after a commit
         subvolume.wait_deleted(arguments.path, subvolid)
         write(f"Subvolume id {subvolid} is gone ({number}/{len(ids)})")
+
+
+def _get_root(arguments: argparse.Namespace) -> None:
+    write(subvolume.get_root(arguments.path))
+
+
+def _get_path(arguments: argparse.Namespace) -> None:
+    path = subvolume.get_path_below(arguments.path, arguments.subvolid)
+    write(os.path.join(arguments.path, path) if path else arguments.path)
 
 
 def _get_default(arguments: argparse.Namespace) -> None:

@@ -26,12 +26,21 @@ from pybtrfs.subvolume.info import (
     get_info,
     get_path,
     get_read_only,
+    get_root,
     is_subvolume,
     origins,
     set_default,
     set_read_only,
 )
-from pybtrfs.subvolume.listing import SubvolumeEntry, SubvolumeRef, children, get_child_path, iterate
+from pybtrfs.subvolume.listing import (
+    SubvolumeEntry,
+    SubvolumeRef,
+    children,
+    get_child_path,
+    get_path_below,
+    iterate,
+    iterate_below,
+)
 
 __all__ = [
     "Batch",
@@ -54,9 +63,12 @@ __all__ = [
     "get_id",
     "get_info",
     "get_path",
+    "get_path_below",
     "get_read_only",
+    "get_root",
     "is_subvolume",
     "iterate",
+    "iterate_below",
     "iterate_deleted",
     "origins",
     "set_default",

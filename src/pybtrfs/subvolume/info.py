@@ -12,7 +12,7 @@ from pybtrfs import ioctl, items, syscall
 from pybtrfs.errors import not_subvolume
 from pybtrfs.ioctl import FIRST_FREE_OBJECTID, SUBVOL_RDONLY, SubvolInfo, SubvolRecord
 from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, UUID_TREE_OBJECTID, Key
-from pybtrfs.path import Target, open_directory, opened, using
+from pybtrfs.path import Target, open_directory, opened, owned, using
 from pybtrfs.tree_search import MAX, search, search_subvolumes
 
 if TYPE_CHECKING:
@@ -215,6 +215,33 @@ def get_path(filesystem: Target, subvolid: int) -> str:
         return os.fsdecode(path[:-1])
 
 
+def get_root(target: Target) -> str:
+    """
+    Return the path of the root of the subvolume that contains *target*: absolute and without symlinks.
+
+    Issues fstat(2) for each directory from *target* up to the root. The caller must be able to open *target*, and have
+    search permission on these directories.
+
+    Raises:
+        FileNotFoundError: The root is outside of the mount, or *target* is deleted.
+    """
+    with opened(target) as fd:
+        subvolid, device = get_id(fd), os.fstat(fd).st_dev
+        try:
+            below, path = "", os.readlink(f"/proc/self/fd/{fd}")
+            while path != below:
+                with owned(os.open(path, syscall.O_PATH | os.O_CLOEXEC)) as above:
+                    if os.fstat(above).st_dev != device:
+                        break
+                    if is_root(above):
+                        return path
+                below, path = path, os.path.dirname(path)
+        except OSError as error:
+            error.filename = None  # the caller's own argument takes its place
+            raise
+        raise FileNotFoundError(errno.ENOENT, f"the root of subvolume {subvolid} is not in the mount")
+
+
 def find_uuid(filesystem: Target, uuid: UUID | bytes) -> int:
     """
     Return the id of the subvolume with the *uuid*.
@@ -408,6 +435,10 @@ def lookup_root(fd: int, subvolid: int) -> SubvolInfo | None:
     """
     Return the subvolume *subvolid*, also if it is deleted and not cleaned yet, or None.
     """
+    if not isinstance(subvolid, int):
+        raise TypeError(f"{subvolid!r} is not the id of a subvolume")
+    if not 0 <= subvolid <= MAX:
+        raise ValueError(f"{subvolid!r} is not the id of a subvolume")
     return next(search_subvolumes(fd, SubvolInfo, min_id=subvolid, max_id=subvolid, buffer_size=_ONE), None)
 
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections import OrderedDict
 from contextlib import closing, suppress
-from itertools import chain, islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,7 +25,7 @@ from pybtrfs.subvolume.info import (
     lookup,
     lookup_root,
 )
-from pybtrfs.tree_search import MAX, search, search_subvolume_records
+from pybtrfs.tree_search import MAX, is_permitted, search, search_subvolume_records
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -74,41 +74,117 @@ def iterate(
     Issues one tree search (Linux 3.16), and ``BTRFS_IOC_INO_LOOKUP`` for each directory that contains subvolumes and is
     not a subvolume itself; some thousand directories are cached. Both need ``CAP_SYS_ADMIN``.
 
-    Without ``CAP_SYS_ADMIN``, *filesystem* must be the root of *top*. The listing then opens each subvolume (Linux
-    5.6), uses `children`, `get_child_path` and `get_info`, and yields each subvolume before its children. A subvolume
-    that the caller cannot open, or that has something mounted on it, is skipped with everything below it.
+    Without ``CAP_SYS_ADMIN``, *filesystem* must be the root of *top*. The listing is then that of `iterate_below`.
 
     Args:
-        top: The id of a subvolume; 0 means the subvolume that contains *filesystem*.
+        top: The id of a subvolume; 0 means the subvolume that contains *filesystem*, wherever *filesystem* is in it.
         directories: Known paths of directories in *top*, with a trailing slash, by inode number; the kernel is not
             asked for them. os.scandir has both for a directory of many directories with one subvolume each.
 
     Raises:
+        FileNotFoundError: *top* does not exist, or is deleted.
         PermissionError: The caller lacks ``CAP_SYS_ADMIN``, and *filesystem* is not the root of *top*.
     """
     with opened(filesystem) as fd:
         if top == 0:
             top = get_id(fd)
-        records = search_subvolume_records(fd)
-        try:
-            first = list(islice(records, 1))
-        except PermissionError:
-            if not is_root(fd) or get_id(fd) != top:
-                raise
+        yield from _listed(fd, top, directories) if _may_search(fd, top) else _walk(fd, "")
+
+
+def iterate_below(directory: Target) -> Iterator[SubvolumeEntry]:
+    """
+    Yield all subvolumes below *directory*, a subvolume or any directory in one, with their paths from *directory*.
+
+    The subvolumes are those of the filesystem, also where something is mounted on them. A directory that is renamed
+    concurrently may seem to have none. Otherwise the listing is as `iterate` describes it.
+
+    Issues the calls of `iterate`, which need ``CAP_SYS_ADMIN``. Without it, opens each subvolume (Linux 5.6), uses
+    `children`, `get_child_path` and `get_info`, and yields each subvolume before its children. A subvolume that the
+    caller cannot open, or that has something mounted on it, is skipped with everything below it.
+
+    Raises:
+        NotADirectoryError: *directory* is a file of another kind.
+    """
+    with opened(directory) as fd:
+        top = get_id(fd)
+        _check_directory(fd)
+        if is_permitted(fd):
+            above = os.fsdecode(directory_path(fd, top, syscall.fstat_ino(fd)))
+            yield from _listed(fd, top, {}, above)
+        else:
             yield from _walk(fd, "")
-            return
-        paths = _Paths(fd, top, directories)
-        make = tuple.__new__  # halves the cost of constructing a NamedTuple
-        parent = directory = 0
-        above: str | None = None
-        for record in chain(first, records):
-            subvolid, name, parent_id, dirid, _ = record  # unpacking a plain tuple is cheaper than an info's properties
-            if dirid != directory or parent_id != parent:
-                parent, directory = parent_id, dirid
-                above = paths.of(parent_id, dirid) if parent_id else None  # a deleted subvolume has no parent
-            if above is not None and subvolid != top:
-                path = above + name.decode(ENCODING, ERRORS)
-                yield make(SubvolumeEntry, (path, make(SubvolumeInfo, record)))
+
+
+def get_path_below(directory: Target, subvolid: int) -> str:
+    """
+    Return the path of the subvolume *subvolid* from *directory*; ``""`` for *directory* itself.
+
+    Joined to the path of a mount point, this is a path by which the subvolume can be opened, unless something is
+    mounted above it. `get_path` returns the path from the top level instead.
+
+    Issues tree searches and ``BTRFS_IOC_INO_LOOKUP``, which need ``CAP_SYS_ADMIN``. Without it, opens the subvolumes
+    below *directory* until it finds *subvolid*, as `iterate_below` does.
+
+    Raises:
+        FileNotFoundError: The subvolume does not exist, or is not below *directory*.
+        NotADirectoryError: *directory* is a file of another kind.
+    """
+    with opened(directory) as fd:
+        _check_directory(fd)
+        top, inode = get_id(fd), syscall.fstat_ino(fd)
+        if subvolid == top and inode == FIRST_FREE_OBJECTID:
+            return ""
+        try:
+            found = lookup(fd, subvolid)
+        except PermissionError:
+            with closing(_walk(fd, "")) as entries:
+                path = next((path for path, info in entries if info.id == subvolid), None)
+        else:
+            paths = _Paths(fd, top, {}, os.fsdecode(directory_path(fd, top, inode)))
+            above = paths.of(found.parent_id, found.dirid) if found.parent_id else None
+            path = None if above is None else above + os.fsdecode(found.name)
+        if path is None:
+            raise FileNotFoundError(errno.ENOENT, f"subvolume {subvolid} is not below the directory")
+        return path
+
+
+def _may_search(fd: int, top: int) -> bool:
+    """
+    Return whether the caller may search trees for the subvolumes below *top*; if not, *fd* must be the root of *top*.
+    """
+    try:
+        lookup(fd, top)
+    except PermissionError as error:
+        if not is_root(fd) or get_id(fd) != top:
+            error.add_note("`iterate_below` needs no privilege")
+            raise
+        return False
+    return True
+
+
+def _check_directory(fd: int) -> None:
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+
+def _listed(
+    fd: int, top: int, directories: Mapping[int, str], below: str = ""
+) -> Generator[SubvolumeEntry, None, None]:
+    """
+    Yield the subvolumes below the directory *below* of the subvolume *top*, by tree search.
+    """
+    paths = _Paths(fd, top, directories, below)
+    make = tuple.__new__  # halves the cost of constructing a NamedTuple
+    parent = directory = 0
+    above: str | None = None
+    for record in search_subvolume_records(fd):
+        subvolid, name, parent_id, dirid, _ = record  # unpacking a plain tuple is cheaper than an info's properties
+        if dirid != directory or parent_id != parent:
+            parent, directory = parent_id, dirid
+            above = paths.of(parent_id, dirid) if parent_id else None  # a deleted subvolume has no parent
+        if above is not None and subvolid != top:
+            path = above + name.decode(ENCODING, ERRORS)
+            yield make(SubvolumeEntry, (path, make(SubvolumeInfo, record)))
 
 
 def children(target: Target) -> Iterator[SubvolumeRef]:
@@ -127,13 +203,15 @@ def children(target: Target) -> Iterator[SubvolumeRef]:
 
 def get_child_path(target: Target, child: SubvolumeRef) -> str:
     """
-    Return the path of *child* from *target*, the root of the subvolume whose `children` include it.
+    Return the path of *child* from *target*, the root of the subvolume whose `children` include it, or a directory in
+    it.
 
     Issues ``BTRFS_IOC_INO_LOOKUP_USER`` (Linux 4.18). The caller must have read and search permission on *target* and
     on the directories below it, except the last.
 
     Raises:
         FileNotFoundError: The subvolume does not exist any more.
+        PermissionError: The caller lacks the permission, or *child* is not below *target*.
         OSError: ENAMETOOLONG: the path has more than 3,823 bytes; use `get_path`.
     """
     with opened(target) as fd:
@@ -255,7 +333,10 @@ def opened_children(fd: int) -> Generator[tuple[SubvolumeRef, str, int], None, N
             yield child, path, child_fd
 
 
-def _walk(fd: int, above: str) -> Iterator[SubvolumeEntry]:
+def _walk(fd: int, above: str) -> Generator[SubvolumeEntry, None, None]:
+    """
+    Yield the subvolumes below the directory *fd*, without a privilege.
+    """
     with closing(opened_children(fd)) as found:
         for _, path, child_fd in found:
             try:
@@ -268,18 +349,19 @@ def _walk(fd: int, above: str) -> Iterator[SubvolumeEntry]:
 
 class _Paths:
     """
-    A cache of the paths of directories from the subvolume *top*, with a trailing slash.
+    A cache of the paths of directories, with a trailing slash, from the directory *below* of the subvolume *top*.
     """
 
-    def __init__(self, fd: int, top: int, directories: Mapping[int, str]) -> None:
+    def __init__(self, fd: int, top: int, directories: Mapping[int, str], below: str) -> None:
         self._fd = fd
         self._top = top
         self._directories = directories
+        self._below = below
         self._known: OrderedDict[tuple[int, int], str | None] = OrderedDict()
 
     def of(self, subvolid: int, dirid: int) -> str | None:
         """
-        Return the path of a directory in a subvolume, or None if it is not below the top or deleted.
+        Return the path of a directory in a subvolume, or None if it is deleted or somewhere else.
         """
         where = subvolid, dirid
         if where in self._known:
@@ -315,6 +397,9 @@ class _Paths:
         if subvolid == self._top and dirid in self._directories:
             return self._directories[dirid]
         try:
-            return os.fsdecode(directory_path(self._fd, subvolid, dirid))
+            path = os.fsdecode(directory_path(self._fd, subvolid, dirid))
         except FileNotFoundError:
             return None
+        if subvolid != self._top:
+            return path
+        return path.removeprefix(self._below) if path.startswith(self._below) else None

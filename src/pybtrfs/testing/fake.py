@@ -460,8 +460,11 @@ class _Filesystem:
         if paths.location(arguments.treeid)[:2] != (subvolid, arguments.dirid):
             raise _error(errno.ENOENT)
         arguments.name = os.fsencode(name)
-        if directory != _path(fd):
-            arguments.path = os.fsencode(os.path.relpath(directory, _path(fd))) + b"/"
+        top = _path(fd)
+        if directory != top:
+            if not directory.startswith(top + "/"):
+                raise _error(errno.EACCES)
+            arguments.path = os.fsencode(os.path.relpath(directory, top)) + b"/"
 
     def tree_search_v2(self, fd: int, arguments: Any) -> None:
         if arguments is None:

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from pybtrfs import filesystem, ioctl, kernel, subvolume, syscall
 from pybtrfs.subvolume import listing
-from tests.pybtrfs.subvolume.common import below, children, contained, make, open_directory, without
+from tests.pybtrfs.subvolume.common import FORMS, below, children, contained, form, make, open_directory, without
 
 pytestmark = pytest.mark.btrfs
 
@@ -92,6 +93,169 @@ def test_iterate_with_known_directories(base: Path, monkeypatch: pytest.MonkeyPa
     assert asked == [inside]
 
 
+@pytest.mark.parametrize(
+    ("top", "expected"),
+    [("5", TypeError), (None, TypeError), (256.0, TypeError), (-1, ValueError), (1 << 64, ValueError)],
+)
+def test_iterate_below_a_wrong_id(base: Path, top: Any, expected: type[Exception]) -> None:
+    """
+    A top that is not the id of a subvolume is refused, by its value.
+    """
+    with pytest.raises(expected, match=f"{top!r} is not the id of a subvolume"):
+        next(iter(subvolume.iterate(base, top=top)))
+
+
+@pytest.mark.fake
+def test_iterate_below_an_unknown_subvolume(base: Path) -> None:
+    """
+    A top that does not exist, or is deleted, is a FileNotFoundError.
+    """
+    make(base, "deleted")
+    gone = subvolume.get_id(base / "deleted")
+    subvolume.delete(base / "deleted")
+    for top in (gone, 1 << 40):
+        with pytest.raises(FileNotFoundError, match=f"subvolume {top} does not exist"):
+            next(iter(subvolume.iterate(base, top=top)))
+
+
+# Below any directory
+
+NAMES = ("dir/deep/b", "dir/deep/b/in/c", "dir/a", "directory/d", "e")
+DIRECTORIES = (".", "dir", "dir/deep", "dir/deep/b", "dir/deep/b/in", "dir/a", "directory")
+
+
+def listed_below(directory: Any) -> list[str]:
+    return sorted(entry.path for entry in subvolume.iterate_below(directory))
+
+
+def expected_below(directory: str) -> list[str]:
+    prefix = "" if directory == "." else directory + "/"
+    return sorted(name.removeprefix(prefix) for name in NAMES if name.startswith(prefix))
+
+
+@pytest.mark.fake
+@pytest.mark.parametrize("kind", FORMS)
+def test_iterate_below(base: Path, kind: str) -> None:
+    """
+    The subvolumes below any directory are listed with their paths from it, and the same info as get_info returns.
+    """
+    make(base, *NAMES)
+    filesystem.sync(base)
+    for directory in DIRECTORIES:
+        with ExitStack() as stack:
+            path = base / directory
+            if subvolume.is_subvolume(path) or kind not in ("fd", "file"):
+                target = stack.enter_context(form(path, kind))
+            else:
+                target = stack.enter_context(open_directory(path))
+            assert listed_below(target) == expected_below(directory)
+            for entry in subvolume.iterate_below(target):
+                assert entry.info == subvolume.get_info(path / entry.path)
+
+
+def test_iterate_below_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    An unprivileged user gets the same paths as root, also below a directory in a subvolume that is closed to him.
+    """
+    make(base, *NAMES)
+    for directory in DIRECTORIES:
+        assert unprivileged(listed_below, base / directory) == expected_below(directory)
+    with open_directory(base / "dir") as directory:
+        base.chmod(0)
+        assert unprivileged(listed_below, directory) == expected_below("dir")
+        base.chmod(0o755)
+
+
+def test_iterate_below_as_root_of_a_user_namespace(base: Path) -> None:
+    """
+    Root without CAP_SYS_ADMIN lists below a directory as an unprivileged user.
+    """
+    make(base, *NAMES)
+    assert contained(listed_below, base / "dir") == expected_below("dir")
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+def test_iterate_below_a_relative_path(
+    base: Path, privileged: bool, monkeypatch: pytest.MonkeyPatch, unprivileged: Callable[..., Any]
+) -> None:
+    """
+    A relative path is that of a directory, too.
+    """
+    make(base, *NAMES)
+    monkeypatch.chdir(base / "dir")
+    for path, directory in ((".", "dir"), ("deep", "dir/deep"), ("..", ".")):
+        found = listed_below(path) if privileged else unprivileged(listed_below, path)
+        assert found == expected_below(directory)
+
+
+@pytest.mark.fake
+def test_iterate_below_a_file(base: Path) -> None:
+    """
+    A file that is not a directory is a NotADirectoryError.
+    """
+    (base / "file").touch()
+    for call in (
+        lambda: list(subvolume.iterate_below(base / "file")),
+        lambda: subvolume.get_path_below(base / "file", 5),
+    ):
+        with pytest.raises(NotADirectoryError) as caught:
+            call()
+        assert caught.value.filename == base / "file"
+
+
+def test_iterate_below_a_mounted_directory(base: Path, tmp_path: Path) -> None:
+    """
+    A directory that is mounted elsewhere has the subvolumes of the directory, and paths that lead there by the mount.
+    """
+    make(base, *NAMES)
+    syscall.mount(base / "dir", tmp_path, "", syscall.MS_BIND)
+    try:
+        assert listed_below(tmp_path) == expected_below("dir")
+        subvolid = subvolume.get_id(base / "dir/deep/b/in/c")
+        assert subvolume.get_id(tmp_path / subvolume.get_path_below(tmp_path, subvolid)) == subvolid
+    finally:
+        syscall.umount2(tmp_path)
+
+
+def paths_below(directory: Path, subvolids: list[int]) -> list[str]:
+    return [subvolume.get_path_below(directory, subvolid) for subvolid in subvolids]
+
+
+@pytest.mark.fake
+def test_get_path_below(base: Path) -> None:
+    """
+    The path of a subvolume from a directory is that of the listing, and empty from the subvolume itself.
+    """
+    make(base, *NAMES)
+    for directory in DIRECTORIES:
+        entries = list(subvolume.iterate_below(base / directory))
+        found = paths_below(base / directory, [entry.info.id for entry in entries])
+        assert found == [entry.path for entry in entries]
+    assert subvolume.get_path_below(base, subvolume.get_id(base)) == ""
+
+
+def test_get_path_below_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    An unprivileged user gets the path of a subvolume that he can open.
+    """
+    make(base, *NAMES)
+    subvolids = [subvolume.get_id(base / name) for name in ("dir/deep/b/in/c", "dir/a")]
+    assert unprivileged(paths_below, base / "dir", subvolids) == ["deep/b/in/c", "a"]
+    assert unprivileged(paths_below, base, [subvolume.get_id(base)]) == [""]
+
+
+@pytest.mark.parametrize("privileged", [True, False])
+def test_get_path_below_elsewhere(base: Path, privileged: bool, unprivileged: Callable[..., Any]) -> None:
+    """
+    The top level, a subvolume beside the directory, and one that contains it, are not below it.
+    """
+    make(base, *NAMES)
+    for path in ("dir", "dir/a"):
+        for subvolid in (5, subvolume.get_id(base), subvolume.get_id(base / "directory/d"), 1 << 40):
+            with pytest.raises(FileNotFoundError, match=f"subvolume {subvolid} "):
+                (paths_below if privileged else partial(unprivileged, paths_below))(base / path, [subvolid])
+
+
 @pytest.mark.fake
 def test_children(base: Path) -> None:
     """
@@ -133,6 +297,8 @@ def test_below_the_longest_path(base: Path, abyss: int) -> None:
     top = subvolume.get_id(base)
     (entry,) = subvolume.iterate(base, top=top)
     assert entry.path == path
+    assert [entry.path for entry in subvolume.iterate_below(abyss)] == ["bottom"]
+    assert subvolume.get_path_below(abyss, entry.info.id) == "bottom"
     assert subvolume.get_path(base, entry.info.id).endswith(f"base/{path}")
     (child,) = subvolume.children(base)
     with pytest.raises(OSError) as caught:
@@ -177,7 +343,7 @@ def test_iterate_unprivileged_from_elsewhere(base: Path, unprivileged: Callable[
     for target, top in ((base, 5), (base / "directory", 0)):
         with pytest.raises(PermissionError) as caught:
             unprivileged(lambda: list(subvolume.iterate(target, top=top)))  # noqa: B023
-        assert caught.value.__notes__[-1] == "needs CAP_SYS_ADMIN"
+        assert caught.value.__notes__[-2:] == ["needs CAP_SYS_ADMIN", "`iterate_below` needs no privilege"]
     assert unprivileged(listed, base) == []
 
 
