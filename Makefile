@@ -48,6 +48,7 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	@PATH=$(CURDIR)/$(BIN):$$PATH; types=$$(pyright --ignoreexternal --verifytypes pybtrfs) || { echo "$$types"; exit 1; }
 
 docs: setup
 	@$(BIN)/pip install -q --group docs

@@ -14,7 +14,7 @@ from pybtrfs import filesystem, ioctl, sysfs
 from pybtrfs.path import Target, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from uuid import UUID
 
 _NO_PATHS = ("", "<missing disk>")  # the paths that the kernel shows for a missing device
@@ -92,7 +92,7 @@ def get_info(target: Target, devid: int) -> DeviceInfo:
         return _device_info(fd, devid)
 
 
-def iterate(target: Target) -> Iterator[DeviceInfo]:
+def iterate(target: Target) -> Generator[DeviceInfo, None, None]:
     """
     Yield the devices of the filesystem, by devid. A device that is removed concurrently is skipped.
 

@@ -9,7 +9,7 @@ skip extents that a parent or child has at the same offset of the same file.
 import contextlib
 import errno
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable
 from typing import NamedTuple, Protocol, TypeVar
 
 from pybtrfs import ioctl, items, subvolume, tree_search
@@ -63,7 +63,7 @@ class Track(Protocol):
     def __call__(self, things: Iterable[T], /) -> Iterable[T]: ...
 
 
-def iterate(filesystem: Target, subvolid: int, base: SubvolumeInfo | None = None) -> Iterator[Extent]:
+def iterate(filesystem: Target, subvolid: int, base: SubvolumeInfo | None = None) -> Generator[Extent, None, None]:
     """
     Yield the extents of the files of a subvolume, once for each reference; nothing if the subvolume is deleted.
 

@@ -8,7 +8,7 @@ missing privilege refuses that, ``/proc`` has the namespaces of processes and of
 import errno
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from typing import NamedTuple
 
 from pybtrfs import processes, syscall
@@ -224,7 +224,7 @@ def _keepers() -> Iterator[Keeper]:
             yield Keeper(f"/proc/{pid}/fd/{fd}", int(pid))
 
 
-def mounted_from(source: str) -> Iterator[str]:
+def mounted_from(source: str) -> Generator[str, None, None]:
     """
     Yield the mount points of the block device *source*, such as ``/dev/loop0``, in this mount namespace.
     """

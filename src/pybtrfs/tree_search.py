@@ -4,8 +4,7 @@ Searches of btrfs trees.
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Generator, Iterable
 from typing import NamedTuple, TypeVar
 
 from pybtrfs import ioctl
@@ -83,7 +82,7 @@ def search(
     min_transid: int = 0,
     max_transid: int = MAX,
     buffer_size: int = _BUFFER_SIZE,
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """
     Yield the items of a tree from *min_key* to *max_key*, both included, sorted by key.
 
@@ -128,7 +127,7 @@ def search(
             start = following
 
 
-def search_changes(target: Target, transid: int, *, tree_id: int = 0) -> Iterator[Item]:
+def search_changes(target: Target, transid: int, *, tree_id: int = 0) -> Generator[Item, None, None]:
     """
     Yield the inodes and file extents of a subvolume that changed after the transaction *transid*, or all for 0.
 
@@ -200,7 +199,7 @@ def _changes_key(tree_id: int, transid: int) -> ioctl.SearchKey:
     return _search_key(tree_id, _FIRST_OF_FILES, _LAST_OF_FILES, transid + 1 if transid else 0, MAX)
 
 
-def search_files(target: Target, *, tree_id: int = 0, min_transid: int = 0) -> Iterator[Item]:
+def search_files(target: Target, *, tree_id: int = 0, min_transid: int = 0) -> Generator[Item, None, None]:
     """
     Yield the inodes and file extents of a subvolume, and no other items. *min_transid* is as in `search`.
 
@@ -237,7 +236,7 @@ def read(target: Target, *, tree_id: int = 0, min_transid: int = 0) -> None:
             start = _following(Key(*last)) if last else None
 
 
-def _search_files(target: Target, tree_id: int, min_transid: int, transid: int) -> Iterator[Item]:
+def _search_files(target: Target, tree_id: int, min_transid: int, transid: int) -> Generator[Item, None, None]:
     with opened(target) as fd:
         start: Key | None = _FIRST_OF_FILES
         while start is not None and start <= _LAST_OF_FILES:
@@ -254,7 +253,7 @@ def search_subvolumes(
     min_id: int = FIRST_FREE_OBJECTID,
     max_id: int = LAST_FREE_OBJECTID,
     buffer_size: int = _BUFFER_SIZE,
-) -> Iterator[_Kind]:
+) -> Generator[_Kind, None, None]:
     """
     Yield the subvolumes from *min_id* to *max_id*, both included, sorted by id.
 
@@ -266,7 +265,8 @@ def search_subvolumes(
     Args:
         kind: The class of the result: `pybtrfs.ioctl.SubvolInfo` or `pybtrfs.subvolume.SubvolumeInfo`.
     """
-    return map(kind, search_subvolume_records(target, min_id=min_id, max_id=max_id, buffer_size=buffer_size))
+    for record in search_subvolume_records(target, min_id=min_id, max_id=max_id, buffer_size=buffer_size):
+        yield kind(record)
 
 
 def search_subvolume_records(
@@ -275,16 +275,10 @@ def search_subvolume_records(
     min_id: int = FIRST_FREE_OBJECTID,
     max_id: int = LAST_FREE_OBJECTID,
     buffer_size: int = _BUFFER_SIZE,
-) -> Iterator[ioctl.SubvolRecord]:
+) -> Generator[ioctl.SubvolRecord, None, None]:
     """
     Yield the same subvolumes as `search_subvolumes`, as tuples from which either class is made.
     """
-    return chain.from_iterable(_searched_subvolumes(target, min_id, max_id, buffer_size))
-
-
-def _searched_subvolumes(
-    target: Target, min_id: int, max_id: int, buffer_size: int
-) -> Iterator[Iterator[ioctl.SubvolRecord]]:
     with opened(target) as fd:
         start: Key | None = Key(min_id, ROOT_ITEM_KEY, 0)
         end = Key(max_id, ROOT_BACKREF_KEY, MAX)
@@ -293,7 +287,7 @@ def _searched_subvolumes(
             found, last = ioctl.tree_search_v2_subvolumes(fd, key, buffer_size)
             if last is None:
                 return
-            yield found
+            yield from found
             start = _following(Key(*last))
 
 
@@ -312,7 +306,7 @@ def _search_key(tree_id: int, start: Key, end: Key, min_transid: int, max_transi
     )
 
 
-def split(count: int, buffer: bytes) -> Iterator[Item]:
+def split(count: int, buffer: bytes) -> Generator[Item, None, None]:
     """
     Yield the *count* items in the *buffer* that a tree search filled.
 

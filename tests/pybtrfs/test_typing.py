@@ -51,6 +51,18 @@ def test_everything_public_is_annotated(module: str) -> None:
         assert not any("Any" in str(annotation) for annotation in annotations), name
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_every_generator_can_be_closed(module: str) -> None:
+    """
+    A public function that yields is annotated as a Generator, so that type checkers accept `contextlib.closing`.
+    """
+    for name, function in public(module):
+        if inspect.isgeneratorfunction(function) and not function.__name__.startswith("_"):
+            assert str(inspect.signature(function).return_annotation).startswith(("Generator[", "collections.abc.G")), (
+                name
+            )
+
+
 def test_it_finds_what_there_is() -> None:
     """
     The functions and methods of the areas are among the checked names.

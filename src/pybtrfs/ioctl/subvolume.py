@@ -96,7 +96,7 @@ SubvolRecord = tuple[int, bytes, int, int, bytes]
 
 class _Number:
     """
-    An attribute of `SubvolInfo` that is decoded from the rest of a `SubvolRecord`.
+    An attribute of `SubvolFields` that is decoded from the rest of a `SubvolRecord`.
     """
 
     def __init__(self, offset: int, layout: str = "=Q") -> None:
@@ -114,15 +114,33 @@ class _Number:
         return value
 
 
-class SubvolInfo(SubvolRecord):
+class SubvolFields(SubvolRecord):
     """
-    ``struct btrfs_ioctl_get_subvol_info_args``; times are in nanoseconds since 1970.
+    A `SubvolRecord` with named fields.
 
     Most fields are decoded on access, because a listing of thousands of subvolumes reads few fields of each.
     """
 
     __slots__ = ()
-    _fields: tuple[str, ...] = (
+    _fields: tuple[str, ...] = ()
+
+    generation: _Number = _Number(0)
+    ctransid: _Number = _Number(16)
+    otransid: _Number = _Number(24)
+    stransid: _Number = _Number(32)
+    rtransid: _Number = _Number(40)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self._fields)})"
+
+
+class SubvolInfo(SubvolFields):
+    """
+    ``struct btrfs_ioctl_get_subvol_info_args``; times are in nanoseconds since 1970.
+    """
+
+    __slots__ = ()
+    _fields = (
         *("treeid", "name", "parent_id", "dirid", "generation", "flags", "uuid", "parent_uuid", "received_uuid"),
         *("ctransid", "otransid", "stransid", "rtransid", "ctime", "otime", "stime", "rtime"),
     )
@@ -143,16 +161,11 @@ class SubvolInfo(SubvolRecord):
     def dirid(self) -> int:
         return self[3]
 
-    generation = _Number(0)
-    flags = _Number(8)
-    ctransid = _Number(16)
-    otransid = _Number(24)
-    stransid = _Number(32)
-    rtransid = _Number(40)
-    ctime = _Number(48, "=q")
-    otime = _Number(56, "=q")
-    stime = _Number(64, "=q")
-    rtime = _Number(72, "=q")
+    flags: _Number = _Number(8)
+    ctime: _Number = _Number(48, "=q")
+    otime: _Number = _Number(56, "=q")
+    stime: _Number = _Number(64, "=q")
+    rtime: _Number = _Number(72, "=q")
 
     @property
     def uuid(self) -> bytes:
@@ -165,9 +178,6 @@ class SubvolInfo(SubvolRecord):
     @property
     def received_uuid(self) -> bytes:
         return self[4][112:128]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self._fields)})"
 
 
 SUBVOLUME = Struct("=Q 256p 2Q 128s")  # struct pybtrfs_subvolume as a SubvolRecord

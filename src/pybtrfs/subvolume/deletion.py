@@ -21,7 +21,7 @@ from pybtrfs.subvolume.listing import SubvolumeRef, open_inode, references
 from pybtrfs.tree_search import MAX, search
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 _POLL_SECONDS = 0.1
 
@@ -168,7 +168,7 @@ def count_deleted(filesystem: Target) -> int:
         return sum(1 for _ in _orphans(fd))
 
 
-def iterate_deleted(filesystem: Target) -> Iterator[DeletedSubvolume]:
+def iterate_deleted(filesystem: Target) -> Generator[DeletedSubvolume, None, None]:
     """
     Yield the deleted subvolumes that the kernel has not cleaned yet, by id.
 
@@ -187,7 +187,7 @@ def iterate_deleted(filesystem: Target) -> Iterator[DeletedSubvolume]:
                 )
 
 
-def _orphans(fd: int) -> Iterator[int]:
+def _orphans(fd: int) -> Generator[int, None, None]:
     key = Key(items.ORPHAN_OBJECTID, items.ORPHAN_ITEM_KEY, 0)
     for item in search(fd, tree_id=ROOT_TREE_OBJECTID, min_key=key, max_key=key._replace(offset=MAX)):
         yield item.offset

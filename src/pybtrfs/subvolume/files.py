@@ -8,7 +8,7 @@ atomic: while the subvolume is written to, their results may not match.
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 from pybtrfs import items, tree_search
@@ -54,7 +54,7 @@ def file_type(inode: InodeItem) -> str:
     return _TYPES.get(stat.S_IFMT(inode.mode), "unknown")
 
 
-def names(item: Item) -> Iterator[Name]:
+def names(item: Item) -> Generator[Name, None, None]:
     """
     Yield the names in an INODE_REF or INODE_EXTREF item; nothing for any other item.
     """
@@ -78,7 +78,7 @@ class Tree:
         self._fd = fd
         self._paths: dict[int, bytes] = {FIRST_FREE_OBJECTID: b""}
 
-    def changed(self, transid: int) -> Iterator[tuple[int, InodeItem]]:
+    def changed(self, transid: int) -> Generator[tuple[int, InodeItem], None, None]:
         """
         Yield the inodes that changed after the transaction *transid*, with their numbers; unlinked inodes are skipped.
         """
@@ -133,7 +133,7 @@ class Tree:
             path = self._paths[directory] = path + own + b"/"
         return path + name.name
 
-    def _search(self, number: int, first: int, last: int) -> Iterator[Item]:
+    def _search(self, number: int, first: int, last: int) -> Generator[Item, None, None]:
         return tree_search.search(
             self._fd,
             tree_id=self.subvolid,
@@ -172,7 +172,7 @@ class WalkedTree:
                     else:
                         directories.remove(name)  # a nested subvolume, or a mount
 
-    def changed(self, transid: int) -> Iterator[tuple[int, InodeItem]]:
+    def changed(self, transid: int) -> Generator[tuple[int, InodeItem], None, None]:
         """
         Yield all inodes with their numbers, because a walk knows no transactions.
         """

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from pybtrfs import ioctl, items, syscall
 from pybtrfs.errors import not_subvolume
-from pybtrfs.ioctl import FIRST_FREE_OBJECTID, SUBVOL_RDONLY, SubvolInfo, SubvolRecord
+from pybtrfs.ioctl import FIRST_FREE_OBJECTID, SUBVOL_RDONLY, SubvolFields, SubvolInfo
 from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, UUID_TREE_OBJECTID, Key
 from pybtrfs.path import Target, open_directory, opened, owned, using
 from pybtrfs.tree_search import MAX, search, search_subvolumes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from datetime import datetime
     from typing import Self
     from uuid import UUID
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _ONE = 4096  # bytes; a buffer for the items of one subvolume
 
 
-class SubvolumeInfo(SubvolRecord):
+class SubvolumeInfo(SubvolFields):
     """
     A subvolume. Times are in UTC; a time or transaction that does not apply is 1970-01-01 or 0.
 
@@ -77,12 +77,6 @@ class SubvolumeInfo(SubvolRecord):
         """
         return self[3]
 
-    generation = SubvolInfo.generation
-    ctransid = SubvolInfo.ctransid
-    otransid = SubvolInfo.otransid
-    stransid = SubvolInfo.stransid
-    rtransid = SubvolInfo.rtransid
-
     @property
     def read_only(self) -> bool:
         return bool(self.raw.flags & items.ROOT_SUBVOL_RDONLY)
@@ -120,8 +114,6 @@ class SubvolumeInfo(SubvolRecord):
     @property
     def rtime(self) -> datetime:
         return _datetime(self.raw.rtime)
-
-    __repr__ = SubvolInfo.__repr__
 
 
 class Subvolume:
@@ -267,7 +259,7 @@ def find_received_uuid(filesystem: Target, uuid: UUID | bytes) -> tuple[int, ...
         return _find(fd, items.UUID_KEY_RECEIVED_SUBVOL, uuid)
 
 
-def ancestors(target: Target, subvolid: int = 0) -> Iterator[SubvolumeInfo]:
+def ancestors(target: Target, subvolid: int = 0) -> Generator[SubvolumeInfo, None, None]:
     """
     Yield the subvolumes that contain the subvolume *subvolid*, innermost first and the top level last.
 
@@ -288,7 +280,7 @@ def ancestors(target: Target, subvolid: int = 0) -> Iterator[SubvolumeInfo]:
             yield info
 
 
-def origins(target: Target, subvolid: int = 0) -> Iterator[SubvolumeInfo]:
+def origins(target: Target, subvolid: int = 0) -> Generator[SubvolumeInfo, None, None]:
     """
     Yield the source of the snapshot *subvolid*, the source of that source, and so on, until a source is deleted or not
     a snapshot.

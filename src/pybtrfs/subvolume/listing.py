@@ -28,7 +28,7 @@ from pybtrfs.subvolume.info import (
 from pybtrfs.tree_search import MAX, is_permitted, search, search_subvolume_records
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Generator, Mapping
 
 _REMEMBERED = 4096  # paths of directories
 _PIECE = 15  # names of at most 255 bytes: fewer bytes than PATH_MAX
@@ -63,7 +63,7 @@ class SubvolumeRef(NamedTuple):
 
 def iterate(
     filesystem: Target, *, top: int = FS_TREE_OBJECTID, directories: Mapping[int, str] = MappingProxyType({})
-) -> Iterator[SubvolumeEntry]:
+) -> Generator[SubvolumeEntry, None, None]:
     """
     Yield all subvolumes below the subvolume *top*, by id, with their paths from *top*.
 
@@ -91,7 +91,7 @@ def iterate(
         yield from _listed(fd, top, directories) if _may_search(fd, top) else _walk(fd, "")
 
 
-def iterate_below(directory: Target) -> Iterator[SubvolumeEntry]:
+def iterate_below(directory: Target) -> Generator[SubvolumeEntry, None, None]:
     """
     Yield all subvolumes below *directory*, a subvolume or any directory in one, with their paths from *directory*.
 
@@ -187,7 +187,7 @@ def _listed(
             yield make(SubvolumeEntry, (path, make(SubvolumeInfo, record)))
 
 
-def children(target: Target) -> Iterator[SubvolumeRef]:
+def children(target: Target) -> Generator[SubvolumeRef, None, None]:
     """
     Yield the children of the subvolume that contains *target*, by id.
 
@@ -219,7 +219,7 @@ def get_child_path(target: Target, child: SubvolumeRef) -> str:
         return os.fsdecode(directory + name)
 
 
-def nested(fd: int, subvolid: int) -> Iterator[SubvolumeInfo]:
+def nested(fd: int, subvolid: int) -> Generator[SubvolumeInfo, None, None]:
     """
     Yield the subvolumes nested in the subvolume *subvolid* at any depth, each before its children.
 
@@ -234,7 +234,7 @@ def nested(fd: int, subvolid: int) -> Iterator[SubvolumeInfo]:
             yield from nested(fd, child.id)
 
 
-def references(fd: int, subvolid: int) -> Iterator[SubvolumeRef]:
+def references(fd: int, subvolid: int) -> Generator[SubvolumeRef, None, None]:
     """
     Yield the children of the subvolume *subvolid*, as `children` does, by a tree search.
     """
