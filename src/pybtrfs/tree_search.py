@@ -51,6 +51,7 @@ _LAST_OF_FILES = Key(LAST_FREE_OBJECTID, 255, MAX)
 
 _ALL_ITEMS = (1 << 32) - 1
 _BUFFER_SIZE = 1 << 16  # bytes; larger buffers are no faster
+_SUBVOLUME_SIZE = 1 << 10  # bytes; more than a root item and its longest backref, which have to be found together
 _CHANGES_SIZE = 1 << 18  # bytes; larger, because the kernel descends the tree again for each buffer
 _WITHOUT_DATA = (
     ORPHAN_ITEM_KEY,
@@ -102,6 +103,7 @@ def search(
     Raises:
         FileNotFoundError: The tree does not exist.
     """
+    _check_buffer_size(buffer_size)
     with opened(target) as fd:
         has_v2 = True
         start = min_key
@@ -264,6 +266,7 @@ def search_subvolumes(
 
     Args:
         kind: The class of the result: `pybtrfs.ioctl.SubvolInfo` or `pybtrfs.subvolume.SubvolumeInfo`.
+        buffer_size: In bytes; less than 1,024 has the effect of 1,024.
     """
     for record in search_subvolume_records(target, min_id=min_id, max_id=max_id, buffer_size=buffer_size):
         yield kind(record)
@@ -279,6 +282,8 @@ def search_subvolume_records(
     """
     Yield the same subvolumes as `search_subvolumes`, as tuples from which either class is made.
     """
+    _check_buffer_size(buffer_size)
+    buffer_size = max(buffer_size, _SUBVOLUME_SIZE)
     with opened(target) as fd:
         start: Key | None = Key(min_id, ROOT_ITEM_KEY, 0)
         end = Key(max_id, ROOT_BACKREF_KEY, MAX)
@@ -289,6 +294,11 @@ def search_subvolume_records(
                 return
             yield from found
             start = _following(Key(*last))
+
+
+def _check_buffer_size(buffer_size: int) -> None:
+    if buffer_size <= 0:
+        raise ValueError(f"{buffer_size!r} is not a size of a buffer: use at least 1 byte")
 
 
 def _search_key(tree_id: int, start: Key, end: Key, min_transid: int, max_transid: int) -> ioctl.SearchKey:

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,22 @@ def test_everything_is_found_in_order(files: Path, version: str) -> None:
         assert inode.otime <= inode.ctime
 
 
-@pytest.mark.parametrize("buffer_size", [200, 4096, 65536, 1 << 20, 1 << 25])
+@pytest.mark.parametrize("buffer_size", [1, 200, 4096, 65536, 1 << 20, 1 << 25])
 def test_the_buffer_makes_no_difference(files: Path, buffer_size: int) -> None:
     """
     Buffers of any size find the same items. A buffer that is too small for an item grows.
     """
     assert list(search(files, buffer_size=buffer_size)) == list(search(files))
+
+
+@pytest.mark.parametrize("buffer_size", [0, -1])
+def test_no_buffer(files: Path, buffer_size: int) -> None:
+    """
+    A buffer of no bytes is refused, where the search would not end.
+    """
+    for call in (search, partial(search_subvolumes, kind=ioctl.SubvolInfo)):
+        with pytest.raises(ValueError, match=f"{buffer_size} is not a size of a buffer"):
+            next(call(files, buffer_size=buffer_size))
 
 
 def test_real_items_are_decoded(files: Path) -> None:
@@ -479,13 +490,14 @@ def test_less_than_the_kernel_says(files: Path, monkeypatch: pytest.MonkeyPatch,
 # Subvolumes
 
 
-@pytest.mark.parametrize("buffer_size", [2048, 65536])
+@pytest.mark.parametrize("buffer_size", [1, 500, 700, 1024, 2048, 65536])
 def test_subvolumes(btrfs: Path, buffer_size: int) -> None:
     """
     Each subvolume is found once, in buffers of any size, with the fields of BTRFS_IOC_GET_SUBVOL_INFO. A deleted
     subvolume has no name and no directory.
     """
     names = [f"{number}" * (number % 9 + 1) for number in range(20)]
+    names[7] = "n" * 255
     fds = []
     for name in names:
         subvolume.create(btrfs / name)
