@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pybtrfs import ioctl, items, subvolume, syscall
@@ -19,11 +19,11 @@ from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, Key
 from pybtrfs.path import open_beneath, owned
 from pybtrfs.subvolume.creation import snapshot_below
 from pybtrfs.subvolume.info import directory_path, is_root, lookup_root, missing
-from pybtrfs.subvolume.listing import opened_children
+from pybtrfs.subvolume.listing import open_in_pieces, walk
 from pybtrfs.tree_search import MAX, search, search_subvolumes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Generator, Iterator
     from typing import Self, SupportsIndex, TypeAlias
 
 ERROR_STOP_ITERATION = 1
@@ -179,7 +179,7 @@ class SubvolumeInfo(_SubvolumeInfoFields):
 
 _Entry: TypeAlias = "tuple[str, int | SubvolumeInfo]"
 _Entries: TypeAlias = "Generator[_Entry, None, None]"
-_Children: TypeAlias = "Generator[tuple[str, int, int], None, None]"
+_Children: TypeAlias = "Iterator[tuple[str, int]]"
 
 
 class QgroupInherit:
@@ -651,12 +651,10 @@ def _snapshot_below(source_fd: int, dirfd: int, name: bytes, inherit: ioctl.Inhe
 
 
 def _delete_below(fd: int) -> None:
-    with closing(opened_children(fd)) as found:
-        for _, path, child_fd in found:
-            _delete_below(child_fd)
-            head, tail = os.path.split(path)
-            with owned(open_beneath(fd, head)) as directory:
-                ioctl.snap_destroy(directory, os.fsencode(tail))
+    for path in reversed([path for _, path, _ in walk(fd)]):
+        head, tail = os.path.split(path)
+        with owned(open_in_pieces(fd, head)) as directory:
+            ioctl.snap_destroy(directory, os.fsencode(tail))
 
 
 def _iterate(fd: int, top: int, *, info: bool, post_order: bool) -> _Entries:
@@ -666,44 +664,51 @@ def _iterate(fd: int, top: int, *, info: bool, post_order: bool) -> _Entries:
     except PermissionError:
         if not is_root(fd) or ioctl.ino_lookup_treeid(fd) != top:
             raise
-        yield from _descend(_open_children, _own_info if info else None, fd, post_order=post_order)
+        entries = _walk(fd, info=info)
     else:
-        tree = _Tree(fd)
-        yield from _descend(tree.children, tree.info if info else None, top, post_order=post_order)
+        entries = _descend(_Tree(fd), top, info=info)
+    with closing(entries):
+        yield from _post_order(entries) if post_order else entries
 
 
-def _descend(
-    children: Callable[[int], _Children], describe: Callable[[int], SubvolumeInfo] | None, top: int, *, post_order: bool
-) -> _Entries:
+def _post_order(entries: _Entries) -> _Entries:
     """
-    Yield the subvolumes below *top*.
-
-    Args:
-        children: Yields path, id and handle of each child of the subvolume with a handle.
-        describe: Returns the info of the subvolume with a handle; None to yield ids.
-        top: A handle, which is an id or a file descriptor.
+    Yield *entries*, each of which comes before its children, in the order in which each comes after its children.
     """
-    stack: list[tuple[_Entry | None, str, _Children]] = [(None, "", children(top))]
-    try:
-        while stack:
-            entry, above, below = stack[-1]
-            child = next(below, None)
-            if child is None:
-                stack.pop()
-                if post_order and entry is not None:
-                    yield entry
-                continue
-            path, subvolid, handle = child
-            try:
-                entry = above + path, describe(handle) if describe else subvolid
-            except FileNotFoundError:
-                continue  # cleaned concurrently
-            if not post_order:
+    pending: list[_Entry] = []
+    for entry in entries:
+        while pending and not entry[0].startswith(pending[-1][0] + "/"):
+            yield pending.pop()
+        pending.append(entry)
+    yield from reversed(pending)
+
+
+def _walk(fd: int, *, info: bool) -> _Entries:
+    """
+    Yield the subvolumes below the subvolume *fd*. Needs no privilege.
+    """
+    with closing(walk(fd)) as found:
+        for child, path, child_fd in found:
+            with suppress(FileNotFoundError):  # cleaned concurrently
+                entry: _Entry = path, _own_info(child_fd) if info else child.id
                 yield entry
-            stack.append((entry, f"{above}{path}/", children(handle)))
-    finally:
-        for _, _, below in reversed(stack):
-            below.close()
+
+
+def _descend(tree: _Tree, top: int, *, info: bool) -> _Entries:
+    """
+    Yield the subvolumes below the subvolume with the id *top*.
+    """
+    levels = [("", tree.children(top))]
+    while levels:
+        above, left = levels[-1]
+        child = next(left, None)
+        if child is None:
+            levels.pop()
+            continue
+        path, subvolid = above + child[0], child[1]
+        with suppress(FileNotFoundError):  # cleaned concurrently
+            yield path, tree.info(subvolid) if info else subvolid
+            levels.append((path + "/", tree.children(subvolid)))
 
 
 class _Tree:
@@ -720,7 +725,7 @@ class _Tree:
 
     def children(self, subvolid: int) -> _Children:
         """
-        Yield path, id and handle, which is the id, of each child of a subvolume.
+        Yield path and id of each child of a subvolume.
         """
         self._asked += 1
         if self._asked == _FEW:
@@ -732,7 +737,7 @@ class _Tree:
                     known, directory = dirid, directory_path(self._fd, subvolid, dirid)
                 except FileNotFoundError:
                     continue  # deleted concurrently
-            yield os.fsdecode(directory + name), child, child
+            yield os.fsdecode(directory + name), child
 
     def info(self, subvolid: int) -> SubvolumeInfo:
         """
@@ -760,12 +765,3 @@ class _Tree:
         for found in search_subvolumes(self._fd, ioctl.SubvolInfo):
             self._all.setdefault(found.parent_id, []).append(found)
             self._found[found.treeid] = found
-
-
-def _open_children(fd: int) -> _Children:
-    """
-    Yield path, id and handle, which is a file descriptor, of each child of a subvolume. Needs no privilege.
-    """
-    with closing(opened_children(fd)) as found:
-        for child, path, child_fd in found:
-            yield path, child.id, child_fd

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from pybtrfs.ioctl import SUBVOL_RDONLY, Inherit
 from pybtrfs.path import Destination, Target, at, open_beneath, opened, owned
 from pybtrfs.subvolume.deletion import delete, delete_at
 from pybtrfs.subvolume.info import get_id, is_root, set_read_only
-from pybtrfs.subvolume.listing import children, get_child_path, open_child
+from pybtrfs.subvolume.listing import open_in_pieces, walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -194,26 +194,17 @@ def snapshot_below(source_fd: int, made_fd: int, made_id: int, inherit: Inherit 
     Args:
         made_id: The id of the outermost snapshot, which may be inside its own source and is skipped there.
     """
-    for child in children(source_fd):
-        if child.id == made_id:
-            continue
-        try:
-            path = get_child_path(source_fd, child)
-            child_fd = open_child(source_fd, path, child)
-        except FileNotFoundError:
-            continue  # deleted or moved concurrently
-        with owned(child_fd):
+    # ENOENT: deleted or moved concurrently
+    with closing(walk(source_fd, unreachable=(errno.ENOENT,), without=made_id)) as found:
+        for _, path, child_fd in found:
             head, tail = os.path.split(path)
-            with owned(open_beneath(made_fd, head)) as directory:
+            with owned(open_in_pieces(made_fd, head)) as directory:
                 os.rmdir(tail, dir_fd=directory)
                 ioctl.snap_create_v2(child_fd, directory, os.fsencode(tail), 0, inherit)
-                copy_fd = open_beneath(directory, tail)
-            with owned(copy_fd):
-                snapshot_below(child_fd, copy_fd, made_id, inherit)
 
 
 def _make_read_only(fd: int) -> None:
-    for child in children(fd):
-        with owned(open_child(fd, get_child_path(fd, child), child)) as child_fd:
-            _make_read_only(child_fd)
+    with closing(walk(fd, unreachable=())) as found:
+        for _, _, child_fd in found:
+            set_read_only(child_fd)
     set_read_only(fd)

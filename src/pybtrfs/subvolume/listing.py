@@ -28,11 +28,11 @@ from pybtrfs.subvolume.info import (
 from pybtrfs.tree_search import MAX, is_permitted, search, search_subvolume_records
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Container, Generator, Iterator, Mapping
 
 _REMEMBERED = 4096  # paths of directories
 _PIECE = 15  # names of at most 255 bytes: fewer bytes than PATH_MAX
-_UNREACHABLE = (
+UNREACHABLE = (
     errno.EACCES,
     errno.EXDEV,  # something is mounted on it
     errno.ENAMETOOLONG,
@@ -88,7 +88,7 @@ def iterate(
     with opened(filesystem) as fd:
         if top == 0:
             top = get_id(fd)
-        yield from _listed(fd, top, directories) if _may_search(fd, top) else _walk(fd, "")
+        yield from _listed(fd, top, directories) if _may_search(fd, top) else _walk(fd)
 
 
 def iterate_below(directory: Target) -> Generator[SubvolumeEntry, None, None]:
@@ -112,7 +112,7 @@ def iterate_below(directory: Target) -> Generator[SubvolumeEntry, None, None]:
             above = os.fsdecode(directory_path(fd, top, syscall.fstat_ino(fd)))
             yield from _listed(fd, top, {}, above)
         else:
-            yield from _walk(fd, "")
+            yield from _walk(fd)
 
 
 def get_path_below(directory: Target, subvolid: int) -> str:
@@ -137,7 +137,7 @@ def get_path_below(directory: Target, subvolid: int) -> str:
         try:
             found = lookup(fd, subvolid)
         except PermissionError:
-            with closing(_walk(fd, "")) as entries:
+            with closing(_walk(fd)) as entries:
                 path = next((path for path, info in entries if info.id == subvolid), None)
         else:
             paths = _Paths(fd, top, {}, os.fsdecode(directory_path(fd, top, inode)))
@@ -228,10 +228,15 @@ def nested(fd: int, subvolid: int) -> Generator[SubvolumeInfo, None, None]:
 
     Issues tree searches, which need ``CAP_SYS_ADMIN``.
     """
-    for child in references(fd, subvolid):
+    levels = [references(fd, subvolid)]
+    while levels:
+        child = next(levels[-1], None)
+        if child is None:
+            levels.pop()
+            continue
         with suppress(FileNotFoundError):
             yield get_info(fd, child.id)
-            yield from nested(fd, child.id)
+            levels.append(references(fd, child.id))
 
 
 def references(fd: int, subvolid: int) -> Generator[SubvolumeRef, None, None]:
@@ -269,18 +274,18 @@ def open_inode(fd: int, treeid: int, objectid: int) -> int:
         found = lookup(fd, treeid)
         treeid = found.parent_id
         path = directory_path(fd, treeid, found.dirid) + found.name + b"/" + path
-    return _open_in_pieces(fd, path)
+    return open_in_pieces(fd, path)
 
 
-def _open_in_pieces(fd: int, path: bytes) -> int:
+def open_in_pieces(fd: int, path: str | bytes) -> int:
     """
-    Open the directory *path*, which may exceed PATH_MAX.
+    Open the directory *path* below *fd*, as `open_beneath` does, also if the path exceeds PATH_MAX.
     """
-    names = path.split(b"/")
-    opened_fd = open_beneath(fd, b"")
-    for start in range(0, len(names), _PIECE):
+    names = os.fsencode(path).rstrip(b"/").split(b"/")
+    opened_fd = open_beneath(fd, b"/".join(names[:_PIECE]))
+    for start in range(_PIECE, len(names), _PIECE):
         with owned(opened_fd):
-            opened_fd = open_beneath(opened_fd, b"/".join(names[start : start + _PIECE]).rstrip(b"/"))
+            opened_fd = open_beneath(opened_fd, b"/".join(names[start : start + _PIECE]))
     return opened_fd
 
 
@@ -304,7 +309,7 @@ def open_child(fd: int, path: str, child: SubvolumeRef) -> int:
         FileNotFoundError: Another file has replaced the subvolume.
         OSError: EXDEV: something is mounted on the subvolume.
     """
-    child_fd = open_beneath(fd, path)
+    child_fd = open_in_pieces(fd, path)
     try:
         if is_root(child_fd) and get_id(child_fd) == child.id:
             return child_fd
@@ -314,37 +319,61 @@ def open_child(fd: int, path: str, child: SubvolumeRef) -> int:
         raise
 
 
-def opened_children(fd: int) -> Generator[tuple[SubvolumeRef, str, int], None, None]:
+def walk(
+    fd: int, *, unreachable: Container[int] = UNREACHABLE, without: int = 0
+) -> Generator[tuple[SubvolumeRef, str, int], None, None]:
     """
-    Yield the children of a subvolume, each with its path and an open file descriptor of its root.
+    Yield the subvolumes below the directory *fd*, each with its path and an open file descriptor of its root.
 
-    A child that the caller cannot open, or that has something mounted on it, is skipped. Each descriptor is closed when
-    the generator advances or is closed.
+    Each comes before its children. Its descriptor is closed when the generator advances or is closed, so that the
+    number of open files does not limit the depth.
+
+    Args:
+        unreachable: A subvolume is skipped with everything below it, if this includes the errno of opening it.
+        without: The id of a subvolume to skip with everything below it.
     """
-    for child in children(fd):
+    levels = [("", _children(fd, unreachable))]
+    while levels:
+        above, left = levels[-1]
+        found = next(left, None)
+        if found is None:
+            levels.pop()
+            continue
+        child, path = found[0], above + found[1]
+        if child.id == without:
+            continue
         try:
-            path = get_child_path(fd, child)
             child_fd = open_child(fd, path, child)
         except OSError as error:
-            if error.errno not in _UNREACHABLE:
+            if error.errno not in unreachable:
                 raise
             continue
         with owned(child_fd):
             yield child, path, child_fd
+            with suppress(FileNotFoundError):  # deleted concurrently
+                levels.append((path + "/", iter(list(_children(child_fd, unreachable)))))
 
 
-def _walk(fd: int, above: str) -> Generator[SubvolumeEntry, None, None]:
+def _children(fd: int, unreachable: Container[int]) -> Iterator[tuple[SubvolumeRef, str]]:
+    for child in children(fd):
+        try:
+            path = get_child_path(fd, child)
+        except OSError as error:
+            if error.errno not in unreachable:
+                raise
+        else:
+            yield child, path
+
+
+def _walk(fd: int) -> Generator[SubvolumeEntry, None, None]:
     """
     Yield the subvolumes below the directory *fd*, without a privilege.
     """
-    with closing(opened_children(fd)) as found:
+    with closing(walk(fd)) as found:
         for _, path, child_fd in found:
-            try:
+            with suppress(FileNotFoundError):  # deleted concurrently
                 info = get_info(child_fd)
-            except FileNotFoundError:
-                continue  # deleted concurrently
-            yield SubvolumeEntry(above + path, info)
-            yield from _walk(child_fd, f"{above}{path}/")
+                yield SubvolumeEntry(path, info)
 
 
 class _Paths:

@@ -6,12 +6,13 @@ import errno
 import os
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 from pybtrfs import ioctl, subvolume
 from pybtrfs.path import open_beneath, open_directory, owned
 from pybtrfs.subvolume import SubvolumeRef
 from pybtrfs.subvolume.info import directory_path
-from pybtrfs.subvolume.listing import open_inode, open_reference
+from pybtrfs.subvolume.listing import open_inode, open_reference, walk
 from snapshotter.errors import FailedPreconditionError
 
 FROZEN_FLAGS = ioctl.FS_IMMUTABLE_FL | ioctl.FS_APPEND_FL
@@ -24,14 +25,13 @@ def change_times(fd: int) -> Iterator[int]:
     The change time of the root is used, because the generation of a new subvolume stays the same in its first
     transaction.
     """
-    for child in subvolume.children(fd):
-        try:
-            with owned(open_reference(fd, child)) as child_fd:
+    try:
+        with closing(walk(fd, unreachable=())) as found:
+            for child, _, child_fd in found:
                 yield child.id
                 yield ioctl.get_subvol_info(child_fd).ctime
-                yield from change_times(child_fd)
-        except OSError:
-            yield time.monotonic_ns()  # the subvolume cannot be opened, so it may have changed
+    except OSError:
+        yield time.monotonic_ns()  # a subvolume cannot be opened, so it may have changed
 
 
 def find_empty(fd: int) -> list[SubvolumeRef]:

@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import pickle
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 
 from pybtrfs import filesystem, ioctl, subvolume, syscall
 from pybtrfs.compat import btrfsutil
-from tests.pybtrfs.subvolume.common import FORMS, below, form, make, without
+from tests.conftest import in_child
+from tests.pybtrfs.subvolume.common import FORMS, below, form, make, nest, without
 
 pytestmark = pytest.mark.btrfs
 
@@ -303,3 +305,21 @@ def test_the_iterator_while_others_delete(base: Path, privileged: bool, monkeypa
     if not privileged:
         without(monkeypatch, "BTRFS_IOC_TREE_SEARCH_V2", refusal=errno.EPERM)
     assert [path for path, _ in found][-1] == "d"
+
+
+def listed(path: Path, post_order: bool) -> list[int]:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    with btrfsutil.SubvolumeIterator(path, info=True, post_order=post_order) as entries:
+        return [len(entry[0].split("/")) for entry in entries]
+
+
+def test_any_number_of_levels(base: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    Subvolumes in each other are listed in both orders, and deleted, however many there are.
+    """
+    depth = 1201
+    nest(base / "n", depth)
+    for post_order, expected in ((False, list(range(1, depth + 1))), (True, list(range(depth, 0, -1)))):
+        assert unprivileged(listed, base, post_order) == in_child(listed, base, post_order) == expected
+    btrfsutil.delete_subvolume(base / "n", recursive=True)
+    assert os.listdir(base) == []

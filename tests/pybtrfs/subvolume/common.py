@@ -61,6 +61,20 @@ def make(base: Path, *names: str) -> None:
         subvolume.create(base / name)
 
 
+def nest(path: Path, depth: int) -> None:
+    """
+    Create the subvolume *path* with subvolumes in each other below it, *depth* in all.
+    """
+    subvolume.create(path)
+    fd = os.open(path, os.O_RDONLY)
+    for _ in range(depth - 1):
+        subvolume.create((fd, "n"))
+        below = os.open("n", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+
+
 def without(monkeypatch: pytest.MonkeyPatch, *names: str, refusal: int = errno.ENOTTY) -> None:
     """
     Make the kernel refuse the ioctls, with the errno of a kernel that lacks them or with *refusal*.

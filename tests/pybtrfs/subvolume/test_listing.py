@@ -4,6 +4,7 @@ Listing subvolumes on real btrfs.
 
 import errno
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,7 +16,8 @@ import pytest
 
 from pybtrfs import filesystem, ioctl, kernel, subvolume, syscall
 from pybtrfs.subvolume import listing
-from tests.pybtrfs.subvolume.common import FORMS, below, children, contained, form, make, open_directory, without
+from tests.conftest import in_child
+from tests.pybtrfs.subvolume.common import FORMS, below, children, contained, form, make, nest, open_directory, without
 
 pytestmark = pytest.mark.btrfs
 
@@ -310,6 +312,36 @@ def test_below_the_longest_path(base: Path, abyss: int) -> None:
     subvolume.set_read_only(base)
     subvolume.delete(base, recursive=True)
     assert not base.exists()
+
+
+DEPTH = 1201  # more than Python recurses, and than most processes may open files
+
+
+def lengths(path: Path) -> list[int]:
+    """
+    Return the depths of the subvolumes below *path*, with few open files.
+    """
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    return [len(entry.path.split("/")) for entry in subvolume.iterate_below(path)]
+
+
+def test_any_number_of_levels(base: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    Subvolumes in each other are listed, found, snapshotted, frozen and deleted, however many there are.
+    """
+    nest(base / "n", DEPTH)
+    assert unprivileged(lengths, base) == in_child(lengths, base) == list(range(1, DEPTH + 1))
+    entries = list(subvolume.iterate_below(base))
+    assert subvolume.get_path_below(base, entries[-1].info.id) == entries[-1].path == "/".join(["n"] * DEPTH)
+    assert len(list(subvolume.ancestors(base, entries[-1].info.id))) > DEPTH
+    with open_directory(base) as fd:
+        assert len(list(listing.nested(fd, subvolume.get_id(base)))) == DEPTH
+    subvolume.snapshot(base / "n", base / "copy", recursive=True, read_only=True)
+    assert in_child(lengths, base / "copy") == list(range(1, DEPTH))
+    assert all(entry.info.read_only for entry in subvolume.iterate_below(base / "copy"))
+    for name in ("n", "copy"):
+        subvolume.delete(base / name, recursive=True)
+    assert below(base) == []
 
 
 # Without privilege
