@@ -69,7 +69,9 @@ CALLS = {
     "subvolume.children": Call(lambda target: list(subvolume.children(target))),
     "subvolume.count_deleted": Call(subvolume.count_deleted),
     "subvolume.delete_by_id": Call(lambda target: subvolume.delete_by_id(target, UNKNOWN), unknown=True),
-    "subvolume.find_received_uuid": Call(lambda target: subvolume.find_received_uuid(target, UUID_), privileged=True),
+    "subvolume.find_received_uuid": Call(
+        lambda target: subvolume.find_received_uuid(target, UUID_), privileged=True, unknown=True
+    ),
     "subvolume.find_uuid": Call(lambda target: subvolume.find_uuid(target, UUID_), privileged=True, unknown=True),
     "subvolume.get_child_path": Call(
         lambda target: subvolume.get_child_path(target, SubvolumeRef(UNKNOWN, 256)), unknown=True

@@ -244,9 +244,7 @@ def find_uuid(filesystem: Target, uuid: UUID | bytes) -> int:
         FileNotFoundError: No subvolume has the uuid, or it is deleted.
     """
     with opened(filesystem) as fd:
-        for subvolid in _find(fd, items.UUID_KEY_SUBVOL, uuid):
-            return subvolid
-        raise FileNotFoundError(errno.ENOENT, f"no subvolume has the uuid {_bytes(uuid).hex()}")
+        return _find(fd, items.UUID_KEY_SUBVOL, uuid)[0]
 
 
 def find_received_uuid(filesystem: Target, uuid: UUID | bytes) -> tuple[int, ...]:
@@ -254,6 +252,9 @@ def find_received_uuid(filesystem: Target, uuid: UUID | bytes) -> tuple[int, ...
     Return the ids of the subvolumes with the received *uuid*: the received subvolume and its read-only snapshots.
 
     Issues a search of the uuid tree (Linux 3.12), which needs ``CAP_SYS_ADMIN``.
+
+    Raises:
+        FileNotFoundError: No subvolume has the received uuid, or all that had it are deleted.
     """
     with opened(filesystem) as fd:
         return _find(fd, items.UUID_KEY_RECEIVED_SUBVOL, uuid)
@@ -439,18 +440,17 @@ def is_deleted(found: SubvolInfo) -> bool:
 
 
 def _find(fd: int, type_: int, uuid: UUID | bytes) -> tuple[int, ...]:
-    value = _bytes(uuid)
-    key = Key(int.from_bytes(value[:8], "little"), type_, int.from_bytes(value[8:], "little"))
-    for item in search(fd, tree_id=UUID_TREE_OBJECTID, min_key=key, max_key=key):
-        return items.uuid_item(item.data)
-    return ()
-
-
-def _bytes(uuid: UUID | bytes) -> bytes:
-    value = uuid if isinstance(uuid, bytes) else uuid.bytes
+    value = uuid if isinstance(uuid, bytes) else getattr(uuid, "bytes", None)
+    if not isinstance(value, bytes):
+        raise TypeError(f"{uuid!r} is neither a UUID nor the bytes of one")
     if len(value) != 16:
         raise ValueError(f"{uuid!r} is not a uuid of 16 bytes")
-    return value
+    key = Key(int.from_bytes(value[:8], "little"), type_, int.from_bytes(value[8:], "little"))
+    for item in search(fd, tree_id=UUID_TREE_OBJECTID, min_key=key, max_key=key):
+        if found := items.uuid_item(item.data):
+            return found
+    kind = "received uuid" if type_ == items.UUID_KEY_RECEIVED_SUBVOL else "uuid"
+    raise FileNotFoundError(errno.ENOENT, f"no subvolume has the {kind} {value.hex()}")
 
 
 def directory_path(fd: int, treeid: int, dirid: int) -> bytes:

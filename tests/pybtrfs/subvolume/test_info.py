@@ -370,8 +370,6 @@ def test_find_uuid(base: Path) -> None:
     with pytest.raises(FileNotFoundError, match=info.uuid.hex) as caught:
         subvolume.find_uuid(base, info.uuid)
     assert caught.value.filename == base
-    with pytest.raises(ValueError, match="16 bytes"):
-        subvolume.find_uuid(base, b"short")
 
 
 @pytest.mark.fake
@@ -381,7 +379,9 @@ def test_find_received_uuid(base: Path) -> None:
     """
     make(base, "received")
     uuid = subvolume.get_info(base / "received").raw.uuid
-    assert subvolume.find_received_uuid(base, uuid) == ()
+    with pytest.raises(FileNotFoundError, match=f"the received uuid {uuid.hex()}") as caught:
+        subvolume.find_received_uuid(base, uuid)
+    assert caught.value.filename == base
     with form(base / "received", "fd") as fd:
         ioctl.set_received_subvol(fd, uuid, 1)
     subvolume.set_read_only(base / "received")
@@ -389,6 +389,16 @@ def test_find_received_uuid(base: Path) -> None:
     subvolume.snapshot(base / "received", base / "writable")
     found = subvolume.find_received_uuid(base, uuid)
     assert sorted(found) == [subvolume.get_id(base / "received"), subvolume.get_id(base / "copy")]
+
+
+@pytest.mark.parametrize("find", [subvolume.find_uuid, subvolume.find_received_uuid])
+@pytest.mark.parametrize(("value", "error"), [(None, TypeError), ("0" * 32, TypeError), (b"short", ValueError)])
+def test_find_no_uuid(base: Path, find: Callable[..., Any], value: Any, error: type[Exception]) -> None:
+    """
+    A value that is no uuid, such as the parent uuid of a subvolume that is no snapshot, is refused.
+    """
+    with pytest.raises(error, match=repr(value)):
+        find(base, value)
 
 
 @pytest.mark.fake
