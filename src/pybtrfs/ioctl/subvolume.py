@@ -130,8 +130,14 @@ class SubvolFields(SubvolRecord):
     stransid: _Number = _Number(32)
     rtransid: _Number = _Number(40)
 
+    def _asdict(self) -> dict[str, object]:
+        """
+        Return the fields by name, as the method of a NamedTuple does.
+        """
+        return {name: getattr(self, name) for name in self._fields}
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self._fields)})"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._asdict().items())})"
 
 
 class SubvolInfo(SubvolFields):

@@ -28,6 +28,8 @@ class SubvolumeInfo(SubvolFields):
     """
     A subvolume. Times are in UTC; a time or transaction that does not apply is 1970-01-01 or 0.
 
+    ``_asdict()`` returns all fields except `raw`, by name, as that of a NamedTuple does.
+
     Attributes:
         generation: The last transaction that changed the subvolume or took a snapshot of it.
         ctransid: The last transaction that changed an inode.

@@ -49,6 +49,20 @@ def test_get_info(base: Path, kind: str) -> None:
 
 
 @pytest.mark.fake
+def test_info_as_a_dict(base: Path) -> None:
+    """
+    An info converts to a dict of its public fields, and the raw record to a dict of its own.
+    """
+    info = subvolume.get_info(base)
+    for record, left_out in ((info, {"raw"}), (info.raw, set())):
+        public = [name for name in dir(type(record)) if not name.startswith("_") and not hasattr(tuple, name)]
+        found = record._asdict()
+        assert found == {name: getattr(record, name) for name in public if name not in left_out}
+        assert tuple(found) == record._fields
+    assert info._asdict()["name"] == "base"
+
+
+@pytest.mark.fake
 def test_get_info_of_the_top_level(base: Path) -> None:
     """
     The top level has no containing subvolume and no name.
