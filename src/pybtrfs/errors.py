@@ -44,6 +44,14 @@ def explained(error: OSError, fd: int, filename: object) -> OSError:
     return error
 
 
+def check_btrfs(fd: int) -> None:
+    """
+    Raise NotBtrfsError if *fd* is not on btrfs, for calls that other filesystems do not refuse.
+    """
+    if syscall.fstatfs_type(fd) != syscall.BTRFS_SUPER_MAGIC:
+        raise NotBtrfsError(errno.ENOTTY, "not a btrfs filesystem")
+
+
 def not_subvolume(filename: object, cause: OSError | None = None) -> NotSubvolumeError:
     """
     Return the error to raise for a file that is not the root of a subvolume.

@@ -8,8 +8,8 @@ Snapshots keep both from their source.
 import errno
 import os
 
-from pybtrfs import ioctl, syscall
-from pybtrfs.errors import NotBtrfsError
+from pybtrfs import ioctl
+from pybtrfs.errors import check_btrfs
 from pybtrfs.path import Target, opened
 
 _COMPRESSION = "btrfs.compression"
@@ -23,7 +23,7 @@ def get_compression(target: Target) -> str | None:
     Issues fgetxattr(2) of ``btrfs.compression``. The caller must be able to open *target*.
     """
     with opened(target) as fd:
-        _check_btrfs(fd, target)
+        check_btrfs(fd)
         try:
             return os.fsdecode(os.getxattr(fd, _COMPRESSION))
         except OSError as error:
@@ -49,7 +49,7 @@ def set_compression(target: Target, algorithm: str | None) -> None:
             nodatacow (Linux 5.10 accepts it). EROFS: the subvolume is read-only.
     """
     with opened(target) as fd:
-        _check_btrfs(fd, target)
+        check_btrfs(fd)
         try:
             if algorithm is None:
                 os.removexattr(fd, _COMPRESSION)
@@ -73,7 +73,7 @@ def get_nodatacow(target: Target) -> bool:
     Issues ``FS_IOC_GETFLAGS``, which needs no privilege.
     """
     with opened(target) as fd:
-        _check_btrfs(fd, target)
+        check_btrfs(fd)
         return bool(ioctl.getflags(fd) & ioctl.FS_NOCOW_FL)
 
 
@@ -87,15 +87,9 @@ def set_nodatacow(target: Target, *, nodatacow: bool = True) -> None:
         OSError: EINVAL: *target* is a file with data, or compressed. EROFS: the subvolume is read-only.
     """
     with opened(target) as fd:
-        _check_btrfs(fd, target)
+        check_btrfs(fd)
         flags = ioctl.getflags(fd)
         ioctl.setflags(fd, flags | ioctl.FS_NOCOW_FL if nodatacow else flags & ~ioctl.FS_NOCOW_FL)
         # The kernel ignores the change for a file with data.
         if bool(ioctl.getflags(fd) & ioctl.FS_NOCOW_FL) != nodatacow:
             raise OSError(errno.EINVAL, "cannot change nodatacow of a file with data", target)
-
-
-def _check_btrfs(fd: int, target: Target) -> None:
-    # Other filesystems implement FS_IOC_GETFLAGS and xattrs too, so no ENOTTY would tell.
-    if syscall.fstatfs_type(fd) != syscall.BTRFS_SUPER_MAGIC:
-        raise NotBtrfsError(errno.ENOTTY, "not a btrfs filesystem", target)

@@ -15,6 +15,9 @@ from pybtrfs.ioctl import VOL_NAME_MAX
 # Hot path: os.fsencode() and os.fsdecode() encode the same, but through two Python functions each.
 ENCODING, ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
+# O_NONBLOCK, because opening a FIFO or a device could block.
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+
 _Result = TypeVar("_Result")
 
 _is_name = re.compile(rb"(?!\.\.?\Z)[^/\0]{1,%d}" % VOL_NAME_MAX).fullmatch
@@ -41,15 +44,19 @@ class opened:  # noqa: N801 - used like a function
 
     An open file yields its own descriptor. A path is opened, and closed at the end of the ``with``. An OSError inside
     the ``with`` gets *target* as its filename.
+
+    Args:
+        flags: ``O_*`` flags to open a path with; ``O_PATH`` needs no permission for the file itself.
     """
 
-    __slots__ = ("_fd", "_owned", "_target")
+    __slots__ = ("_fd", "_flags", "_owned", "_target")
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, flags: int = _READ) -> None:
         self._target = target
+        self._flags = flags
 
     def __enter__(self) -> int:
-        self._fd, self._owned = _open(self._target)
+        self._fd, self._owned = _open(self._target, self._flags)
         return self._fd
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -67,7 +74,7 @@ def using(target: Target, call: Callable[..., _Result], *arguments: object) -> _
 
     This is a function, because a call takes less time than a ``with``.
     """
-    fd, owned = _open(target)
+    fd, owned = _open(target, _READ)
     try:
         return call(fd, *arguments)
     except OSError as error:
@@ -78,7 +85,7 @@ def using(target: Target, call: Callable[..., _Result], *arguments: object) -> _
             os.close(fd)
 
 
-def _open(target: Target) -> tuple[int, bool]:
+def _open(target: Target, flags: int) -> tuple[int, bool]:
     """
     Return a file descriptor of *target*, and whether it is to be closed.
     """
@@ -86,8 +93,7 @@ def _open(target: Target) -> tuple[int, bool]:
     if isinstance(target, int) and target >= 0:
         return target, False
     if isinstance(target, (str, bytes, os.PathLike)):
-        # O_NONBLOCK, because opening a FIFO or a device could block.
-        return os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), True
+        return os.open(target, flags | os.O_CLOEXEC), True
     return descriptor(target), False
 
 

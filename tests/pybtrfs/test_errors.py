@@ -34,6 +34,7 @@ class Call(NamedTuple):
     Args:
         root: The target must be the root of a subvolume.
         privileged: An ordinary user is refused.
+        unreadable: The target need not be readable.
         unknown: The call asks for a subvolume that does not exist.
     """
 
@@ -41,6 +42,7 @@ class Call(NamedTuple):
     root: bool = False
     privileged: bool = False
     unknown: bool = False
+    unreadable: bool = False
 
 
 CALLS = {
@@ -83,7 +85,7 @@ CALLS = {
     "subvolume.get_path": Call(lambda target: subvolume.get_path(target, UNKNOWN), privileged=True, unknown=True),
     "subvolume.get_path_below": Call(lambda target: subvolume.get_path_below(target, UNKNOWN), unknown=True),
     "subvolume.get_read_only": Call(subvolume.get_read_only, root=True),
-    "subvolume.get_root": Call(subvolume.get_root),
+    "subvolume.get_root": Call(subvolume.get_root, unreadable=True),
     "subvolume.iterate": Call(lambda target: list(subvolume.iterate(target)), privileged=True),
     "subvolume.iterate the own": Call(lambda target: list(subvolume.iterate(target, top=0))),
     "subvolume.iterate a missing": Call(
@@ -254,7 +256,12 @@ def test_a_target_that_is_refused(form: str, base: Path) -> None:
     """
     (base / "closed").mkdir(mode=0)
     paths = [base] if form in OPEN else [base, base / "closed"]
-    calls = [(name, path) for name, call in CALLS.items() for path in paths if call.privileged or path != base]
+    calls = [
+        (name, path)
+        for name, call in CALLS.items()
+        for path in paths
+        if (call.privileged if path == base else not call.unreadable)
+    ]
 
     def allowed() -> list[str]:
         become_nobody()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pybtrfs import kernel, subvolume
+from pybtrfs import kernel, subvolume, syscall
 from pybtrfs.path import at, opened, using
 
 
@@ -40,6 +40,15 @@ def test_a_path_is_opened_and_closed(tmp_path: Path, form: Callable[[Path], str 
         assert os.fstat(fd).st_ino == tmp_path.stat().st_ino
         assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     assert not is_open(fd)
+
+
+def test_a_path_is_opened_with_flags(tmp_path: Path) -> None:
+    """
+    Flags decide how a path is opened, which is close-on-exec in any case.
+    """
+    with opened(tmp_path, syscall.O_PATH) as fd:
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & syscall.O_PATH
+        assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
 
 
 def test_an_open_file_is_used_as_it_is(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pybtrfs import ioctl, items, syscall
-from pybtrfs.errors import not_subvolume
+from pybtrfs.errors import check_btrfs, not_subvolume
 from pybtrfs.ioctl import FIRST_FREE_OBJECTID, SUBVOL_RDONLY, SubvolFields, SubvolInfo
 from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, UUID_TREE_OBJECTID, Key
 from pybtrfs.path import Target, open_directory, opened, owned, using
@@ -213,14 +213,15 @@ def get_root(target: Target) -> str:
     """
     Return the path of the root of the subvolume that contains *target*: absolute and without symlinks.
 
-    Issues fstat(2) for each directory from *target* up to the root. The caller must be able to open *target*, and have
-    search permission on these directories.
+    Issues fstat(2) for each directory from *target* up to the root, and needs search permission on these directories.
 
     Raises:
         FileNotFoundError: The root is outside of the mount, or *target* is deleted.
+        NotBtrfsError: *target* is not on btrfs.
     """
-    with opened(target) as fd:
-        subvolid, device = get_id(fd), os.fstat(fd).st_dev
+    with opened(target, syscall.O_PATH) as fd:
+        check_btrfs(fd)
+        device = os.fstat(fd).st_dev
         try:
             below, path = "", os.readlink(f"/proc/self/fd/{fd}")
             while path != below:
@@ -233,7 +234,7 @@ def get_root(target: Target) -> str:
         except OSError as error:
             error.filename = None  # the caller's own argument takes its place
             raise
-        raise FileNotFoundError(errno.ENOENT, f"the root of subvolume {subvolid} is not in the mount")
+        raise FileNotFoundError(errno.ENOENT, "the root of the subvolume is not in the mount")
 
 
 def find_uuid(filesystem: Target, uuid: UUID | bytes) -> int:
@@ -391,9 +392,9 @@ def is_subvolume(target: Target) -> bool:
     """
     Return whether *target* is the root of a subvolume.
 
-    Issues fstat(2) and fstatfs(2), which need no privilege.
+    Issues fstat(2) and fstatfs(2), which need no privilege, and no permission for *target* itself.
     """
-    with opened(target) as fd:
+    with opened(target, syscall.O_PATH) as fd:
         return is_root(fd)
 
 

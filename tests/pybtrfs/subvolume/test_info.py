@@ -127,10 +127,10 @@ def test_get_root(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_get_root_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> None:
     """
-    An unprivileged user needs no permission to read the directories above a file, only to search them.
+    An unprivileged user needs permission to search the directories above a file, but none to read them or the file.
     """
     (base / "directory").mkdir()
-    (base / "directory/file").touch()
+    (base / "directory/file").touch(mode=0)
     (base / "directory").chmod(0o711)
     base.chmod(0o711)
     assert unprivileged(subvolume.get_root, base / "directory/file") == str(base)
@@ -155,6 +155,22 @@ def test_get_root_outside_of_the_mount(base: Path, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError) as caught:
             subvolume.get_root(file)
         assert caught.value.filename is file
+
+
+def test_is_subvolume_without_permission(base: Path, unprivileged: Callable[..., Any]) -> None:
+    """
+    A subvolume, a directory and a file that the caller may not read are told apart.
+    """
+    make(base, "new")
+    (base / "directory").mkdir(mode=0)
+    (base / "file").touch(mode=0)
+    (base / "new").chmod(0)
+    for name, expected in (("new", True), ("directory", False), ("file", False)):
+        assert unprivileged(subvolume.is_subvolume, base / name) == expected
+    base.chmod(0)
+    with pytest.raises(PermissionError) as caught:
+        unprivileged(subvolume.is_subvolume, base / "new")
+    assert os.fspath(caught.value.filename) == os.fspath(base / "new")
 
 
 def test_info_elsewhere(tmp_path: Path) -> None:
