@@ -16,6 +16,8 @@ import os, tempfile, threading
 from pathlib import Path
 from pybtrfs import image
 
+KEPT = []
+
 def make():  # not in tmp_path, because pytester keeps it outside the inner run's directory
     path = Path(tempfile.mkdtemp(), "image")
     image.create(path, 128 << 20, sparse=True)
@@ -31,7 +33,7 @@ def test_mount():
     image.mount(make(), tempfile.mkdtemp())
 
 def test_loop_device():
-    image.attach(make())
+    KEPT.append(image.attach(make()))
 
 def test_nothing(btrfs):
     with open(btrfs / "file", "w") as file:

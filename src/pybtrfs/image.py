@@ -15,10 +15,11 @@ import struct
 import tempfile
 import time
 import uuid
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 from pybtrfs import _image_template as template
 from pybtrfs import ioctl, mountinfo, syscall
@@ -132,6 +133,8 @@ def _crc32c_table() -> list[int]:
 class LoopDevice:
     """
     An attached loop device. The kernel frees the device when it is neither open here nor mounted.
+
+    Detach it, or use it in a ``with``: one that is forgotten is detached with a ResourceWarning.
     """
 
     def __init__(self, path: str, fd: int) -> None:
@@ -143,6 +146,17 @@ class LoopDevice:
 
     def __exit__(self, *exc_info: object) -> None:
         self.detach()
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.detach()
+
+    def __repr__(self) -> str:
+        return f"<LoopDevice {self.path} fd={self._fd}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"cannot copy or pickle {self!r}, because it owns its file descriptor")
 
     def fileno(self) -> int:
         """

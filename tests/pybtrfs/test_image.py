@@ -3,6 +3,7 @@ Images: created, attached, mounted and grown, and checked by btrfs-progs.
 """
 
 import errno
+import gc
 import importlib.util
 import os
 import re
@@ -256,6 +257,19 @@ class TestAttach:
         device.detach()
         with pytest.raises(ValueError, match="detached"):
             device.fileno()
+
+    def test_a_forgotten_device(self, path: Path) -> None:
+        """
+        A device that nobody detaches is detached with a warning that names it.
+        """
+
+        def forget() -> None:
+            image.attach(path)
+            gc.collect()
+
+        image.create(path, SIZE, sparse=True)
+        with pytest.warns(ResourceWarning, match="unclosed <LoopDevice /dev/loop"):
+            forget()
 
     @pytest.mark.parametrize("blind", ["fcntl.flock", "_devices"])
     def test_twice(self, path: Path, target: Path, monkeypatch: pytest.MonkeyPatch, blind: str) -> None:

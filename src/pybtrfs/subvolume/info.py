@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 from pybtrfs import ioctl, items, syscall
@@ -18,7 +19,7 @@ from pybtrfs.tree_search import MAX, search, search_subvolumes
 if TYPE_CHECKING:
     from collections.abc import Generator
     from datetime import datetime
-    from typing import Self
+    from typing import NoReturn, Self
     from uuid import UUID
 
 _ONE = 4096  # bytes; a buffer for the items of one subvolume
@@ -122,8 +123,11 @@ class Subvolume:
     """
     An open subvolume: owns a file descriptor of its root, and can be passed as a *target*.
 
-    Do not close it while another thread uses it, because the kernel may reuse the file descriptor at once.
+    Close it, or use it in a ``with``: one that is forgotten is closed with a ResourceWarning. Do not close it while
+    another thread uses it, because the kernel may reuse the file descriptor at once.
     """
+
+    _fd = -1
 
     def __init__(self, target: Target) -> None:
         with opened(target) as fd:
@@ -152,6 +156,17 @@ class Subvolume:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<Subvolume fd={self._fd}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"cannot copy or pickle {self!r}, because it owns its file descriptor")
 
 
 def get_id(target: Target) -> int:

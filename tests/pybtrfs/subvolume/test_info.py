@@ -2,8 +2,11 @@
 Identity, relations and properties of subvolumes, on real btrfs.
 """
 
+import copy
 import errno
+import gc
 import os
+import pickle
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -211,7 +214,7 @@ def test_asking_unprivileged(base: Path, unprivileged: Callable[..., Any]) -> No
     Info of a subvolume and its children needs no privilege; for other calls EPERM names the missing privilege.
     """
     make(base, "directory/deeper/nested")
-    with subvolume.Subvolume(base) as opened:
+    with form(base, "fd") as opened:
         subvolid = subvolume.get_id(base)
         assert unprivileged(subvolume.get_id, opened) == subvolid
         assert unprivileged(subvolume.get_info, opened) == subvolume.get_info(base)
@@ -330,6 +333,38 @@ def test_an_open_subvolume(base: Path) -> None:
             opened.fileno()
         with pytest.raises(ValueError, match="closed"):
             subvolume.get_id(opened)
+
+
+def test_a_forgotten_subvolume(base: Path) -> None:
+    """
+    A Subvolume that nobody closes is closed with a warning that names it; one that is closed is forgotten silently.
+    """
+
+    def forget(close: bool) -> int:
+        opened = subvolume.Subvolume(base)
+        fd = opened.fileno()
+        if close:
+            opened.close()
+        del opened
+        gc.collect()
+        return fd
+
+    with pytest.warns(ResourceWarning) as warned:
+        fd = forget(close=False)
+    assert [str(warning.message) for warning in warned] == [f"unclosed <Subvolume fd={fd}>"]
+    with pytest.raises(OSError):
+        os.fstat(fd)
+    forget(close=True)
+
+
+def test_a_subvolume_has_one_owner(base: Path) -> None:
+    """
+    A Subvolume is not copied or pickled, because both would close its file descriptor.
+    """
+    with subvolume.Subvolume(base) as opened:
+        for call in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match=f"<Subvolume fd={opened.fileno()}>"):
+                call(opened)
 
 
 def test_info_within_info(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
