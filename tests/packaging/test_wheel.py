@@ -137,13 +137,27 @@ def test_wheel_metadata(wheel: Path) -> None:
 
 def test_sdist_contents(sdist: Path) -> None:
     """
-    The source distribution carries the sources of the compiled modules.
+    The source distribution carries every file of the repository, with all that its tests need, and no built file.
     """
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert names >= {f"src/pybtrfs/{name}" for name in ("btrfs.c", "btrfs.h", "btrfs_uapi.h")}
-    assert names >= {f"src/snapshotter/transport/{name}" for name in ("http2.c", "http2.h", "nghttp2.h")}
-    assert names >= {"build_ffi.py", "setup.py", "share/man/man1/snapshotter.1", "LICENSE"}
+    # A source distribution itself has no repository to compare with.
+    tracked = run("git", "-C", ROOT, "ls-files").stdout.splitlines() if (ROOT / ".git").exists() else []
+    files = {path for path in tracked if not (ROOT / path).is_symlink()}  # a link's files are there in its place
+    assert names >= {*files, "src/pybtrfs/btrfs.c", "tests/conftest.py", "share/man/man1/snapshotter.1", "LICENSE"}
+    assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
+
+
+def test_sdist_tests(sdist: Path, tmp_path: Path) -> None:
+    """
+    All tests are collected from an unpacked source distribution, and those of its files pass.
+    """
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    [root] = tmp_path.iterdir()
+    pytest_of = sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", root
+    run(*pytest_of, "--collect-only", root / "tests")
+    run(*pytest_of, *(root / "tests" / f"test_{name}.py" for name in ("docs", "english", "tools")))
 
 
 @pytest.mark.parametrize("python", [pytest.param(path, id=version) for version, path in interpreters().items()])
