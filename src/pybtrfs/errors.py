@@ -3,9 +3,12 @@ Errors whose errno is misleading. Every other refusal of the kernel is the plain
 """
 
 import errno
+import fcntl
 from typing import TypeVar
 
 from pybtrfs import ioctl, syscall
+
+_PATH_ONLY = "the file descriptor was opened with O_PATH: open the file for reading"
 
 _Error = TypeVar("_Error", bound=OSError)
 
@@ -28,9 +31,11 @@ def explained(error: OSError, fd: int, filename: object) -> OSError:
     """
     Return the error to raise for *error*, the refusal of an ioctl on *fd*.
 
-    It has *filename*, and a class or note that explains ENOTTY. An error that has a path already is returned as it is.
-    A file descriptor is replaced, because a nested call was given the descriptor for *filename*.
+    It has *filename*, and a class or note that explains ENOTTY or EBADF. An error that has a path already keeps it. A
+    file descriptor is replaced, because a nested call was given the descriptor for *filename*.
     """
+    if error.errno == errno.EBADF and _is_path_only(fd) and _PATH_ONLY not in getattr(error, "__notes__", ()):
+        error.add_note(_PATH_ONLY)
     if error.filename2 is not None or not isinstance(error.filename, int | None):
         return error
     error.filename = filename
@@ -42,6 +47,13 @@ def explained(error: OSError, fd: int, filename: object) -> OSError:
         return not_subvolume(filename, error)
     error.add_note("this kernel does not have the ioctl")
     return error
+
+
+def _is_path_only(fd: int) -> bool:
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GETFL) & syscall.O_PATH != 0
+    except OSError:
+        return False  # not open at all
 
 
 def check_btrfs(fd: int) -> None:

@@ -28,7 +28,6 @@ def get_compression(target: Target) -> str | None:
             return os.fsdecode(os.getxattr(fd, _COMPRESSION))
         except OSError as error:
             if error.errno != errno.ENODATA:
-                error.filename = target
                 raise
             return None
 
@@ -56,8 +55,9 @@ def set_compression(target: Target, algorithm: str | None) -> None:
             else:
                 os.setxattr(fd, _COMPRESSION, os.fsencode(algorithm))
         except OSError as error:
+            if error.errno == errno.EINVAL:
+                error.add_note(f"the kernel does not know {algorithm!r}, or the file is nodatacow")
             if error.errno != errno.ENODATA:
-                error.filename = target
                 raise
         # Files created in a directory with "none" have the flag but no attribute, and on Linux 5.10 removing the
         # attribute sets the flag.

@@ -23,6 +23,7 @@ from tests.conftest import become_nobody, in_child
 
 pytestmark = pytest.mark.btrfs
 
+O_PATH_NOTE = "the file descriptor was opened with O_PATH: open the file for reading"
 UNKNOWN = 1 << 40  # the id of no subvolume
 UUID_ = UUID(int=1)
 
@@ -277,6 +278,60 @@ def test_a_target_that_is_refused(form: str, base: Path) -> None:
         return found
 
     assert in_child(allowed) == []
+
+
+@pytest.mark.parametrize("name", [name for name, call in CALLS.items() if not call.unreadable])
+def test_a_target_opened_with_o_path(name: str, base: Path) -> None:
+    """
+    A file descriptor that only stands for a path is EBADF with one note that says so.
+    """
+    fd = os.open(base, syscall.O_PATH)
+    try:
+        if name == "subvolume.Subvolume":
+            CALLS[name].run(fd)  # opens the subvolume itself
+            return
+        with pytest.raises(OSError) as caught:
+            CALLS[name].run(fd)
+    finally:
+        os.close(fd)
+    assert (caught.value.errno, caught.value.filename) == (errno.EBADF, fd)
+    assert [note for note in caught.value.__notes__ if "O_PATH" in note] == [O_PATH_NOTE]
+
+
+def test_a_snapshot_with_o_path(base: Path) -> None:
+    """
+    A source that only stands for a path is EBADF, where the kernel says EINVAL; so is such a directory.
+    """
+    fd = os.open(base, syscall.O_PATH)
+    try:
+        for call, names in (
+            (lambda: subvolume.snapshot(fd, base / "new"), [fd]),
+            (lambda: subvolume.snapshot(base, (fd, "new")), [base, "new"]),
+            (lambda: subvolume.create((fd, "new")), ["new"]),
+        ):
+            with pytest.raises(OSError) as caught:
+                call()
+            assert caught.value.errno == errno.EBADF
+            assert caught.value.__notes__[-1] == O_PATH_NOTE
+            check(caught.value, *names)
+    finally:
+        os.close(fd)
+
+
+def test_a_subvolume_that_may_not_be_read(base: Path) -> None:
+    """
+    A subvolume that is given by its path alone, and that an ordinary user may not read, is named as it was given.
+    """
+    base.chmod(0)
+
+    def refused() -> tuple[int | None, bool]:
+        become_nobody()
+        fd = os.open(base, syscall.O_PATH)
+        with pytest.raises(PermissionError) as caught:
+            subvolume.Subvolume(fd)
+        return caught.value.errno, caught.value.filename == fd
+
+    assert in_child(refused) == (errno.EACCES, True)
 
 
 @pytest.mark.parametrize("form", PATHS)

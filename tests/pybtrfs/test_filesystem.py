@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -80,6 +80,20 @@ def test_resize(btrfs_mount: Callable[..., Path], unprivileged: Callable[..., An
     with pytest.raises(OSError) as caught:
         filesystem.resize(top, "max", devid=2)
     assert caught.value.errno == errno.ENODEV
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize(("size", "devid"), [(1 << 20, 1), ("max", 0), ("max", -1)])
+def test_resize_refused(btrfs: Path, size: int | Literal["max"], devid: int) -> None:
+    """
+    A size below the kernel's minimum, and a wrong devid, are EINVAL with a note that has both rules.
+    """
+    with pytest.raises(OSError) as caught:
+        filesystem.resize(btrfs, size, devid=devid)
+    assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, btrfs)
+    assert caught.value.__notes__[-1] == (
+        f"'{devid}:{size}' must have a devid of at least 1, and a size of at least 256 MiB"
+    )
 
 
 @pytest.mark.parametrize("size", [0, -1, "1g", "cancel", 1.5, None])

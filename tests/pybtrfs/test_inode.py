@@ -67,6 +67,7 @@ def test_compression_that_the_kernel_does_not_know(btrfs: Path) -> None:
     with pytest.raises(OSError) as caught:
         inode.set_compression(btrfs, "brotli")
     assert caught.value.errno == errno.EINVAL
+    assert caught.value.__notes__ == ["the kernel does not know 'brotli', or the file is nodatacow"]
     assert caught.value.filename == btrfs
 
 

@@ -119,7 +119,35 @@ def test_a_missing_group(top: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         subvolume.create(top / "new", inherit=QgroupInherit((qgroupid(1, 8),)))
     assert caught.value.filename == top / "new"
+    assert caught.value.__notes__[-1] == "one of the qgroups to join does not exist"
     assert os.listdir(top) == []
+
+
+@pytest.mark.btrfs
+@pytest.mark.parametrize(
+    ("groups", "note"),
+    [
+        ((qgroupid(1, 7), qgroupid(0, 5)), "a subvolume cannot join a qgroup of level 0: 0/5"),
+        (tuple(qgroupid(1, number) for number in range(504)), "a subvolume cannot join more than 503 qgroups at once"),
+    ],
+)
+@pytest.mark.parametrize("how", ["create", "batch", "snapshot"])
+def test_groups_that_cannot_be_joined(top: Path, groups: tuple[int, ...], note: str, how: str) -> None:
+    """
+    EINVAL has a note with the reason.
+    """
+    subvolume.create(top / "source")
+    inherit = QgroupInherit(groups)
+    with pytest.raises(OSError) as caught:
+        if how == "create":
+            subvolume.create(top / "new", inherit=inherit)
+        elif how == "batch":
+            with subvolume.batch() as batch:
+                batch.create(top / "new", inherit=inherit)
+        else:
+            subvolume.snapshot(top / "source", top / "new", inherit=inherit)
+    assert caught.value.errno == errno.EINVAL
+    assert caught.value.__notes__[-1] == note
 
 
 @pytest.mark.btrfs

@@ -4,6 +4,8 @@ The ioctls on a whole filesystem: transactions, identity and size.
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import NamedTuple
 
 from pybtrfs import kernel
@@ -64,4 +66,10 @@ def fs_info(fd: int) -> FsInfo:
 
 
 def resize(fd: int, name: bytes) -> None:
-    kernel.current.ioctl(fd, "BTRFS_IOC_RESIZE", new("struct pybtrfs_ioctl_vol_args *", {"name": without_nul(name)}))
+    arguments = new("struct pybtrfs_ioctl_vol_args *", {"name": without_nul(name)})
+    try:
+        kernel.current.ioctl(fd, "BTRFS_IOC_RESIZE", arguments)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            error.add_note(f"{os.fsdecode(name)!r} must have a devid of at least 1, and a size of at least 256 MiB")
+        raise

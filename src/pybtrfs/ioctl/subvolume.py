@@ -26,17 +26,41 @@ SUBVOL_SYNC_COUNT: int = lib.PYBTRFS_SUBVOL_SYNC_COUNT
 SUBVOL_SYNC_PEEK_FIRST: int = lib.PYBTRFS_SUBVOL_SYNC_PEEK_FIRST
 SUBVOL_SYNC_PEEK_LAST: int = lib.PYBTRFS_SUBVOL_SYNC_PEEK_LAST
 
+_INHERIT_MAX = 503  # qgroups that fit into the 4,096 bytes that the kernel takes
+
 _null = ffi.NULL
 
 
 def subvol_create_v2(dirfd: int, name: bytes, inherit: Inherit | None = None) -> None:
     groups = _null if inherit is None else qgroup_inherit(inherit)
-    kernel.current.vol_ioctl(dirfd, "BTRFS_IOC_SUBVOL_CREATE_V2", name, 0, 0, groups)
+    try:
+        kernel.current.vol_ioctl(dirfd, "BTRFS_IOC_SUBVOL_CREATE_V2", name, 0, 0, groups)
+    except OSError as error:
+        _explain_inherit(error, inherit)
+        raise
 
 
 def snap_create_v2(source_fd: int, dirfd: int, name: bytes, flags: int = 0, inherit: Inherit | None = None) -> None:
     groups = _null if inherit is None else qgroup_inherit(inherit)
-    kernel.current.vol_ioctl(dirfd, "BTRFS_IOC_SNAP_CREATE_V2", name, source_fd, flags, groups)
+    try:
+        kernel.current.vol_ioctl(dirfd, "BTRFS_IOC_SNAP_CREATE_V2", name, source_fd, flags, groups)
+    except OSError as error:
+        _explain_inherit(error, inherit)
+        raise
+
+
+def _explain_inherit(error: OSError, inherit: Inherit | None) -> None:
+    """
+    Add a note to the refusal of a creation if *inherit* may be its cause.
+    """
+    groups = inherit[0] if inherit else ()
+    level_0 = [f"0/{group}" for group in groups if group < 1 << 48]
+    if groups and error.errno == errno.ENOENT:
+        error.add_note("one of the qgroups to join does not exist")
+    elif level_0 and error.errno == errno.EINVAL:
+        error.add_note(f"a subvolume cannot join a qgroup of level 0: {', '.join(level_0)}")
+    elif len(groups) > _INHERIT_MAX and error.errno == errno.EINVAL:
+        error.add_note(f"a subvolume cannot join more than {_INHERIT_MAX} qgroups at once")
 
 
 def snap_create_v2_in(

@@ -87,8 +87,10 @@ def snapshot(
         try:
             at(dest, make)
         except OSError as error:
-            if error.errno == errno.EINVAL and not is_root(source_fd):
-                raise not_subvolume(source, error) from error
+            if error.errno == errno.EINVAL:
+                if not is_root(source_fd):
+                    raise not_subvolume(source, error) from error
+                ioctl.subvol_getflags(source_fd)  # raises EBADF, where the kernel says EINVAL for an O_PATH descriptor
             if error.errno != errno.ENOTTY:
                 if error.filename is not named:
                     error.add_note(f"at {os.fsdecode(error.filename)!r} below it")

@@ -133,7 +133,11 @@ class Subvolume:
         with opened(target) as fd:
             if not is_root(fd):
                 raise not_subvolume(target)
-            self._fd = open_directory(fd, ".")
+            try:
+                self._fd = open_directory(fd, ".")
+            except OSError as error:
+                error.filename = None  # the caller's own argument takes its place
+                raise
 
     def fileno(self) -> int:
         """
