@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -331,6 +332,25 @@ def test_json(top: Path) -> None:
     usage = json.loads(ours("usage", "--json", ".")[1])
     assert usage["device-size"] == 256 << 20
     assert [group["type"] for group in usage["block-groups"]] == ["data", "system", "metadata"]
+
+
+def test_json_of_names_that_are_not_utf_8(top: Path) -> None:
+    """
+    JSON has valid text only, and names that are not UTF-8 in base64, too.
+    """
+    name = b"\xfe\xff"
+    subvolume.snapshot(top / "a", os.fsencode(top) + b"/" + name)
+    filesystem.sync(top)
+    listed = {entry["ID"]: entry for entry in json.loads(ours("subvolume", "list", "--json", ".")[1])}
+    for path, text in ((b"d/\xff \n", "d/\ufffd \n"), (name, "\ufffd\ufffd")):
+        entry = listed[subvolume.get_id(path)]
+        assert (entry["path"], b64decode(entry["path_b64"])) == (text, path)
+    assert next(entry["path"] for entry in listed.values() if "path_b64" not in entry) == "a"
+    shown = json.loads(ours("subvolume", "show", "--json", "a")[1])
+    assert shown["Snapshots"] == ["d/snap", "\ufffd\ufffd"]
+    assert [b64decode(path) for path in shown["Snapshots_b64"]] == [b"d/snap", name]
+    shown = json.loads(ours("subvolume", "show", "--json", os.fsdecode(name))[1])
+    assert (shown["Name"], b64decode(shown["Name_b64"]), b64decode(shown["path_b64"])) == ("\ufffd\ufffd", name, name)
 
 
 def test_image(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -27,10 +27,52 @@ def write(text: str) -> None:
 def write_json(value: Any) -> None:
     """
     Write a value as indented JSON.
+
+    JSON has no bytes. If a name is not UTF-8, its text has U+FFFD in place of the wrong bytes. A further key, with
+    ``_b64`` appended, has the name in base64. For a list of names, the further key has the list.
     """
     import json
 
-    write(json.dumps(value, indent=2))
+    write(json.dumps(_unicode(value), indent=2))
+
+
+def _unicode(value: Any) -> Any:
+    """
+    Return *value* with valid text only, and further keys for the names that are not UTF-8.
+    """
+    if isinstance(value, list):
+        return [_unicode(each) for each in value]
+    if isinstance(value, str):
+        return os.fsencode(value).decode(errors="replace") if _is_bytes(value) else value
+    if not isinstance(value, dict):
+        return value
+    found = {}
+    for key, each in value.items():
+        found[key] = _unicode(each)
+        if _is_bytes(each):
+            found[f"{key}_b64"] = _base64(each)
+        elif isinstance(each, list) and any(map(_is_bytes, each)):
+            found[f"{key}_b64"] = [_base64(name) for name in each]
+    return found
+
+
+def _is_bytes(value: Any) -> bool:
+    """
+    Return whether *value* is the name of a file that is not UTF-8.
+    """
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _base64(name: str) -> str:
+    from base64 import b64encode
+
+    return b64encode(os.fsencode(name)).decode()
 
 
 def complain(error: Exception) -> int:
