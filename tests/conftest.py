@@ -23,6 +23,8 @@ from hypothesis import settings
 
 from pybtrfs import syscall, testing
 
+pytest_plugins = ["pybtrfs.pytest_plugin"]
+
 # Timing decides no test.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

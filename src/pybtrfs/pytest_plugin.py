@@ -1,5 +1,8 @@
 """
-Fixtures for pytest, registered by an entry point: a temporary btrfs on a loop device, and a fake that needs no root.
+Fixtures for pytest: a temporary btrfs on a loop device, and a fake that needs no root.
+
+A conftest.py takes them with ``pytest_plugins = ["pybtrfs.pytest_plugin"]``. No entry point registers them, because
+pytest would then import pybtrfs, and rewrite its modules, in every run of the environment.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +13,7 @@ from typing import Any
 
 import pytest
 
-# Imports are inside the fixtures, because every run of pytest loads this module if the distribution is installed.
+from pybtrfs import image, subvolume, testing
 
 _SIZE = 8 << 30  # bytes; the file is sparse
 _numbers = count()
@@ -57,16 +60,12 @@ def fake_btrfs(tmp_path: Path) -> Iterator[Path]:
     Provide an empty directory on a fake btrfs, whose subvolumes are plain directories; see
     `pybtrfs.testing.fake_btrfs`.
     """
-    from pybtrfs import testing
-
     with testing.fake_btrfs(tmp_path):
         yield tmp_path
 
 
 @contextmanager
 def _mounted(size: int, **options: Any) -> Iterator[Path]:
-    from pybtrfs import image, testing
-
     if why := testing.why_no_btrfs():
         pytest.skip(why)
     with image.temporary(size, **options) as path:
@@ -75,8 +74,6 @@ def _mounted(size: int, **options: Any) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    from pybtrfs import subvolume
-
     if subvolume.is_subvolume(path):
         subvolume.delete(path, recursive=True)
         return

@@ -26,6 +26,7 @@ def test_a_filesystem_of_its_own(btrfs_mount):
 
 
 def run(pytester: pytest.Pytester, *launcher: str) -> tuple[str, list[str]]:
+    pytester.makeconftest('pytest_plugins = ["pybtrfs.pytest_plugin"]')
     pytester.makepyfile(EXAMPLES[-1] + MORE)
     argv = [*launcher, sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "--basetemp", "base"]
     ran = subprocess.run(argv, capture_output=True, text=True)
@@ -59,10 +60,25 @@ def test_fixtures_without_root(pytester: pytest.Pytester) -> None:
     assert "needs root" in output
 
 
-def test_start() -> None:
+def test_nothing_changes(pytester: pytest.Pytester) -> None:
     """
-    Loading the plugin imports nothing that its fixtures need.
+    A run that does not take the plugin imports nothing of the distribution, rewrites none of its modules, and has none
+    of its fixtures.
     """
-    ask = "import sys, pytest; old = set(sys.modules); import pybtrfs.pytest_plugin; print(*set(sys.modules) - old)"
-    loaded = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.split()
-    assert {name for name in loaded if not name.startswith(("_", "pybtrfs._"))} == {"pybtrfs", "pybtrfs.pytest_plugin"}
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_modules():
+            assert not [name for name in sys.modules if name.startswith(("pybtrfs", "snapshotter"))]
+            import pybtrfs
+            assert type(pybtrfs.__loader__).__module__ != "_pytest.assertion.rewrite"
+
+        def test_fixtures(request):
+            for name in "btrfs", "btrfs_image", "btrfs_mount", "fake_btrfs":
+                assert not request._fixturemanager.getfixturedefs(name, request.node)
+        """
+    )
+    argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--basetemp", "base"]
+    ran = subprocess.run(argv, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
