@@ -18,6 +18,7 @@ import pytest
 
 from pybtrfs import device, filesystem, image, subvolume, syscall
 from pybtrfs.cli import main
+from pybtrfs.cli import subvolume as cli_subvolume
 from tests.pybtrfs.subvolume.common import NOBODY, UNPRIVILEGED, make, mounted
 
 pytestmark = pytest.mark.btrfs
@@ -74,6 +75,26 @@ def test_list(top: Path, option: str) -> None:
     for path in (".", "a", "a/b", "d"):
         argv = ["subvolume", "list", *([option] if option else []), path]
         assert ours(*argv) == theirs(*argv)
+
+
+def test_list_computes_what_it_shows(
+    top: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """
+    A list computes no time and no uuid unless it shows them, and writes once: this decides how much processor it takes.
+    """
+    computed: list[str] = []
+    for name in ("otime", "uuid", "parent_uuid", "received_uuid"):
+        value = getattr(subvolume.SubvolumeInfo, name).fget
+        noted = property(lambda info, name=name, value=value: computed.append(name) or value(info))
+        monkeypatch.setattr(subvolume.SubvolumeInfo, name, noted)
+    written: list[list[str]] = []
+    monkeypatch.setattr(cli_subvolume, "write_lines", written.append)
+    assert said(capfd, "subvolume", "list", ".") == (0, "", "")
+    assert computed == []
+    assert [len(lines) for lines in written] == [len(list(subvolume.iterate(top)))]
+    assert said(capfd, "subvolume", "list", "-u", ".") == (0, "", "")
+    assert set(computed) == {"uuid"}
 
 
 def test_list_below(top: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
@@ -20,7 +21,14 @@ def write(text: str) -> None:
     """
     Write a line to standard output; names that are not UTF-8 are written as their bytes.
     """
-    sys.stdout.buffer.write(os.fsencode(text) + b"\n")
+    write_lines([text])
+
+
+def write_lines(lines: Iterable[str]) -> None:
+    """
+    Write lines to standard output at once, as `write` does.
+    """
+    sys.stdout.buffer.write(os.fsencode("\n".join([*lines, ""])))
     sys.stdout.buffer.flush()
 
 

@@ -6,19 +6,23 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pybtrfs import filesystem, qgroup, subvolume
 from pybtrfs.cli.arguments import add_command, add_group, add_json
-from pybtrfs.cli.output import DONE, column, complain, json_value, local_time, write, write_json
+from pybtrfs.cli.output import DONE, column, complain, json_value, local_time, write, write_json, write_lines
 from pybtrfs.errors import not_subvolume
 from pybtrfs.items import FS_TREE_OBJECTID
 from pybtrfs.path import opened
 from pybtrfs.tree_search import is_permitted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pybtrfs.cli.arguments import Commands
 
+_PLAIN = ("ID", "gen", "cgen", "parent", "top level", "path")  # columns of numbers and texts
 _SORT_KEYS = {"rootid": "ID", "gen": "gen", "ogen": "cgen", "path": "path"}
 
 
@@ -119,9 +123,10 @@ def _qgroup(text: str) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    rows = _deleted_rows(arguments.path) if arguments.d else _rows(arguments)
+    # Hot path: of each entry, only the values that are shown or sorted by are computed.
+    entries, values = _deleted(arguments.path) if arguments.d else _listed(arguments)
     for word, descending in reversed(arguments.sort):
-        rows.sort(key=lambda row: row[word], reverse=descending)
+        entries.sort(key=values[word], reverse=descending)
     words = ["ID", "gen"]
     words += ["cgen"] if arguments.c or arguments.s else []
     words += ["parent"] if arguments.p else []
@@ -132,51 +137,67 @@ def _list(arguments: argparse.Namespace) -> None:
     words += ["uuid"] if arguments.u else []
     words += ["path"]
     if arguments.json:
-        write_json([{word: json_value(row[word]) for word in words} for row in rows])
+        write_json([{word: json_value(values[word](entry)) for word in words} for entry in entries])
         return
+    lines = []
     if arguments.t:
-        write("".join(f"{word}\t" for word in words))
-        write("".join(f"{'-' * len(word)}\t" for word in words))
-    for row in rows:
-        texts = [(word, column(row[word])) for word in words]
-        if arguments.t:
-            write("\t".join(text + "\t" * (word == "top level") for word, text in texts))
-        else:
-            write(" ".join(f"{word} {text}" for word, text in texts))
+        lines += ["".join(f"{word}\t" for word in words), "".join(f"{'-' * len(word)}\t" for word in words)]
+        template = "\t".join("%s\t" if word == "top level" else "%s" for word in words)
+    else:
+        template = " ".join(f"{word} %s" for word in words)
+    columns = [values[word] if word in _PLAIN else _column(values[word]) for word in words]
+    lines += map(template.__mod__, zip(*[map(value, entries) for value in columns], strict=True))
+    write_lines(lines)
 
 
-def _rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _column(value: Callable[[Any], Any]) -> Callable[[Any], str]:
+    return lambda entry: column(value(entry))
+
+
+def _listed(arguments: argparse.Namespace) -> tuple[list[Any], dict[str, Callable[[Any], Any]]]:
+    """
+    Return the subvolumes to list, and functions that return the value of a column.
+    """
     own, above = subvolume.get_id(arguments.path), ""
     below = arguments.below or not is_permitted(arguments.path)
     entries = list(subvolume.iterate_below(arguments.path) if below else subvolume.iterate(arguments.path))
-    if not below and own != FS_TREE_OBJECTID:
+    if not below and not arguments.o and own != FS_TREE_OBJECTID:
         above = subvolume.get_path(arguments.path, own) + "/"
-    return [
-        {
-            "ID": info.id,
-            "gen": info.generation,
-            "cgen": info.otransid,
-            "parent": info.parent_id,
-            "top level": info.parent_id,
-            "otime": info.otime.astimezone(),
-            "parent_uuid": info.parent_uuid,
-            "received_uuid": info.received_uuid,
-            "uuid": info.uuid,
-            "path": path if arguments.o else path.removeprefix(above),
-        }
-        for path, info in entries
-        if (not arguments.o or info.parent_id == own)
-        and (not arguments.s or info.parent_uuid)
-        and (not arguments.r or info.read_only)
-    ]
+    if arguments.o:
+        entries = [entry for entry in entries if entry.info.parent_id == own]
+    if arguments.s:
+        entries = [entry for entry in entries if entry.info.parent_uuid]
+    if arguments.r:
+        entries = [entry for entry in entries if entry.info.read_only]
+    return entries, {
+        "ID": lambda entry: entry[1][0],
+        "gen": lambda entry: entry[1].generation,
+        "cgen": lambda entry: entry[1].otransid,
+        "parent": lambda entry: entry[1][2],
+        "top level": lambda entry: entry[1][2],
+        "otime": lambda entry: entry[1].otime.astimezone(),
+        "parent_uuid": lambda entry: entry[1].parent_uuid,
+        "received_uuid": lambda entry: entry[1].received_uuid,
+        "uuid": lambda entry: entry[1].uuid,
+        "path": lambda entry: entry[0].removeprefix(above),
+    }
 
 
-def _deleted_rows(path: str) -> list[dict[str, Any]]:
-    gone = {"cgen": 0, "parent": 0, "top level": 0, "path": "DELETED"}
-    unknown = dict.fromkeys(("otime", "parent_uuid", "received_uuid", "uuid"))
-    return [
-        {"ID": deleted.id, "gen": deleted.generation, **gone, **unknown} for deleted in subvolume.iterate_deleted(path)
-    ]
+def _deleted(path: str) -> tuple[list[Any], dict[str, Callable[[Any], Any]]]:
+    """
+    Return the deleted subvolumes, and functions that return the value of a column.
+    """
+    fixed: dict[str, Any] = dict.fromkeys(("cgen", "parent", "top level"), 0)
+    fixed |= {**dict.fromkeys(("otime", "parent_uuid", "received_uuid", "uuid")), "path": "DELETED"}
+    return list(subvolume.iterate_deleted(path)), {
+        "ID": lambda entry: entry.id,
+        "gen": lambda entry: entry.generation,
+        **{word: partial(_fixed, value) for word, value in fixed.items()},
+    }
+
+
+def _fixed(value: Any, _: Any) -> Any:
+    return value
 
 
 def _show(arguments: argparse.Namespace) -> None:
