@@ -18,6 +18,8 @@ ENCODING, ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 # O_NONBLOCK, because opening a FIFO or a device could block.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
+_PIECE = 15  # names of at most 255 bytes: fewer bytes than PATH_MAX
+
 _Result = TypeVar("_Result")
 
 _is_name = re.compile(rb"(?!\.\.?\Z)[^/\0]{1,%d}" % VOL_NAME_MAX).fullmatch
@@ -150,6 +152,18 @@ def open_beneath(
     """
     resolve = syscall.RESOLVE_BENEATH | syscall.RESOLVE_NO_SYMLINKS | syscall.RESOLVE_NO_MAGICLINKS
     return syscall.openat2(dir_fd, path or ".", flags, resolve if cross_mounts else resolve | syscall.RESOLVE_NO_XDEV)
+
+
+def open_in_pieces(fd: int, path: str | bytes) -> int:
+    """
+    Open the directory *path* below *fd*, as `open_beneath` does, also if the path exceeds PATH_MAX.
+    """
+    names = os.fsencode(path).rstrip(b"/").split(b"/")
+    opened_fd = open_beneath(fd, b"/".join(names[:_PIECE]))
+    for start in range(_PIECE, len(names), _PIECE):
+        with owned(opened_fd):
+            opened_fd = open_beneath(opened_fd, b"/".join(names[start : start + _PIECE]))
+    return opened_fd
 
 
 def at(destination: Destination, call: Callable[..., _Result], *arguments: object) -> _Result:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pybtrfs import ioctl, items, subvolume, syscall
 from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, Key
-from pybtrfs.path import open_beneath, owned
+from pybtrfs.path import open_beneath, open_in_pieces, owned
 from pybtrfs.subvolume.creation import snapshot_below
 from pybtrfs.subvolume.info import directory_path, is_root, lookup_root, missing
-from pybtrfs.subvolume.listing import open_in_pieces, walk
+from pybtrfs.subvolume.listing import walk
 from pybtrfs.tree_search import MAX, search, search_subvolumes
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from pybtrfs import ioctl, qgroup
 from pybtrfs.errors import not_subvolume
 from pybtrfs.ioctl import SUBVOL_RDONLY, Inherit
-from pybtrfs.path import Destination, Target, at, open_beneath, opened, owned
+from pybtrfs.path import Destination, Target, at, open_beneath, open_in_pieces, opened, owned
 from pybtrfs.subvolume.deletion import delete, delete_at
 from pybtrfs.subvolume.info import get_id, is_root, set_read_only
-from pybtrfs.subvolume.listing import open_in_pieces, walk
+from pybtrfs.subvolume.listing import walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

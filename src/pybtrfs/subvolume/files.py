@@ -22,6 +22,7 @@ from pybtrfs.items import (
     Item,
     Key,
 )
+from pybtrfs.path import open_in_pieces, owned
 
 _SMALL = 4096  # bytes; the initial buffer for the items of one inode
 _TYPES = {
@@ -156,21 +157,38 @@ class WalkedTree:
         self._entries: dict[int, dict[bytes, int]] = {}
         self._names: dict[int, list[Name]] = {}
         self._paths: dict[int, bytes] = {}
-        device = os.fstat(fd).st_dev
-        for path, directories, files, directory_fd in os.fwalk(".", dir_fd=fd):
-            status = os.fstat(directory_fd)
-            self._inodes[status.st_ino] = _inode(status)
-            self._paths[status.st_ino] = b"" if path == "." else os.fsencode(path.removeprefix("./")) + b"/"
-            entries = self._entries[status.st_ino] = {}
-            for name in files + directories:
-                with contextlib.suppress(FileNotFoundError):  # deleted since the listing
-                    found = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
-                    if found.st_dev == device:
-                        entries[os.fsencode(name)] = found.st_ino
-                        self._inodes[found.st_ino] = _inode(found)
-                        self._names.setdefault(found.st_ino, []).append(Name(status.st_ino, os.fsencode(name)))
-                    else:
-                        directories.remove(name)  # a nested subvolume, or a mount
+        self._device = os.fstat(fd).st_dev
+        left = [b""]
+        while left:
+            path = left.pop()
+            try:
+                directory_fd = open_in_pieces(fd, path)
+            except OSError:
+                continue  # deleted or replaced since the listing, or not readable
+            with owned(directory_fd):
+                left += self._add(directory_fd, path)
+
+    def _add(self, fd: int, path: bytes) -> list[bytes]:
+        """
+        Add the directory *fd* and its entries, and return the paths of the directories in it.
+        """
+        status = os.fstat(fd)
+        if status.st_dev != self._device:
+            return []
+        self._inodes[status.st_ino] = _inode(status)
+        self._paths[status.st_ino] = above = path + b"/" if path else b""
+        entries = self._entries[status.st_ino] = {}
+        directories = []
+        for name in map(os.fsencode, os.listdir(fd)):
+            with contextlib.suppress(FileNotFoundError):  # deleted since the listing
+                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                if found.st_dev == self._device:  # neither a nested subvolume nor a mount
+                    entries[name] = found.st_ino
+                    self._inodes[found.st_ino] = _inode(found)
+                    self._names.setdefault(found.st_ino, []).append(Name(status.st_ino, name))
+                    if stat.S_ISDIR(found.st_mode):
+                        directories.append(above + name)
+        return directories
 
     def changed(self, transid: int) -> Generator[tuple[int, InodeItem], None, None]:
         """

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pybtrfs import ioctl, items, syscall
 from pybtrfs.items import FIRST_FREE_OBJECTID, FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, Key
-from pybtrfs.path import ENCODING, ERRORS, Target, open_beneath, opened, owned
+from pybtrfs.path import ENCODING, ERRORS, Target, open_in_pieces, opened, owned
 from pybtrfs.subvolume.info import (
     SubvolumeInfo,
     directory_path,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Container, Generator, Iterator, Mapping
 
 _REMEMBERED = 4096  # paths of directories
-_PIECE = 15  # names of at most 255 bytes: fewer bytes than PATH_MAX
 UNREACHABLE = (
     errno.EACCES,
     errno.EXDEV,  # something is mounted on it
@@ -275,18 +274,6 @@ def open_inode(fd: int, treeid: int, objectid: int) -> int:
         treeid = found.parent_id
         path = directory_path(fd, treeid, found.dirid) + found.name + b"/" + path
     return open_in_pieces(fd, path)
-
-
-def open_in_pieces(fd: int, path: str | bytes) -> int:
-    """
-    Open the directory *path* below *fd*, as `open_beneath` does, also if the path exceeds PATH_MAX.
-    """
-    names = os.fsencode(path).rstrip(b"/").split(b"/")
-    opened_fd = open_beneath(fd, b"/".join(names[:_PIECE]))
-    for start in range(_PIECE, len(names), _PIECE):
-        with owned(opened_fd):
-            opened_fd = open_beneath(opened_fd, b"/".join(names[start : start + _PIECE]))
-    return opened_fd
 
 
 def open_reference(fd: int, child: SubvolumeRef) -> int:
