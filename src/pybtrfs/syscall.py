@@ -43,6 +43,9 @@ UMOUNT_NOFOLLOW: int = lib.UMOUNT_NOFOLLOW
 O_PATH: int = lib.O_PATH
 """``os.O_PATH``, which PyPy lacks."""
 
+ST_RDONLY: int = lib.MS_RDONLY
+"""``os.ST_RDONLY``, which PyPy lacks; statvfs(2) has the flags of mount(2)."""
+
 RESOLVE_NO_XDEV: int = lib.PYBTRFS_RESOLVE_NO_XDEV
 RESOLVE_NO_MAGICLINKS: int = lib.PYBTRFS_RESOLVE_NO_MAGICLINKS
 RESOLVE_NO_SYMLINKS: int = lib.PYBTRFS_RESOLVE_NO_SYMLINKS

@@ -402,7 +402,7 @@ def test_device_without_a_mount() -> None:
 
 
 def mount_point(path: Path) -> str:
-    fd = os.open(path, os.O_PATH)
+    fd = os.open(path, syscall.O_PATH)
     try:
         own = mountinfo.own(fd)
         assert own is not None

@@ -10,7 +10,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from pybtrfs import ioctl, items
+from pybtrfs import ioctl, items, syscall
 from pybtrfs.errors import not_subvolume
 from pybtrfs.ioctl import FIRST_FREE_OBJECTID, SUBVOL_RDONLY
 from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, DropProgress, Key
@@ -121,7 +121,7 @@ def wait_deleted(filesystem: Target, subvolid: int, timeout: float | None = None
     _check_deletable(subvolid)
     with opened(filesystem) as fd:
         if timeout is None and _waited(fd, subvolid):
-            if not os.fstatvfs(fd).f_flag & os.ST_RDONLY or lookup_root(fd, subvolid) is None:
+            if not os.fstatvfs(fd).f_flag & syscall.ST_RDONLY or lookup_root(fd, subvolid) is None:
                 return
             raise OSError(errno.EROFS, f"subvolume {subvolid} is not cleaned: the filesystem is read-only", filesystem)
         end = None if timeout is None else time.monotonic() + timeout

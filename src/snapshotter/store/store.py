@@ -10,6 +10,7 @@ import stat
 import threading
 from typing import Any
 
+from pybtrfs import syscall
 from pybtrfs.path import open_directory, owned
 from snapshotter.errors import (
     AlreadyExistsError,
@@ -180,7 +181,7 @@ class Store:
         Neither a full disk nor a root that somebody made read-only for a moment, as for ``btrfs send``, is dead.
         """
         try:
-            if os.fstatvfs(self.fd).f_flag & os.ST_RDONLY:
+            if os.fstatvfs(self.fd).f_flag & syscall.ST_RDONLY:
                 return True
             with self._lock:
                 self._change()
