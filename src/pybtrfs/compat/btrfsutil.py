@@ -371,6 +371,8 @@ def delete_subvolume(path: Path, recursive: object = False) -> None:
         if recursive:
             # `open_beneath` refuses a filesystem that is mounted on the name, because that is not the subvolume to
             # delete.
+            if not name:
+                raise _refused(ERROR_OPEN_FAILED, errno.ENOENT)  # `open_beneath` would open the directory itself
             try:
                 fd = open_beneath(dirfd, name)
             except NotADirectoryError:

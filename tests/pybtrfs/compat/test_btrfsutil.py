@@ -307,6 +307,18 @@ def test_the_iterator_while_others_delete(base: Path, privileged: bool, monkeypa
     assert [path for path, _ in found][-1] == "d"
 
 
+def test_delete_no_name(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A recursive deletion of an empty path is ENOENT, as in libbtrfsutil, and deletes nothing in the current directory.
+    """
+    make(base, "a")
+    monkeypatch.chdir(base)
+    with pytest.raises(btrfsutil.BtrfsUtilError) as caught:
+        btrfsutil.delete_subvolume("", recursive=True)
+    assert (caught.value.errno, caught.value.btrfsutilerror) == (errno.ENOENT, btrfsutil.ERROR_OPEN_FAILED)
+    assert below(base) == ["a"]
+
+
 def listed(path: Path, post_order: bool) -> list[int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     with btrfsutil.SubvolumeIterator(path, info=True, post_order=post_order) as entries:
