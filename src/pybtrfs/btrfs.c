@@ -728,3 +728,36 @@ int64_t pybtrfs_read_subvolumes(const char *items, uint32_t size, uint32_t count
     *last = header;
     return found;
 }
+
+/* Row n has the checksum of each byte with n zero bytes after it. */
+static uint32_t crc32c_table[8][256];
+
+__attribute__((constructor)) static void make_crc32c_table(void)
+{
+    for (uint32_t byte = 0; byte < 256; byte++) {
+        uint32_t crc = byte;
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc >> 1 ^ (crc & 1 ? 0x82f63b78 : 0);
+        crc32c_table[0][byte] = crc;
+    }
+    for (int row = 1; row < 8; row++)
+        for (int byte = 0; byte < 256; byte++) {
+            uint32_t crc = crc32c_table[row - 1][byte];
+            crc32c_table[row][byte] = crc >> 8 ^ crc32c_table[0][crc & 0xff];
+        }
+}
+
+uint32_t pybtrfs_crc32c(uint32_t crc, const char *data, size_t size)
+{
+    for (; size >= 8; data += 8, size -= 8) {
+        uint64_t word;
+        memcpy(&word, data, sizeof(word));
+        word = le64toh(word) ^ crc;
+        crc = 0;
+        for (int row = 0; row < 8; row++)
+            crc ^= crc32c_table[7 - row][word >> 8 * row & 0xff];
+    }
+    for (; size; data++, size--)
+        crc = crc >> 8 ^ crc32c_table[0][(crc ^ (uint8_t)*data) & 0xff];
+    return crc;
+}

@@ -240,4 +240,7 @@ void pybtrfs_read_info(const struct pybtrfs_ioctl_get_subvol_info_args *info, st
 int64_t pybtrfs_read_subvolumes(const char *items, uint32_t size, uint32_t count, struct pybtrfs_subvolume *subvolumes,
                                 struct pybtrfs_ioctl_search_header *last);
 
+/* Update crc, a CRC32C without the inversions at its start and end, with the bytes of data. */
+uint32_t pybtrfs_crc32c(uint32_t crc, const char *data, size_t size);
+
 #pragma GCC visibility pop

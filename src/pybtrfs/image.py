@@ -9,7 +9,6 @@ import base64
 import contextlib
 import errno
 import fcntl
-import functools
 import os
 import struct
 import tempfile
@@ -23,6 +22,7 @@ from typing import NoReturn, Self
 
 from pybtrfs import _image_template as template
 from pybtrfs import ioctl, mountinfo, syscall
+from pybtrfs._ffi import lib
 from pybtrfs.path import opened, owned
 
 MINIMUM_SIZE = 128 << 20
@@ -113,21 +113,7 @@ def _blocks(fsid: uuid.UUID, size: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _crc32c(data: bytes) -> int:
-    table = _crc32c_table()
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
-    return crc ^ 0xFFFFFFFF
-
-
-@functools.cache
-def _crc32c_table() -> list[int]:
-    table = []
-    for crc in range(256):
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-        table.append(crc)
-    return table
+    return lib.pybtrfs_crc32c(0xFFFFFFFF, data, len(data)) ^ 0xFFFFFFFF
 
 
 class LoopDevice:

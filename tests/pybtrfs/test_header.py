@@ -19,7 +19,7 @@ HEADER = (INCLUDE / "btrfs_uapi.h").read_text()
 SYSTEM = ["btrfs.h", "btrfs_tree.h", "loop.h", "fs.h", "magic.h", "openat2.h"]
 NUMBERS = re.findall(r"^#define (PYBTRFS_\w+) ", HEADER, flags=re.MULTILINE)
 PROTOTYPES = re.findall(
-    r"^(?:int|int64_t|void) (\w+)\((.*?)\);", (INCLUDE / "btrfs.h").read_text(), flags=re.MULTILINE | re.DOTALL
+    r"^(?:int|int64_t|uint32_t|void) (\w+)\((.*?)\);", (INCLUDE / "btrfs.h").read_text(), flags=re.MULTILINE | re.DOTALL
 )
 STRUCTS = re.findall(r"^struct (pybtrfs_\w+) \{\n(.*?)^\};", HEADER, flags=re.MULTILINE | re.DOTALL)
 

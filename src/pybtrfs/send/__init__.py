@@ -1,0 +1,3 @@
+"""
+Send streams.
+"""
