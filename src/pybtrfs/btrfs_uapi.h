@@ -115,6 +115,22 @@ struct pybtrfs_ioctl_received_subvol_args {
     uint64_t reserved[16];
 };
 
+#define PYBTRFS_SEND_FLAG_NO_FILE_DATA 0x1
+#define PYBTRFS_SEND_FLAG_OMIT_STREAM_HEADER 0x2
+#define PYBTRFS_SEND_FLAG_OMIT_END_CMD 0x4
+#define PYBTRFS_SEND_FLAG_VERSION 0x8
+#define PYBTRFS_SEND_FLAG_COMPRESSED 0x10
+
+struct pybtrfs_ioctl_send_args {
+    int64_t send_fd;
+    uint64_t clone_sources_count;
+    uint64_t *clone_sources;
+    uint64_t parent_root;
+    uint64_t flags;
+    uint32_t version;
+    uint8_t reserved[28];
+};
+
 #define PYBTRFS_SUBVOL_SYNC_WAIT_FOR_ONE 0
 #define PYBTRFS_SUBVOL_SYNC_WAIT_FOR_QUEUED 1
 #define PYBTRFS_SUBVOL_SYNC_COUNT 2
@@ -511,6 +527,7 @@ struct pybtrfs_file_handle {
 #define PYBTRFS_IOC_DEV_INFO _IOWR(PYBTRFS_IOCTL_MAGIC, 30, struct pybtrfs_ioctl_dev_info_args)
 #define PYBTRFS_IOC_FS_INFO _IOR(PYBTRFS_IOCTL_MAGIC, 31, struct pybtrfs_ioctl_fs_info_args)
 #define PYBTRFS_IOC_SET_RECEIVED_SUBVOL _IOWR(PYBTRFS_IOCTL_MAGIC, 37, struct pybtrfs_ioctl_received_subvol_args)
+#define PYBTRFS_IOC_SEND _IOW(PYBTRFS_IOCTL_MAGIC, 38, struct pybtrfs_ioctl_send_args)
 #define PYBTRFS_IOC_QUOTA_CTL _IOWR(PYBTRFS_IOCTL_MAGIC, 40, struct pybtrfs_ioctl_quota_ctl_args)
 #define PYBTRFS_IOC_QGROUP_CREATE _IOW(PYBTRFS_IOCTL_MAGIC, 42, struct pybtrfs_ioctl_qgroup_create_args)
 #define PYBTRFS_IOC_QGROUP_LIMIT _IOR(PYBTRFS_IOCTL_MAGIC, 43, struct pybtrfs_ioctl_qgroup_limit_args)
@@ -553,6 +570,7 @@ _Static_assert(offsetof(struct pybtrfs_ioctl_get_subvol_info_args, uuid) == 296,
 _Static_assert(offsetof(struct pybtrfs_ioctl_get_subvol_info_args, ctime) == 376, "get_subvol_info_args.ctime");
 _Static_assert(sizeof(struct pybtrfs_ioctl_get_subvol_rootref_args) == 4096, "get_subvol_rootref_args");
 _Static_assert(sizeof(struct pybtrfs_ioctl_received_subvol_args) == 200, "received_subvol_args");
+_Static_assert(sizeof(struct pybtrfs_ioctl_send_args) == 64 + sizeof(void *), "send_args");
 _Static_assert(sizeof(struct pybtrfs_ioctl_subvol_wait) == 16, "subvol_wait");
 _Static_assert(sizeof(struct pybtrfs_inode_item) == 160, "inode_item");
 _Static_assert(sizeof(struct pybtrfs_file_extent_item) == 53, "file_extent_item");

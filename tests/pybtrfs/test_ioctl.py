@@ -45,6 +45,18 @@ class Case:
         self.label = f"{name} {label}".strip()
 
 
+def _send(e: Any) -> bytes:
+    """
+    Return the stream, in version 2, of a subvolume that fits into a pipe.
+    """
+    reader, writer = os.pipe()
+    with open(reader, "rb") as stream, open(writer, "wb") as output:
+        ioctl.subvol_setflags(e.mine, ioctl.SUBVOL_RDONLY)
+        ioctl.send(e.mine, output.fileno(), [e.mine_id], 0, ioctl.SEND_FLAG_VERSION, 2)
+        output.close()
+        return stream.read()
+
+
 CASES = [
     Case("subvol_create_v2", lambda e: ioctl.subvol_create_v2(e.open, b"\xffnew")),
     Case("subvol_create_v2", lambda e: ioctl.subvol_create_v2(e.theirs, b"new"), refused=errno.EACCES, label="theirs"),
@@ -111,6 +123,7 @@ CASES = [
         lambda e: ioctl.subvol_sync_wait(e.open, 0, ioctl.SUBVOL_SYNC_COUNT),
         lambda e, result: result[1] >= 0,
     ),
+    Case("send", _send, lambda e, stream: stream.startswith(b"btrfs-stream\0\2"), errno.EPERM),
     Case("tree_search", lambda e: ioctl.tree_search(e.mine, SEARCH), lambda e, found: found[0] > 0, errno.EPERM),
     Case(
         "tree_search_v2",

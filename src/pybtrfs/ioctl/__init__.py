@@ -69,6 +69,14 @@ from pybtrfs.ioctl.quota import (
     quota_ctl,
     quota_rescan_wait,
 )
+from pybtrfs.ioctl.send import (
+    SEND_FLAG_COMPRESSED,
+    SEND_FLAG_NO_FILE_DATA,
+    SEND_FLAG_OMIT_END_CMD,
+    SEND_FLAG_OMIT_STREAM_HEADER,
+    SEND_FLAG_VERSION,
+    send,
+)
 from pybtrfs.ioctl.subvolume import (
     EMPTY_SUBVOL_DIR_OBJECTID,
     FIRST_FREE_OBJECTID,
@@ -138,6 +146,11 @@ __all__ = [
     "QUOTA_CTL_ENABLE",
     "QUOTA_CTL_ENABLE_SIMPLE_QUOTA",
     "SEARCH_HEADER",
+    "SEND_FLAG_COMPRESSED",
+    "SEND_FLAG_NO_FILE_DATA",
+    "SEND_FLAG_OMIT_END_CMD",
+    "SEND_FLAG_OMIT_STREAM_HEADER",
+    "SEND_FLAG_VERSION",
     "SPACE_INFO_GLOBAL_RSV",
     "SUBVOL_RDONLY",
     "SUBVOL_SYNC_COUNT",
@@ -181,6 +194,7 @@ __all__ = [
     "quota_ctl",
     "quota_rescan_wait",
     "resize",
+    "send",
     "set_received_subvol",
     "setflags",
     "snap_create_v2",
