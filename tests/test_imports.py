@@ -69,7 +69,7 @@ INSIDE = {
         "send",
         "extent compat pytest_plugin cli",
         "compat.btrfsutil cli.arguments cli.output",
-        "cli.image cli.subvolume cli.usage",
+        "cli.image cli.send cli.subvolume cli.usage",
         "cli.main",
         "__main__",
     ),

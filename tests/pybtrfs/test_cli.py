@@ -340,6 +340,47 @@ def test_usage(profile: Path, option: str) -> None:
     assert ours("usage", *argv) == (code, shown)
 
 
+SENDS = ["readonly", "-p readonly again", "-p readonly -c readonly again", "--no-data readonly", "--proto 0 again"]
+SENDS += ["--proto 2 --compressed-data again", "-f stream -p readonly again", "missing", "a", "-p missing readonly"]
+
+
+@pytest.mark.parametrize("options", SENDS)
+def test_send(top: Path, tmp_path: Path, options: str) -> None:
+    """
+    Streams equal those of btrfs to the byte, and so do the exit code and the mode of the file.
+    """
+    (top / "a/b/new").write_bytes(os.urandom(100_000))
+    subvolume.snapshot(top / "a/b", top / "again", read_only=True)
+    found = []
+    for run, directory in ((ours, tmp_path / "ours"), (theirs, tmp_path / "theirs")):
+        directory.mkdir()
+        argv = [str(directory / word) if word == "stream" else word for word in options.split()]
+        result = run("send", *argv)
+        found.append((result, [(path.stat().st_mode, path.read_bytes()) for path in directory.iterdir()]))
+    assert found[0] == found[1]
+
+
+def test_send_to_a_terminal(top: Path) -> None:
+    """
+    A stream is not written to a terminal.
+    """
+    terminal, other = os.openpty()
+    with open(terminal, "rb"), open(other, "wb") as output:
+        argv = [sys.executable, "-m", "pybtrfs", "send", "readonly"]
+        ran = subprocess.run(argv, stdout=output, stderr=subprocess.PIPE)
+    assert ran.returncode == 1
+    assert ran.stderr == b"ERROR: the output is a terminal: redirect it, or name a file with -f\n"
+
+
+def test_send_needs_a_parent(top: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """
+    Clone sources without a parent are refused, because btrfs would choose the parent among them.
+    """
+    code, out, err = said(capfd, "send", "-c", "readonly", "readonly")
+    assert (code, out) == (1, "")
+    assert "-c needs -p" in err
+
+
 def test_json(top: Path) -> None:
     """
     Commands that read print JSON with the names of the columns as keys.

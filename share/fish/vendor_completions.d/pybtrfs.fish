@@ -4,6 +4,11 @@
 # 2) Ensure a binary named pybtrfs is in your PATH
 # See also: https://fishshell.com/docs/current/completions.html#where-to-put-completions
 
+# Custom Preamble
+function _snapshotter_keys
+  snapshotter ls --columns=key 2>/dev/null | sed 1d | grep '^[[:alnum:]._/:@+-]*$'
+end
+# End Custom Preamble
 
 # Parse current commandline:
 # - _shtab_pybtrfs_cmdpath=(sub)command path seen so far
@@ -50,8 +55,8 @@ function _shtab_pybtrfs_using
   test "$_shtab_pybtrfs_cmdpath" = "$argv"
 end
 
-set -g _shtab_pybtrfs_commands subvolume 'subvolume list' 'subvolume show' 'subvolume create' 'subvolume snapshot' 'subvolume delete' 'subvolume sync' 'subvolume get-root' 'subvolume get-path' 'subvolume get-default' 'subvolume set-default' usage image 'image create' 'image mount' 'image unmount'
-set -g _shtab_pybtrfs_opts_with_value --sort --subvolid -i -o
+set -g _shtab_pybtrfs_commands subvolume 'subvolume list' 'subvolume show' 'subvolume create' 'subvolume snapshot' 'subvolume delete' 'subvolume sync' 'subvolume get-default' 'subvolume set-default' send usage image 'image create' 'image mount' 'image unmount'
+set -g _shtab_pybtrfs_opts_with_value --proto --sort --subvolid -c -f -i -o -p
 
 complete -c pybtrfs -e
 complete -c pybtrfs -f
@@ -60,9 +65,8 @@ complete -c pybtrfs -n _shtab_pybtrfs_using -s h -l help -d 'show this help mess
 complete -c pybtrfs -n _shtab_pybtrfs_using -l version -d 'show program'"'"'s version number and exit'
 complete -c pybtrfs -n '_shtab_pybtrfs_using; and test $_shtab_pybtrfs_npos -eq 0' -a subvolume -d 'create, delete, list and show subvolumes'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume' -s h -l help -d 'show this help message and exit'
-complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume; and test $_shtab_pybtrfs_npos -eq 0' -a list -d 'List subvolumes; without CAP_SYS_ADMIN, as with --below.'
+complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume; and test $_shtab_pybtrfs_npos -eq 0' -a list -d 'List subvolumes; without CAP_SYS_ADMIN, only those below PATH.'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume list' -s h -l help -d 'show this help message and exit'
-complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume list' -l below -d 'list only subvolumes below the directory PATH, with paths from it'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume list' -s o -d 'list only the children of the subvolume that contains PATH'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume list' -s p -d 'show the id of the containing subvolume'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume list' -s c -d 'show the generation at creation'
@@ -102,18 +106,20 @@ complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume delete; and test $_shtab_
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume; and test $_shtab_pybtrfs_npos -eq 0' -a sync -d 'Wait until the kernel has cleaned deleted subvolumes.'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume sync' -s h -l help -d 'show this help message and exit'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume sync; and test $_shtab_pybtrfs_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d PATH
-complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume; and test $_shtab_pybtrfs_npos -eq 0' -a get-root -d 'Print the path of the subvolume that contains PATH.'
-complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume get-root' -s h -l help -d 'show this help message and exit'
-complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume get-root; and test $_shtab_pybtrfs_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d PATH
-complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume; and test $_shtab_pybtrfs_npos -eq 0' -a get-path -d 'Print the path of the subvolume ID below the directory PATH.'
-complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume get-path' -s h -l help -d 'show this help message and exit'
-complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume get-path; and test $_shtab_pybtrfs_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d PATH
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume; and test $_shtab_pybtrfs_npos -eq 0' -a get-default -d 'Show the default subvolume.'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume get-default' -s h -l help -d 'show this help message and exit'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume get-default' -l json -d 'print JSON'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume get-default; and test $_shtab_pybtrfs_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d PATH
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume; and test $_shtab_pybtrfs_npos -eq 0' -a set-default -d 'Set the default subvolume.'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume set-default' -s h -l help -d 'show this help message and exit'
+complete -c pybtrfs -n '_shtab_pybtrfs_using; and test $_shtab_pybtrfs_npos -eq 0' -a send -d 'Write the stream of a read-only subvolume.'
+complete -c pybtrfs -n '_shtab_pybtrfs_using send' -s h -l help -d 'show this help message and exit'
+complete -c pybtrfs -n '_shtab_pybtrfs_using send' -s p -xka "(_snapshotter_keys)" -d 'send only the changes to the subvolume PARENT'
+complete -c pybtrfs -n '_shtab_pybtrfs_using send' -s c -x -d 'allow clones from this subvolume; needs -p'
+complete -c pybtrfs -n '_shtab_pybtrfs_using send' -s f -xka "(__fish_complete_path (commandline -ct))" -d 'write to FILE instead of standard output'
+complete -c pybtrfs -n '_shtab_pybtrfs_using send' -l no-data -d 'send the places of changed data without the data'
+complete -c pybtrfs -n '_shtab_pybtrfs_using send' -l proto -x -d 'the version of the stream; 0 for the newest of this kernel'
+complete -c pybtrfs -n '_shtab_pybtrfs_using send' -l compressed-data -d 'send compressed data as it is on disk'
 complete -c pybtrfs -n '_shtab_pybtrfs_using; and test $_shtab_pybtrfs_npos -eq 0' -a usage -d 'Show the space that a filesystem uses and has left.'
 complete -c pybtrfs -n '_shtab_pybtrfs_using usage' -s h -l help -d 'show this help message and exit'
 complete -c pybtrfs -n '_shtab_pybtrfs_using usage' -s b -l raw -d 'print sizes in bytes'

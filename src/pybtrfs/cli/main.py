@@ -8,7 +8,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pybtrfs._version import __version__
-from pybtrfs.cli import image, subvolume, usage
+from pybtrfs.cli import image, send, subvolume, usage
 from pybtrfs.cli.output import DONE, FAILED, INTERRUPTED, complain
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = whole.add_subparsers(metavar="COMMAND", required=True)
     subvolume.add_commands(commands)
+    send.add_commands(commands)
     usage.add_commands(commands)
     image.add_commands(commands)
     return whole
