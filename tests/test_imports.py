@@ -60,7 +60,7 @@ INSIDE = {
         "testing.fake",
         "testing",
         "device image subvolume.files subvolume.info",
-        "subvolume.listing",
+        "subvolume.changes subvolume.listing",
         "subvolume.emptying",
         "subvolume.deletion",
         "subvolume.creation",

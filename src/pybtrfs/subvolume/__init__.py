@@ -6,6 +6,7 @@ A *dest* is a name to create or remove: a path, or an open directory and a name 
 to an iterator open until the iteration ends.
 """
 
+from pybtrfs.subvolume.changes import Change, changes
 from pybtrfs.subvolume.creation import Batch, batch, create, snapshot, temporary_snapshot
 from pybtrfs.subvolume.deletion import (
     DeletedSubvolume,
@@ -44,6 +45,7 @@ from pybtrfs.subvolume.listing import (
 
 __all__ = [
     "Batch",
+    "Change",
     "DeletedSubvolume",
     "Subvolume",
     "SubvolumeEntry",
@@ -51,6 +53,7 @@ __all__ = [
     "SubvolumeRef",
     "ancestors",
     "batch",
+    "changes",
     "children",
     "count_deleted",
     "create",

@@ -1,44 +1,15 @@
 """
 The files that differ between two snapshots, found in time proportional to the changes, not to the files.
-
-A snapshot shares every leaf of its tree with its parent until an item in the leaf changes. So a search reads only the
-changed leaves. A directory whose entries changed has a changed inode.
 """
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
 
 from pybtrfs import subvolume
-from pybtrfs.items import InodeItem
 from pybtrfs.path import opened
-from pybtrfs.subvolume.files import Name, Tree, WalkedTree, differs, file_type
+from pybtrfs.subvolume.changes import Change, compare
+from pybtrfs.subvolume.files import Tree, WalkedTree
 from snapshotter.contract import Snapshotter
 from snapshotter.errors import FailedPreconditionError, quoted, translating
-
-ChangeKind = Literal["added", "modified", "deleted", "renamed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """
-    A path that was added, modified, deleted or renamed.
-
-    Args:
-        path: The path from the root of the snapshot; the former path if the file is deleted.
-        type: ``file``, ``directory``, ``symlink``, ``fifo``, ``socket`` or ``device``.
-        size: In bytes; None if the file is deleted.
-        size_before: In bytes; None if the file is added.
-        source: The former path if the file is renamed, else "".
-    """
-
-    path: str
-    change: ChangeKind
-    type: str
-    size: int | None
-    size_before: int | None
-    source: str = ""
 
 
 def between(store: Snapshotter, key: str, other: str) -> list[Change]:
@@ -93,12 +64,11 @@ def _changes(store: Snapshotter, base: str, key: str) -> list[Change]:
         path, base_path = store.subvolume(key), store.subvolume(base) if base else ""
         try:
             old = subvolume.get_info(base_path) if base else None
-            comparison = _Comparison(
-                Tree(fd, old.id) if old else None, Tree(fd, subvolume.get_id(path)), old.ctransid if old else 0
-            )
+            tree = Tree(fd, subvolume.get_id(path))
+            changes = compare(Tree(fd, old.id) if old else None, tree, old.ctransid if old else 0)
         except PermissionError:
-            comparison = _Comparison(_walked(base_path) if base else None, _walked(path), 0)
-        return sorted(comparison.changes(), key=_path)
+            changes = compare(_walked(base_path) if base else None, _walked(path), 0)
+        return sorted(changes, key=_path)
 
 
 def _walked(path: str) -> WalkedTree:
@@ -111,106 +81,10 @@ def _path(change: Change) -> str:
 
 
 def _inverse(change: Change) -> Change:
-    return replace(
-        change,
+    return change._replace(
         path=change.source or change.path,
         source=change.source and change.path,
         change="deleted" if change.change == "added" else "added" if change.change == "deleted" else change.change,
         size=change.size_before,
         size_before=change.size,
     )
-
-
-# -- the comparison of two trees, which knows subvolumes and no keys
-
-
-class _Comparison:
-    """
-    The comparison of the tree *new* with the tree *old*.
-
-    Args:
-        old: The tree that *new* was snapshotted from; None to compare with an empty one.
-        since: The last transaction that changed *old*; only later changes of *new* are compared.
-    """
-
-    def __init__(self, old: Tree | WalkedTree | None, new: Tree | WalkedTree, since: int) -> None:
-        self._old = old
-        self._new = new
-        self._since = since
-        self._changed = dict(new.changed(since))
-        self._deleted: dict[Name, int] = {}
-        self._added: dict[Name, int] = {}
-
-    def changes(self) -> Iterator[Change]:
-        self._compare_directories()
-        sources = {number: name for name, number in self._deleted.items()}
-        for name, number in self._added.items():
-            inode, before = self._inode(number), self._before(number)
-            source = sources.pop(number, None) if before else None
-            if source and self._old:
-                del self._deleted[source]
-                yield from _change("renamed", self._new.path(name), inode, before, self._old.path(source))
-            else:
-                yield from _change("added", self._new.path(name), inode, None)
-        for number, inode in self._changed.items():
-            before = self._before(number)
-            if before and differs(inode, before, inode.ctime, before.ctime):
-                for name in self._new.names(number):
-                    if name not in self._added:
-                        yield from _change("modified", self._new.path(name), inode, before)
-        if self._old:
-            for name, number in self._deleted.items():
-                yield from _change("deleted", self._old.path(name), None, self._old.inode(number))
-
-    def _compare_directories(self) -> None:
-        """
-        Find the added and deleted names: in changed and added directories, and below deleted directories.
-        """
-        for number, inode in self._changed.items():
-            if file_type(inode) == "directory":
-                now = self._new.entries(number)
-                before = self._old.entries(number) if self._old and self._before(number) else {}
-                same = {name for name, entry in now.items() if before.get(name) == entry and not self._is_new(entry)}
-                self._added.update({Name(number, name): entry for name, entry in now.items() if name not in same})
-                self._deleted.update({Name(number, name): entry for name, entry in before.items() if name not in same})
-        pending = list(self._deleted.values())
-        while self._old and pending:
-            number = pending.pop()
-            gone = self._old.inode(number)
-            if gone and file_type(gone) == "directory" and (self._is_new(number) or not self._inode(number)):
-                entries = self._old.entries(number)
-                self._deleted.update({Name(number, name): entry for name, entry in entries.items()})
-                pending += entries.values()
-
-    def _is_new(self, number: int) -> bool:
-        """
-        Return whether the inode was made after *since*, even if it reuses the number of a deleted inode.
-        """
-        inode = self._changed.get(number)
-        return inode is not None and inode.generation > self._since
-
-    def _inode(self, number: int) -> InodeItem | None:
-        return self._changed.get(number) or self._new.inode(number)
-
-    def _before(self, number: int) -> InodeItem | None:
-        return None if self._old is None or self._is_new(number) else self._old.inode(number)
-
-
-def _change(
-    change: ChangeKind,
-    path: bytes | None,
-    inode: InodeItem | None,
-    before: InodeItem | None,
-    source: bytes | None = b"",
-) -> Iterator[Change]:
-    """
-    Yield the change, or nothing if the file has been deleted since.
-    """
-    shown = inode or before
-    if shown and path is not None and source is not None:
-        size, size_before = (_size(each) if each else None for each in (inode, before))
-        yield Change(os.fsdecode(path), change, file_type(shown), size, size_before, os.fsdecode(source))
-
-
-def _size(inode: InodeItem) -> int:
-    return 0 if file_type(inode) == "directory" else inode.size

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pybtrfs import filesystem, subvolume, tree_search
+from pybtrfs.subvolume import Change
 from snapshotter import Snapshotter
 from snapshotter.analysis import difference
-from snapshotter.analysis.difference import Change
 from snapshotter.errors import FailedPreconditionError, NotFoundError
 from snapshotter.mounting import mounted
 from tests.snapshotter.conftest import Entry, entries

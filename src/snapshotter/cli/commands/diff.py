@@ -26,7 +26,7 @@ def _diff(parsed: argparse.Namespace) -> None:
         else:
             changes = difference.between(store, key, keys.resolve(parsed, store, parsed.other))
     if parsed.json:
-        output.print_json([output.values(change) for change in changes])
+        output.print_json([change._asdict() for change in changes])
         return
     amount = output.amount(parsed)
     rows = []
