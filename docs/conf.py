@@ -13,6 +13,7 @@ version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_show_copyright = False
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 default_role = "py:obj"  # what docstrings have between single backticks
 autodoc_default_options = {"members": True, "undoc-members": True}

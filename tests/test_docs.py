@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from snapshotter import Snapshotter
+from snapshotter.daemon import config
 from tests.snapshotter.serving import serving
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -65,6 +66,17 @@ def test_every_page_is_in_a_table_of_contents() -> None:
     modules = [path for path in (DOCS.parent / "src/pybtrfs").iterdir() if path.suffix in ("", ".py")]
     areas = {path.stem for path in modules if not path.name.startswith("_")} - {"cli", "pytest_plugin"}
     assert areas == set(re.findall(r"\.\. auto\w+:: pybtrfs\.(\w+)", text))
+
+
+def test_every_setting_is_explained() -> None:
+    """
+    docs/daemon.md has each setting of the daemon with its default in the table, and explains each, in the same order.
+    """
+    page = (DOCS / "daemon.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| `([^`]+)` \|$", page, re.MULTILINE))
+    assert rows == {name: config.toml(getattr(config.DEFAULTS, name)) for name in config.SETTINGS}
+    section = page.split("### Every key\n", 1)[1].split("\n## ", 1)[0]
+    assert re.findall(r"^(\w+)\n: ", section, re.MULTILINE) == list(config.SETTINGS)
 
 
 def test_the_architecture_names_files_that_exist() -> None:
