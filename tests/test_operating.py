@@ -1,5 +1,5 @@
 """
-The commands of docs/operating.md, run on a new machine.
+The commands of the pages for operators, each page run on a new machine.
 """
 
 import ast
@@ -15,7 +15,8 @@ import pytest
 from tests.programs import needed
 
 SRC = Path(__file__).parent.parent / "src/snapshotter"
-DOCS = (Path(__file__).parent.parent / "docs/operating.md").read_text()
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = ["backup.md", "compression.md", "index.md", "operating.md"]
 
 # Own namespaces hide the files of this machine at the paths that the page uses. Everything ends with the shell.
 MACHINE = """\
@@ -30,11 +31,12 @@ QUIET = ("snapshotter df", "kill", "wait", "btrfs device")  # the page leaves ou
 ALONE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
-def commands() -> list[tuple[str, str]]:
+def commands(page: str) -> list[tuple[str, str]]:
     """
-    Return the commands of the page, each with its output there.
+    Return the commands of *page*, each with its output there.
     """
-    sessions = "".join(re.findall(r"^```console\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL))
+    text = (DOCS / page).read_text()
+    sessions = "".join(re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
     steps = re.split(r"^\$ ", sessions, flags=re.MULTILINE)[1:]
     return [(command, shown) for command, _, shown in (step.partition("\n") for step in steps)]
 
@@ -50,7 +52,7 @@ def symptoms() -> list[str]:
     """
     Return the messages of the snapshotter in the tables of symptoms.
     """
-    section = DOCS.split("## Symptoms\n", 1)[1].split("\n## ", 1)[0]
+    section = (DOCS / "operating.md").read_text().split("## Symptoms\n", 1)[1].split("\n## ", 1)[0]
     cells = re.findall(r"^\| (.*?) \|", section, re.MULTILINE)
     spans = [span for cell in cells for span in re.findall(r"`([^`]+)`", cell)]
     return [
@@ -90,12 +92,13 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.btrfs
-def test_page(directory: Path) -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_page(page: str, directory: Path) -> None:
     """
     Every command of the page prints the output that the page shows, apart from numbers.
     """
     needed("btrfs", "losetup", "findmnt")
-    (directory / "steps").write_text("".join(f"echo '$ {command}'\n{command}\n" for command, _ in commands()))
+    (directory / "steps").write_text("".join(f"echo '$ {command}'\n{command}\n" for command, _ in commands(page)))
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])
     done = subprocess.run(
         [*ALONE, "bash", "-c", MACHINE, "bash", str(directory), str(directory / "steps")],
@@ -108,7 +111,7 @@ def test_page(directory: Path) -> None:
     )
     print(done.stdout)
     printed = re.split(r"^\$ .*\n", done.stdout, flags=re.MULTILINE)[1:]
-    for (command, shown), told in zip(commands(), printed, strict=True):
+    for (command, shown), told in zip(commands(page), printed, strict=True):
         if shown:
             assert shape(told) == shape(shown), command
         elif not command.startswith(QUIET):
