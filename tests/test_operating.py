@@ -52,8 +52,7 @@ def symptoms() -> list[str]:
     """
     Return the messages of the snapshotter in the tables of symptoms.
     """
-    section = (DOCS / "operating.md").read_text().split("## Symptoms\n", 1)[1].split("\n## ", 1)[0]
-    cells = re.findall(r"^\| (.*?) \|", section, re.MULTILINE)
+    cells = re.findall(r"^\| (.*?) \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     spans = [span for cell in cells for span in re.findall(r"`([^`]+)`", cell)]
     return [
         span for span in spans if " " in span and "--" not in span and not span.startswith(("ctr ", "snapshotter "))
