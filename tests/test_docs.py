@@ -68,6 +68,27 @@ def test_every_page_is_in_a_table_of_contents() -> None:
     assert areas == set(re.findall(r"\.\. auto\w+:: pybtrfs\.(\w+)", text))
 
 
+def anchors(text: str) -> set[str]:
+    """
+    Return the anchors that Sphinx and GitHub make of the headings of *text*.
+    """
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_to_files_and_headings() -> None:
+    """
+    Each relative link of the pages, and of the pages beside README, leads to a file, and to a heading that is in it.
+    """
+    for page in [*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]:
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+            path, _, anchor = link.partition("#")
+            file = page.parent / path if path else page
+            assert file.exists(), (page, link)
+            assert not anchor or anchor in anchors(file.read_text()), (page, link)
+
+
 def test_every_setting_is_explained() -> None:
     """
     docs/daemon.md has each setting of the daemon with its default in the table, and explains each, in the same order.
