@@ -4,11 +4,12 @@ The examples of the documentation work.
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from snapshotter import Snapshotter
+from snapshotter import Snapshotter, cli
 from snapshotter.daemon import config
 from tests.snapshotter.serving import serving
 
@@ -66,6 +67,22 @@ def test_every_page_is_in_a_table_of_contents() -> None:
     modules = [path for path in (DOCS.parent / "src/pybtrfs").iterdir() if path.suffix in ("", ".py")]
     areas = {path.stem for path in modules if not path.name.startswith("_")} - {"cli", "pytest_plugin"}
     assert areas == set(re.findall(r"\.\. auto\w+:: pybtrfs\.(\w+)", text))
+
+
+def test_the_command_takes_every_command_line() -> None:
+    """
+    The parser of the command takes each command line of the pages and README, those too that only a real node can run.
+    """
+    parser = cli.parser()
+    lines = 0
+    for page in [*DOCS.rglob("*.md"), DOCS.parent / "README.md"]:
+        for block in re.findall(r"^```(?:console|sh)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            for line in re.findall(r"^(?:\$ )?(snapshotter .*)$", block.replace("\\\n", ""), re.MULTILINE):
+                words = shlex.split(re.split(r" (?:[|&#]|2?>)", line)[0])
+                if words[1:] != ["--version"]:
+                    parser.parse_args(words[1:])
+                lines += 1
+    assert lines > 100
 
 
 def anchors(text: str) -> set[str]:
