@@ -55,7 +55,7 @@ function _shtab_pybtrfs_using
   test "$_shtab_pybtrfs_cmdpath" = "$argv"
 end
 
-set -g _shtab_pybtrfs_commands subvolume 'subvolume list' 'subvolume show' 'subvolume create' 'subvolume snapshot' 'subvolume delete' 'subvolume sync' 'subvolume get-default' 'subvolume set-default' send usage image 'image create' 'image mount' 'image unmount'
+set -g _shtab_pybtrfs_commands subvolume 'subvolume list' 'subvolume show' 'subvolume create' 'subvolume snapshot' 'subvolume delete' 'subvolume sync' 'subvolume get-root' 'subvolume get-path' 'subvolume get-default' 'subvolume set-default' send usage image 'image create' 'image mount' 'image unmount'
 set -g _shtab_pybtrfs_opts_with_value --proto --sort --subvolid -c -f -i -o -p
 
 complete -c pybtrfs -e
@@ -65,8 +65,9 @@ complete -c pybtrfs -n _shtab_pybtrfs_using -s h -l help -d 'show this help mess
 complete -c pybtrfs -n _shtab_pybtrfs_using -l version -d 'show program'"'"'s version number and exit'
 complete -c pybtrfs -n '_shtab_pybtrfs_using; and test $_shtab_pybtrfs_npos -eq 0' -a subvolume -d 'create, delete, list and show subvolumes'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume' -s h -l help -d 'show this help message and exit'
-complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume; and test $_shtab_pybtrfs_npos -eq 0' -a list -d 'List subvolumes; without CAP_SYS_ADMIN, only those below PATH.'
+complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume; and test $_shtab_pybtrfs_npos -eq 0' -a list -d 'List subvolumes; without CAP_SYS_ADMIN, as with --below.'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume list' -s h -l help -d 'show this help message and exit'
+complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume list' -l below -d 'list only subvolumes below the directory PATH, with paths from it'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume list' -s o -d 'list only the children of the subvolume that contains PATH'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume list' -s p -d 'show the id of the containing subvolume'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume list' -s c -d 'show the generation at creation'
@@ -106,6 +107,12 @@ complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume delete; and test $_shtab_
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume; and test $_shtab_pybtrfs_npos -eq 0' -a sync -d 'Wait until the kernel has cleaned deleted subvolumes.'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume sync' -s h -l help -d 'show this help message and exit'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume sync; and test $_shtab_pybtrfs_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d PATH
+complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume; and test $_shtab_pybtrfs_npos -eq 0' -a get-root -d 'Print the path of the subvolume that contains PATH.'
+complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume get-root' -s h -l help -d 'show this help message and exit'
+complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume get-root; and test $_shtab_pybtrfs_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d PATH
+complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume; and test $_shtab_pybtrfs_npos -eq 0' -a get-path -d 'Print the path of the subvolume ID below the directory PATH.'
+complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume get-path' -s h -l help -d 'show this help message and exit'
+complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume get-path; and test $_shtab_pybtrfs_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d PATH
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume; and test $_shtab_pybtrfs_npos -eq 0' -a get-default -d 'Show the default subvolume.'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume get-default' -s h -l help -d 'show this help message and exit'
 complete -c pybtrfs -n '_shtab_pybtrfs_using subvolume get-default' -l json -d 'print JSON'

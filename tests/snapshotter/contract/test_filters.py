@@ -398,7 +398,17 @@ def test_table_as_containerd(oracle: Oracle, text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "name", "kind", 'parent==""', "kind==view,kind!=active", "kind~=x", "labels.a", 'labels."a.b"!=c', "name.x==a"],
+    [
+        "",
+        "name",
+        "kind",
+        'parent==""',
+        "kind==view,kind!=active",
+        "kind~=x",
+        "labels.a",
+        'labels."a.b"!=c',
+        "name.x==a",
+    ],
 )
 def test_check(text: str) -> None:
     """
