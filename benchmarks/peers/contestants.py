@@ -19,7 +19,7 @@ from typing import IO, Protocol
 from benchmarks.measure import timed
 from pybtrfs import filesystem, image, subvolume, syscall
 from snapshotter import Info, Mount, Snapshotter
-from snapshotter.store.btrfs import BtrfsVolumes
+from snapshotter.store.btrfs import COMMITS_SECONDS, BtrfsVolumes
 from snapshotter.store.volumes import Volumes
 
 IMAGE_BYTES = 16 << 30
@@ -286,6 +286,13 @@ class Field:
 
     def sync(self) -> None:
         syscall.syncfs(self.fd)
+
+    def count_written(self) -> None:
+        """
+        Commit all written data, and wait until our snapshotter looks for commits again, so that Usage counts the data.
+        """
+        self.sync()
+        time.sleep(COMMITS_SECONDS)
 
     def quiet(self) -> None:
         """

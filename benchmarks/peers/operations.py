@@ -281,13 +281,13 @@ class Peers:
             for count, step in usage.items():
                 if count:
                     self._write(field, f"child-{number}", 0, count, files // count)
-                    field.sync()
+                    field.count_written()
                 times[step] = ask("usage", 1, "child", number, 1)
             times[unchanged] = [*ask("usage", 1, "child", number, 1), *ask("usage", 1, "child", number, 1)]
             ask("remove", 1, "child", number, 1)
             ask("prepare", 1, "more", number, 1, f"layer-{number}")
             self._write(field, f"more-{number}", files, files)
-            field.sync()
+            field.count_written()
             times[new] = ask("usage", 1, "more", number, 1)
             ask("remove", 1, "more", number, 1)
             times[remove] = ask("remove", 1, "layer", number, 1)
@@ -323,7 +323,7 @@ class Peers:
             number = field.numbers(1)
             for active in range(0, snapshots, WRITTEN):
                 self._write(field, f"active-{active}", number, 1)
-            field.sync()
+            field.count_written()
             return times | dict(poll(field, awake))
 
         targets = {f"CPU, {asleep}": limit}
