@@ -402,11 +402,12 @@ class Reader:
         self._file = source
         self._offset = 0
         self._ended = False
-        magic, self.version = _HEADER.unpack(self._read(_HEADER.size))
+        magic, version = _HEADER.unpack(self._read(_HEADER.size))
         if magic != MAGIC:
             raise StreamError(f"not a send stream: it begins with {magic!r}")
-        if self.version not in VERSIONS:
-            raise StreamError(f"send stream of version {self.version}: versions 1 to {VERSIONS[-1]} are known")
+        if version not in VERSIONS:
+            raise StreamError(f"send stream of version {version}: versions 1 to {VERSIONS[-1]} are known")
+        self.version: int = version
 
     def __iter__(self) -> Iterator[Command]:
         return self
