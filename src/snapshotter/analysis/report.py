@@ -4,7 +4,7 @@ Report on a store as one self-contained page of HTML, without scripts, fonts or 
 
 import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import resources
 from typing import NamedTuple
@@ -40,6 +40,7 @@ class Report:
         entries: The snapshots by key.
         amounts: By kind of snapshot in lower case, and for "pending" and "orphaned".
         walked: Whether all files were walked over, because the caller could not search trees.
+        used_by: The names of the containers and images in containerd that use each snapshot, by key.
     """
 
     root: str
@@ -49,6 +50,7 @@ class Report:
     filesystem: FilesystemSpace
     problems: Sequence[Problem]
     walked: bool = False
+    used_by: Mapping[str, str] = field(default_factory=dict)
 
 
 def render(report: Report) -> str:
@@ -63,7 +65,7 @@ def render(report: Report) -> str:
         "Space": _space(report),
         "Map": _map(report, entries),
         "Sharing": _sharing([entry for _, entry in entries]),
-        "Tree": _tree(entries, totals),
+        "Tree": _tree(entries, totals, report.used_by),
     }
     style = resources.files("snapshotter.analysis").joinpath("report.css").read_text()
     parts = "".join(
@@ -277,7 +279,7 @@ def _chain(name: str, layers: Mapping[str, Entry]) -> dict[str, int]:
 # -- the tree
 
 
-def _tree(entries: Sequence[tuple[int, Entry]], totals: Mapping[str, int]) -> Iterator[str]:
+def _tree(entries: Sequence[tuple[int, Entry]], totals: Mapping[str, int], used_by: Mapping[str, str]) -> Iterator[str]:
     if not entries:
         yield "<p>The store is empty.</p>"
         return
@@ -288,6 +290,8 @@ def _tree(entries: Sequence[tuple[int, Entry]], totals: Mapping[str, int]) -> It
     for number, (depth, entry) in enumerate(entries):
         marks = "<em>mounted</em>" if entry.mounted else ""
         marks += f'<em class="bad">{_text(entry.problem)}</em>' if entry.problem else ""
+        users = used_by.get(entry.info.name, "")
+        marks += f"<small>used by {_text(users)}</small>" if users else ""
         size = _size(entry)
         yield (
             f'<li id="s{number}" style="--d:{depth};--v:{size / most:.0%}"><span><i class="{entry.info.kind.lower()}">'

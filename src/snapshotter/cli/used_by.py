@@ -70,14 +70,17 @@ class UsedBy:
         """
         return ", ".join(_shown(self.of(key)))
 
-    def json(self, key: str) -> dict[str, Any]:
+    def json(self, *keys: str) -> dict[str, Any]:
         """
-        Return the users of the snapshot *key* as members of a JSON object; none if containerd was not asked.
+        Return the users of the snapshots *keys* as members of a JSON object; none if containerd was not asked.
         """
         if not self.asked:
             return {}
-        found = self.of(key)
-        return {f"{kind}s": [user.id for user in found if user.kind == kind] for kind in ("container", "image")}
+        found = [user for key in keys for user in self.of(key)]
+        return {
+            f"{kind}s": list(dict.fromkeys(user.id for user in found if user.kind == kind))
+            for kind in ("container", "image")
+        }
 
     def count(self, keys: Iterable[str]) -> str:
         """

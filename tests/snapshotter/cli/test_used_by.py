@@ -61,6 +61,18 @@ def test_json(containerds: str, run: Run, command: str) -> None:
     assert (rows["k8s.io/4/f00d"]["containers"], rows["k8s.io/4/f00d"]["images"]) == (["f00d"], [])
     assert rows["k8s.io/2/sha256:aaa2"]["images"] == ["example.org/tool:1", "sha256:0123"]
     assert json.loads(run("info", "default/3/web", "--json").out)["containers"] == ["web"]
+    kinds = json.loads(run("df", "--json").out)
+    assert sorted(kinds["active"]["containers"]) == ["f00d", "web"]
+    assert kinds["active"]["images"] == kinds["view"]["containers"] == []
+
+
+def test_report(containerds: str, run: Run) -> None:
+    """
+    The tree of the report names the containers and images, too.
+    """
+    page = run("report").out
+    assert page.count("<small>used by ") == 4
+    assert "<small>used by pod/app</small>" in page
 
 
 @pytest.mark.parametrize("argv", [("ls",), ("tree",), ("df",), ("info", "default/3/web")], ids=" ".join)

@@ -21,8 +21,11 @@ def _df(parsed: argparse.Namespace) -> None:
         amounts = space.of_store(store, taken)
         whole = space.of_filesystem(store.root)
         users = used_by.find(store)
+    of_kind = {
+        name: [key for key, entry in taken.entries.items() if entry.info.kind.lower() == name] for name in amounts
+    }
     if parsed.json:
-        kinds = {name: output.values(each) for name, each in amounts.items()}
+        kinds = {name: output.values(each) | users.json(*of_kind[name]) for name, each in amounts.items()}
         output.print_json(
             kinds | {"filesystem": output.values(whole) | {"metadata_full": round(whole.metadata_full, 4)}}
         )
@@ -31,8 +34,7 @@ def _df(parsed: argparse.Namespace) -> None:
     rows = []
     for name, each in amounts.items():
         row = (name, str(each.count), amount(each.size), amount(each.reclaimable))
-        keys_of_kind = (key for key, entry in taken.entries.items() if entry.info.kind.lower() == name)
-        rows.append((*row, users.count(keys_of_kind)) if users.asked else row)
+        rows.append((*row, users.count(of_kind[name])) if users.asked else row)
     headings = ("TYPE", "COUNT", "SIZE", "RECLAIMABLE", *(["USED BY"] if users.asked else []))
     display.table(headings, rows, whole=parsed.no_trunc)
     print()

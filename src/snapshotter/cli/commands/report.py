@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from pybtrfs import tree_search
 from snapshotter.analysis import inventory, report, space
-from snapshotter.cli import arguments, output
+from snapshotter.cli import arguments, output, used_by
 from snapshotter.maintenance import doctor
 
 
@@ -19,6 +19,7 @@ def add(commands: arguments.Commands) -> None:
 def _report(parsed: argparse.Namespace) -> None:
     with arguments.measuring(parsed) as store:
         taken = inventory.take(store)
+        users = used_by.find(store)
         seen = report.Report(
             store.root,
             datetime.now(UTC),
@@ -27,6 +28,7 @@ def _report(parsed: argparse.Namespace) -> None:
             space.of_filesystem(store.root),
             doctor.of_store(store),
             walked=not tree_search.is_permitted(store.root),
+            used_by={key: users.text(key) for key in taken.entries},
         )
     page = report.render(seen)
     if parsed.output:
