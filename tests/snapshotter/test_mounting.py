@@ -172,7 +172,7 @@ def test_unmount_refused(store: Snapshotter, target: Path, btrfs: Path, tmp_path
         with pytest.raises(kind, match=text):
             unmount(store.root, str(path))
     with mounted(mounts, target), open(target / "file", "w"):
-        with pytest.raises(FailedPreconditionError, match="is in use: `fuser --mount` lists the processes"):
+        with pytest.raises(FailedPreconditionError, match="is in use: `snapshotter why KEY` lists the processes"):
             unmount(store.root, str(target))
         assert os.path.ismount(target)
 

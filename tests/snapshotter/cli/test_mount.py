@@ -73,6 +73,6 @@ def test_umount_refused(filled: str, run: Run, btrfs: Path, tmp_path: Path) -> N
     assert run("umount", str(tmp_path / "none")).code == 4
     with Snapshotter(filled, read_only=True) as store, mounted(store.mounts("web")) as path:
         with open(f"{path}/file"):
-            assert "is in use: `fuser" in run("umount", path).err
+            assert "is in use: `snapshotter why KEY`" in run("umount", path).err
         assert run("umount", path).code == 0
         syscall.mount("none", path, "tmpfs")  # for the end of the with
