@@ -6,7 +6,7 @@ changed leaves. A directory whose entries changed has a changed inode.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Literal, NamedTuple
 
 from pybtrfs.items import InodeItem
@@ -37,7 +37,7 @@ class Change(NamedTuple):
     source: str = ""
 
 
-def changes(target: Target, since: Target) -> Iterator[Change]:
+def changes(target: Target, since: Target) -> Generator[Change, None, None]:
     """
     Yield the changes that lead from the subvolume *since* to the subvolume *target*, in no order.
 
