@@ -156,7 +156,9 @@ def unmount(root: str, target: str) -> None:
             case errno.EINVAL:
                 raise FailedPreconditionError(f"nothing is mounted at {target!r}") from error
             case errno.EBUSY:
-                raise FailedPreconditionError(f"{target!r} is in use: `snapshotter why KEY` lists the processes") from error
+                raise FailedPreconditionError(
+                    f"{target!r} is in use: `snapshotter why KEY` lists the processes"
+                ) from error
         raise
 
 
