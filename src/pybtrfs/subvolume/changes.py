@@ -43,7 +43,8 @@ def changes(target: Target, since: Target) -> Generator[Change, None, None]:
 
     A file is modified if its content, owner, mode, extended attributes or number of links changed. A directory is
     modified if its owner or mode changed. The files in a renamed directory are yielded only if they changed themselves.
-    Data that has not been written back is not seen. Nested subvolumes are not searched.
+    Nested subvolumes are not searched. Changes of a writable subvolume that the kernel holds in memory are not seen:
+    data to write back, and deleted names. `filesystem.sync` writes them.
 
     Issues ``BTRFS_IOC_TREE_SEARCH_V2``, which needs ``CAP_SYS_ADMIN``, and reads only what changed.
 

@@ -20,7 +20,8 @@ def between(store: Snapshotter, key: str, other: str) -> list[Change]:
 
     A file is modified if its content, owner, mode, extended attributes or number of links changed. A directory is
     modified if its owner or mode changed. The files in a renamed directory are listed only if they changed themselves.
-    Data that has not been written back is not seen. Nested subvolumes are not searched.
+    Nested subvolumes are not searched. Changes of an active snapshot that the kernel holds in memory are not seen: data
+    to write back, and deleted names.
 
     Without ``CAP_SYS_ADMIN``, compares every file of both snapshots.
 
