@@ -15,6 +15,7 @@ import pytest
 
 from pybtrfs import device, filesystem, subvolume, syscall
 from pybtrfs.errors import NotSubvolumeError, not_subvolume
+from pybtrfs.subvolume import listing
 from snapshotter import Snapshotter
 from snapshotter.errors import DataLossError, Error, FailedPreconditionError
 from snapshotter.store import btrfs as btrfs_module
@@ -102,7 +103,7 @@ def test_nested_subvolumes_that_cannot_be_opened(btrfs: Path, monkeypatch: pytes
         try:
             volumes = store.opened.volumes
             with monkeypatch.context() as patch:
-                patch.setattr(nested, "open_reference", refusing(errno.EACCES))
+                patch.setattr(listing, "open_child", refusing(errno.EACCES))
                 first = volumes.change_counter(Directory(fd, str(directory)))
                 assert volumes.change_counter(Directory(fd, str(directory))) != first
         finally:
