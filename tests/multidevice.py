@@ -79,3 +79,17 @@ def sprouted(directory: Path) -> Iterator[Path]:
         progs("btrfs", "device", "add", "-f", "--nodiscard", second.path, root)
         syscall.mount("", root, "", syscall.MS_REMOUNT)
         yield root
+
+
+def moved(directory: Path) -> Path:
+    """
+    Make an image with a filesystem whose only device has the devid 2.
+    """
+    [first] = make(directory, 1, "single")
+    second = directory / "moved"
+    with second.open("wb") as file:
+        file.truncate(SIZE)
+    with attached(first, second) as loops, mounted(directory / "mount", loops[0].path) as root:
+        progs("btrfs", "device", "add", "-f", "--nodiscard", loops[1].path, root)
+        progs("btrfs", "device", "remove", "1", root)
+    return second

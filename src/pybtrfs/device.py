@@ -89,7 +89,7 @@ def get_info(target: Target, devid: int) -> DeviceInfo:
         OSError: ENODEV: the filesystem has no such device.
     """
     with opened(target) as fd:
-        return _device_info(fd, devid)
+        return _device_info(ioctl.dev_info(fd, devid))
 
 
 def iterate(target: Target) -> Generator[DeviceInfo, None, None]:
@@ -99,29 +99,27 @@ def iterate(target: Target) -> Generator[DeviceInfo, None, None]:
     Issues ``BTRFS_IOC_FS_INFO``, and ``BTRFS_IOC_DEV_INFO`` for each devid up to the largest. They need no privilege.
     """
     with opened(target) as fd:
-        for devid in range(1, ioctl.fs_info(fd).max_id + 1):
-            try:
-                device = _device_info(fd, devid)
-            except OSError as error:
-                if error.errno != errno.ENODEV:
-                    raise
-            else:
-                yield device
+        for info in filesystem.dev_infos(fd):
+            yield _device_info(info)
 
 
-def get_stats(target: Target, devid: int = 1, *, reset: bool = False) -> DeviceStats:
+def get_stats(target: Target, devid: int | None = None, *, reset: bool = False) -> DeviceStats:
     """
     Return the error counters of the device *devid*, and atomically reset them to 0 if *reset* is true.
+
+    Without *devid*, the filesystem must have only one device, whose devid need not be 1.
 
     Writes that fail because the device itself is out of space, such as an image on a full host, are not counted.
 
     Issues ``BTRFS_IOC_GET_DEV_STATS``, which needs no privilege, or ``CAP_SYS_ADMIN`` to reset.
 
     Raises:
+        ValueError: The filesystem has several devices, and *devid* is missing.
         OSError: ENODEV: the filesystem has no such device.
     """
     with opened(target) as fd:
-        return DeviceStats(*ioctl.get_dev_stats(fd, devid, ioctl.DEV_STATS_RESET if reset else 0))
+        chosen = filesystem.only_devid(fd) if devid is None else devid
+        return DeviceStats(*ioctl.get_dev_stats(fd, chosen, ioctl.DEV_STATS_RESET if reset else 0))
 
 
 def get_state(target: Target, device: DeviceInfo) -> DeviceState:
@@ -221,6 +219,5 @@ def _name(path: str, numbers: dict[str, str]) -> str | None:
     return None
 
 
-def _device_info(fd: int, devid: int) -> DeviceInfo:
-    info = ioctl.dev_info(fd, devid)
+def _device_info(info: ioctl.DevInfo) -> DeviceInfo:
     return DeviceInfo(info.devid, info.uuid, info.bytes_used, info.total_bytes, os.fsdecode(info.path))

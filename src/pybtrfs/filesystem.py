@@ -6,12 +6,14 @@ A *target* is any file of the filesystem.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pybtrfs import ioctl
 from pybtrfs.path import Target, opened
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from uuid import UUID
 
 
@@ -103,19 +105,50 @@ def wait_sync(target: Target, transid: int = 0) -> None:
         ioctl.wait_sync(fd, transid)
 
 
-def resize(target: Target, size: int | Literal["max"], *, devid: int = 1) -> None:
+def resize(target: Target, size: int | Literal["max"], *, devid: int | None = None) -> None:
     """
     Grow or shrink the filesystem on the device *devid* to *size* bytes, or to the whole device for ``"max"``.
 
     Issues ``BTRFS_IOC_RESIZE``, which needs ``CAP_SYS_ADMIN``.
 
+    Args:
+        devid: By default the only device, whose devid need not be 1.
+
     Raises:
+        ValueError: *size* is wrong; or the filesystem has several devices, and *devid* is missing.
         OSError: EFBIG: the device is smaller than *size*. ENOSPC: the data does not fit into *size*.
     """
     if size != "max" and (not isinstance(size, int) or size <= 0):
         raise ValueError(f"{size!r} is neither a size in bytes nor 'max'")
     with opened(target) as fd:
-        ioctl.resize(fd, f"{devid}:{size}".encode())
+        ioctl.resize(fd, f"{only_devid(fd) if devid is None else devid}:{size}".encode())
+
+
+def dev_infos(fd: int) -> Iterator[ioctl.DevInfo]:
+    """
+    Yield the devices of the filesystem of *fd*, by devid. A device that is removed concurrently is skipped.
+    """
+    for devid in range(1, ioctl.fs_info(fd).max_id + 1):
+        try:
+            info = ioctl.dev_info(fd, devid)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+        else:
+            yield info
+
+
+def only_devid(fd: int) -> int:
+    """
+    Return the devid of the only device of the filesystem of *fd*.
+
+    Raises:
+        ValueError: The filesystem has several devices.
+    """
+    devids = [info.devid for info in dev_infos(fd)]
+    if len(devids) != 1:
+        raise ValueError(f"the filesystem has the devices {', '.join(map(str, devids))}: choose one as devid")
+    return devids[0]
 
 
 def _uuid(value: bytes) -> UUID:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn, Self
 
 from pybtrfs import _image_template as template
-from pybtrfs import ioctl, mountinfo, syscall
+from pybtrfs import filesystem, ioctl, mountinfo, syscall
 from pybtrfs._ffi import lib
 from pybtrfs.path import opened, owned
 
@@ -277,19 +277,20 @@ def mount(path: _Path, target: _Path, *, options: str = "") -> MountedImage:
         with contextlib.ExitStack() as undo:
             mounted = undo.enter_context(MountedImage(device.path, os.fsdecode(target)))
             with opened(target) as fd:
-                _fill(fd, device.fileno())
+                _fill(fd, device.fileno(), device.path)
             undo.pop_all()
         return mounted
 
 
-def _fill(fd: int, device: int) -> None:
+def _fill(fd: int, device: int, path: str) -> None:
     """
-    Grow the filesystem of *fd* to the size of its *device*.
+    Grow the filesystem of *fd* to the size of its *device* at *path*; do nothing if that is no device of it.
     """
     size = os.lseek(device, 0, os.SEEK_END)
-    # If the size fits already, skip the ioctl: the kernel refuses sizes below 256 MiB.
-    if ioctl.dev_info(fd, 1).total_bytes < size - size % _SECTOR:
-        ioctl.resize(fd, b"max")
+    for info in filesystem.dev_infos(fd):
+        # If the size fits already, skip the ioctl: the kernel refuses sizes below 256 MiB.
+        if info.path == os.fsencode(path) and info.total_bytes < size - size % _SECTOR:
+            ioctl.resize(fd, b"%d:max" % info.devid)
 
 
 def grow(path: _Path, size: int, *, sparse: bool = False) -> None:
@@ -323,9 +324,7 @@ def grow(path: _Path, size: int, *, sparse: bool = False) -> None:
             ioctl.loop_set_capacity(device)
             for target in mountinfo.mounted_from(name):
                 with owned(os.open(target, os.O_RDONLY | os.O_CLOEXEC), path) as fd:
-                    # If something else is mounted over it, the path leads there.
-                    if ioctl.dev_info(fd, 1).path == name.encode():
-                        _fill(fd, device)
+                    _fill(fd, device, name)  # if something else is mounted over it, the path leads there
 
 
 def _devices(path: _Path) -> Iterator[str]:

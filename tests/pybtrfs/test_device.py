@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pybtrfs import device, filesystem, ioctl
+from pybtrfs import device, filesystem, image, ioctl
+from tests import multidevice
 
 
 @pytest.mark.btrfs
@@ -82,3 +83,36 @@ def test_corruption_is_counted(btrfs_mount: Callable[..., Path]) -> None:
     assert caught.value.errno == errno.EIO
     assert device.get_stats(top, reset=True).corruption_errs > 0
     assert device.get_stats(top).corruption_errs == 0
+
+
+@pytest.mark.btrfs
+def test_the_only_device(tmp_path: Path) -> None:
+    """
+    Without a devid, the only device is meant, whatever its devid; an image grows on it, at its mount and mounted.
+    """
+    path, target = multidevice.moved(tmp_path), tmp_path / "mount"
+    os.truncate(path, 2 * multidevice.SIZE)
+    with image.mount(path, target):
+        assert [(each.devid, each.total_bytes) for each in device.iterate(target)] == [(2, 2 * multidevice.SIZE)]
+        assert device.get_stats(target) == device.get_stats(target, 2)
+        filesystem.resize(target, multidevice.SIZE)
+        assert device.get_info(target, 2).total_bytes == multidevice.SIZE
+        image.grow(path, 3 * multidevice.SIZE, sparse=True)
+        assert device.get_info(target, 2).total_bytes == 3 * multidevice.SIZE
+
+
+@pytest.mark.btrfs
+def test_several_devices(tmp_path: Path) -> None:
+    """
+    If the filesystem has several devices, one must be chosen, and the error names all.
+    """
+    paths = multidevice.make(tmp_path, 2, "raid1")
+    with (
+        multidevice.attached(*paths) as loops,
+        multidevice.mounted(tmp_path / "mount", *(loop.path for loop in loops)) as root,
+    ):
+        for call in (device.get_stats, lambda target: filesystem.resize(target, "max")):
+            with pytest.raises(ValueError, match="has the devices 1, 2: choose one as devid"):
+                call(root)
+        filesystem.resize(root, "max", devid=2)
+        assert device.get_stats(root, 2) == (0, 0, 0, 0, 0)

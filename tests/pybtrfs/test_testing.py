@@ -212,7 +212,7 @@ def test_what_is_not_faked(fake_btrfs: Path) -> None:
     An ioctl that the fake lacks is refused as by an old kernel, and never reaches the filesystem below.
     """
     with pytest.raises(OSError) as caught:
-        filesystem.resize(fake_btrfs, "max")
+        filesystem.resize(fake_btrfs, "max", devid=1)
     assert caught.value.errno == errno.ENOTTY
     assert caught.value.__notes__ == ["BTRFS_IOC_RESIZE", "this kernel does not have the ioctl"]
 
