@@ -21,7 +21,7 @@ func testWalk(t *testing.T) {
 	const (
 		plain    = 2000
 		labelled = 200
-		batch    = 100
+		batch    = 500
 	)
 	ctx := t.Context()
 	d := start(t)
