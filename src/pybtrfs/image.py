@@ -16,7 +16,7 @@ import time
 import uuid
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn, Self
 
@@ -277,20 +277,25 @@ def mount(path: _Path, target: _Path, *, options: str = "") -> MountedImage:
         with contextlib.ExitStack() as undo:
             mounted = undo.enter_context(MountedImage(device.path, os.fsdecode(target)))
             with opened(target) as fd:
-                _fill(fd, device.fileno(), device.path)
+                found = list(filesystem.dev_infos(fd))
+                for info in found if len(found) == 1 else _at(found, device.path):
+                    _fill(fd, device.fileno(), info)
             undo.pop_all()
         return mounted
 
 
-def _fill(fd: int, device: int, path: str) -> None:
+def _at(devices: Iterable[ioctl.DevInfo], path: str) -> list[ioctl.DevInfo]:
+    return [info for info in devices if info.path == os.fsencode(path)]
+
+
+def _fill(fd: int, device: int, info: ioctl.DevInfo) -> None:
     """
-    Grow the filesystem of *fd* to the size of its *device* at *path*; do nothing if that is no device of it.
+    Grow the filesystem of *fd* to the size of its *device*, which *info* describes.
     """
     size = os.lseek(device, 0, os.SEEK_END)
-    for info in filesystem.dev_infos(fd):
-        # If the size fits already, skip the ioctl: the kernel refuses sizes below 256 MiB.
-        if info.path == os.fsencode(path) and info.total_bytes < size - size % _SECTOR:
-            ioctl.resize(fd, b"%d:max" % info.devid)
+    # If the size fits already, skip the ioctl: the kernel refuses sizes below 256 MiB.
+    if info.total_bytes < size - size % _SECTOR:
+        ioctl.resize(fd, b"%d:max" % info.devid)
 
 
 def grow(path: _Path, size: int, *, sparse: bool = False) -> None:
@@ -324,7 +329,9 @@ def grow(path: _Path, size: int, *, sparse: bool = False) -> None:
             ioctl.loop_set_capacity(device)
             for target in mountinfo.mounted_from(name):
                 with owned(os.open(target, os.O_RDONLY | os.O_CLOEXEC), path) as fd:
-                    _fill(fd, device, name)  # if something else is mounted over it, the path leads there
+                    # If something else is mounted over it, the path leads there, and has another device.
+                    for info in _at(filesystem.dev_infos(fd), name):
+                        _fill(fd, device, info)
 
 
 def _devices(path: _Path) -> Iterator[str]:
