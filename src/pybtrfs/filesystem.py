@@ -13,7 +13,7 @@ from pybtrfs import ioctl
 from pybtrfs.path import Target, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from uuid import UUID
 
 
@@ -124,7 +124,7 @@ def resize(target: Target, size: int | Literal["max"], *, devid: int | None = No
         ioctl.resize(fd, f"{only_devid(fd) if devid is None else devid}:{size}".encode())
 
 
-def dev_infos(fd: int) -> Iterator[ioctl.DevInfo]:
+def dev_infos(fd: int) -> Generator[ioctl.DevInfo, None, None]:
     """
     Yield the devices of the filesystem of *fd*, by devid. A device that is removed concurrently is skipped.
     """
