@@ -3,6 +3,7 @@ h2spec against the daemon's transport.
 """
 
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -56,7 +57,9 @@ def run(program: Path, **environ: str) -> dict[tuple[str, str], str]:
         command = [program, "--strict", "--timeout", "1", "--path", PATH, "--junit-report", report]
         socket = {"H2SPEC_SOCKET": server.address}
         subprocess.run(command, env=os.environ | environ | socket, capture_output=True)
-        cases = list(ElementTree.parse(report).iter("testcase"))
+        # A case that fails as it has to may quote bytes of a frame, which XML does not allow.
+        text = re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd]", "?", report.read_text(errors="replace"))
+        cases = list(ElementTree.fromstring(text).iter("testcase"))
         lines = [line.partition(" ")[2] for line in server.lines() if "prepared" not in line]
     assert {" ".join(line.split()[:2]) for line in lines} <= {"info opened", "info closed", "info hung-up"}
     assert len(lines) <= CASES
