@@ -14,16 +14,15 @@ import struct
 import tempfile
 import time
 import uuid
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import Self
 
 from pybtrfs import _image_template as template
 from pybtrfs import filesystem, ioctl, mountinfo, syscall
 from pybtrfs._ffi import lib
-from pybtrfs.path import opened, owned
+from pybtrfs.path import Owner, opened, owned
 
 MINIMUM_SIZE = 128 << 20
 """The minimum size of an image, in bytes."""
@@ -116,7 +115,7 @@ def _crc32c(data: bytes) -> int:
     return lib.pybtrfs_crc32c(0xFFFFFFFF, data, len(data)) ^ 0xFFFFFFFF
 
 
-class LoopDevice:
+class LoopDevice(Owner):
     """
     An attached loop device. The kernel frees the device when it is neither open here nor mounted.
 
@@ -127,22 +126,8 @@ class LoopDevice:
         self.path = path
         self._fd = fd
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.detach()
-
-    def __del__(self) -> None:
-        if self._fd >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            self.detach()
-
     def __repr__(self) -> str:
         return f"<LoopDevice {self.path} fd={self._fd}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"cannot copy or pickle {self!r}, because it owns its file descriptor")
 
     def fileno(self) -> int:
         """
@@ -156,9 +141,7 @@ class LoopDevice:
         """
         Close the device; a second call does nothing.
         """
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._close()
 
 
 def attach(path: _Path) -> LoopDevice:

@@ -5,8 +5,9 @@ The files that pybtrfs takes: a path, an open file, or a name in an open directo
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, Self, TypeVar
 
 from pybtrfs import syscall
 from pybtrfs.errors import explained
@@ -119,6 +120,35 @@ class owned:  # noqa: N801 - used like a function
         os.close(self._fd)
         if self._filename is not None and isinstance(error, OSError) and error.filename is None:
             error.filename = self._filename
+
+
+class Owner:
+    """
+    The owner of the file descriptor ``_fd``: it is closed once, at the end of the ``with`` at the latest.
+
+    A forgotten owner closes it with a ResourceWarning. An owner cannot be copied, because the copy would close it, too.
+    """
+
+    _fd: int = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self._close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"cannot copy or pickle {self!r}, because it owns its file descriptor")
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def open_directory(dir_fd: int, name: str | bytes) -> int:

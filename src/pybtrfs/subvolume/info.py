@@ -6,20 +6,18 @@ from __future__ import annotations
 
 import errno
 import os
-import warnings
 from typing import TYPE_CHECKING
 
 from pybtrfs import ioctl, items, syscall
 from pybtrfs.errors import check_btrfs, not_subvolume
 from pybtrfs.ioctl import FIRST_FREE_OBJECTID, SUBVOL_RDONLY, SubvolFields, SubvolInfo
 from pybtrfs.items import FS_TREE_OBJECTID, ROOT_TREE_OBJECTID, UUID_TREE_OBJECTID, Key
-from pybtrfs.path import Target, open_directory, opened, owned, using
+from pybtrfs.path import Owner, Target, open_directory, opened, owned, using
 from pybtrfs.tree_search import MAX, search, search_subvolumes
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from datetime import datetime
-    from typing import NoReturn, Self
     from uuid import UUID
 
 _ONE = 4096  # bytes; a buffer for the items of one subvolume
@@ -119,15 +117,13 @@ class SubvolumeInfo(SubvolFields):
         return _datetime(self.raw.rtime)
 
 
-class Subvolume:
+class Subvolume(Owner):
     """
     An open subvolume: owns a file descriptor of its root, and can be passed as a *target*.
 
     Close it, or use it in a ``with``: one that is forgotten is closed with a ResourceWarning. Do not close it while
     another thread uses it, because the kernel may reuse the file descriptor at once.
     """
-
-    _fd = -1
 
     def __init__(self, target: Target) -> None:
         with opened(target) as fd:
@@ -151,26 +147,10 @@ class Subvolume:
         """
         Close the file descriptor; a second call does nothing.
         """
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if self._fd >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+        self._close()
 
     def __repr__(self) -> str:
         return f"<Subvolume fd={self._fd}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"cannot copy or pickle {self!r}, because it owns its file descriptor")
 
 
 def get_id(target: Target) -> int:
