@@ -198,7 +198,11 @@ def users(address: str, snapshotter: str, timeout: float = 2.0) -> list[User]:
     Raises:
         UnavailableError: containerd does not answer in time, or lacks one of the services.
     """
-    return _run(address, lambda containerd: list(_users(containerd, snapshotter)), timeout)
+
+    def ask(containerd: _Containerd) -> list[User]:
+        return [user for namespace in containerd.namespaces() for user in _users(containerd, namespace, snapshotter)]
+
+    return _run(address, ask, timeout)
 
 
 def needed(address: str, snapshotter: str, timeout: float = 30.0) -> dict[tuple[str, str], str]:
@@ -386,27 +390,25 @@ def _needed(containerd: _Containerd, snapshotter: str) -> dict[tuple[str, str], 
     for namespace in containerd.namespaces():
         for lease, names in containerd.within(namespace).leased(snapshotter).items():
             found |= {(namespace, name): f"lease {lease!r}" for name in names}
-    for user in _users(containerd, snapshotter):
-        found[user.namespace, user.snapshot] = f"{user.kind} {user.id!r}"
+        for user in _users(containerd, namespace, snapshotter):
+            found[namespace, user.snapshot] = f"{user.kind} {user.id!r}"
     return found
 
 
-def _users(containerd: _Containerd, snapshotter: str) -> Iterator[User]:
+def _users(containerd: _Containerd, namespace: str, snapshotter: str) -> Iterator[User]:
     """
-    Yield the users of snapshots; in each namespace images come first.
+    Yield the users of snapshots in *namespace*, images first.
     """
-    label = f"{SNAPSHOT}{snapshotter}"
-    for namespace in containerd.namespaces():
-        within = containerd.within(namespace)
-        content = within.content()
-        for image in within.images():
-            names = _familiar(image.name)
-            for top in sorted(_referred({image.target.digest}, content, label)):
-                yield User("image", namespace, top, image.name, names)
-        for container in within.containers():
-            if container.snapshotter == snapshotter and container.snapshot_key:
-                names = _names(container.labels)
-                yield User("container", namespace, container.snapshot_key, container.id, names)
+    within = containerd.within(namespace)
+    content = within.content()
+    for image in within.images():
+        names = _familiar(image.name)
+        for top in sorted(_referred({image.target.digest}, content, f"{SNAPSHOT}{snapshotter}")):
+            yield User("image", namespace, top, image.name, names)
+    for container in within.containers():
+        if container.snapshotter == snapshotter and container.snapshot_key:
+            names = _names(container.labels)
+            yield User("container", namespace, container.snapshot_key, container.id, names)
 
 
 def _names(labels: Mapping[str, str]) -> tuple[str, ...]:

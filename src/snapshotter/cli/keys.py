@@ -86,7 +86,7 @@ def _of_containerd(
     if client in ("", LOCAL):
         return [], ""
     try:
-        found = users(client, getattr(parsed, "containerd", None))
+        found = users(client, containerd.sockets(getattr(parsed, "containerd", None)))
     except UNASKED as error:
         return [], f" (containerd was not asked for a container or an image of this name: {unasked(error)})"
     named = {(user.namespace, user.snapshot) for user in found if user.is_called(text)}

@@ -2,7 +2,7 @@
 The containers and images of containerd that use the snapshots of a store.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from snapshotter.analysis import containerd
@@ -16,18 +16,14 @@ if TYPE_CHECKING:
     from snapshotter.analysis.references import User
 
 
-def users(client: str, socket: str | None = None) -> "list[User]":
+def users(client: str, addresses: Sequence[str]) -> "list[User]":
     """
-    Return the containers and images that use the snapshots of *client*, asked of containerd for two seconds.
-
-    Args:
-        socket: The socket to ask, instead of every known socket that exists.
+    Return the containers and images that use the snapshots of *client*, asked of each containerd for two seconds.
 
     Raises:
         UnavailableError: No containerd answers.
         ModuleNotFoundError: The extra for asking is not installed.
     """
-    addresses = containerd.sockets(socket)
     from snapshotter.analysis import references  # slow to import, so only if a socket exists
 
     found: list[User] = []
@@ -102,11 +98,11 @@ def find(store: Snapshotter) -> UsedBy:
     if client in ("", LOCAL):
         return UsedBy(None)
     try:
-        containerd.sockets(None)
+        addresses = containerd.sockets(None)
     except UnavailableError:
         return UsedBy(None)
     try:
-        return UsedBy(users(client))
+        return UsedBy(users(client, addresses))
     except UNASKED as error:
         complain(f"containerd was not asked for containers and images: {unasked(error)}", DONE)
         return UsedBy(None)
