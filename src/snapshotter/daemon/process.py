@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from pybtrfs import mountinfo
+from pybtrfs import mountinfo, syscall
 from snapshotter.contract import Options, Snapshotter
 from snapshotter.daemon import sockets
 from snapshotter.daemon.config import Config
@@ -107,7 +107,7 @@ async def _serve(
     if opened.done() and not failed:
         if metrics:
             metrics.opened(opened.result(), time.monotonic() - begun)
-        # Only now, because the collector would go through the growing index again and again: a third of the time.
+        # Only now, because the collector would go through the growing index again and again.
         gc.freeze()
         gc.enable()
         Event.READY.emit(root=config.root, address=address)
@@ -171,7 +171,7 @@ async def _reopened(config: Config, address: str, former: Snapshotter, pool: Thr
 
     def attempt() -> Snapshotter:
         # No file of a dead filesystem is opened, because that would keep an administrator from unmounting it.
-        if os.statvfs(config.root).f_flag & os.ST_RDONLY:
+        if os.statvfs(config.root).f_flag & syscall.ST_RDONLY:
             raise UnavailableError(f"the filesystem of {config.root!r} is read-only")
         return _open(config, address, create=False, uuid=former.opened.uuid)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pybtrfs import image, subvolume
+from pybtrfs import image, subvolume, syscall
 from snapshotter import Snapshotter
 from snapshotter.client import Client
 from snapshotter.daemon import process
@@ -129,7 +129,7 @@ def test_dead_filesystem_is_left_alone(daemon: Daemon, monkeypatch: pytest.Monke
     """
     with Snapshotter.create(daemon.root) as store:
         former = store
-    flags = [os.ST_RDONLY, os.ST_RDONLY, 0]
+    flags = [syscall.ST_RDONLY, syscall.ST_RDONLY, 0]
     opened = []
 
     def statvfs(_: str) -> os.statvfs_result:
@@ -141,6 +141,7 @@ def test_dead_filesystem_is_left_alone(daemon: Daemon, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(process, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(os, "statvfs", statvfs)
+    monkeypatch.delattr(os, "ST_RDONLY", raising=False)  # as on PyPy
     monkeypatch.setattr(process, "_open", open_)
     config = Config(root=str(daemon.root), address=str(daemon.address))
     with ThreadPoolExecutor() as pool:
